@@ -1,0 +1,30 @@
+#![doc = include_str!("../README.md")]
+
+mod config;
+mod error;
+mod log;
+mod partition;
+mod protocol;
+mod record;
+mod segment;
+mod storage;
+mod store;
+mod types;
+
+pub mod manual;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulation;
+
+pub use config::{Retention, TopicConfig, TopicUpdate};
+pub use error::{DecodeError, Error, ErrorClass, Result, Written};
+pub use log::{Iter, Records};
+pub use partition::{Appended, Event, EventKind, Events, ReadOptions, Ticket};
+pub use record::{Headers, Record, RecordView};
+pub use store::{
+    Damage, Partition, Store, StoreBuilder, TopicDescription, VerifyOptions, VerifyProgress,
+    VerifyReport,
+};
+pub use types::{
+    Acks, Compression, DiskId, Flush, Isolation, LeaderEpoch, Offset, ProducerEpoch, ProducerId,
+    StorageMode, StoreId, Timestamp, TimestampType, TopicId, TopicPartition,
+};

@@ -1,0 +1,96 @@
+//! A partition's offsets on a small mapped page, for readers in other processes.
+//!
+//! The owner stores them in order, end first and start last, so that a reader who loads them the
+//! other way round never sees a watermark behind the end. After the death of the process the page also
+//! tells how far the log was written, as long as the machine runs on.
+//!
+//! | byte | size | field            | meaning                              |
+//! |-----:|-----:|------------------|--------------------------------------|
+//! |    0 |    8 | `seed`           | the partition's identity, in 4 bytes |
+//! |    8 |    8 | `log_start`      |                                      |
+//! |   16 |    8 | `high_watermark` |                                      |
+//! |   24 |    8 | `last_stable`    |                                      |
+//! |   32 |    8 | `log_end`        |                                      |
+//! |   40 |    8 | `log_end_check`  | `log_end` with every bit turned      |
+
+use std::io;
+
+use crate::protocol::watermarks::Watermarks;
+use crate::segment::Place;
+use crate::storage::{Mapping, OpenMode, read_full_at, write_all_at};
+use crate::types::Offset;
+
+const NAME: &str = "marks";
+const PAGE_BYTES: usize = 4096;
+
+/// The page of one partition.
+#[derive(Debug)]
+pub(crate) struct Marks {
+    map: Mapping,
+}
+
+/// What a page says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MarksView {
+    pub(crate) log_start: Offset,
+    pub(crate) high_watermark: Offset,
+    pub(crate) last_stable: Offset,
+    /// `None` if the page was caught between two stores or is damaged.
+    pub(crate) log_end: Option<Offset>,
+}
+
+impl Marks {
+    /// Makes the page, or opens it, and lets it say `marks`.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn create(place: &Place, marks: &Watermarks) -> io::Result<Self> {
+        let path = place.path(NAME);
+        let file = match place.disk.open(&path, OpenMode::Write) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                place.disk.open(&path, OpenMode::Create)?
+            }
+            opened => opened?,
+        };
+        file.allocate(0, PAGE_BYTES as u64)?;
+        write_all_at(&*file, 0, &[0; PAGE_BYTES])?;
+        let page = Self { map: file.map(PAGE_BYTES, true)? };
+        page.show(marks);
+        page.map.publish_u64(0, place.identity.seed.into());
+        Ok(page)
+    }
+
+    /// Stores the offsets.
+    #[inline]
+    pub(crate) fn show(&self, marks: &Watermarks) {
+        self.map.publish_u64(32, marks.log_end().0);
+        self.map.publish_u64(40, !marks.log_end().0);
+        self.map.publish_u64(16, marks.high_watermark().0);
+        self.map.publish_u64(24, marks.last_stable().0);
+        self.map.publish_u64(8, marks.log_start().0);
+    }
+
+    /// What the page on the disk says; `None` if there is none for this partition.
+    pub(crate) fn peek(place: &Place) -> Option<MarksView> {
+        let file = place.disk.open(&place.path(NAME), OpenMode::Read).ok()?;
+        let mut page = [0; 48];
+        let count = read_full_at(&*file, 0, &mut page).ok()?;
+        let word = |at: usize| {
+            u64::from_le_bytes(*page[at..].first_chunk().expect("a field within the page"))
+        };
+        if count < page.len() || word(0) != u64::from(place.identity.seed) {
+            return None;
+        }
+        Some(MarksView {
+            log_start: Offset(word(8)),
+            high_watermark: Offset(word(16)),
+            last_stable: Offset(word(24)),
+            log_end: (word(32) == !word(40) && word(32) <= Offset::MAX.0).then_some(Offset(word(32))),
+        })
+    }
+}
+
+/// Whether a file of a partition's directory is the page.
+pub(crate) fn is_marks(name: &str) -> bool {
+    name == NAME
+}

@@ -1,0 +1,440 @@
+//! One replica's log: a row of segments, the last of which grows.
+//!
+//! [`Log`] is the writer's side and belongs to whoever holds the partition's lock. [`LogReader`] is
+//! shared: it finds the segment and reads it, while the log grows, rolls and loses its oldest
+//! segments. What a segment's end should be is told by the next one's name, so a lost or replaced
+//! file is noticed as a hole and reported with its offsets.
+//!
+//! Leaves to others: who is acknowledged when (`partition`), when background work is due (`store`).
+//!
+//! Invariants:
+//! 1. Segments ascend without overlap, `segments[i].end() <= segments[i + 1].base`.
+//! 2. At most the last segment is active. It may be absent: the next append makes it.
+//! 3. `flushed_end <= end`; every byte of a batch below `flushed_end` is on stable storage.
+
+mod marks;
+mod reader;
+mod records;
+mod recovery;
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::record::{self, Draft};
+use crate::segment::{ActiveSegment, Place, Room, Segment, WriteHow, log_name, side_name};
+use crate::storage::File;
+use crate::types::{LeaderEpoch, Offset, Timestamp};
+
+pub(crate) use marks::{Marks, MarksView};
+pub(crate) use reader::LogReader;
+pub(crate) use records::Part;
+pub use records::{Iter, Records};
+pub(crate) use recovery::{Evidence, Loss, Recovered};
+
+/// How far a background pass works ahead of the appender.
+const AHEAD_BYTES: u64 = 4 << 20;
+
+/// What the topic and the store say about a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LogSettings {
+    pub(crate) segment_bytes: u64,
+    pub(crate) segment_age: Duration,
+    pub(crate) index_interval: u32,
+    pub(crate) how: WriteHow,
+    /// Bytes of the active segment after which a side file vouches for it anew.
+    pub(crate) checkpoint_bytes: u64,
+}
+
+/// A sealed segment whose side file is still to be written.
+#[derive(Clone, Debug)]
+pub(crate) struct Sealed {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) file: Arc<dyn File>,
+    pub(crate) at: Timestamp,
+    /// Its side file vouches for it in this run of the machine; a flush is still to come.
+    pub(crate) settled: bool,
+}
+
+/// What one flush has to do so that everything below `end` is on stable storage.
+#[derive(Debug)]
+pub(crate) struct FlushPlan {
+    files: Vec<Arc<dyn File>>,
+    sync_directory: bool,
+    place: Place,
+    pub(crate) end: Offset,
+}
+
+impl FlushPlan {
+    /// Does it. Takes no lock: appends go on meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; what reached the disk is then unknown and must not be asked for again
+    /// (RELIABILITY fact 2).
+    pub(crate) fn run(&self) -> Result<(), Error> {
+        let fault = |error: io::Error| Error::Io {
+            path: self.place.full_path(""),
+            action: "flush",
+            written: crate::error::Written::Unknown,
+            source: Arc::new(error),
+        };
+        for file in &self.files {
+            file.sync_data().map_err(fault)?;
+        }
+        if self.sync_directory {
+            self.place.disk.sync_dir(&self.place.directory).map_err(fault)?;
+        }
+        Ok(())
+    }
+}
+
+/// The writer's side of one replica's log.
+#[derive(Debug)]
+pub(crate) struct Log {
+    reader: Arc<LogReader>,
+    place: Place,
+    settings: LogSettings,
+    epoch: LeaderEpoch,
+    active: Option<ActiveSegment>,
+    end: Offset,
+    flushed_end: Offset,
+    /// Sealed segments that are not on stable storage, or have no final side file.
+    sealed: Vec<Sealed>,
+    directory_unsynced: bool,
+    /// The position of the active segment at which the worker should look at this log.
+    attention_at: u64,
+    checkpointed: u64,
+}
+
+impl Log {
+    /// The shared side.
+    pub(crate) fn reader(&self) -> &Arc<LogReader> {
+        &self.reader
+    }
+
+    /// One past the last offset.
+    #[inline]
+    pub(crate) fn end(&self) -> Offset {
+        self.end
+    }
+
+    /// Everything below is on stable storage.
+    pub(crate) fn flushed_end(&self) -> Offset {
+        self.flushed_end
+    }
+
+    pub(crate) fn set_settings(&mut self, settings: LogSettings) {
+        self.settings = settings;
+    }
+
+    /// Appends one batch: seals it at the end of the log and puts it in place.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] and passing errors: nothing was written, appends may go on. Anything else
+    /// from the disk: the caller fences the replica.
+    #[inline]
+    pub(crate) fn append(
+        &mut self,
+        draft: &Draft,
+        buffer: &mut [u8],
+        now: Timestamp,
+    ) -> Result<Range<Offset>, Error> {
+        let base = self.end;
+        let end = base.plus(draft.record_count().into());
+        if !self.active.as_ref().is_some_and(|active| active.has_room_for(buffer.len(), end)) {
+            if base.since(Offset::ZERO) + u64::from(draft.record_count()) >= Offset::MAX.0 {
+                return Err(self.place.io_error("", "append", io::ErrorKind::FileTooLarge.into()));
+            }
+            self.roll(buffer.len(), now)?;
+        }
+        let place = record::Place {
+            seed: self.place.identity.seed,
+            base_offset: base,
+            leader_epoch: self.epoch,
+            durable_end: self.flushed_end,
+        };
+        let header = draft.seal(&place, buffer);
+        let active = self.active.as_mut().expect("the roll above made one");
+        active.append(buffer, &header, now)?;
+        self.end = end;
+        Ok(base..end)
+    }
+
+    /// Whether the worker should look at this log: pages, or a checkpoint, are due. Says so once.
+    #[inline]
+    pub(crate) fn wants_attention(&mut self) -> bool {
+        let position = self.active.as_ref().map_or(0, ActiveSegment::position);
+        if position < self.attention_at {
+            return false;
+        }
+        self.attention_at = position + AHEAD_BYTES / 2;
+        true
+    }
+
+    /// Begins a new active segment; the old one is sealed. If there is no room, nothing changes.
+    #[cold]
+    fn roll(&mut self, bytes: usize, now: Timestamp) -> Result<(), Error> {
+        let capacity = self.settings.segment_bytes.max(crate::segment::DATA_START + bytes as u64);
+        self.make_directory()?;
+        let interval = self.settings.index_interval;
+        let made = ActiveSegment::create(&self.place, self.end, capacity, interval, self.settings.how, now)?;
+        self.directory_unsynced = true;
+        self.seal_active(now);
+        self.reader.push(Arc::clone(made.segment()));
+        self.active = Some(made);
+        self.checkpointed = 0;
+        self.attention_at = 0;
+        Ok(())
+    }
+
+    fn make_directory(&self) -> Result<(), Error> {
+        if !self.reader.is_empty() {
+            return Ok(());
+        }
+        // One level at a time, so that each name is made durable in its parent.
+        let path: &str = &self.place.directory;
+        for (at, _) in path.match_indices('/').chain([(path.len(), "")]) {
+            let directory = &path[..at];
+            match self.place.disk.create_dir(directory) {
+                Ok(()) => self.place.disk.sync_dir(crate::storage::parent(directory)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                Err(error) => Err(error),
+            }
+            .map_err(|error| self.place.io_error("", "create directory", error))?;
+        }
+        Ok(())
+    }
+
+    /// Ends the active segment, if there is one with records.
+    fn seal_active(&mut self, now: Timestamp) {
+        let Some(active) = self.active.take() else {
+            return;
+        };
+        let segment = Arc::clone(active.segment());
+        let file = Arc::clone(active.file());
+        self.sealed.push(Sealed { segment, file, at: now, settled: false });
+    }
+
+    /// Seals the active segment if it is older than the topic's `segment_age` (SEG-01, by the clock).
+    ///
+    /// # Errors
+    /// As for an append.
+    pub(crate) fn roll_if_old(&mut self, now: Timestamp) -> Result<bool, Error> {
+        let old = self.active.as_ref().is_some_and(|active| {
+            !active.segment().is_empty() && now.since(active.created()) >= self.settings.segment_age
+        });
+        if old {
+            self.roll(0, now)?;
+        }
+        Ok(old)
+    }
+
+    /// Seals the active segment now, so that retention can take it (RET-09).
+    ///
+    /// # Errors
+    /// As for an append.
+    pub(crate) fn roll_now(&mut self, now: Timestamp) -> Result<(), Error> {
+        match &self.active {
+            Some(active) if !active.segment().is_empty() => self.roll(0, now),
+            _ => Ok(()),
+        }
+    }
+
+    /// What has to be flushed; `None` if everything is.
+    pub(crate) fn flush_plan(&self) -> Option<FlushPlan> {
+        if self.flushed_end >= self.end && !self.directory_unsynced {
+            return None;
+        }
+        let mut files: Vec<_> = self
+            .sealed
+            .iter()
+            .filter(|sealed| sealed.segment.end() > self.flushed_end)
+            .map(|sealed| Arc::clone(&sealed.file))
+            .collect();
+        files.extend(self.active.iter().map(|active| Arc::clone(active.file())));
+        Some(FlushPlan {
+            files,
+            sync_directory: self.directory_unsynced,
+            place: self.place.clone(),
+            end: self.end,
+        })
+    }
+
+    /// Takes note of a flush that succeeded.
+    pub(crate) fn on_flushed(&mut self, plan: &FlushPlan) {
+        self.flushed_end = self.flushed_end.max(plan.end);
+        // A roll during the flush made a name that the flush may not have covered.
+        let rolled = self.active.as_ref().is_some_and(|active| active.segment().base >= plan.end);
+        if plan.sync_directory && !rolled {
+            self.directory_unsynced = false;
+        }
+    }
+
+    /// The stages of the active segment's space, and where its batches end.
+    pub(crate) fn room(&self) -> Option<(Arc<Room>, u64)> {
+        self.active.as_ref().map(|active| (Arc::clone(active.room()), active.position()))
+    }
+
+    /// Sealed segments that wait for their side file.
+    pub(crate) fn sealed(&self) -> &[Sealed] {
+        &self.sealed
+    }
+
+    /// Takes note that a side file vouches for `segment`; `durable`: for good.
+    pub(crate) fn on_settled(&mut self, segment: &Arc<Segment>, durable: bool) {
+        if durable {
+            self.sealed.retain(|sealed| !Arc::ptr_eq(&sealed.segment, segment));
+        } else if let Some(sealed) =
+            self.sealed.iter_mut().find(|sealed| Arc::ptr_eq(&sealed.segment, segment))
+        {
+            sealed.settled = true;
+        }
+    }
+
+    /// The active segment, if its side file should vouch for it anew; `force` for any new batch.
+    pub(crate) fn checkpoint_due(&self, force: bool) -> Option<Arc<Segment>> {
+        let active = self.active.as_ref()?;
+        let grown = active.position().saturating_sub(self.checkpointed.max(crate::segment::DATA_START));
+        let due = grown >= self.settings.checkpoint_bytes || (force && grown > 0);
+        due.then(|| Arc::clone(active.segment()))
+    }
+
+    /// Takes note that a side file vouches for `position` bytes of the segment that begins at `base`.
+    pub(crate) fn on_checkpointed(&mut self, base: Offset, position: u64) {
+        if self.active.as_ref().is_some_and(|active| active.segment().base == base) {
+            self.checkpointed = self.checkpointed.max(position);
+        }
+    }
+
+    /// Cuts the log at `to`, or at the start of the batch that holds it (EPOCH-14). The bytes behind
+    /// stay in their file, which readers may have mapped, and the next segment's name says that
+    /// they no longer count. Returns the new end.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NoSpace`]; the log then ends somewhere between `to` and its old end.
+    #[cfg(test)]
+    pub(crate) fn truncate(&mut self, to: Offset, now: Timestamp) -> Result<Offset, Error> {
+        if to >= self.end {
+            return Ok(self.end);
+        }
+        self.active = None;
+        let segments = self.reader.segments();
+        let mut to = to.max(self.reader.log_start());
+        for segment in segments.iter().rev() {
+            if segment.base >= to {
+                self.reader.pop();
+                self.sealed.retain(|sealed| !Arc::ptr_eq(&sealed.segment, segment));
+                self.remove_files(segment)?;
+                self.end = segment.base;
+            }
+        }
+        if let Some(last) = segments.iter().rev().find(|segment| segment.base < to) {
+            let (end, position) = last.boundary(to)?;
+            to = end;
+            let cut = Arc::new(Segment::sealed(self.place.clone(), last.base, end, position));
+            cut.assume_last_append(now);
+            self.sealed.retain(|sealed| !Arc::ptr_eq(&sealed.segment, last));
+            self.reader.replace_last(cut);
+            let side = self.place.path(&side_name(last.base));
+            match self.place.disk.remove(&side) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(self.place.io_error(&side_name(last.base), "remove", error));
+                }
+                _ => {}
+            }
+        }
+        self.end = to;
+        self.flushed_end = self.flushed_end.min(to);
+        self.roll(0, now)?;
+        self.place
+            .disk
+            .sync_dir(&self.place.directory)
+            .map_err(|error| self.place.io_error("", "sync", error))?;
+        Ok(to)
+    }
+
+    /// Raises the log's start to `start` and returns the segments that hold nothing any more.
+    pub(crate) fn raise_log_start(&mut self, start: Offset) -> Vec<Arc<Segment>> {
+        let gone = self.reader.raise_log_start(start.min(self.end));
+        self.sealed.retain(|sealed| !gone.iter().any(|segment| Arc::ptr_eq(segment, &sealed.segment)));
+        gone
+    }
+
+    /// Removes the files of a segment that is in no list any more. Readers keep what they hold.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; a file that is gone already is none.
+    pub(crate) fn remove_files(&self, segment: &Segment) -> Result<(), Error> {
+        remove_segment_files(&self.place, segment.base)
+    }
+
+    /// Bytes on the disk that hold batches.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.reader.segments().iter().map(|segment| segment.position()).sum()
+    }
+
+    /// Seals what is active and gives up the space allocated ahead. For a clean stop.
+    pub(crate) fn finish(&mut self, now: Timestamp) {
+        self.seal_active(now);
+    }
+
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+}
+
+/// Removes the data file and the side file of a segment.
+///
+/// # Errors
+/// [`Error::Io`]; a file that is gone already is none.
+pub(crate) fn remove_segment_files(place: &Place, base: Offset) -> Result<(), Error> {
+    for name in [side_name(base), log_name(base)] {
+        match place.disk.remove(&place.path(&name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(place.io_error(&name, "remove", error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Writes the side file of a sealed segment: for good after a flush (`durable`), or for this run of
+/// the machine. Gives up the space behind the last batch.
+///
+/// # Errors
+/// [`Error::NoSpace`], [`Error::Io`]; a failed flush is told apart by [`SettleError::Flush`].
+pub(crate) fn settle(sealed: &Sealed, durable: bool) -> Result<(), SettleError> {
+    let segment = &sealed.segment;
+    let place = &segment.place;
+    let name = log_name(segment.base);
+    if !sealed.settled {
+        sealed
+            .file
+            .set_len(segment.position())
+            .map_err(|error| SettleError::Other(place.io_error(&name, "trim", error)))?;
+    }
+    if durable {
+        sealed
+            .file
+            .sync_data()
+            .map_err(|error| SettleError::Flush(place.io_error(&name, "flush", error)))?;
+    }
+    let head = segment.head(place.disk.boot_id(), durable);
+    segment.write_side_file(head).map_err(SettleError::Other)?;
+    if !sealed.settled {
+        segment.settle(Arc::clone(&sealed.file));
+    }
+    Ok(())
+}
+
+/// Why a segment could not be settled.
+#[derive(Debug)]
+pub(crate) enum SettleError {
+    /// The flush failed: the replica must be fenced.
+    Flush(Error),
+    /// Anything else: the next attempt may do better.
+    Other(Error),
+}

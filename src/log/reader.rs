@@ -1,0 +1,148 @@
+//! The shared side of a log: which segment holds an offset, and what is in it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::RwLock;
+
+use crate::error::{DecodeError, Error};
+use crate::segment::{Fetched, Place, Segment, log_name};
+use crate::types::{Offset, Timestamp};
+
+type SegmentList = Arc<Vec<Arc<Segment>>>;
+
+/// Finds and reads segments while the log changes.
+#[derive(Debug)]
+pub(crate) struct LogReader {
+    place: Place,
+    segments: RwLock<SegmentList>,
+    log_start: AtomicU64,
+}
+
+impl LogReader {
+    pub(crate) fn new(place: Place, segments: Vec<Arc<Segment>>, log_start: Offset) -> Self {
+        let segments = RwLock::new(Arc::new(segments));
+        Self { place, segments, log_start: AtomicU64::new(log_start.0) }
+    }
+
+    /// The segments as they are now, oldest first.
+    pub(crate) fn segments(&self) -> SegmentList {
+        Arc::clone(&self.segments.read())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.segments.read().is_empty()
+    }
+
+    pub(crate) fn log_start(&self) -> Offset {
+        Offset(self.log_start.load(Ordering::Acquire))
+    }
+
+    pub(super) fn push(&self, segment: Arc<Segment>) {
+        let mut segments = self.segments.write();
+        assert!(
+            segments.last().is_none_or(|last| last.end() <= segment.base),
+            "segments do not overlap"
+        );
+        Arc::make_mut(&mut segments).push(segment);
+    }
+
+    #[cfg(test)]
+    pub(super) fn pop(&self) {
+        Arc::make_mut(&mut self.segments.write()).pop();
+    }
+
+    #[cfg(test)]
+    pub(super) fn replace_last(&self, segment: Arc<Segment>) {
+        let mut segments = self.segments.write();
+        let segments = Arc::make_mut(&mut segments);
+        segments.pop();
+        segments.push(segment);
+    }
+
+    /// Raises the start, then drops the sealed segments before it and returns them: a reader between
+    /// the two sees [`Error::OffsetOutOfRange`], never a hole (RET-07).
+    pub(super) fn raise_log_start(&self, start: Offset) -> Vec<Arc<Segment>> {
+        self.log_start.fetch_max(start.0, Ordering::AcqRel);
+        let mut segments = self.segments.write();
+        let followed = segments.windows(2).take_while(|pair| pair[1].base <= start).count();
+        let all = followed + 1 == segments.len()
+            && segments.last().is_some_and(|last| last.is_sealed() && last.end() <= start);
+        let count = if all { segments.len() } else { followed };
+        Arc::make_mut(&mut segments).drain(..count).collect()
+    }
+
+    /// Whole batches from the one that holds `from` on, below `upper`, out of one segment.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if `from` lies in damaged or missing offsets; its end is where to go on.
+    pub(crate) fn read(
+        &self,
+        from: Offset,
+        upper: Offset,
+        bytes_max: usize,
+    ) -> Result<Option<Fetched>, Error> {
+        if from >= upper {
+            return Ok(None);
+        }
+        let (segment, following) = self.find(from);
+        if let Some(segment) = segment {
+            if from < segment.end() {
+                if let Some(fetched) = segment.read(from, upper, bytes_max)? {
+                    return Ok(Some(fetched));
+                }
+                return Ok(None);
+            }
+            // The segment grew or was rolled between the look-up of the bound and now.
+            if following.is_none() {
+                return Ok(None);
+            }
+        }
+        let first_missing = segment.map_or(self.log_start(), |segment| segment.end());
+        match following {
+            Some(base) if from < base => Err(self.missing(first_missing, base)),
+            Some(_) => Ok(None),
+            None => Err(self.missing(first_missing, upper)),
+        }
+    }
+
+    /// The first record at or behind `from`, below `upper`, whose timestamp is at least `timestamp`
+    /// (READ-12).
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if damage lies before the answer.
+    pub(crate) fn find_time(
+        &self,
+        timestamp: Timestamp,
+        from: Offset,
+        upper: Offset,
+    ) -> Result<Option<(Offset, Timestamp)>, Error> {
+        for segment in self.segments().iter() {
+            if segment.end() > from && segment.base < upper {
+                let hit = segment.find_time(timestamp, from.max(segment.base), upper)?;
+                if hit.is_some() {
+                    return Ok(hit);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The last segment that begins at or before `offset`, and where the next one begins.
+    fn find(&self, offset: Offset) -> (Option<Arc<Segment>>, Option<Offset>) {
+        let segments = self.segments.read();
+        let behind = segments.partition_point(|segment| segment.base <= offset);
+        let segment = behind.checked_sub(1).map(|at| Arc::clone(&segments[at]));
+        (segment, segments.get(behind).map(|segment| segment.base))
+    }
+
+    fn missing(&self, start: Offset, end: Offset) -> Error {
+        Error::Corrupt {
+            partition: self.place.identity.partition.clone(),
+            offsets: start..end,
+            path: self.place.full_path(&log_name(start)),
+            position: 0,
+            source: DecodeError::Missing,
+        }
+    }
+}

@@ -1,0 +1,540 @@
+//! Opening a log: what is there, what of it is sound, and where it goes on.
+//!
+//! After a clean stop nothing is scanned. After a crash, only what no side file vouches for is. What
+//! the walk finds goes to [`judge`], which alone decides between a torn tail and damage. A cut goes
+//! in this order, so that a crash between any two steps leaves a log that recovers to the same state:
+//! the bytes are copied aside and synced, later segments are moved aside from the last one on, the
+//! file is cut and synced. Records whose flush nobody can prove are written again and synced before
+//! they are served: a page that a failed flush left marked clean would otherwise be lost later.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::error::{DecodeError, Error};
+use crate::protocol::recovery::{Finding, Verdict, judge};
+use crate::segment::{
+    ActiveSegment, DATA_START, FileHeader, HeaderFault, Place, Scan, ScanEnd, Scanner, Segment,
+    SideHead, SparseIndex, log_name, parse_log_name, parse_side_name, side_name,
+};
+use crate::storage::{EntryKind, File, OpenMode, read_full_at, write_all_at};
+use crate::types::{LeaderEpoch, Offset, Timestamp};
+
+use super::{Log, LogReader, LogSettings, Sealed, marks, remove_segment_files};
+
+/// Where cut bytes are kept, below the disk's root.
+pub(crate) const QUARANTINE: &str = "quarantine";
+const COPY_BYTES: usize = 1 << 20;
+
+/// What is known of a log before its files are looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Evidence {
+    /// Everything below was appended, and is durable or in the page cache of this boot.
+    pub(crate) proven_end: Offset,
+    /// The last stop flushed and recorded everything.
+    pub(crate) clean: bool,
+    /// The machine has run on since.
+    pub(crate) same_boot: bool,
+    /// Records below were deleted.
+    pub(crate) log_start: Offset,
+    /// Records are acknowledged only once they are flushed, or a flush has failed: write again and
+    /// flush what is not proven.
+    pub(crate) rewrite: bool,
+    pub(crate) epoch: LeaderEpoch,
+    pub(crate) now: Timestamp,
+    /// False: look only; nothing on the disk is changed and nothing can be appended.
+    pub(crate) repair: bool,
+}
+
+/// Something that opening found and its owner wants to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// A torn tail was cut at `from`; nothing in it was acknowledged beyond the flush level's promise.
+    Cut { from: Offset, bytes: u64, kept: Option<PathBuf>, reason: String },
+    /// These offsets were durable and cannot be read; the bytes are kept.
+    Damaged { from: Offset, to: Offset, path: PathBuf, reason: String },
+    /// A file that is not part of the log; left alone.
+    Foreign { path: PathBuf },
+}
+
+/// A log that can be used, and what opening it found.
+#[derive(Debug)]
+pub(crate) struct Recovered {
+    pub(crate) log: Log,
+    pub(crate) losses: Vec<Loss>,
+    pub(crate) scanned_bytes: u64,
+}
+
+impl Log {
+    /// Opens the log in `place`; an absent directory is an empty log.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedFormat`] for a newer version, before anything is changed; [`Error::Io`].
+    pub(crate) fn open(
+        place: Place,
+        settings: LogSettings,
+        evidence: Evidence,
+    ) -> Result<Recovered, Error> {
+        Opening {
+            place,
+            settings,
+            evidence,
+            losses: Vec::new(),
+            segments: Vec::new(),
+            sealed: Vec::new(),
+            active: None,
+            end: Offset::ZERO,
+            scanned_bytes: 0,
+        }
+        .run()
+    }
+}
+
+struct Opening {
+    place: Place,
+    settings: LogSettings,
+    evidence: Evidence,
+    losses: Vec<Loss>,
+    segments: Vec<Arc<Segment>>,
+    sealed: Vec<Sealed>,
+    active: Option<ActiveSegment>,
+    end: Offset,
+    scanned_bytes: u64,
+}
+
+/// A data file in the directory.
+#[derive(Clone, Copy)]
+struct Found {
+    base: Offset,
+    len: u64,
+    created: Option<Timestamp>,
+}
+
+impl Opening {
+    fn run(mut self) -> Result<Recovered, Error> {
+        let found = self.list()?;
+        let log_start = self.evidence.log_start;
+        if let Some(first) = found.first() {
+            if first.base > log_start {
+                self.damaged(log_start, first.base, log_start, &DecodeError::Missing);
+            }
+        }
+        for at in 0..found.len() {
+            let next = found.get(at + 1).map(|next| next.base);
+            if !self.open_segment(found[at], next, &found[at + 1..])? {
+                break;
+            }
+        }
+        let proven = self.evidence.proven_end;
+        if self.end < proven {
+            self.damaged(self.end.max(log_start), proven, self.end, &DecodeError::Missing);
+            self.end = proven;
+            self.retire_active();
+        }
+        if self.end < log_start {
+            // What is left lies before the start: it was deleted (RECOV-15).
+            self.end = log_start;
+            self.retire_active();
+        }
+        Ok(self.finish())
+    }
+
+    fn finish(self) -> Recovered {
+        let Self { place, settings, evidence, losses, segments, sealed, active, end, .. } = self;
+        let reader = Arc::new(LogReader::new(place.clone(), segments, evidence.log_start.min(end)));
+        reader.raise_log_start(evidence.log_start);
+        let flushed_end = if evidence.clean || evidence.rewrite { end } else { Offset::ZERO };
+        let checkpointed = active.as_ref().map_or(0, ActiveSegment::position);
+        let log = Log {
+            reader,
+            place,
+            settings,
+            epoch: evidence.epoch,
+            active,
+            end,
+            flushed_end,
+            sealed,
+            directory_unsynced: !evidence.clean,
+            attention_at: 0,
+            checkpointed: if evidence.clean { checkpointed } else { 0 },
+        };
+        Recovered { log, losses, scanned_bytes: self.scanned_bytes }
+    }
+
+    /// The data files, oldest first. Leftovers of this crate are removed, anything else is reported.
+    fn list(&mut self) -> Result<Vec<Found>, Error> {
+        let entries = match self.place.disk.list(&self.place.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            listed => listed.map_err(|error| self.place.io_error("", "list", error))?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let name = entry.name.as_str();
+            let stem = name.strip_suffix(".tmp").unwrap_or(name);
+            let is_file = entry.kind == EntryKind::File;
+            let ours = parse_log_name(stem).is_some() || parse_side_name(stem).is_some();
+            if is_file && ours && stem != name {
+                if self.evidence.repair {
+                    // A file that never got its name holds nothing that was acknowledged.
+                    let removed = self.place.disk.remove(&self.place.path(name));
+                    removed.map_err(|error| self.place.io_error(name, "remove", error))?;
+                }
+            } else if let (true, Some(base)) = (is_file, parse_log_name(name)) {
+                if let Some(created) = self.identify(base, entry.len)? {
+                    found.push(Found { base, len: entry.len, created });
+                }
+            } else if !(is_file && (ours || marks::is_marks(stem))) {
+                self.losses.push(Loss::Foreign { path: self.place.full_path(name) });
+            }
+        }
+        found.sort_by_key(|found| found.base);
+        Ok(found)
+    }
+
+    /// Reads a data file's header after an unclean stop. `None`: the file belongs to another log.
+    #[expect(clippy::option_option, reason = "is it ours, and when was it made, if it says so")]
+    fn identify(&mut self, base: Offset, len: u64) -> Result<Option<Option<Timestamp>>, Error> {
+        if self.evidence.clean {
+            return Ok(Some(None));
+        }
+        let name = log_name(base);
+        let mut bytes = [0; DATA_START as usize];
+        let file = self.open_file(base, OpenMode::Read)?;
+        let count = read_full_at(&*file, 0, &mut bytes)
+            .map_err(|error| self.place.io_error(&name, "read", error))?;
+        match FileHeader::decode(&bytes[..count]) {
+            Ok(header) if header.belongs_to(&self.place.identity, base) => Ok(Some(Some(header.created))),
+            Ok(_) => {
+                self.losses.push(Loss::Foreign { path: self.place.full_path(&name) });
+                Ok(None)
+            }
+            Err(HeaderFault::Version(version)) => Err(Error::UnsupportedFormat {
+                path: self.place.full_path(&name),
+                reason: format!("data files of version {version}, this is version 1"),
+            }),
+            // The header is for people; batches prove themselves. A file too short for one is empty.
+            Err(HeaderFault::Damaged(source)) => {
+                if len > DATA_START {
+                    let path = self.place.full_path(&name);
+                    let reason = source.to_string();
+                    self.losses.push(Loss::Damaged { from: base, to: base, path, reason });
+                }
+                Ok(Some(None))
+            }
+        }
+    }
+
+    /// Opens one segment. False: the log ends in it, whatever files follow.
+    fn open_segment(
+        &mut self,
+        found: Found,
+        next: Option<Offset>,
+        later: &[Found],
+    ) -> Result<bool, Error> {
+        if let (Some(next), true) = (next, self.evidence.clean) {
+            self.push_sealed(found, next, found.len);
+            return Ok(true);
+        }
+        let head = Segment::read_side_head(&self.place, found.base).filter(|head| self.vouches(head));
+        if let (Some(next), Some(head)) = (next, head) {
+            if head.end == next && found.len >= head.position {
+                self.push_sealed(found, next, head.position);
+                return Ok(true);
+            }
+        }
+        let file = self.open_file(found.base, OpenMode::Read)?;
+        let mut scanner = Scanner::new(&self.place, found.base);
+        let mut proven = self.evidence.proven_end;
+        let mut last_append = None;
+        if let Some(head) = head {
+            proven = proven.max(head.end);
+            last_append = Some(head.last_append);
+            let side = Segment::read_side_file(&self.place, found.base);
+            if let Some(side) = side.filter(|side| side.head == head && found.len >= head.position) {
+                let index = SparseIndex::clone(&side.index);
+                scanner = scanner.resume(head.position, head.end, head.max_timestamp, index);
+            }
+        }
+        let scan = scanner.walk(&*file, found.len, next)?;
+        self.scanned_bytes += scan.position;
+        if let Some(next) = next {
+            if scan.end == next {
+                return self.adopt_scanned(found, next, &scan).map(|()| true);
+            }
+        }
+        let proven = next.map_or(proven, |next| proven.min(next));
+        let finding = self.look_behind(&mut scanner, &*file, &scan, proven, later)?;
+        match judge(&finding) {
+            Verdict::Whole => {
+                self.go_on(found, &scan, last_append)?;
+                self.set_aside(later)?;
+                Ok(false)
+            }
+            Verdict::Torn => {
+                self.cut(found, &scan, finding.end, later)?;
+                self.go_on(found, &scan, last_append)?;
+                Ok(false)
+            }
+            Verdict::Damaged { resume } => {
+                let end = next.unwrap_or(resume);
+                let reason = match &scan.stop {
+                    ScanEnd::Clean => DecodeError::Missing,
+                    ScanEnd::Bad(source) => source.clone(),
+                };
+                self.damaged(scan.end, end, found.base, &reason);
+                self.push_sealed(found, end, found.len.max(DATA_START));
+                Ok(true)
+            }
+        }
+    }
+
+    /// Everything that bears on whether the walk ended at a torn tail or at damage.
+    fn look_behind(
+        &mut self,
+        scanner: &mut Scanner<'_>,
+        file: &dyn File,
+        scan: &Scan,
+        proven_end: Offset,
+        later: &[Found],
+    ) -> Result<Finding, Error> {
+        let mut finding = Finding {
+            end: scan.end,
+            clean: scan.stop == ScanEnd::Clean && later.is_empty(),
+            proven_end,
+            same_boot: self.evidence.same_boot,
+            ..Finding::default()
+        };
+        if scan.stop != ScanEnd::Clean {
+            let beyond = scanner.look_beyond(file, scan.position, scan.end)?;
+            finding.beyond_end = beyond.first.map(|_| beyond.end);
+            finding.beyond_durable_end = beyond.durable_end;
+        }
+        for found in later {
+            let head = Segment::read_side_head(&self.place, found.base).filter(|head| self.vouches(head));
+            if let Some(head) = head {
+                finding.proven_end = finding.proven_end.max(head.base);
+            }
+            let file = self.open_file(found.base, OpenMode::Read)?;
+            let mut scanner = Scanner::new(&self.place, found.base);
+            let scan = scanner.walk(&*file, found.len, None)?;
+            self.scanned_bytes += scan.position;
+            if scan.end > found.base {
+                finding.beyond_end = finding.beyond_end.max(Some(scan.end));
+            }
+            finding.beyond_durable_end = finding.beyond_durable_end.max(scan.durable_end);
+        }
+        Ok(finding)
+    }
+
+    /// Whether a side file's word counts: its data was flushed, or is still in this boot's page cache.
+    fn vouches(&self, head: &SideHead) -> bool {
+        let here = self.evidence.same_boot && head.boot == self.place.disk.boot_id();
+        head.durable || (here && !self.evidence.rewrite)
+    }
+
+    /// A sealed segment that was walked: it gets a new side file later.
+    fn adopt_scanned(&mut self, found: Found, end: Offset, scan: &Scan) -> Result<(), Error> {
+        if self.evidence.repair {
+            self.secure(found.base, scan)?;
+            let segment = self.reopen(found, scan, end)?;
+            let file = Arc::clone(segment.file());
+            let segment = Arc::clone(segment.segment());
+            segment.assume_last_append(self.evidence.now);
+            let at = self.evidence.now;
+            self.sealed.push(Sealed { segment: Arc::clone(&segment), file, at, settled: false });
+            self.segments.push(segment);
+            self.end = end;
+        } else {
+            self.push_sealed(found, end, scan.position);
+        }
+        Ok(())
+    }
+
+    /// The last segment: appends go on in it.
+    fn go_on(
+        &mut self,
+        found: Found,
+        scan: &Scan,
+        last_append: Option<Timestamp>,
+    ) -> Result<(), Error> {
+        self.end = scan.end;
+        if !self.evidence.repair {
+            self.push_sealed(found, scan.end, scan.position);
+            return Ok(());
+        }
+        self.mend_header(found)?;
+        self.secure(found.base, scan)?;
+        let active = self.reopen(found, scan, scan.end)?;
+        active.segment().assume_last_append(last_append.unwrap_or(self.evidence.now));
+        self.segments.push(Arc::clone(active.segment()));
+        self.active = Some(active);
+        Ok(())
+    }
+
+    fn reopen(&self, found: Found, scan: &Scan, end: Offset) -> Result<ActiveSegment, Error> {
+        ActiveSegment::reopen(
+            &self.place,
+            found.base,
+            end,
+            scan.position,
+            self.settings.segment_bytes,
+            self.settings.index_interval,
+            self.settings.how,
+            found.created.unwrap_or(self.evidence.now),
+            scan.max_timestamp,
+            scan.index.clone(),
+        )
+    }
+
+    /// Writes the file header again where a crash took it.
+    fn mend_header(&self, found: Found) -> Result<(), Error> {
+        if self.evidence.clean || found.created.is_some() {
+            return Ok(());
+        }
+        let header = FileHeader::new(&self.place.identity, found.base, self.evidence.now);
+        let file = self.open_file(found.base, OpenMode::Write)?;
+        write_all_at(&*file, 0, &header.encode())
+            .map_err(|error| self.place.io_error(&log_name(found.base), "write", error))
+    }
+
+    /// Writes again and flushes what nothing proves to be on stable storage.
+    fn secure(&self, base: Offset, scan: &Scan) -> Result<(), Error> {
+        if self.evidence.clean || !self.evidence.rewrite {
+            return Ok(());
+        }
+        let name = log_name(base);
+        let fault = |error| self.place.io_error(&name, "flush", error);
+        let file = self.open_file(base, OpenMode::Write)?;
+        let mut position = scan.unproven_position;
+        let mut bytes = vec![0; COPY_BYTES];
+        while position < scan.position {
+            let want = usize::try_from(scan.position - position).unwrap_or(usize::MAX).min(COPY_BYTES);
+            let count = read_full_at(&*file, position, &mut bytes[..want]).map_err(fault)?;
+            if count == 0 {
+                return Err(fault(io::ErrorKind::UnexpectedEof.into()));
+            }
+            write_all_at(&*file, position, &bytes[..count]).map_err(fault)?;
+            position += count as u64;
+        }
+        file.sync_data().map_err(fault)?;
+        self.place.disk.sync_dir(&self.place.directory).map_err(fault)
+    }
+
+    /// Cuts a torn tail: copies it aside, moves later segments aside, and shortens the file.
+    fn cut(&mut self, found: Found, scan: &Scan, end: Offset, later: &[Found]) -> Result<(), Error> {
+        let reason = match &scan.stop {
+            ScanEnd::Bad(source) => source.to_string(),
+            ScanEnd::Clean => DecodeError::Missing.to_string(),
+        };
+        let bytes = found.len.saturating_sub(scan.position);
+        if !self.evidence.repair {
+            self.losses.push(Loss::Cut { from: end, bytes, kept: None, reason });
+            return Ok(());
+        }
+        let name = log_name(found.base);
+        let fault = |error| self.place.io_error(&name, "cut", error);
+        let file = self.open_file(found.base, OpenMode::Write)?;
+        let kept = self.keep_aside(&*file, found.base, scan.position);
+        self.set_aside(later)?;
+        file.set_len(scan.position).map_err(fault)?;
+        file.sync_data().map_err(fault)?;
+        let kept = kept.ok().flatten();
+        self.losses.push(Loss::Cut { from: end, bytes, kept, reason });
+        Ok(())
+    }
+
+    /// Copies the bytes behind `position` to the quarantine, without the zeroes at their end.
+    fn keep_aside(&self, file: &dyn File, base: Offset, position: u64) -> io::Result<Option<PathBuf>> {
+        let disk = &*self.place.disk;
+        let mut scanner = Scanner::new(&self.place, base);
+        let beyond = scanner.look_beyond(file, position, base).map_err(io::Error::other)?;
+        if beyond.bytes_end <= position {
+            return Ok(None);
+        }
+        let path = self.quarantine_path(&format!("{:020}-{position}.bytes", base.0))?;
+        let temporary = format!("{path}.tmp");
+        match disk.remove(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let copy = disk.open(&temporary, OpenMode::Create)?;
+        let mut at = position;
+        let mut bytes = vec![0; COPY_BYTES];
+        while at < beyond.bytes_end {
+            let want = usize::try_from(beyond.bytes_end - at).unwrap_or(usize::MAX).min(COPY_BYTES);
+            let count = read_full_at(file, at, &mut bytes[..want])?;
+            if count == 0 {
+                break;
+            }
+            write_all_at(&*copy, at - position, &bytes[..count])?;
+            at += count as u64;
+        }
+        copy.sync_data()?;
+        disk.rename(&temporary, &path)?;
+        disk.sync_dir(QUARANTINE)?;
+        Ok(Some(disk.root().join(path)))
+    }
+
+    /// Moves segments that the log has lost its way to out of it, the last one first.
+    fn set_aside(&self, later: &[Found]) -> Result<(), Error> {
+        if !self.evidence.repair {
+            return Ok(());
+        }
+        for found in later.iter().rev() {
+            let name = log_name(found.base);
+            let moved = self.quarantine_path(&name).and_then(|path| {
+                self.place.disk.rename(&self.place.path(&name), &path)?;
+                self.place.disk.sync_dir(QUARANTINE)?;
+                self.place.disk.sync_dir(&self.place.directory)
+            });
+            moved.map_err(|error| self.place.io_error(&name, "set aside", error))?;
+            remove_segment_files(&self.place, found.base)?;
+        }
+        Ok(())
+    }
+
+    fn quarantine_path(&self, name: &str) -> io::Result<String> {
+        match self.place.disk.create_dir(QUARANTINE) {
+            Ok(()) => self.place.disk.sync_dir("")?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+        let directory = self.place.directory.replace('/', "-");
+        Ok(format!("{QUARANTINE}/{directory}-{name}"))
+    }
+
+    fn push_sealed(&mut self, found: Found, end: Offset, position: u64) {
+        let segment = Segment::sealed(self.place.clone(), found.base, end, position);
+        self.segments.push(Arc::new(segment));
+        self.end = end;
+    }
+
+    /// Nothing more is appended to the last segment; it is sealed as it is.
+    fn retire_active(&mut self) {
+        if let Some(active) = self.active.take() {
+            let segment = Arc::clone(active.segment());
+            let file = Arc::clone(active.file());
+            let at = self.evidence.now;
+            self.sealed.push(Sealed { segment, file, at, settled: false });
+        }
+    }
+
+    fn damaged(&mut self, from: Offset, to: Offset, base: Offset, reason: &DecodeError) {
+        let path = self.place.full_path(&log_name(base));
+        self.losses.push(Loss::Damaged { from, to, path, reason: reason.to_string() });
+    }
+
+    fn open_file(&self, base: Offset, mode: OpenMode) -> Result<Arc<dyn File>, Error> {
+        let name = log_name(base);
+        self.place
+            .disk
+            .open(&self.place.path(&name), mode)
+            .map_err(|error| self.place.io_error(&name, "open", error))
+    }
+}
+
+/// Removes a stale side file, for tests and repairs.
+#[cfg(test)]
+pub(super) fn remove_side_file(place: &Place, base: Offset) -> io::Result<()> {
+    place.disk.remove(&place.path(&side_name(base)))
+}

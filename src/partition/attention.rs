@@ -1,0 +1,58 @@
+//! The list of partitions that their disk's worker should look at.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Core;
+
+/// A queue without duplicates (each partition queues itself once), and the bell beside it.
+#[derive(Debug, Default)]
+pub(crate) struct Attention {
+    state: Mutex<State>,
+    bell: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queue: Vec<Weak<Core>>,
+    sleeping: bool,
+    stopped: bool,
+}
+
+impl Attention {
+    /// Adds a partition, and wakes the worker if it sleeps.
+    pub(super) fn push(&self, core: Weak<Core>) {
+        let mut state = self.state.lock();
+        state.queue.push(core);
+        let sleeping = state.sleeping;
+        drop(state);
+        if sleeping {
+            self.bell.notify_one();
+        }
+    }
+
+    /// Takes the partitions that are queued, after waiting up to `timeout` for the first. `None` once
+    /// the worker should end and nothing is left.
+    pub(crate) fn wait(&self, timeout: Duration) -> Option<Vec<Arc<Core>>> {
+        let mut state = self.state.lock();
+        if state.queue.is_empty() && !state.stopped && !timeout.is_zero() {
+            state.sleeping = true;
+            self.bell.wait_for(&mut state, timeout);
+            state.sleeping = false;
+        }
+        if state.stopped && state.queue.is_empty() {
+            return None;
+        }
+        let queue = std::mem::take(&mut state.queue);
+        drop(state);
+        Some(queue.iter().filter_map(Weak::upgrade).collect())
+    }
+
+    /// Lets the worker end.
+    pub(crate) fn stop(&self) {
+        self.state.lock().stopped = true;
+        self.bell.notify_all();
+    }
+}

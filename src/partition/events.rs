@@ -1,0 +1,220 @@
+//! What happened to a store that its owner should know: a bounded history and its readers.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::types::{DiskId, Offset, Timestamp, TopicPartition};
+
+/// Events kept for readers that come later or are slow.
+const EVENTS_MAX: usize = 4096;
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// When, by the store's clock.
+    pub timestamp: Timestamp,
+    /// What.
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EventKind {
+    /// The store was opened.
+    Opened {
+        /// Whether the last stop flushed and recorded everything.
+        clean: bool,
+        /// Bytes that had to be scanned.
+        scanned_bytes: u64,
+    },
+    /// After a crash, the bytes behind `from` were no whole batches, and were cut.
+    TailCut {
+        /// The partition.
+        partition: TopicPartition,
+        /// The first offset that will be given again, under a new leader epoch.
+        from: Offset,
+        /// How many bytes of the file were cut.
+        bytes: u64,
+        /// Where they are kept, if there was anything to keep and room for it.
+        kept: Option<PathBuf>,
+        /// What was wrong with the first of them.
+        reason: String,
+    },
+    /// Records that were durable cannot be read; the bytes are kept.
+    Damaged {
+        /// The partition.
+        partition: TopicPartition,
+        /// What cannot be read. Empty: only the file's own header is damaged.
+        offsets: Range<Offset>,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file that does not belong to the store was found, and left alone.
+    ForeignFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A replica was taken out of service, because its disk failed.
+    ReplicaFenced {
+        /// The partition.
+        partition: TopicPartition,
+        /// The disk.
+        disk: DiskId,
+        /// Offsets that are not known to be on stable storage.
+        at_risk: Range<Offset>,
+        /// What failed.
+        cause: String,
+    },
+    /// Old segments were removed, as the topic's retention says.
+    RetentionApplied {
+        /// The partition.
+        partition: TopicPartition,
+        /// The new log start offset.
+        log_start: Offset,
+    },
+    /// Background work failed and will be tried again.
+    BackgroundFailed {
+        /// The partition, if it concerns one.
+        partition: Option<TopicPartition>,
+        /// What was tried and what went wrong.
+        reason: String,
+    },
+    /// A file that has a second copy was damaged and was written anew from it.
+    Repaired {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            EventKind::Opened { clean: true, .. } => write!(out, "opened after a clean stop"),
+            EventKind::Opened { clean: false, scanned_bytes } => {
+                write!(out, "opened after an unclean stop, {scanned_bytes} bytes scanned")
+            }
+            EventKind::TailCut { partition, from, bytes, kept, reason } => {
+                write!(out, "{partition}: {bytes} bytes cut at offset {from}: {reason}")?;
+                kept.as_ref().map_or(Ok(()), |path| write!(out, "; kept in {}", path.display()))
+            }
+            EventKind::Damaged { partition, offsets, path, reason } => write!(
+                out,
+                "{partition}: offsets {}..{} are damaged in {}: {reason}",
+                offsets.start,
+                offsets.end,
+                path.display()
+            ),
+            EventKind::ForeignFile { path } => write!(out, "{}: not ours, left alone", path.display()),
+            EventKind::ReplicaFenced { partition, disk, at_risk, cause } => write!(
+                out,
+                "{partition}: replica on {disk} taken out of service, offsets {}..{} at risk: {cause}",
+                at_risk.start, at_risk.end
+            ),
+            EventKind::RetentionApplied { partition, log_start } => {
+                write!(out, "{partition}: retention moved the start to offset {log_start}")
+            }
+            EventKind::BackgroundFailed { partition: Some(partition), reason } => {
+                write!(out, "{partition}: {reason}")
+            }
+            EventKind::BackgroundFailed { partition: None, reason } => write!(out, "{reason}"),
+            EventKind::Repaired { path } => write!(out, "{}: repaired from its copy", path.display()),
+        }
+    }
+}
+
+/// The history that all readers share.
+#[derive(Debug, Default)]
+pub(crate) struct EventLog {
+    state: Mutex<History>,
+    grown: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct History {
+    events: VecDeque<Event>,
+    /// The number of the first event that is kept.
+    first: u64,
+}
+
+impl EventLog {
+    pub(crate) fn push(&self, timestamp: Timestamp, kind: EventKind) {
+        let mut history = self.state.lock();
+        if history.events.len() == EVENTS_MAX {
+            history.events.pop_front();
+            history.first += 1;
+        }
+        history.events.push_back(Event { timestamp, kind });
+        drop(history);
+        self.grown.notify_all();
+    }
+
+    pub(crate) fn subscribe(self: &Arc<Self>) -> Events {
+        Events { log: Arc::clone(self), next: 0, missed: 0 }
+    }
+}
+
+/// Reads the events of a store, from the oldest that is kept. As an iterator it ends, for now, where
+/// nothing newer has happened; it can be asked again.
+#[derive(Clone, Debug)]
+pub struct Events {
+    log: Arc<EventLog>,
+    next: u64,
+    missed: u64,
+}
+
+impl Events {
+    /// The next event, after waiting up to `timeout` for it.
+    pub fn wait(&mut self, timeout: Duration) -> Option<Event> {
+        let log = Arc::clone(&self.log);
+        let deadline = Instant::now().checked_add(timeout);
+        let mut history = log.state.lock();
+        loop {
+            if let Some(event) = self.take(&history) {
+                return Some(event);
+            }
+            let Some(deadline) = deadline else {
+                log.grown.wait(&mut history);
+                continue;
+            };
+            if log.grown.wait_until(&mut history, deadline).timed_out() {
+                return self.take(&history);
+            }
+        }
+    }
+
+    /// How many events were dropped before this reader came to them.
+    #[must_use]
+    pub fn missed(&self) -> u64 {
+        self.missed
+    }
+
+    fn take(&mut self, history: &History) -> Option<Event> {
+        if self.next < history.first {
+            self.missed += history.first - self.next;
+            self.next = history.first;
+        }
+        let at = usize::try_from(self.next - history.first).ok()?;
+        let event = history.events.get(at)?.clone();
+        self.next += 1;
+        Some(event)
+    }
+}
+
+impl Iterator for Events {
+    type Item = Event;
+
+    fn next(&mut self) -> Option<Event> {
+        let log = Arc::clone(&self.log);
+        let history = log.state.lock();
+        self.take(&history)
+    }
+}

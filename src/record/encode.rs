@@ -1,0 +1,208 @@
+//! From records to the bytes of a batch.
+//!
+//! A [`Draft`] is a batch that has no offset yet: its payload is laid out and checksummed without
+//! any lock. [`Draft::seal`] puts the header in front once the log knows the place.
+
+use crate::error::Error;
+use crate::types::{
+    Compression, LeaderEpoch, Offset, ProducerEpoch, ProducerId, Timestamp, TimestampType,
+    TopicPartition,
+};
+
+use super::compression;
+use super::header::{ALIGNMENT, BatchHeader, HEADER_BYTES, crc};
+use super::record::Record;
+use super::varint;
+
+/// What the topic says about its batches.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DraftSettings {
+    pub(crate) compression: Compression,
+    pub(crate) timestamp_type: TimestampType,
+    pub(crate) bytes_max: u32,
+    pub(crate) timestamp_min: Timestamp,
+    pub(crate) timestamp_max: Timestamp,
+    pub(crate) now: Timestamp,
+}
+
+/// Where the log puts a batch, and what it knows at that moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) seed: u32,
+    pub(crate) base_offset: Offset,
+    pub(crate) leader_epoch: LeaderEpoch,
+    pub(crate) durable_end: Offset,
+}
+
+/// A batch without a place; its bytes are in the buffer it was encoded into.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Draft {
+    header: BatchHeader,
+}
+
+impl Draft {
+    /// Encodes `records` into `buffer`, leaving room for the header. Nothing larger than the limit
+    /// is ever copied. `scratch` holds the records before compression.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRecord`] for no records or a timestamp out of range (LOG-13), and
+    /// [`Error::RecordTooLarge`] (LOG-01).
+    #[inline]
+    pub(crate) fn encode(
+        records: &[Record<'_>],
+        settings: &DraftSettings,
+        partition: &TopicPartition,
+        buffer: &mut Vec<u8>,
+        scratch: &mut Vec<u8>,
+    ) -> Result<Self, Error> {
+        let Some(first) = records.first() else {
+            return Err(invalid(partition, 0, "an append needs at least one record"));
+        };
+        let append_time = settings.timestamp_type == TimestampType::AppendTime;
+        let stamp = |record: &Record<'_>| match record.timestamp {
+            Some(timestamp) if !append_time => timestamp,
+            _ => settings.now,
+        };
+        let base_timestamp = stamp(first);
+        let mut max_timestamp = base_timestamp;
+        let plain = settings.compression == Compression::None;
+        let target = if plain { &mut *buffer } else { &mut *scratch };
+        target.clear();
+        if plain {
+            target.extend_from_slice(&[0; HEADER_BYTES]);
+        }
+        for (index, record) in records.iter().enumerate() {
+            let timestamp = stamp(record);
+            if timestamp != settings.now
+                && (timestamp < settings.timestamp_min || timestamp > settings.timestamp_max)
+            {
+                return Err(invalid(partition, index, "its timestamp is outside the topic's range"));
+            }
+            max_timestamp = max_timestamp.max(timestamp);
+            let delta = timestamp.0.wrapping_sub(base_timestamp.0);
+            put_record(target, record, index, delta, settings.bytes_max)
+                .map_err(|bytes| too_large(partition, bytes, settings))?;
+        }
+        if !plain {
+            let len = u32::try_from(scratch.len())
+                .map_err(|_| too_large(partition, scratch.len() as u64, settings))?;
+            buffer.clear();
+            buffer.extend_from_slice(&[0; HEADER_BYTES]);
+            buffer.extend_from_slice(&len.to_le_bytes());
+            compression::compress(settings.compression, scratch, buffer).map_err(|error| {
+                invalid(partition, 0, &format!("the batch does not compress: {error}"))
+            })?;
+        }
+        let padding = buffer.len().wrapping_neg() % ALIGNMENT;
+        buffer.extend_from_slice(&[0; ALIGNMENT][..padding]);
+        let count = u32::try_from(records.len())
+            .map_err(|_| too_large(partition, buffer.len() as u64, settings))?;
+        let length = u32::try_from(buffer.len()).ok().filter(|len| *len <= settings.bytes_max);
+        let Some(length) = length else {
+            return Err(too_large(partition, buffer.len() as u64, settings));
+        };
+        Ok(Self {
+            header: BatchHeader {
+                length,
+                padding: u8::try_from(padding).expect("less than four"),
+                compression: settings.compression,
+                append_time,
+                transactional: false,
+                control: false,
+                leader_epoch: LeaderEpoch(0),
+                base_offset: Offset::ZERO,
+                last_offset_delta: count - 1,
+                record_count: count,
+                producer_id: ProducerId(0),
+                producer_epoch: ProducerEpoch(0),
+                records_crc: crc(0, &buffer[HEADER_BYTES..]),
+                base_sequence: 0,
+                base_timestamp,
+                max_timestamp,
+                durable_end: Offset::ZERO,
+            },
+        })
+    }
+
+    /// Writes the header for `place` into `buffer`, the one that the draft was encoded into.
+    #[inline]
+    pub(crate) fn seal(&self, place: &Place, buffer: &mut [u8]) -> BatchHeader {
+        let header = BatchHeader {
+            leader_epoch: place.leader_epoch,
+            base_offset: place.base_offset,
+            durable_end: place.durable_end,
+            ..self.header
+        };
+        let target = buffer.first_chunk_mut().expect("encode left room for the header");
+        header.encode(place.seed, target);
+        header
+    }
+
+    /// How many records the batch holds.
+    #[inline]
+    pub(crate) fn record_count(&self) -> u32 {
+        self.header.record_count
+    }
+}
+
+/// Appends one record to `target`; `Err` gives the size that is over the limit.
+#[inline]
+fn put_record(
+    target: &mut Vec<u8>,
+    record: &Record<'_>,
+    index: usize,
+    timestamp_delta: i64,
+    bytes_max: u32,
+) -> Result<(), u64> {
+    let key_len = record.key.map_or(0, <[u8]>::len) as u64;
+    let value_len = record.value.map_or(0, <[u8]>::len) as u64;
+    let key_mark = if record.key.is_some() { key_len + 1 } else { 0 };
+    let value_mark = if record.value.is_some() { value_len + 1 } else { 0 };
+    let headers_len: u64 = record
+        .headers
+        .iter()
+        .map(|(name, value)| {
+            let (name, value) = (name.len() as u64, value.len() as u64);
+            (varint::len_u64(name) + varint::len_u64(value + 1)) as u64 + name + value
+        })
+        .sum();
+    let body = (varint::len_i64(timestamp_delta)
+        + varint::len_u64(index as u64)
+        + varint::len_u64(key_mark)
+        + varint::len_u64(value_mark)
+        + varint::len_u64(record.headers.len() as u64)) as u64
+        + key_len
+        + value_len
+        + headers_len;
+    let total = target.len() as u64 + varint::len_u64(body) as u64 + body;
+    if total > u64::from(bytes_max) {
+        return Err(total);
+    }
+    target.reserve(usize::try_from(total).expect("below a u32 limit") - target.len());
+    varint::put_u64(target, body);
+    varint::put_i64(target, timestamp_delta);
+    varint::put_u64(target, index as u64);
+    varint::put_u64(target, key_mark);
+    target.extend_from_slice(record.key.unwrap_or_default());
+    varint::put_u64(target, value_mark);
+    target.extend_from_slice(record.value.unwrap_or_default());
+    varint::put_u64(target, record.headers.len() as u64);
+    for (name, value) in &record.headers {
+        varint::put_u64(target, name.len() as u64);
+        target.extend_from_slice(name.as_bytes());
+        varint::put_u64(target, value.len() as u64 + 1);
+        target.extend_from_slice(value);
+    }
+    Ok(())
+}
+
+#[cold]
+fn invalid(partition: &TopicPartition, index: usize, reason: &str) -> Error {
+    Error::InvalidRecord { partition: partition.clone(), index, reason: reason.to_owned() }
+}
+
+#[cold]
+fn too_large(partition: &TopicPartition, bytes: u64, settings: &DraftSettings) -> Error {
+    let bytes_max = settings.bytes_max.into();
+    Error::RecordTooLarge { partition: partition.clone(), bytes, bytes_max }
+}

@@ -1,0 +1,318 @@
+//! One segment: a file of batches, and what makes finding them quick.
+//!
+//! A segment is named after its first offset and ends where the next one begins. One of them, the
+//! active one, grows ([`ActiveSegment`]); the others are sealed, and a side file beside each holds
+//! its index ([`SideFile`]). The data file alone is the truth: a side file can be lost and is
+//! rebuilt with the same answers.
+//!
+//! Threads: any number of readers beside one writer. A reader never looks behind
+//! [`Segment::position`], which the writer raises after the bytes are in place.
+//!
+//! Leaves to others: which segments a log has, when to roll, what to flush, what to do about damage.
+
+pub(crate) mod batches;
+mod file_header;
+mod index;
+mod reader;
+mod scan;
+mod side_file;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+
+use parking_lot::RwLock;
+
+use crate::error::{DecodeError, Error};
+use crate::storage::{BufferPool, Disk, File, Mapping, OpenMode};
+use crate::types::{Offset, StoreId, Timestamp, TopicId, TopicPartition};
+
+pub(crate) use file_header::{DATA_START, FileHeader};
+pub(crate) use index::{IndexEntry, SparseIndex};
+pub(crate) use reader::{Bytes, Fetched};
+pub(crate) use scan::{Scan, ScanEnd, Scanner};
+pub(crate) use side_file::{SideFile, SideHead};
+pub(crate) use writer::{ActiveSegment, Room, WriteHow};
+
+/// Whose log a file belongs to; every checksum of a batch header starts from `seed`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) partition: TopicPartition,
+    pub(crate) store: StoreId,
+    pub(crate) topic: TopicId,
+    pub(crate) seed: u32,
+}
+
+impl Identity {
+    pub(crate) fn new(store: StoreId, topic: TopicId, partition: TopicPartition) -> Self {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&store.0.to_le_bytes());
+        hasher.update(&topic.0.to_le_bytes());
+        hasher.update(&partition.partition().to_le_bytes());
+        Self { partition, store, topic, seed: hasher.finalize() }
+    }
+}
+
+/// The name of the data file whose first offset is `base`.
+pub(crate) fn log_name(base: Offset) -> String {
+    format!("{:020}.log", base.0)
+}
+
+/// The name of the side file beside it.
+pub(crate) fn side_name(base: Offset) -> String {
+    format!("{:020}.side", base.0)
+}
+
+/// The first offset that a data file's name tells; `None` if it is no data file's name.
+pub(crate) fn parse_log_name(name: &str) -> Option<Offset> {
+    parse_name(name, ".log")
+}
+
+/// The first offset that a side file's name tells; `None` if it is no side file's name.
+pub(crate) fn parse_side_name(name: &str) -> Option<Offset> {
+    parse_name(name, ".side")
+}
+
+fn parse_name(name: &str, suffix: &str) -> Option<Offset> {
+    let digits = name.strip_suffix(suffix)?;
+    let all_digits = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let base = all_digits.then(|| digits.parse().ok())??;
+    (base <= Offset::MAX.0).then_some(Offset(base))
+}
+
+/// Where a partition's files are, and what opening them takes.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) disk: Arc<dyn Disk>,
+    /// The partition's directory on the disk.
+    pub(crate) directory: Arc<str>,
+    pub(crate) buffers: BufferPool,
+    /// Whether sealed segments are read through a mapping.
+    pub(crate) map_sealed: bool,
+}
+
+impl Place {
+    /// The path of a file of the partition, relative to the disk.
+    pub(crate) fn path(&self, name: &str) -> String {
+        format!("{}/{name}", self.directory)
+    }
+
+    /// The path as a person would type it.
+    pub(crate) fn full_path(&self, name: &str) -> PathBuf {
+        self.disk.root().join(self.directory.as_ref()).join(name)
+    }
+
+    /// Names the file and the action that the system refused.
+    pub(crate) fn io_error(&self, name: &str, action: &'static str, source: std::io::Error) -> Error {
+        Error::io(self.full_path(name), action, source)
+    }
+}
+
+/// How the bytes of a segment are reached.
+#[derive(Clone, Debug)]
+enum Source {
+    /// Not opened yet, or closed again.
+    Closed,
+    /// By reading the file.
+    File(Arc<dyn File>),
+    /// In memory, as far as they are written.
+    Mapped(Arc<Mapping>),
+}
+
+/// One segment, as readers share it.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) base: Offset,
+    pub(crate) place: Place,
+    /// One past the last offset.
+    end: AtomicU64,
+    /// One past the last byte of the last batch.
+    position: AtomicU64,
+    max_timestamp: AtomicI64,
+    last_append: AtomicI64,
+    sealed: AtomicBool,
+    source: RwLock<Source>,
+    index: RwLock<Option<Arc<SparseIndex>>>,
+    /// The index of the active segment grows in place; a sealed one's is shared above.
+    growing: RwLock<SparseIndex>,
+}
+
+impl Segment {
+    /// A segment whose side file vouches for it, or whose extent the log knows from elsewhere.
+    pub(crate) fn sealed(place: Place, base: Offset, end: Offset, position: u64) -> Self {
+        let segment = Self::new(place, base);
+        segment.end.store(end.0, Ordering::Release);
+        segment.position.store(position, Ordering::Release);
+        segment.sealed.store(true, Ordering::Release);
+        segment
+    }
+
+    fn new(place: Place, base: Offset) -> Self {
+        Self {
+            base,
+            place,
+            end: AtomicU64::new(base.0),
+            position: AtomicU64::new(DATA_START),
+            max_timestamp: AtomicI64::new(i64::MIN),
+            last_append: AtomicI64::new(i64::MIN),
+            sealed: AtomicBool::new(false),
+            source: RwLock::new(Source::Closed),
+            index: RwLock::new(None),
+            growing: RwLock::new(SparseIndex::default()),
+        }
+    }
+
+    /// One past the last offset.
+    pub(crate) fn end(&self) -> Offset {
+        Offset(self.end.load(Ordering::Acquire))
+    }
+
+    /// One past the last byte of the last batch; everything before it is in place.
+    pub(crate) fn position(&self) -> u64 {
+        self.position.load(Ordering::Acquire)
+    }
+
+    /// Whether nothing will be appended any more.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.end() == self.base
+    }
+
+    /// The largest timestamp of its records, as far as they were read; `None` if it is not known.
+    fn known_max_timestamp(&self) -> Option<Timestamp> {
+        match self.max_timestamp.load(Ordering::Acquire) {
+            i64::MIN => None,
+            millis => Some(Timestamp(millis)),
+        }
+    }
+
+    /// When the last batch was appended by this machine's clock, if it is known.
+    pub(crate) fn last_append(&self) -> Option<Timestamp> {
+        match self.last_append.load(Ordering::Acquire) {
+            i64::MIN => None,
+            millis => Some(Timestamp(millis)),
+        }
+    }
+
+    /// As [`Segment::last_append`], looked up in the side file if need be.
+    pub(crate) fn last_append_or_load(&self) -> Option<Timestamp> {
+        self.last_append().or_else(|| {
+            let head = Self::read_side_head(&self.place, self.base)?;
+            self.assume_last_append(head.last_append);
+            self.last_append()
+        })
+    }
+
+    /// Takes what a side file that vouches for all of it says.
+    pub(crate) fn adopt(&self, side: &SideFile) {
+        self.max_timestamp.store(side.head.max_timestamp.0, Ordering::Release);
+        self.last_append.store(side.head.last_append.0, Ordering::Release);
+        self.position.store(side.head.position, Ordering::Release);
+        *self.index.write() = Some(Arc::clone(&side.index));
+    }
+
+    /// Notes that the last append was no later than `now`, when nothing better is known.
+    pub(crate) fn assume_last_append(&self, now: Timestamp) {
+        let unknown = i64::MIN;
+        let _ = self.last_append.compare_exchange(unknown, now.0, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// Takes what a walk over all of it found.
+    pub(crate) fn adopt_index(&self, index: SparseIndex, max_timestamp: Timestamp) {
+        self.max_timestamp.store(max_timestamp.0, Ordering::Release);
+        *self.index.write() = Some(Arc::new(index));
+    }
+
+    /// What a side file can say of the segment up to now. The caller keeps appends away.
+    pub(crate) fn head(&self, boot: u128, durable: bool) -> SideHead {
+        SideHead {
+            seed: self.place.identity.seed,
+            base: self.base,
+            end: self.end(),
+            position: self.position(),
+            max_timestamp: Timestamp(self.max_timestamp.load(Ordering::Acquire)),
+            last_append: Timestamp(self.last_append.load(Ordering::Acquire)),
+            boot,
+            durable,
+        }
+    }
+
+    /// Writes the side file for `head`, with the index as far as it goes.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Io`]; the old side file is whole then.
+    pub(crate) fn write_side_file(&self, head: SideHead) -> Result<(), Error> {
+        let index = match &*self.index.read() {
+            Some(index) => Arc::clone(index),
+            None => {
+                let mut index = self.growing.read().clone();
+                index.entries.retain(|entry| u64::from(entry.position) < head.position);
+                Arc::new(index)
+            }
+        };
+        let name = side_name(self.base);
+        let bytes = SideFile { head, index }.encode();
+        crate::storage::replace_file(&*self.place.disk, &self.place.path(&name), &bytes)
+            .map_err(|error| self.place.io_error(&name, "write", error))
+    }
+
+    /// The head of the side file, if it is there, intact, and about this segment.
+    pub(crate) fn read_side_head(place: &Place, base: Offset) -> Option<SideHead> {
+        let path = place.path(&side_name(base));
+        let bytes = crate::storage::read_small(&*place.disk, &path, side_file::HEAD_BYTES).ok()?;
+        let head = SideHead::decode(&bytes).ok()?;
+        (head.seed == place.identity.seed && head.base == base).then_some(head)
+    }
+
+    /// The side file, if it is there, intact, and about this segment.
+    pub(crate) fn read_side_file(place: &Place, base: Offset) -> Option<SideFile> {
+        let path = place.path(&side_name(base));
+        let bytes = crate::storage::read_small(&*place.disk, &path, side_file::SIDE_BYTES_MAX).ok()?;
+        let side = SideFile::decode(&bytes).ok()?;
+        (side.head.seed == place.identity.seed && side.head.base == base).then_some(side)
+    }
+
+    /// Stops growing: from here on the segment is read from its file, and its mapping goes with
+    /// the last reader that holds it.
+    pub(crate) fn settle(&self, file: Arc<dyn File>) {
+        let index = std::mem::take(&mut *self.growing.write());
+        *self.index.write() = Some(Arc::new(index));
+        self.sealed.store(true, Ordering::Release);
+        if !self.place.map_sealed {
+            *self.source.write() = Source::File(file);
+        }
+    }
+
+    /// Closes the file of a sealed segment until it is read again.
+    pub(crate) fn close(&self) {
+        if self.is_sealed() {
+            *self.source.write() = Source::Closed;
+        }
+    }
+
+    /// Opens the data file. A missing one is damage: the log says that it was there.
+    fn open_file(&self, mode: OpenMode) -> Result<Arc<dyn File>, Error> {
+        let name = log_name(self.base);
+        self.place.disk.open(&self.place.path(&name), mode).map_err(|error| {
+            if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidInput) {
+                return self.corrupt(self.base..self.end(), 0, DecodeError::Missing);
+            }
+            self.place.io_error(&name, "open", error)
+        })
+    }
+
+    fn corrupt(&self, offsets: std::ops::Range<Offset>, position: u64, source: DecodeError) -> Error {
+        Error::Corrupt {
+            partition: self.place.identity.partition.clone(),
+            offsets,
+            path: self.place.full_path(&log_name(self.base)),
+            position,
+            source,
+        }
+    }
+}

@@ -1,0 +1,378 @@
+//! Reading a segment: from an offset, or from a time.
+//!
+//! A read finds the last indexed place before the offset and walks batch by batch. Everything that
+//! is handed out was checked: header, payload, and every length inside. Where a batch is damaged
+//! the walk looks for the next intact header, so that only the damaged offsets are out of reach.
+
+use std::fmt;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+use crate::error::{DecodeError, Error};
+use crate::record::{Batch, BatchHeader, HEADER_BYTES, find_header};
+use crate::storage::{Mapping, OpenMode, PooledBuffer};
+use crate::types::{Compression, Offset, Timestamp};
+
+use super::batches::Batches;
+use super::{DATA_START, IndexEntry, Scanner, Segment, Source, SparseIndex, log_name};
+
+/// Bytes read ahead of what was asked for, to find the first batch behind an index entry.
+const SLACK_BYTES: usize = 8 << 10;
+/// Bytes searched at a time for the next intact header.
+const SEARCH_BYTES: usize = 1 << 20;
+/// Bytes read at a time when looking for a timestamp.
+const TIME_BYTES: usize = 64 << 10;
+
+/// Bytes of a segment, in memory for as long as this is held.
+pub(crate) enum Bytes {
+    /// In place: no copy was made.
+    Mapped { map: Arc<Mapping>, range: Range<usize> },
+    /// In a buffer of their own.
+    Owned { buffer: PooledBuffer, range: Range<usize> },
+}
+
+impl Bytes {
+    fn keep(self, part: Range<usize>) -> Self {
+        match self {
+            Self::Mapped { map, range } => {
+                Self::Mapped { map, range: range.start + part.start..range.start + part.end }
+            }
+            Self::Owned { buffer, range } => {
+                Self::Owned { buffer, range: range.start + part.start..range.start + part.end }
+            }
+        }
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped { map, range } => map.bytes(range.clone()),
+            Self::Owned { buffer, range } => &buffer[range.clone()],
+        }
+    }
+}
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Bytes").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+/// Whole batches, checked.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    pub(crate) bytes: Bytes,
+    /// The records of each compressed batch, in order.
+    pub(crate) unpacked: Vec<Vec<u8>>,
+    /// One past the last offset in `bytes`.
+    pub(crate) next: Offset,
+}
+
+/// Where a walk over a segment stands.
+#[derive(Clone, Copy)]
+struct Walk {
+    position: u64,
+    expected: Offset,
+}
+
+impl Segment {
+    /// Whole batches from the one that holds `from` on, all below `upper`; about `bytes_max` of them,
+    /// and always at least one. `None` if there is none.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if `from` lies in damaged offsets, [`Error::Io`].
+    pub(crate) fn read(
+        &self,
+        from: Offset,
+        upper: Offset,
+        bytes_max: usize,
+    ) -> Result<Option<Fetched>, Error> {
+        let upper = upper.min(self.end());
+        let mut walk = self.start_before(from)?;
+        let mut want = bytes_max.saturating_add(SLACK_BYTES);
+        loop {
+            let limit = self.position();
+            if walk.position >= limit || from >= upper {
+                // The file ends before the segment does: what is missing is damage, at `from` too.
+                return if from < upper { Err(self.missing(walk.expected)) } else { Ok(None) };
+            }
+            let bytes = self.load(walk.position, want, limit)?;
+            if bytes.is_empty() {
+                return Err(self.missing(walk.expected));
+            }
+            match self.take_batches(&bytes, walk, from, upper, bytes_max) {
+                Taken::Batches { range, unpacked, next } => {
+                    return Ok(Some(Fetched { bytes: bytes.keep(range), unpacked, next }));
+                }
+                Taken::Nothing => return Ok(None),
+                Taken::More { walk: stopped, bytes: need } => {
+                    let loaded_all = walk.position + bytes.len() as u64 >= limit;
+                    if stopped.position == walk.position && loaded_all {
+                        walk = self.step_over(stopped, from, short(&bytes, need))?;
+                    } else {
+                        walk = stopped;
+                        want = want.max(need);
+                    }
+                }
+                Taken::Damage { walk: stopped, source } => {
+                    walk = self.step_over(stopped, from, source)?;
+                }
+            }
+        }
+    }
+
+    /// The first record at or behind `from`, below `upper`, whose timestamp is at least `timestamp`.
+    ///
+    /// # Errors
+    /// As for [`Segment::read`]: damage before the record that would be the answer.
+    pub(crate) fn find_time(
+        &self,
+        timestamp: Timestamp,
+        from: Offset,
+        upper: Offset,
+    ) -> Result<Option<(Offset, Timestamp)>, Error> {
+        if self.is_sealed() {
+            self.load_index()?;
+            if self.known_max_timestamp().is_some_and(|max| max < timestamp) {
+                return Ok(None);
+            }
+        }
+        let entry = self.with_index(|index| index.before_time(timestamp))?;
+        let indexed = entry.map_or(self.base, |entry| self.base.plus(entry.relative_offset.into()));
+        let mut next = indexed.max(from);
+        while let Some(fetched) = self.read(next, upper, TIME_BYTES)? {
+            for (header, records) in Batches::new(&fetched) {
+                if header.max_timestamp < timestamp {
+                    continue;
+                }
+                let hit = records
+                    .filter(|record| record.offset() >= from && record.timestamp() >= timestamp)
+                    .map(|record| (record.offset(), record.timestamp()))
+                    .next();
+                if hit.is_some() {
+                    return Ok(hit);
+                }
+            }
+            next = fetched.next;
+        }
+        Ok(None)
+    }
+
+    fn take_batches(
+        &self,
+        bytes: &[u8],
+        start: Walk,
+        from: Offset,
+        upper: Offset,
+        bytes_max: usize,
+    ) -> Taken {
+        let seed = self.place.identity.seed;
+        let mut at = 0;
+        let mut expected = start.expected;
+        let mut first = None;
+        let mut unpacked = Vec::new();
+        let stop = loop {
+            let walk = Walk { position: start.position + at as u64, expected };
+            let rest = &bytes[at..];
+            if rest.is_empty() {
+                break Taken::More { walk, bytes: HEADER_BYTES };
+            }
+            let batch = match Batch::decode(rest, seed) {
+                Ok(batch) => batch,
+                Err(DecodeError::Short { need, .. }) => {
+                    let need = usize::try_from(need).unwrap_or(usize::MAX);
+                    break Taken::More { walk, bytes: need };
+                }
+                Err(source) => break Taken::Damage { walk, source },
+            };
+            let header = &batch.header;
+            if header.base_offset != expected {
+                break Taken::Damage { walk, source: misplaced(header, expected) };
+            }
+            if header.end_offset() > upper {
+                break Taken::Nothing;
+            }
+            if header.end_offset() > from {
+                let begin = *first.get_or_insert(at);
+                if at > begin && at + header.len() - begin > bytes_max {
+                    break Taken::Nothing;
+                }
+                let checked = batch.check().and_then(|()| batch.records());
+                match checked {
+                    Ok(records) if header.compression == Compression::None => drop(records),
+                    Ok(records) => unpacked.push(records.into_owned()),
+                    Err(source) => break Taken::Damage { walk, source },
+                }
+            }
+            expected = header.end_offset();
+            at += header.len();
+        };
+        match first {
+            Some(begin) if at > begin => Taken::Batches { range: begin..at, unpacked, next: expected },
+            _ => stop,
+        }
+    }
+
+    /// Goes on behind damage, or fails if the damage holds `from`.
+    fn step_over(&self, stopped: Walk, from: Offset, source: DecodeError) -> Result<Walk, Error> {
+        let limit = self.position();
+        let seed = self.place.identity.seed;
+        let mut position = stopped.position;
+        // A batch whose header is intact is damaged in its own offsets only.
+        let head = self.load(position, HEADER_BYTES, limit)?;
+        let own = BatchHeader::decode(&head, seed).ok();
+        drop(head);
+        if let Some(header) = own.filter(|header| header.base_offset == stopped.expected) {
+            let next = Walk {
+                position: (position + u64::from(header.length)).min(limit),
+                expected: header.end_offset(),
+            };
+            return self.reachable(stopped, next, from, source);
+        }
+        position += 4;
+        while position < limit {
+            let bytes = self.load(position, SEARCH_BYTES, limit)?;
+            let mut at = 0;
+            while let Some((found, header)) = find_header(&bytes, at, seed) {
+                if header.base_offset >= stopped.expected && header.end_offset() <= self.end() {
+                    let next = Walk { position: position + found as u64, expected: header.base_offset };
+                    return self.reachable(stopped, next, from, source);
+                }
+                at = found + 4;
+            }
+            if bytes.len() < SEARCH_BYTES {
+                break;
+            }
+            position += (SEARCH_BYTES - HEADER_BYTES) as u64;
+        }
+        self.reachable(stopped, Walk { position: limit, expected: self.end() }, from, source)
+    }
+
+    fn reachable(
+        &self,
+        stopped: Walk,
+        next: Walk,
+        from: Offset,
+        source: DecodeError,
+    ) -> Result<Walk, Error> {
+        if from < next.expected {
+            return Err(self.corrupt(stopped.expected..next.expected, stopped.position, source));
+        }
+        Ok(next)
+    }
+
+    fn missing(&self, expected: Offset) -> Error {
+        self.corrupt(expected..self.end(), self.position(), DecodeError::Missing)
+    }
+
+    fn start_before(&self, from: Offset) -> Result<Walk, Error> {
+        let entry = self.with_index(|index| index.before_offset(self.base, from))?;
+        Ok(entry.map_or(Walk { position: DATA_START, expected: self.base }, |entry| Walk {
+            position: entry.position.into(),
+            expected: self.base.plus(entry.relative_offset.into()),
+        }))
+    }
+
+    fn with_index(
+        &self,
+        look_up: impl FnOnce(&SparseIndex) -> Option<IndexEntry>,
+    ) -> Result<Option<IndexEntry>, Error> {
+        if !self.is_sealed() {
+            let growing = self.growing.read();
+            // Sealing takes the entries away before it says so: an empty index only costs a walk.
+            return Ok(look_up(&growing));
+        }
+        Ok(look_up(&*self.load_index()?))
+    }
+
+    /// The index of a sealed segment: from memory, from its side file, or from a walk over the data.
+    pub(crate) fn load_index(&self) -> Result<Arc<SparseIndex>, Error> {
+        if let Some(index) = &*self.index.read() {
+            return Ok(Arc::clone(index));
+        }
+        match Self::read_side_file(&self.place, self.base) {
+            Some(side) if side.head.end == self.end() => {
+                self.adopt(&side);
+                Ok(side.index)
+            }
+            _ => self.rebuild_index(),
+        }
+    }
+
+    fn rebuild_index(&self) -> Result<Arc<SparseIndex>, Error> {
+        let file = self.open_file(OpenMode::Read)?;
+        let mut scanner = Scanner::new(&self.place, self.base);
+        let scan = scanner.walk(&*file, self.position(), Some(self.end()))?;
+        let index = Arc::new(scan.index);
+        *self.index.write() = Some(Arc::clone(&index));
+        if scan.end == self.end() {
+            self.max_timestamp.store(scan.max_timestamp.0, std::sync::atomic::Ordering::Release);
+        }
+        Ok(index)
+    }
+
+    /// Up to `len` bytes at `position`, none at or behind `limit`.
+    fn load(&self, position: u64, len: usize, limit: u64) -> Result<Bytes, Error> {
+        let len = usize::try_from(limit.saturating_sub(position)).unwrap_or(usize::MAX).min(len);
+        let source = self.source.read().clone();
+        match source {
+            Source::Mapped(map) => {
+                let start = usize::try_from(position).expect("a mapped position fits an address");
+                let end = start.saturating_add(len).min(map.len());
+                Ok(Bytes::Mapped { range: start.min(end)..end, map })
+            }
+            Source::File(file) => {
+                let buffer = self.place.buffers.read(&*file, position, len).map_err(|error| {
+                    self.place.io_error(&log_name(self.base), "read", error)
+                })?;
+                Ok(Bytes::Owned { range: 0..buffer.len(), buffer })
+            }
+            Source::Closed => {
+                self.open_source()?;
+                self.load(position, len, limit)
+            }
+        }
+    }
+
+    fn open_source(&self) -> Result<(), Error> {
+        let file = self.open_file(OpenMode::Read)?;
+        let opened = if self.place.map_sealed {
+            let name = log_name(self.base);
+            let fault = |error| self.place.io_error(&name, "map", error);
+            let len = file.len().map_err(fault)?.min(self.position());
+            let len = usize::try_from(len).map_err(|_| fault(std::io::ErrorKind::OutOfMemory.into()))?;
+            if len == 0 {
+                Source::File(file)
+            } else {
+                Source::Mapped(Arc::new(file.map(len, false).map_err(fault)?))
+            }
+        } else {
+            Source::File(file)
+        };
+        let mut source = self.source.write();
+        if matches!(*source, Source::Closed) {
+            *source = opened;
+        }
+        Ok(())
+    }
+}
+
+enum Taken {
+    Batches { range: Range<usize>, unpacked: Vec<Vec<u8>>, next: Offset },
+    /// There is nothing to take below the bound.
+    Nothing,
+    /// The batch at `walk` needs that many bytes.
+    More { walk: Walk, bytes: usize },
+    Damage { walk: Walk, source: DecodeError },
+}
+
+fn misplaced(header: &BatchHeader, expected: Offset) -> DecodeError {
+    if header.base_offset > expected { DecodeError::Missing } else { DecodeError::Misplaced("batch") }
+}
+
+fn short(bytes: &[u8], need: usize) -> DecodeError {
+    DecodeError::Short { have: bytes.len() as u64, need: need as u64 }
+}

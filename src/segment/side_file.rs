@@ -1,0 +1,210 @@
+//! What is known of a segment's first batches, in a file beside it: `<base>.side`.
+//!
+//! Vouches for a prefix of the data file: for all of a sealed segment, for the part up to the last
+//! checkpoint of the active one. Written after that part is on stable storage (`durable`), or for
+//! this run of the machine only. Lost or damaged, it is rebuilt by a walk over the data.
+//!
+//! | byte | size | field            | meaning                                            |
+//! |-----:|-----:|------------------|----------------------------------------------------|
+//! |    0 |    8 | `magic`          | `oncside` and a zero                               |
+//! |    8 |    4 | `version`        | 1                                                  |
+//! |   12 |    4 | `seed`           | the partition's identity                           |
+//! |   16 |    8 | `base`           | first offset of the segment                        |
+//! |   24 |    8 | `end`            | one past the last offset vouched for               |
+//! |   32 |    8 | `position`       | one past the last byte vouched for                 |
+//! |   40 |    8 | `max_timestamp`  | i64 ms; `i64::MIN` = no records                    |
+//! |   48 |    8 | `last_append`    | i64 ms, by the clock of the machine                |
+//! |   56 |   16 | `boot`           | the run of the machine that wrote it               |
+//! |   72 |    4 | `flags`          | bit 0: `durable`                                   |
+//! |   76 |    4 | `sections_len`   | bytes of the sections                              |
+//! |   80 |    4 | `sections_crc`   | CRC-32 of the sections                             |
+//! |   84 |    4 | `head_crc`       | CRC-32 of bytes 0..84                              |
+//! |   88 |      | sections         | each: kind u32, length u32, that many bytes        |
+//!
+//! Section 1 is the sparse index: 16 bytes an entry (relative offset u32, position u32, time before
+//! i64). A reader skips sections of a kind that it does not know.
+
+use std::sync::Arc;
+
+use crate::error::DecodeError;
+use crate::types::{Offset, Timestamp};
+
+use super::index::{IndexEntry, SparseIndex};
+
+const MAGIC: &[u8; 8] = b"oncside\0";
+const VERSION: u32 = 1;
+const SECTION_INDEX: u32 = 1;
+const ENTRY_BYTES: usize = 16;
+const DURABLE: u32 = 1;
+
+/// The part of a side file that says what it vouches for.
+pub(crate) const HEAD_BYTES: usize = 88;
+/// A side file is never larger than this; a longer one is not read.
+pub(crate) const SIDE_BYTES_MAX: usize = 64 << 20;
+
+/// What a side file vouches for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SideHead {
+    pub(crate) seed: u32,
+    pub(crate) base: Offset,
+    pub(crate) end: Offset,
+    pub(crate) position: u64,
+    pub(crate) max_timestamp: Timestamp,
+    pub(crate) last_append: Timestamp,
+    /// The run of the machine in which it was written.
+    pub(crate) boot: u128,
+    /// Whether the data was on stable storage before this was written.
+    pub(crate) durable: bool,
+}
+
+/// The contents of a side file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SideFile {
+    pub(crate) head: SideHead,
+    pub(crate) index: Arc<SparseIndex>,
+}
+
+impl SideFile {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let index_bytes = self.index.entries.len() * ENTRY_BYTES;
+        let mut sections = Vec::with_capacity(8 + index_bytes);
+        sections.extend_from_slice(&SECTION_INDEX.to_le_bytes());
+        sections.extend_from_slice(&length(index_bytes).to_le_bytes());
+        for entry in &self.index.entries {
+            sections.extend_from_slice(&entry.relative_offset.to_le_bytes());
+            sections.extend_from_slice(&entry.position.to_le_bytes());
+            sections.extend_from_slice(&entry.time_before.0.to_le_bytes());
+        }
+        let head = &self.head;
+        let mut bytes = Vec::with_capacity(HEAD_BYTES + sections.len());
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&head.seed.to_le_bytes());
+        bytes.extend_from_slice(&head.base.0.to_le_bytes());
+        bytes.extend_from_slice(&head.end.0.to_le_bytes());
+        bytes.extend_from_slice(&head.position.to_le_bytes());
+        bytes.extend_from_slice(&head.max_timestamp.0.to_le_bytes());
+        bytes.extend_from_slice(&head.last_append.0.to_le_bytes());
+        bytes.extend_from_slice(&head.boot.to_le_bytes());
+        bytes.extend_from_slice(&(if head.durable { DURABLE } else { 0 }).to_le_bytes());
+        bytes.extend_from_slice(&length(sections.len()).to_le_bytes());
+        bytes.extend_from_slice(&crc32fast::hash(&sections).to_le_bytes());
+        bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
+        bytes.extend_from_slice(&sections);
+        bytes
+    }
+
+    /// Reads a whole side file.
+    ///
+    /// # Errors
+    /// [`DecodeError`] names what does not fit; the side file is then rebuilt.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let (head, sections_len, sections_crc) = decode_head(bytes)?;
+        let sections = &bytes[HEAD_BYTES..];
+        if sections.len() != sections_len as usize {
+            let need = HEAD_BYTES as u64 + u64::from(sections_len);
+            return Err(DecodeError::Short { have: bytes.len() as u64, need });
+        }
+        if crc32fast::hash(sections) != sections_crc {
+            return Err(DecodeError::Checksum("side file"));
+        }
+        let mut reader = Reader { bytes: sections };
+        let mut index = SparseIndex::default();
+        while !reader.bytes.is_empty() {
+            let kind = reader.u32()?;
+            let len = reader.u32()? as usize;
+            let section = reader.take(len)?;
+            if kind == SECTION_INDEX {
+                index = decode_index(section)?;
+            }
+        }
+        Ok(Self { head, index: Arc::new(index) })
+    }
+}
+
+impl SideHead {
+    /// Reads only the first [`HEAD_BYTES`].
+    ///
+    /// # Errors
+    /// As for [`SideFile::decode`].
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        decode_head(bytes).map(|(head, _, _)| head)
+    }
+}
+
+fn decode_head(bytes: &[u8]) -> Result<(SideHead, u32, u32), DecodeError> {
+    let Some(head) = bytes.first_chunk::<HEAD_BYTES>() else {
+        return Err(DecodeError::Short { have: bytes.len() as u64, need: HEAD_BYTES as u64 });
+    };
+    let mut reader = Reader { bytes: head };
+    if reader.take(8)? != MAGIC {
+        return Err(DecodeError::Field("magic"));
+    }
+    let version = reader.u32()?;
+    let seed = reader.u32()?;
+    let base = Offset(reader.u64()?);
+    let end = Offset(reader.u64()?);
+    let position = reader.u64()?;
+    let max_timestamp = Timestamp(reader.u64()?.cast_signed());
+    let last_append = Timestamp(reader.u64()?.cast_signed());
+    let boot = u128::from(reader.u64()?) | u128::from(reader.u64()?) << 64;
+    let flags = reader.u32()?;
+    let sections_len = reader.u32()?;
+    let sections_crc = reader.u32()?;
+    if crc32fast::hash(&head[..HEAD_BYTES - 4]) != reader.u32()? {
+        return Err(DecodeError::Checksum("side file head"));
+    }
+    if version != VERSION {
+        return Err(DecodeError::Field("version"));
+    }
+    if base > end || end > Offset::MAX {
+        return Err(DecodeError::Field("end"));
+    }
+    let durable = flags & DURABLE != 0;
+    let head = SideHead { seed, base, end, position, max_timestamp, last_append, boot, durable };
+    Ok((head, sections_len, sections_crc))
+}
+
+fn length(bytes: usize) -> u32 {
+    u32::try_from(bytes).expect("an index is far smaller than its segment")
+}
+
+fn decode_index(section: &[u8]) -> Result<SparseIndex, DecodeError> {
+    if !section.len().is_multiple_of(ENTRY_BYTES) {
+        return Err(DecodeError::Field("index length"));
+    }
+    let mut reader = Reader { bytes: section };
+    let mut index = SparseIndex::with_capacity(section.len() / ENTRY_BYTES);
+    while !reader.bytes.is_empty() {
+        index.push(IndexEntry {
+            relative_offset: reader.u32()?,
+            position: reader.u32()?,
+            time_before: Timestamp(reader.u64()?.cast_signed()),
+        });
+    }
+    Ok(index)
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8], DecodeError> {
+        let Some((taken, rest)) = self.bytes.split_at_checked(len) else {
+            return Err(DecodeError::Short { have: self.bytes.len() as u64, need: len as u64 });
+        };
+        self.bytes = rest;
+        Ok(taken)
+    }
+
+    fn u32(&mut self) -> Result<u32, DecodeError> {
+        let bytes = self.take(4)?;
+        Ok(u32::from_le_bytes(bytes.try_into().expect("four bytes were taken")))
+    }
+
+    fn u64(&mut self) -> Result<u64, DecodeError> {
+        let bytes = self.take(8)?;
+        Ok(u64::from_le_bytes(bytes.try_into().expect("eight bytes were taken")))
+    }
+}

@@ -1,0 +1,336 @@
+//! The active segment: the one that grows.
+//!
+//! Space is made in three stages, each ahead of the next: *allocated* (`fallocate`, in steps that
+//! double), *ready* (zeroes written, so that the pages are in the cache and a store meets no
+//! fault), *written* (batches). Only ready bytes are stored to: a full or failing disk therefore
+//! shows as an error of the first two stages, before a record is taken, and not as a signal.
+//!
+//! The zeroes are written by the disk's worker when it is early enough, else by the appender; the
+//! lock in [`Room`] keeps the two apart. Zeroes go only behind `ready`, batches only before it.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::error::Error;
+use crate::record::{BatchHeader, LENGTH_AT};
+use crate::storage::{File, Mapping, OpenMode, write_all_at};
+use crate::types::{Offset, Timestamp};
+
+use super::{
+    DATA_START, FileHeader, IndexEntry, Place, Segment, Source, SparseIndex, log_name,
+};
+
+/// The first allocation of a segment: ten thousand idle partitions must cost little.
+const ALLOCATE_BYTES_MIN: u64 = 64 << 10;
+/// Allocation doubles up to this step.
+const ALLOCATE_BYTES_MAX: u64 = 64 << 20;
+
+/// How batches get into the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WriteHow {
+    /// Copied into a mapping whose zeroes are written in chunks of that many bytes.
+    Map { chunk_bytes: u32 },
+    /// Written by a system call each; read from a mapping, or by system calls as well.
+    Write { map_reads: bool },
+}
+
+/// The stages of one file's space; shared with the worker that works ahead.
+#[derive(Debug)]
+pub(crate) struct Room {
+    file: Arc<dyn File>,
+    capacity: u64,
+    chunk: u64,
+    ready: AtomicU64,
+    stages: Mutex<Stages>,
+}
+
+#[derive(Debug)]
+struct Stages {
+    allocated: u64,
+    step: u64,
+}
+
+impl Room {
+    /// Makes at least `until` bytes ready, and whole chunks beyond it.
+    ///
+    /// # Errors
+    /// What the system says; nothing that was ready is lost.
+    pub(crate) fn make_ready(&self, until: u64) -> io::Result<()> {
+        let mut stages = self.stages.lock();
+        let mut ready = self.ready.load(Ordering::Acquire);
+        while ready < until {
+            let chunk_end = (ready / self.chunk + 1) * self.chunk;
+            let target = chunk_end.min(self.capacity.max(until));
+            if target > stages.allocated {
+                let end = (stages.allocated + stages.step).max(target).min(self.capacity.max(target));
+                self.file.allocate(stages.allocated, end - stages.allocated)?;
+                stages.allocated = end;
+                stages.step = (stages.step * 2).min(ALLOCATE_BYTES_MAX);
+            }
+            let zeroes = zeroes();
+            while ready < target {
+                let len = usize::try_from(target - ready).unwrap_or(usize::MAX).min(zeroes.len());
+                write_all_at(&*self.file, ready, &zeroes[..len])?;
+                ready += len as u64;
+            }
+            self.ready.store(ready, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Works one chunk ahead of `position` if less than that is ready. False: nothing to do.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn work_ahead(&self, position: u64, ahead: u64) -> io::Result<bool> {
+        let ready = self.ready.load(Ordering::Acquire);
+        let until = (position + ahead).min(self.capacity);
+        if ready >= until {
+            return Ok(false);
+        }
+        self.make_ready((ready + self.chunk).min(until))?;
+        Ok(true)
+    }
+}
+
+fn zeroes() -> &'static [u8] {
+    static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
+    &ZEROES
+}
+
+/// The writer's side of the active segment.
+#[derive(Debug)]
+pub(crate) struct ActiveSegment {
+    segment: Arc<Segment>,
+    file: Arc<dyn File>,
+    map: Option<Arc<Mapping>>,
+    room: Arc<Room>,
+    end: Offset,
+    position: u64,
+    capacity: u64,
+    created: Timestamp,
+    max_timestamp: Timestamp,
+    indexed: u64,
+    index_interval: u64,
+}
+
+impl ActiveSegment {
+    /// Makes a new, empty segment. Its name is not durable until the directory is synced.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Io`]; nothing is left behind.
+    pub(crate) fn create(
+        place: &Place,
+        base: Offset,
+        capacity: u64,
+        index_interval: u32,
+        how: WriteHow,
+        now: Timestamp,
+    ) -> Result<Self, Error> {
+        let name = log_name(base);
+        let temporary = format!("{name}.tmp");
+        let path = place.path(&name);
+        let temporary_path = place.path(&temporary);
+        let fault = |error| place.io_error(&name, "create", error);
+        match place.disk.remove(&temporary_path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fault(error)),
+            _ => {}
+        }
+        let made = (|| {
+            let file = place.disk.open(&temporary_path, OpenMode::Create)?;
+            write_all_at(&*file, 0, &FileHeader::new(&place.identity, base, now).encode())?;
+            let made = Self::over(place, file, base, base, DATA_START, capacity, index_interval, how, now)?;
+            made.room.make_ready(DATA_START + 1)?;
+            place.disk.rename(&temporary_path, &path)?;
+            Ok(made)
+        })();
+        made.map_err(|error| {
+            // Best effort: the next attempt removes a leftover as well.
+            let _ = place.disk.remove(&temporary_path);
+            fault(error)
+        })
+    }
+
+    /// Takes over a segment whose last batch ends at `position`; everything behind is zero or cut.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    #[expect(clippy::too_many_arguments, reason = "what recovery found, once, by name")]
+    pub(crate) fn reopen(
+        place: &Place,
+        base: Offset,
+        end: Offset,
+        position: u64,
+        capacity: u64,
+        index_interval: u32,
+        how: WriteHow,
+        created: Timestamp,
+        max_timestamp: Timestamp,
+        index: SparseIndex,
+    ) -> Result<Self, Error> {
+        let name = log_name(base);
+        let made = (|| {
+            let file = place.disk.open(&place.path(&name), OpenMode::Write)?;
+            Self::over(place, file, base, end, position, capacity, index_interval, how, created)
+        })();
+        let mut made = made.map_err(|error| place.io_error(&name, "open", error))?;
+        made.max_timestamp = max_timestamp;
+        made.indexed = index.entries.last().map_or(DATA_START, |entry| entry.position.into());
+        made.segment.max_timestamp.store(max_timestamp.0, Ordering::Release);
+        made.segment.growing.write().entries.extend(index.entries);
+        Ok(made)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the one constructor behind two doors")]
+    fn over(
+        place: &Place,
+        file: Arc<dyn File>,
+        base: Offset,
+        end: Offset,
+        position: u64,
+        capacity: u64,
+        index_interval: u32,
+        how: WriteHow,
+        created: Timestamp,
+    ) -> io::Result<Self> {
+        let capacity = capacity.max(position);
+        let len = usize::try_from(capacity).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let (chunk, map, map_reads) = match how {
+            WriteHow::Map { chunk_bytes } => {
+                (chunk_bytes, Some(Arc::new(file.map(len, true)?)), None)
+            }
+            WriteHow::Write { map_reads: true } => {
+                (64 << 10, None, Some(Arc::new(file.map(len, false)?)))
+            }
+            WriteHow::Write { map_reads: false } => (64 << 10, None, None),
+        };
+        let segment = Segment::new(place.clone(), base);
+        segment.end.store(end.0, Ordering::Release);
+        segment.position.store(position, Ordering::Release);
+        let capacity_entries = capacity / u64::from(index_interval.max(1)) + 1;
+        *segment.growing.write() = SparseIndex::with_capacity(
+            usize::try_from(capacity_entries.min(1 << 20)).expect("bounded just now"),
+        );
+        *segment.source.write() = match map.clone().or(map_reads) {
+            Some(map) => Source::Mapped(map),
+            None => Source::File(Arc::clone(&file)),
+        };
+        let room = Room {
+            file: Arc::clone(&file),
+            capacity,
+            chunk: chunk.into(),
+            ready: AtomicU64::new(position),
+            stages: Mutex::new(Stages { allocated: position, step: ALLOCATE_BYTES_MIN }),
+        };
+        Ok(Self {
+            segment: Arc::new(segment),
+            file,
+            map,
+            room: Arc::new(room),
+            end,
+            position,
+            capacity,
+            created,
+            max_timestamp: Timestamp::MIN,
+            indexed: DATA_START,
+            index_interval: index_interval.into(),
+        })
+    }
+
+    /// Whether a batch of that many bytes and offsets belongs into this segment and not the next.
+    #[inline]
+    pub(crate) fn has_room_for(&self, bytes: usize, end: Offset) -> bool {
+        self.position + bytes as u64 <= self.capacity
+            && end.since(self.segment.base) <= u64::from(u32::MAX)
+    }
+
+    /// Puts a sealed batch behind the last one. `bytes` begin with `header`.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] and [`Error::Io`]; with a mapping nothing was written then. After a failed
+    /// plain write, what is in the file is not known: the caller fences the replica.
+    #[inline]
+    pub(crate) fn append(
+        &mut self,
+        bytes: &[u8],
+        header: &BatchHeader,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let start = self.position;
+        let end = start + bytes.len() as u64;
+        if end > self.room.ready.load(Ordering::Acquire) {
+            self.room.make_ready(end).map_err(|error| self.fault("allocate", error))?;
+        }
+        if start - self.indexed >= self.index_interval {
+            self.push_index_entry();
+        }
+        match &self.map {
+            Some(map) => {
+                let at = usize::try_from(start).expect("a mapped position fits an address");
+                map.put(at, &bytes[..LENGTH_AT]);
+                map.put(at + LENGTH_AT + 4, &bytes[LENGTH_AT + 4..]);
+                // The length goes last: whoever sees it sees the batch.
+                map.publish_u32(at + LENGTH_AT, header.length);
+            }
+            None => write_all_at(&*self.file, start, bytes).map_err(|error| self.fault("write", error))?,
+        }
+        self.position = end;
+        self.end = header.end_offset();
+        if header.max_timestamp > self.max_timestamp {
+            self.max_timestamp = header.max_timestamp;
+            self.segment.max_timestamp.store(header.max_timestamp.0, Ordering::Relaxed);
+        }
+        self.segment.last_append.store(now.0, Ordering::Relaxed);
+        self.segment.end.store(self.end.0, Ordering::Relaxed);
+        self.segment.position.store(end, Ordering::Release);
+        Ok(())
+    }
+
+    #[cold]
+    fn push_index_entry(&mut self) {
+        self.indexed = self.position;
+        let relative = u32::try_from(self.end.since(self.segment.base));
+        let position = u32::try_from(self.position);
+        if let (Ok(relative_offset), Ok(position)) = (relative, position) {
+            let time_before = self.max_timestamp;
+            self.segment.growing.write().push(IndexEntry { relative_offset, position, time_before });
+        }
+    }
+
+    pub(crate) fn segment(&self) -> &Arc<Segment> {
+        &self.segment
+    }
+
+    pub(crate) fn file(&self) -> &Arc<dyn File> {
+        &self.file
+    }
+
+    pub(crate) fn room(&self) -> &Arc<Room> {
+        &self.room
+    }
+
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Bytes that can be stored to without more work.
+    pub(crate) fn ready(&self) -> u64 {
+        self.room.ready.load(Ordering::Acquire)
+    }
+
+    /// When the segment was begun.
+    pub(crate) fn created(&self) -> Timestamp {
+        self.created
+    }
+
+    pub(crate) fn max_timestamp(&self) -> Timestamp {
+        self.max_timestamp
+    }
+
+    fn fault(&self, action: &'static str, error: io::Error) -> Error {
+        self.segment.place.io_error(&log_name(self.segment.base), action, error)
+    }
+}

@@ -1,0 +1,200 @@
+//! A file's bytes in memory: stored to by one writer, read by any number of readers.
+//!
+//! The bytes below what a writer has *published* never change again, so a reader may hold them as
+//! a plain slice. Publishing is a release store of a word (the length of a batch) that readers load
+//! with acquire, or any other synchronisation between writer and reader, such as a lock.
+//!
+//! Invariants, kept by the callers in this crate:
+//! 1. One thread at a time stores, and only to bytes that were never published.
+//! 2. `bytes` is asked only for published ranges, within the length of the file.
+//! 3. Stores go only to ranges that were allocated and written before, so no store meets a missing
+//!    page (`SIGBUS`).
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// Who keeps the memory behind a [`Mapping`] alive.
+pub(super) enum Owner {
+    /// The operating system, until this is dropped.
+    System(#[expect(dead_code, reason = "held for its drop")] memmap2::MmapRaw),
+    /// A block of the heap, shared with the file it belongs to.
+    Heap(#[expect(dead_code, reason = "held for its drop")] Arc<HeapBlock>),
+}
+
+/// Told of every store before it happens. Returns false to keep it from happening (the process
+/// that stores is dead, in the simulation).
+pub(super) trait StoreWatch: Send + Sync {
+    /// Bytes `position..position + source.len()` are about to become `source`.
+    fn before_store(&self, position: usize, source: &[u8]) -> bool;
+}
+
+/// The first bytes of a file, in memory.
+pub struct Mapping {
+    base: *mut u8,
+    len: usize,
+    watch: Option<Arc<dyn StoreWatch>>,
+    _owner: Owner,
+}
+
+// SAFETY: the pointer is to memory that `_owner` keeps alive and that no thread owns; stores are
+// kept apart by invariant 1, and reads see only bytes that no store touches any more.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// A mapping of the operating system.
+    pub(super) fn system(map: memmap2::MmapRaw) -> Self {
+        Self { base: map.as_mut_ptr(), len: map.len(), watch: None, _owner: Owner::System(map) }
+    }
+
+    /// The first `len` bytes of a block of the heap; `len` is cut to the block's size.
+    pub(super) fn heap(
+        block: Arc<HeapBlock>,
+        len: usize,
+        watch: Option<Arc<dyn StoreWatch>>,
+    ) -> Self {
+        Self { base: block.base, len: len.min(block.len), watch, _owner: Owner::Heap(block) }
+    }
+
+    /// Bytes that are mapped; the file may be shorter.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Stores `source` at `position`.
+    #[inline]
+    pub(crate) fn put(&self, position: usize, source: &[u8]) {
+        let end = position.checked_add(source.len()).expect("a position in a file");
+        assert!(end <= self.len, "a store outside the mapping");
+        if !self.may_store(position, source) {
+            return;
+        }
+        // SAFETY: the range lies within the mapping (asserted); nobody else stores (invariant 1)
+        // and no reader has been given these bytes (invariant 2).
+        unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), self.base.add(position), source.len()) };
+    }
+
+    /// Stores a little-endian word at `position`, a multiple of 4, after everything stored before it.
+    #[inline]
+    pub(crate) fn publish_u32(&self, position: usize, value: u32) {
+        if !self.may_store(position, &value.to_le_bytes()) {
+            return;
+        }
+        self.word(position).store(value.to_le(), Ordering::Release);
+    }
+
+    /// The little-endian word at `position`, a multiple of 4, and all that was stored before it.
+    #[inline]
+    pub(crate) fn load_u32(&self, position: usize) -> u32 {
+        u32::from_le(self.word(position).load(Ordering::Acquire))
+    }
+
+    /// Stores a little-endian word at `position`, a multiple of 8, after everything stored before it.
+    #[inline]
+    pub(crate) fn publish_u64(&self, position: usize, value: u64) {
+        if !self.may_store(position, &value.to_le_bytes()) {
+            return;
+        }
+        self.long(position).store(value.to_le(), Ordering::Release);
+    }
+
+    /// The little-endian word at `position`, a multiple of 8, and all that was stored before it.
+    #[inline]
+    pub(crate) fn load_u64(&self, position: usize) -> u64 {
+        u64::from_le(self.long(position).load(Ordering::Acquire))
+    }
+
+    /// Published bytes.
+    #[inline]
+    pub(crate) fn bytes(&self, range: std::ops::Range<usize>) -> &[u8] {
+        assert!(range.start <= range.end && range.end <= self.len, "bytes outside the mapping");
+        // SAFETY: the range lies within the mapping (asserted); published bytes do not change
+        // (invariants 1 and 2) and live as long as `_owner`, which `self` holds.
+        unsafe { std::slice::from_raw_parts(self.base.add(range.start), range.end - range.start) }
+    }
+
+    #[inline]
+    fn may_store(&self, position: usize, source: &[u8]) -> bool {
+        match &self.watch {
+            None => true,
+            Some(watch) => watch.before_store(position, source),
+        }
+    }
+
+    #[inline]
+    fn word(&self, position: usize) -> &AtomicU32 {
+        assert!(position.is_multiple_of(4) && position + 4 <= self.len, "a word outside the mapping");
+        // SAFETY: within the mapping and aligned (asserted; mappings begin at a page, heap blocks at
+        // a multiple of 4096), and words that are published are only ever accessed atomically
+        // while they may change.
+        unsafe { AtomicU32::from_ptr(self.base.add(position).cast()) }
+    }
+
+    #[inline]
+    fn long(&self, position: usize) -> &AtomicU64 {
+        assert!(position.is_multiple_of(8) && position + 8 <= self.len, "a word outside the mapping");
+        // SAFETY: as in `word`.
+        unsafe { AtomicU64::from_ptr(self.base.add(position).cast()) }
+    }
+}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Mapping").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+/// Zeroed memory that files in memory are made of. The system gives the pages when they are touched.
+pub(super) struct HeapBlock {
+    base: *mut u8,
+    len: usize,
+    layout: std::alloc::Layout,
+}
+
+// SAFETY: a block is plain memory; who reads and stores when is the business of its users, which
+// go through the methods below or a `Mapping`.
+unsafe impl Send for HeapBlock {}
+// SAFETY: as above.
+unsafe impl Sync for HeapBlock {}
+
+impl HeapBlock {
+    /// `len` zero bytes; `OutOfMemory` if there is no room.
+    pub(super) fn zeroed(len: usize) -> std::io::Result<Arc<Self>> {
+        let layout = std::alloc::Layout::from_size_align(len.max(1), 4096)
+            .map_err(|_| std::io::Error::from(std::io::ErrorKind::OutOfMemory))?;
+        // SAFETY: the layout's size is not zero.
+        let base = unsafe { std::alloc::alloc_zeroed(layout) };
+        if base.is_null() {
+            return Err(std::io::ErrorKind::OutOfMemory.into());
+        }
+        Ok(Arc::new(Self { base, len, layout }))
+    }
+
+    /// Bytes in the block.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Copies bytes out. The caller keeps stores to the range away meanwhile.
+    pub(super) fn copy_out(&self, position: usize, target: &mut [u8]) {
+        assert!(position + target.len() <= self.len, "a read outside the block");
+        // SAFETY: within the block (asserted); no store to the range meanwhile (the caller).
+        unsafe { std::ptr::copy_nonoverlapping(self.base.add(position), target.as_mut_ptr(), target.len()) };
+    }
+
+    /// Copies bytes in. The caller keeps other users of the range away meanwhile.
+    pub(super) fn copy_in(&self, position: usize, source: &[u8]) {
+        assert!(position + source.len() <= self.len, "a store outside the block");
+        // SAFETY: within the block (asserted); nobody else uses the range meanwhile (the caller).
+        unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), self.base.add(position), source.len()) };
+    }
+}
+
+impl Drop for HeapBlock {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `zeroed` with this layout, and freed once.
+        unsafe { std::alloc::dealloc(self.base, self.layout) };
+    }
+}

@@ -1,0 +1,196 @@
+//! The seam to the disk: what the layers above may ask of a file system, and who answers.
+//!
+//! [`Disk`] is one directory, [`File`] one file in it, [`Mapping`] a file's bytes in memory. Three
+//! implementations: [`real`] (the operating system), [`memory`] (nothing survives the process) and
+//! `simulated` (a file system that crashes, tears, fills up and fails on demand).
+//!
+//! Paths are relative to the disk's root, with `/` between names and no leading one.
+//!
+//! Threads: everything here may be called from any thread. Writers of one byte range of one file
+//! are kept apart by the caller.
+//!
+//! The only home of `unsafe`, of `std::fs`, of clocks and of threads' identities.
+
+#![allow(unsafe_code, reason = "mappings and system calls live here and nowhere else")]
+
+mod buffers;
+mod clock;
+mod fork;
+mod mapping;
+mod memory;
+#[cfg(test)]
+mod conformance;
+mod real;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulated;
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+pub(crate) use buffers::{BufferPool, PooledBuffer};
+pub(crate) use clock::Clock;
+pub(crate) use fork::ForkGuard;
+pub(crate) use mapping::Mapping;
+pub(crate) use memory::MemoryDisk;
+pub(crate) use real::{RealDisk, temporary_directory};
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// To read. The file must exist.
+    Read,
+    /// To read and write. The file must exist.
+    Write,
+    /// To read and write a file that must not exist yet.
+    Create,
+}
+
+/// What a name in a directory stands for. Links are not followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// Anything else: a link, a device, a pipe.
+    Other,
+}
+
+/// One name in a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The last part of its path; names that are no UTF-8 are left out by [`Disk::list`].
+    pub name: String,
+    /// What it is.
+    pub kind: EntryKind,
+    /// Its length in bytes, for a file.
+    pub len: u64,
+}
+
+/// One directory tree that keeps files.
+///
+/// A crash may undo any change to a directory (create, rename, remove) made since
+/// [`Disk::sync_dir`] last returned for it.
+pub trait Disk: Send + Sync + fmt::Debug {
+    /// Where the tree is, for messages.
+    fn root(&self) -> &Path;
+    /// Opens a regular file. Never follows a link, never blocks on a pipe: those are `InvalidInput`.
+    ///
+    /// # Errors
+    /// `NotFound`, `AlreadyExists` with [`OpenMode::Create`], `InvalidInput`, and what the system says.
+    fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn File>>;
+    /// Makes a directory; `AlreadyExists` if there is one.
+    fn create_dir(&self, path: &str) -> io::Result<()>;
+    /// Renames a file or directory over whatever file is there.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Removes a file; what is open or mapped stays readable.
+    fn remove(&self, path: &str) -> io::Result<()>;
+    /// Removes an empty directory.
+    fn remove_dir(&self, path: &str) -> io::Result<()>;
+    /// The names in a directory, sorted; `""` is the root.
+    fn list(&self, path: &str) -> io::Result<Vec<Entry>>;
+    /// Makes the names in a directory durable.
+    fn sync_dir(&self, path: &str) -> io::Result<()>;
+    /// Takes the file at `path` (made if needed) for this opener alone; freed when the guard drops or
+    /// the process dies. `WouldBlock` if another opener holds it. `note` is written into the file.
+    fn lock(&self, path: &str, note: &str) -> io::Result<Box<dyn Send + Sync>>;
+    /// Bytes that new files could take.
+    fn free_bytes(&self) -> io::Result<u64>;
+    /// Which run of the machine this is: the page cache of one run is gone in the next.
+    fn boot_id(&self) -> u128;
+    /// 128 random bits.
+    fn entropy(&self) -> u128;
+}
+
+/// An open file. A crash may take any write made since the last sync returned; reads see it at once.
+pub trait File: Send + Sync + fmt::Debug {
+    /// Length in bytes.
+    fn len(&self) -> io::Result<u64>;
+    /// Reads at `position`; may be short, and is 0 at the end.
+    fn read_at(&self, position: u64, target: &mut [u8]) -> io::Result<usize>;
+    /// Writes at `position`, growing the file; may be short.
+    fn write_at(&self, position: u64, source: &[u8]) -> io::Result<usize>;
+    /// Makes the file at least `position + len` long, with real room behind the range: a full disk
+    /// shows here and not later. Bytes that were never written read as zero.
+    fn allocate(&self, position: u64, len: u64) -> io::Result<()>;
+    /// Cuts or extends (with zeroes) to `len` bytes.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Makes the contents durable, and the length if it grew (`fdatasync`).
+    fn sync_data(&self) -> io::Result<()>;
+    /// Maps the first `len` bytes, which may reach past the end of the file. Only bytes within the
+    /// file's length may be touched; to store, only bytes that were allocated and written before.
+    fn map(&self, len: usize, writable: bool) -> io::Result<Mapping>;
+}
+
+/// Writes all of `source`, going on after short writes and interruptions.
+pub(crate) fn write_all_at(file: &dyn File, mut position: u64, mut source: &[u8]) -> io::Result<()> {
+    while !source.is_empty() {
+        match file.write_at(position, source) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => {
+                position += count as u64;
+                source = &source[count..];
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Reads until `target` is full or the file ends; returns how many bytes there were.
+pub(crate) fn read_full_at(
+    file: &dyn File,
+    position: u64,
+    target: &mut [u8],
+) -> io::Result<usize> {
+    let mut done = 0;
+    while done < target.len() {
+        match file.read_at(position + done as u64, &mut target[done..]) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+/// The whole of a small file, at most `len_max` bytes of it. `NotFound` if there is none.
+pub(crate) fn read_small(disk: &dyn Disk, path: &str, len_max: usize) -> io::Result<Vec<u8>> {
+    let file = disk.open(path, OpenMode::Read)?;
+    let len = usize::try_from(file.len()?).unwrap_or(usize::MAX).min(len_max);
+    let mut bytes = vec![0; len];
+    let count = read_full_at(&*file, 0, &mut bytes)?;
+    bytes.truncate(count);
+    Ok(bytes)
+}
+
+/// Puts `bytes` at `path` so that a crash leaves the old file or the new one, whole: temporary name,
+/// sync, rename, sync the directory.
+pub(crate) fn replace_file(disk: &dyn Disk, path: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary = format!("{path}.tmp");
+    match disk.remove(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let written = (|| {
+        let file = disk.open(&temporary, OpenMode::Create)?;
+        write_all_at(&*file, 0, bytes)?;
+        file.sync_data()?;
+        disk.rename(&temporary, path)
+    })();
+    if let Err(error) = written {
+        // Half a file under a temporary name is in nobody's way; the next attempt clears it as well.
+        let _ = disk.remove(&temporary);
+        return Err(error);
+    }
+    disk.sync_dir(parent(path))
+}
+
+/// The directory that holds `path`; the root is `""`.
+pub(crate) fn parent(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(directory, _)| directory)
+}

@@ -1,0 +1,254 @@
+//! How a store is opened.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::{Properties, TopicConfig};
+use crate::error::{Error, Result};
+use crate::storage::{Clock, Disk, MemoryDisk, RealDisk, temporary_directory};
+use crate::types::{DiskId, Flush, StorageMode};
+
+use super::Store;
+use super::open::open;
+
+/// Settings of a store that are not a topic's.
+#[derive(Clone, Debug)]
+pub(super) struct Options {
+    pub(super) mode: StorageMode,
+    pub(super) topic_defaults: TopicConfig,
+    pub(super) checkpoint_bytes: u64,
+    pub(super) append_timeout: Duration,
+    pub(super) retention_check: Duration,
+    /// Background work runs on a thread; otherwise whoever opened the store drives it.
+    pub(super) background: bool,
+    pub(super) read_only: bool,
+}
+
+/// Describes a store before it is opened. Made by [`Store::builder`].
+///
+/// # Examples
+/// ```
+/// use oncelog::{Flush, Store};
+/// let directory = tempfile::tempdir()?;
+/// let store = Store::builder().disk(directory.path()).flush(Flush::Os).open()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "a builder does nothing until it is opened"]
+pub struct StoreBuilder {
+    disks: Vec<Place>,
+    options: Options,
+    properties: Properties,
+    fault: Option<Error>,
+    clock: Clock,
+}
+
+#[derive(Debug)]
+enum Place {
+    Directory(PathBuf),
+    Ready(Arc<dyn Disk>),
+}
+
+impl StoreBuilder {
+    pub(super) fn new() -> Self {
+        Self {
+            disks: Vec::new(),
+            options: Options {
+                mode: StorageMode::Auto,
+                topic_defaults: TopicConfig::new(),
+                checkpoint_bytes: 64 << 20,
+                append_timeout: Duration::from_secs(30),
+                retention_check: Duration::from_secs(10),
+                background: true,
+                read_only: false,
+            },
+            properties: Properties::new(),
+            fault: None,
+            clock: Clock::system(),
+        }
+    }
+
+    /// Adds a directory; it is made if it is not there.
+    pub fn disk(mut self, path: impl AsRef<Path>) -> Self {
+        self.disks.push(Place::Directory(path.as_ref().to_owned()));
+        self
+    }
+
+    /// The flush level of topics that do not choose one. Default: [`Flush::OnAck`].
+    pub fn flush(mut self, flush: Flush) -> Self {
+        self.options.topic_defaults = self.options.topic_defaults.flush(flush);
+        self
+    }
+
+    /// How bytes reach the files. Default: [`StorageMode::Auto`].
+    pub fn storage_mode(mut self, mode: StorageMode) -> Self {
+        self.options.mode = mode;
+        self
+    }
+
+    /// Opens the store although this disk is missing and could hold newer decisions.
+    pub fn allow_missing(mut self, disk: DiskId) -> Self {
+        if disk != DiskId(0) || self.disks.len() < 2 {
+            self.fault = self.fault.or(Some(Error::InvalidConfig {
+                key: "allow_missing".into(),
+                value: disk.to_string(),
+                reason: "a store on one disk cannot do without it".into(),
+            }));
+        }
+        self
+    }
+
+    /// After how many bytes of appends a checkpoint is written, beyond which a recovery has to scan.
+    /// Default: 64 MiB; at least 1 MiB.
+    pub fn checkpoint_bytes(mut self, bytes: u64) -> Self {
+        self.options.checkpoint_bytes = bytes.max(1 << 20);
+        self
+    }
+
+    /// How long an append waits for its acknowledgement (Kafka's `request.timeout.ms`).
+    /// Default: 30 seconds.
+    pub fn append_timeout(mut self, timeout: Duration) -> Self {
+        self.options.append_timeout = timeout;
+        self
+    }
+
+    /// How often the topics' retention is looked after. Default: 10 seconds; rolled segments are
+    /// looked at at once.
+    pub fn retention_check_interval(mut self, interval: Duration) -> Self {
+        self.options.retention_check = interval.max(Duration::from_millis(10));
+        self
+    }
+
+    /// Sets a Kafka configuration key, such as `retention.ms`, as the default of new topics. A key that
+    /// does not exist is reported by [`StoreBuilder::open`], with the nearest one that does.
+    pub fn property(mut self, key: &str, value: &str) -> Self {
+        if let Err(error) = self.properties.set(key, value) {
+            self.fault = self.fault.or(Some(error));
+        }
+        self
+    }
+
+    /// Keys given to [`StoreBuilder::property`] that only mean something on a network.
+    #[must_use]
+    pub fn ignored_properties(&self) -> Vec<String> {
+        self.properties.ignored().iter().map(ToString::to_string).collect()
+    }
+
+    /// A disk of memory, for tests.
+    pub(super) fn memory_disk(mut self) -> Self {
+        self.disks.push(Place::Ready(Arc::new(MemoryDisk::new())));
+        self
+    }
+
+    /// A simulated disk, for tests that inject faults. Background work does not run by itself: the
+    /// test drives it with [`Store::run_background`].
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn simulated_disk(mut self, disk: crate::storage::simulated::SimDisk) -> Self {
+        self.disks.push(Place::Ready(Arc::new(disk)));
+        self.options.background = false;
+        self
+    }
+
+    /// The clock that the store goes by, for tests.
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    pub(super) fn read_only(mut self) -> Self {
+        self.options.read_only = true;
+        self.options.background = false;
+        self
+    }
+
+    /// Opens the store; makes it where its directories are empty.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] when another opener has it; [`Error::UnsupportedFormat`] when a newer version
+    /// wrote it, or the directory holds something else; [`Error::CorruptMetadata`];
+    /// [`Error::InvalidConfig`]; [`Error::Io`] and [`Error::NoSpace`].
+    pub fn open(mut self) -> Result<Store> {
+        if let Some(fault) = self.fault.take() {
+            return Err(fault);
+        }
+        let flush = self.options.topic_defaults.flush;
+        let defaults = self.properties.topic_defaults();
+        let chosen = self.properties.sets_flush();
+        self.options.topic_defaults = if chosen { defaults } else { defaults.flush(flush) };
+        let mut disks = self.disks.into_iter();
+        let (Some(place), None) = (disks.next(), disks.next()) else {
+            return Err(Error::InvalidConfig {
+                key: "log.dirs".into(),
+                value: "not one directory".into(),
+                reason: "this version keeps a store on exactly one disk".into(),
+            });
+        };
+        let disk = match place {
+            Place::Ready(disk) => disk,
+            Place::Directory(path) => Arc::new(
+                RealDisk::open(&path, !self.options.read_only)
+                    .map_err(|error| Error::io(path, "open directory", error))?,
+            ),
+        };
+        open(disk, self.options, self.clock)
+    }
+}
+
+impl Store {
+    /// Opens the store in a directory, or makes one if the directory is empty or absent. One disk,
+    /// [`Flush::OnAck`]: what is acknowledged survives a power loss.
+    ///
+    /// # Errors
+    /// As for [`StoreBuilder::open`].
+    ///
+    /// # Examples
+    /// ```
+    /// use oncelog::{Acks, Record, Store, TopicConfig};
+    /// # let directory = tempfile::tempdir()?;
+    /// # let path = directory.path().join("data");
+    /// let store = Store::open(path)?;
+    /// store.create_topic("orders", TopicConfig::new().partitions(6))?;
+    /// store.partition("orders", 0)?.append(&[Record::new("pear")], Acks::All)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::builder().disk(path).open()
+    }
+
+    /// Describes a store: its disks, its defaults.
+    pub fn builder() -> StoreBuilder {
+        StoreBuilder::new()
+    }
+
+    /// A store in memory, gone with its last handle. For tests; everything behaves as on disks, and a
+    /// flush succeeds at once.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] unless `disks` is 1, as long as stores keep to one disk.
+    pub fn in_memory(disks: usize) -> Result<Self> {
+        (0..disks).fold(Self::builder(), |builder, _| builder.memory_disk()).open()
+    }
+
+    /// A store in a fresh directory of the system's temporary one, removed with its last handle.
+    ///
+    /// # Errors
+    /// As for [`StoreBuilder::open`].
+    pub fn temporary() -> Result<Self> {
+        let directory = temporary_directory()
+            .map_err(|error| Error::io(std::env::temp_dir(), "create directory", error))?;
+        let mut store = Self::open(directory.path())?;
+        store.keep(directory);
+        Ok(store)
+    }
+
+    /// Opens a store to look at it, beside the process that owns it or without one. Takes no lock
+    /// and changes nothing. New records are seen as they become readable.
+    ///
+    /// # Errors
+    /// As for [`StoreBuilder::open`]; [`Error::UnsupportedFormat`] if there is no store.
+    pub fn open_read_only(path: impl AsRef<Path>) -> Result<Self> {
+        Self::builder().disk(path).read_only().open()
+    }
+}

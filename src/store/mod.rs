@@ -1,0 +1,185 @@
+//! The store: its directory, its topics, its background work.
+//!
+//! [`Store`] is a handle; the last one to go closes the store. The metadata log (`metadata`) says
+//! which topics there are and where their logs start; the session file (`session`) how the store
+//! was left; a partition's log is opened when it is first used after a clean stop, and at once
+//! after a crash, so that the recovery is reported.
+//!
+//! A crash while a store is made or changed leaves it as it was before or after: a directory becomes a
+//! store with the rename of its identity file, a topic exists once its record is durable in the
+//! metadata log, and a deleted topic's files are removed again at the next open until a second record
+//! says that they are gone.
+//!
+//! Lock order: `Shared::metadata`, then the topic registry, then a slot, then a partition's own.
+
+mod background;
+mod builder;
+mod close;
+mod layout;
+mod metadata_log;
+mod open;
+mod partition;
+mod session;
+mod topics;
+mod verify;
+mod view;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::config::TopicConfig;
+use crate::error::{Error, Result};
+use crate::partition::{Attention, Core, EventLog, Events};
+use crate::storage::{BufferPool, Clock, Disk, ForkGuard, TemporaryDirectory};
+use crate::types::{StoreId, TopicId, TopicPartition};
+
+pub use builder::StoreBuilder;
+pub use partition::Partition;
+pub use topics::TopicDescription;
+pub use verify::{Damage, VerifyOptions, VerifyProgress, VerifyReport};
+
+use builder::Options;
+use metadata_log::MetadataLog;
+use session::Session;
+
+/// How long a store that is dropped without `close` takes at most to flush.
+const DROP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// An open store. Cheap to clone; the last handle to go, of the store or of one of its partitions,
+/// closes it.
+#[derive(Clone, Debug)]
+pub struct Store {
+    handle: Arc<Handle>,
+}
+
+/// Closes the store when it goes.
+#[derive(Debug)]
+struct Handle {
+    shared: Arc<Shared>,
+    /// Removed after the store is closed.
+    _temporary: Option<TemporaryDirectory>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // Nobody is left to be told; what failed is found and reported by the next open.
+        let _ = self.shared.close(DROP_TIMEOUT);
+    }
+}
+
+/// What all handles, and the background, share.
+#[derive(Debug)]
+struct Shared {
+    disk: Arc<dyn Disk>,
+    id: StoreId,
+    options: Options,
+    clock: Clock,
+    fork: Arc<ForkGuard>,
+    buffers: BufferPool,
+    events: Arc<EventLog>,
+    attention: Arc<Attention>,
+    metadata: Mutex<MetadataLog>,
+    topics: RwLock<HashMap<Arc<str>, Arc<Topic>>>,
+    session: Mutex<Session>,
+    same_boot: bool,
+    closed: AtomicBool,
+    worker: Mutex<Option<background::Worker>>,
+    /// Held while the store is open; `None` for a reader.
+    lock: Mutex<Option<Box<dyn Send + Sync>>>,
+}
+
+impl std::fmt::Debug for Box<dyn Send + Sync> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Lock")
+    }
+}
+
+/// A topic as the running store knows it.
+#[derive(Debug)]
+struct Topic {
+    id: TopicId,
+    name: Arc<str>,
+    config: RwLock<Arc<TopicConfig>>,
+    slots: RwLock<Vec<Arc<Slot>>>,
+}
+
+/// The place of a partition, whose log is opened when it is first used.
+#[derive(Debug)]
+struct Slot {
+    partition: TopicPartition,
+    core: Mutex<Option<Arc<Core>>>,
+}
+
+impl Store {
+    /// What has happened to the store, from the oldest event that is kept.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        self.handle.shared.events.subscribe()
+    }
+
+    /// The directory that the store is in.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.handle.shared.disk.root()
+    }
+
+    /// Flushes everything, writes down how far each log reaches, and lets go of the directory. Every
+    /// handle is closed with it. A second call does nothing.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] when the disk does not answer in time; whatever a flush ran into. The store
+    /// is closed all the same, and the next open recovers it.
+    pub fn close(&self, timeout: Duration) -> Result<()> {
+        self.handle.shared.close(timeout)
+    }
+
+    /// Does all background work that is due, on this thread. For stores that have no thread of their
+    /// own, which are those on simulated disks.
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn run_background(&self) {
+        self.handle.shared.run_background();
+    }
+
+    fn keep(&mut self, directory: TemporaryDirectory) {
+        if let Some(handle) = Arc::get_mut(&mut self.handle) {
+            handle._temporary = Some(directory);
+        }
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.handle.shared
+    }
+}
+
+impl Shared {
+    fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) || !self.fork.is_owner() {
+            return Err(Error::Closed);
+        }
+        Ok(())
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        self.check_open()?;
+        if self.options.read_only { Err(Error::ReadOnly) } else { Ok(()) }
+    }
+
+    /// The partitions that are in use, in no order.
+    fn cores(&self) -> Vec<(Arc<Topic>, Arc<Core>)> {
+        let topics: Vec<_> = self.topics.read().values().cloned().collect();
+        let mut cores = Vec::new();
+        for topic in topics {
+            for slot in topic.slots.read().iter() {
+                if let Some(core) = &*slot.core.lock() {
+                    cores.push((Arc::clone(&topic), Arc::clone(core)));
+                }
+            }
+        }
+        cores
+    }
+}

@@ -1,0 +1,246 @@
+//! A partition as the application holds it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::log::{LogReader, Records};
+use crate::partition::{Appended, Core, ReadOptions, Ticket};
+use crate::protocol::metadata::MetadataRecord;
+use crate::record::Record;
+use crate::types::{Acks, DiskId, LeaderEpoch, Offset, Timestamp, TopicId, TopicPartition};
+
+use super::view::View;
+use super::{Handle, Store};
+
+/// One partition of a topic: the lowest level at which an application appends and reads.
+///
+/// Cheap to clone, usable from any number of threads; keeps its store open.
+#[derive(Clone, Debug)]
+pub struct Partition {
+    inner: Inner,
+    topic: TopicId,
+    handle: Arc<Handle>,
+}
+
+#[derive(Clone, Debug)]
+enum Inner {
+    Live(Arc<Core>),
+    View(Arc<View>),
+}
+
+impl Store {
+    /// The partition `number` of `topic`. Opens its log if this is the first use.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTopicOrPartition`]; what opening the log runs into.
+    pub fn partition(&self, topic: &str, number: u32) -> Result<Partition> {
+        let shared = self.shared();
+        shared.check_open()?;
+        let found = shared.topic(topic)?;
+        let slot = found.slots.read().get(number as usize).map(Arc::clone);
+        let slot = match slot {
+            None if shared.options.read_only => {
+                shared.refresh()?;
+                found.slots.read().get(number as usize).map(Arc::clone)
+            }
+            known => known,
+        };
+        let Some(slot) = slot else {
+            let partition = TopicPartition::new(topic, number);
+            return Err(Error::UnknownTopicOrPartition { partition });
+        };
+        let inner = if shared.options.read_only {
+            Inner::View(shared.open_view(&found, &slot)?)
+        } else {
+            Inner::Live(shared.open_core(&found, &slot)?)
+        };
+        Ok(Partition { inner, topic: found.id, handle: Arc::clone(&self.handle) })
+    }
+}
+
+impl Partition {
+    /// Appends `records` as one batch: all of them or none. Returns once they are acknowledged.
+    ///
+    /// What that means is up to `acks` and the topic's flush level: with [`Acks::None`], that they
+    /// were handed to the log; with [`Acks::Leader`] and [`Acks::All`], that they are on stable
+    /// storage ([`Flush::OnAck`](crate::Flush)), or in the page cache (the other levels).
+    ///
+    /// # Errors
+    /// [`Error::InvalidRecord`], [`Error::RecordTooLarge`], [`Error::NoSpace`]: nothing was written.
+    /// [`Error::TimedOut`]: written, with its offsets, and not acknowledged yet.
+    /// [`Error::DiskOffline`], [`Error::Io`]: see [`Error::written`].
+    ///
+    /// # Examples
+    /// ```
+    /// use oncelog::{Acks, Offset, Record, Store, TopicConfig};
+    /// let store = Store::in_memory(1)?;
+    /// store.create_topic("orders", TopicConfig::new())?;
+    /// let partition = store.partition("orders", 0)?;
+    /// let appended = partition.append(&[Record::new("pear").key("k")], Acks::All)?;
+    /// assert_eq!(appended.offsets, Offset(0)..Offset(1));
+    /// # Ok::<(), oncelog::Error>(())
+    /// ```
+    #[inline]
+    pub fn append(&self, records: &[Record<'_>], acks: Acks) -> Result<Appended> {
+        self.live()?.append(records, acks)
+    }
+
+    /// Appends `records` as one batch and returns without waiting for the acknowledgement.
+    ///
+    /// # Errors
+    /// As for [`Partition::append`], without those of the wait.
+    pub fn append_nowait(&self, records: &[Record<'_>], acks: Acks) -> Result<Ticket> {
+        let core = self.live()?;
+        let appended = core.append_only(records)?;
+        Ok(Ticket::new(Arc::clone(core), appended, acks))
+    }
+
+    /// Returns whole batches from `offset` on, every checksum verified. Does not block: at the end
+    /// of what may be read, the result is empty.
+    ///
+    /// # Errors
+    /// [`Error::OffsetOutOfRange`] before the log start offset and behind the log end offset.
+    /// [`Error::Corrupt`] if the record at `offset` is damaged; its `offsets` tell where to go on.
+    pub fn read(&self, offset: Offset, options: ReadOptions) -> Result<Records> {
+        match &self.inner {
+            Inner::Live(core) => core.read(offset, &options),
+            Inner::View(view) => view.read(offset, &options),
+        }
+    }
+
+    /// Waits until the record at `offset` can be read.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`]; [`Error::Closed`] when the store is closed meanwhile.
+    pub fn wait_for(&self, offset: Offset, timeout: Duration) -> Result<()> {
+        match &self.inner {
+            Inner::Live(core) => core.wait_for(offset, timeout),
+            Inner::View(view) => view.wait_for(offset, timeout),
+        }
+    }
+
+    /// The first offset that has not been deleted.
+    #[must_use]
+    pub fn log_start_offset(&self) -> Offset {
+        match &self.inner {
+            Inner::Live(core) => core.log_start(),
+            Inner::View(view) => view.offsets().0,
+        }
+    }
+
+    /// The end of what may be read: everything below is acknowledged by every in-sync replica.
+    #[must_use]
+    pub fn high_watermark(&self) -> Offset {
+        match &self.inner {
+            Inner::Live(core) => core.high_watermark(),
+            Inner::View(view) => view.offsets().1,
+        }
+    }
+
+    /// The end of what a read-committed read may return.
+    #[must_use]
+    pub fn last_stable_offset(&self) -> Offset {
+        match &self.inner {
+            Inner::Live(core) => core.last_stable_offset(),
+            Inner::View(view) => view.offsets().1,
+        }
+    }
+
+    /// The offset that the next record will get.
+    #[must_use]
+    pub fn log_end_offset(&self) -> Offset {
+        match &self.inner {
+            Inner::Live(core) => core.log_end(),
+            Inner::View(view) => view.offsets().2,
+        }
+    }
+
+    /// The disk whose replica leads; `None` after it failed.
+    #[must_use]
+    pub fn leader(&self) -> Option<DiskId> {
+        match &self.inner {
+            Inner::Live(core) => (!core.is_fenced()).then(|| core.disk()),
+            Inner::View(_) => None,
+        }
+    }
+
+    /// The reign under which records are appended now.
+    #[must_use]
+    pub fn leader_epoch(&self) -> LeaderEpoch {
+        match &self.inner {
+            Inner::Live(core) => core.leader_epoch(),
+            Inner::View(view) => view.leader_epoch(),
+        }
+    }
+
+    /// The disks that hold a replica.
+    #[must_use]
+    pub fn replicas(&self) -> Vec<DiskId> {
+        vec![DiskId(0)]
+    }
+
+    /// The disks whose replicas are in sync.
+    #[must_use]
+    pub fn in_sync_replicas(&self) -> Vec<DiskId> {
+        self.leader().into_iter().collect()
+    }
+
+    /// Topic and number.
+    #[must_use]
+    pub fn name(&self) -> &TopicPartition {
+        match &self.inner {
+            Inner::Live(core) => core.partition(),
+            Inner::View(view) => view.partition(),
+        }
+    }
+
+    /// The offset of the first record whose timestamp is at least `timestamp`; `None` if there is
+    /// none that may be read (READ-12, READ-13).
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if damage lies before the answer.
+    pub fn offset_for_time(&self, timestamp: Timestamp) -> Result<Option<Offset>> {
+        match &self.inner {
+            Inner::Live(core) => core.offset_for_time(timestamp),
+            Inner::View(view) => view.offset_for_time(timestamp),
+        }
+    }
+
+    /// Deletes the records below `before`, durably so when this returns. Returns the new log start
+    /// offset, which is higher if more had been deleted before.
+    ///
+    /// # Errors
+    /// [`Error::OffsetOutOfRange`] above the high watermark.
+    pub fn delete_records(&self, before: Offset) -> Result<Offset> {
+        let core = self.live()?;
+        core.check_delete(before)?;
+        let shared = &self.handle.shared;
+        shared.check_writable()?;
+        if before > core.log_start() {
+            shared.metadata.lock().commit(MetadataRecord::LogStartRaised {
+                id: self.topic,
+                partition: core.partition().partition(),
+                offset: before,
+            })?;
+            core.raise_log_start(before)?;
+        }
+        Ok(core.log_start())
+    }
+
+    /// What a verification walks over.
+    pub(super) fn log_reader(&self) -> Arc<LogReader> {
+        match &self.inner {
+            Inner::Live(core) => Arc::clone(core.reader()),
+            Inner::View(view) => view.reader(),
+        }
+    }
+
+    #[inline]
+    fn live(&self) -> Result<&Arc<Core>> {
+        match &self.inner {
+            Inner::Live(core) => Ok(core),
+            Inner::View(_) => Err(Error::ReadOnly),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! How the store was last left: cleanly or not, in which run of the machine, and how far each log
+//! reached at its last clean stop.
+//!
+//! One small file, replaced as a whole: once when the store is opened, before anything is appended
+//! (now the stop counts as unclean), and once when it was closed and everything flushed. The ends in it
+//! stay true for logs that are not touched in between, so they are carried along. A damaged file
+//! counts as an unclean stop of which nothing is known.
+//!
+//! Bytes: magic (8), version u32, flags u32 (bit 0: clean), boot u128, seed u32, count u32, metadata
+//! term u64 and index u64, then `count` entries (topic u64, partition u32, end u64), CRC-32 of it all.
+
+use std::collections::BTreeMap;
+
+use crate::error::Error;
+use crate::storage::{Disk, read_small, replace_file};
+use crate::types::{Offset, StoreId, TopicId};
+
+use super::layout::SESSION;
+
+const MAGIC: &[u8; 8] = b"oncesess";
+const VERSION: u32 = 1;
+const HEAD_BYTES: usize = 56;
+const ENTRY_BYTES: usize = 20;
+const CLEAN: u32 = 1;
+/// A million partitions; a longer file is not one of ours.
+const BYTES_MAX: usize = HEAD_BYTES + ENTRY_BYTES * (1 << 20) + 4;
+
+/// What is known of the last stop.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Session {
+    pub(super) clean: bool,
+    pub(super) boot: u128,
+    /// The last metadata record that was durable, as (term, index).
+    pub(super) metadata: (u64, u64),
+    /// Ends of logs that were flushed and had their side files written.
+    pub(super) ends: BTreeMap<(TopicId, u32), Offset>,
+}
+
+impl Session {
+    fn encode(&self, store: StoreId) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(HEAD_BYTES + self.ends.len() * ENTRY_BYTES + 4);
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&(if self.clean { CLEAN } else { 0 }).to_le_bytes());
+        bytes.extend_from_slice(&self.boot.to_le_bytes());
+        bytes.extend_from_slice(&seed(store).to_le_bytes());
+        let count = u32::try_from(self.ends.len()).expect("fewer partitions than 2^32");
+        bytes.extend_from_slice(&count.to_le_bytes());
+        bytes.extend_from_slice(&self.metadata.0.to_le_bytes());
+        bytes.extend_from_slice(&self.metadata.1.to_le_bytes());
+        for ((topic, partition), end) in &self.ends {
+            bytes.extend_from_slice(&topic.0.to_le_bytes());
+            bytes.extend_from_slice(&partition.to_le_bytes());
+            bytes.extend_from_slice(&end.0.to_le_bytes());
+        }
+        let crc = crc32fast::hash(&bytes);
+        bytes.extend_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8], store: StoreId) -> Option<Self> {
+        let (body, crc) = bytes.split_last_chunk::<4>()?;
+        if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
+            return None;
+        }
+        let (head, entries) = body.split_at_checked(HEAD_BYTES)?;
+        let u32_at = |at: usize| Some(u32::from_le_bytes(*head.get(at..)?.first_chunk()?));
+        let u64_at = |at: usize| Some(u64::from_le_bytes(*head.get(at..)?.first_chunk()?));
+        let ours = &head[..8] == MAGIC && u32_at(8)? == VERSION && u32_at(32)? == seed(store);
+        if !ours || entries.len() != (u32_at(36)? as usize).checked_mul(ENTRY_BYTES)? {
+            return None;
+        }
+        let mut ends = BTreeMap::new();
+        for entry in entries.chunks_exact(ENTRY_BYTES) {
+            let topic = TopicId(u64::from_le_bytes(*entry.first_chunk()?));
+            let partition = u32::from_le_bytes(*entry[8..].first_chunk()?);
+            let end = Offset(u64::from_le_bytes(*entry[12..].first_chunk()?));
+            ends.insert((topic, partition), end);
+        }
+        Some(Self {
+            clean: u32_at(12)? & CLEAN != 0,
+            boot: u128::from(u64_at(16)?) | u128::from(u64_at(24)?) << 64,
+            metadata: (u64_at(40)?, u64_at(48)?),
+            ends,
+        })
+    }
+
+    /// What the directory says; nothing known if it says nothing intact.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn read(disk: &dyn Disk, store: StoreId) -> Result<Self, Error> {
+        match read_small(disk, SESSION, BYTES_MAX) {
+            Ok(bytes) => Ok(Self::decode(&bytes, store).unwrap_or_default()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(Error::io(disk.root().join(SESSION), "read", error)),
+        }
+    }
+
+    /// Replaces what the directory says.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NoSpace`]; the old file is whole then.
+    pub(super) fn write(&self, disk: &dyn Disk, store: StoreId) -> Result<(), Error> {
+        replace_file(disk, SESSION, &self.encode(store))
+            .map_err(|error| Error::io(disk.root().join(SESSION), "write", error))
+    }
+}
+
+fn seed(store: StoreId) -> u32 {
+    crc32fast::hash(&store.0.to_le_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_comes_back_as_it_was_written_and_no_flipped_byte_is_believed() {
+        let store = StoreId(7);
+        let ends = BTreeMap::from([((TopicId(1), 0), Offset(5)), ((TopicId(2), 3), Offset(9))]);
+        let session = Session { clean: true, boot: 3 << 70, metadata: (2, 17), ends };
+        let bytes = session.encode(store);
+        assert_eq!(Session::decode(&bytes, store), Some(session));
+        assert_eq!(Session::decode(&bytes, StoreId(8)), None);
+        for at in 0..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 0x10;
+            assert_eq!(Session::decode(&flipped, store), None, "byte {at}");
+            assert_eq!(Session::decode(&bytes[..at], store), None, "cut at {at}");
+        }
+    }
+}

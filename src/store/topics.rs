@@ -1,0 +1,240 @@
+//! Topics: made, listed, changed, deleted.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::config::{TopicConfig, TopicUpdate, collides, validate_topic_name};
+use crate::error::{Error, Result};
+use crate::protocol::metadata::{MetadataRecord, MetadataState};
+use crate::types::{DiskId, TopicId, TopicPartition};
+
+use super::{Shared, Slot, Store, Topic, layout};
+
+/// A topic, as it is now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TopicDescription {
+    /// Its name.
+    pub name: String,
+    /// Tells it from an earlier topic of the same name.
+    pub id: TopicId,
+    /// How many partitions it has.
+    pub partitions: u32,
+    /// Its settings.
+    pub config: TopicConfig,
+}
+
+impl Store {
+    /// Makes a topic. It is there, durably, when this returns; its partitions take room on the disk
+    /// once something is appended.
+    ///
+    /// # Errors
+    /// [`Error::TopicExists`]; [`Error::InvalidTopic`] for a name that Kafka would refuse, or that
+    /// differs from another only by case or by `.` for `_`; [`Error::InvalidConfig`];
+    /// [`Error::NoSpace`]. Nothing is left behind then.
+    pub fn create_topic(&self, name: &str, config: TopicConfig) -> Result<()> {
+        let shared = self.shared();
+        shared.check_writable()?;
+        validate_topic_name(name)?;
+        config.validate(1)?;
+        let mut metadata = shared.metadata.lock();
+        if metadata.state().topic_by_name(name).is_some() {
+            return Err(Error::TopicExists { topic: name.to_owned() });
+        }
+        if let Some(other) = metadata.state().topics().find(|topic| collides(&topic.name, name)) {
+            let reason = format!("too much like that of topic {}", other.name);
+            return Err(Error::InvalidTopic { topic: name.to_owned(), reason });
+        }
+        let id = metadata.state().next_topic_id();
+        metadata.commit(MetadataRecord::TopicCreated {
+            id,
+            name: name.to_owned(),
+            replicas: on_the_disk(config.partitions),
+            config,
+        })?;
+        shared.load_topics(metadata.state());
+        Ok(())
+    }
+
+    /// The topic of that name.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTopicOrPartition`].
+    pub fn topic(&self, name: &str) -> Result<TopicDescription> {
+        self.shared().check_open()?;
+        self.shared().topic(name).map(|topic| describe(&topic))
+    }
+
+    /// All topics, by name.
+    #[must_use]
+    pub fn topics(&self) -> Vec<TopicDescription> {
+        if self.shared().options.read_only {
+            // A topic that cannot be read anew is one that was known before.
+            let _ = self.shared().refresh();
+        }
+        let topics = self.shared().topics.read();
+        let mut descriptions: Vec<_> = topics.values().map(|topic| describe(topic)).collect();
+        descriptions.sort_by(|one, other| one.name.cmp(&other.name));
+        descriptions
+    }
+
+    /// Changes a topic's settings. Appends go on; a new segment size counts from the next segment on.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTopicOrPartition`], [`Error::InvalidConfig`]; nothing is changed then.
+    pub fn alter_topic(&self, name: &str, update: TopicUpdate) -> Result<()> {
+        let shared = self.shared();
+        shared.check_writable()?;
+        let topic = shared.topic(name)?;
+        let mut metadata = shared.metadata.lock();
+        let config = update.apply(&topic.config.read());
+        config.validate(1)?;
+        metadata.commit(MetadataRecord::TopicAltered { id: topic.id, config: config.clone() })?;
+        let config = Arc::new(config);
+        *topic.config.write() = Arc::clone(&config);
+        let slots = topic.slots.read().clone();
+        drop(metadata);
+        for slot in slots {
+            if let Some(core) = &*slot.core.lock() {
+                core.set_settings(shared.core_settings(&config));
+            }
+        }
+        Ok(())
+    }
+
+    /// Raises the number of a topic's partitions to `total`. Keys may from then on go elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTopicOrPartition`]; [`Error::InvalidConfig`] if `total` is not more than there
+    /// are.
+    pub fn add_partitions(&self, name: &str, total: u32) -> Result<()> {
+        let shared = self.shared();
+        shared.check_writable()?;
+        let topic = shared.topic(name)?;
+        let mut metadata = shared.metadata.lock();
+        let config = TopicConfig::clone(&topic.config.read()).partitions(total);
+        let present = u32::try_from(topic.slots.read().len()).unwrap_or(u32::MAX);
+        if total <= present {
+            return Err(Error::InvalidConfig {
+                key: "num.partitions".into(),
+                value: total.to_string(),
+                reason: format!("the topic has {present} partitions, which cannot become fewer"),
+            });
+        }
+        config.validate(1)?;
+        let replicas = on_the_disk(total - present);
+        metadata.commit(MetadataRecord::PartitionsAdded { id: topic.id, replicas })?;
+        *topic.config.write() = Arc::new(config);
+        shared.load_topics(metadata.state());
+        Ok(())
+    }
+
+    /// Deletes a topic and its records. Handles to its partitions fail from then on; records that were
+    /// read stay readable by whoever holds them.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTopicOrPartition`]. When files cannot be removed now, the next open does it.
+    pub fn delete_topic(&self, name: &str) -> Result<()> {
+        let shared = self.shared();
+        shared.check_writable()?;
+        let topic = shared.topic(name)?;
+        let mut metadata = shared.metadata.lock();
+        metadata.commit(MetadataRecord::TopicDeleted { id: topic.id })?;
+        shared.topics.write().remove(&topic.name);
+        for slot in topic.slots.read().iter() {
+            if let Some(core) = slot.core.lock().take() {
+                core.delete();
+            }
+        }
+        shared.session.lock().ends.retain(|(id, _), _| *id != topic.id);
+        shared.remove_topic_files(&mut metadata, topic.id, &topic.name)
+    }
+}
+
+impl Shared {
+    pub(super) fn topic(&self, name: &str) -> Result<Arc<Topic>> {
+        if let Some(topic) = self.topics.read().get(name) {
+            return Ok(Arc::clone(topic));
+        }
+        if self.options.read_only {
+            self.refresh()?;
+        }
+        let unknown = || Error::UnknownTopicOrPartition { partition: TopicPartition::new(name, 0) };
+        self.topics.read().get(name).map(Arc::clone).ok_or_else(unknown)
+    }
+
+    /// Brings the registry to what the metadata say, keeping what is in use.
+    pub(super) fn load_topics(&self, state: &MetadataState) {
+        let mut topics = self.topics.write();
+        let mut known: HashMap<TopicId, Arc<Topic>> =
+            topics.drain().map(|(_, topic)| (topic.id, topic)).collect();
+        for described in state.topics() {
+            let topic = known.remove(&described.id).unwrap_or_else(|| {
+                Arc::new(Topic {
+                    id: described.id,
+                    name: described.name.as_str().into(),
+                    config: RwLock::new(Arc::new(described.config.clone())),
+                    slots: RwLock::new(Vec::new()),
+                })
+            });
+            let mut slots = topic.slots.write();
+            let present = u32::try_from(slots.len()).unwrap_or(u32::MAX);
+            let total = u32::try_from(described.partitions.len()).unwrap_or(u32::MAX);
+            slots.extend((present..total).map(|number| {
+                let partition = TopicPartition::new(Arc::clone(&topic.name), number);
+                Arc::new(Slot { partition, core: Mutex::new(None) })
+            }));
+            drop(slots);
+            topics.insert(Arc::clone(&topic.name), topic);
+        }
+    }
+
+    /// Removes the files of a topic that the metadata list as deleted, and says so in them.
+    pub(super) fn remove_topic_files(
+        &self,
+        metadata: &mut super::MetadataLog,
+        id: TopicId,
+        name: &str,
+    ) -> Result<()> {
+        let directory = layout::topic_directory(id, name);
+        remove_tree(&*self.disk, &directory)
+            .map_err(|error| Error::io(self.disk.root().join(&directory), "remove", error))?;
+        metadata.commit(MetadataRecord::TopicRemoved { id })
+    }
+}
+
+/// Removes a partition tree, two levels deep as they are; what else is in it stays, and with it the
+/// directories above.
+fn remove_tree(disk: &dyn crate::storage::Disk, directory: &str) -> std::io::Result<()> {
+    let absent = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    let entries = match disk.list(directory) {
+        Err(error) if absent(&error) => return Ok(()),
+        listed => listed?,
+    };
+    for entry in entries {
+        let path = format!("{directory}/{}", entry.name);
+        match entry.kind {
+            crate::storage::EntryKind::Directory => remove_tree(disk, &path)?,
+            crate::storage::EntryKind::File => disk.remove(&path)?,
+            crate::storage::EntryKind::Other => {}
+        }
+    }
+    match disk.remove_dir(directory) {
+        Err(error) if absent(&error) || error.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        removed => removed,
+    }
+}
+
+fn on_the_disk(partitions: u32) -> Vec<Vec<DiskId>> {
+    vec![vec![DiskId(0)]; partitions as usize]
+}
+
+fn describe(topic: &Topic) -> TopicDescription {
+    TopicDescription {
+        name: topic.name.to_string(),
+        id: topic.id,
+        partitions: u32::try_from(topic.slots.read().len()).unwrap_or(u32::MAX),
+        config: TopicConfig::clone(&topic.config.read()),
+    }
+}

@@ -1,0 +1,203 @@
+//! Reading everything there is and checking every byte of it.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::log::LogReader;
+use crate::segment::{ScanEnd, Scanner, Segment, log_name};
+use crate::storage::OpenMode;
+use crate::types::{Offset, TopicPartition};
+
+use super::Store;
+
+/// What to verify, and whom to tell how far it is.
+///
+/// # Examples
+/// ```
+/// use oncelog::{Store, VerifyOptions};
+/// let store = Store::in_memory(1)?;
+/// let report = store.verify(VerifyOptions::new())?;
+/// assert!(report.damages.is_empty());
+/// # Ok::<(), oncelog::Error>(())
+/// ```
+#[derive(Default)]
+#[must_use]
+pub struct VerifyOptions {
+    repair: bool,
+    progress: Option<Box<dyn FnMut(VerifyProgress) + Send>>,
+}
+
+impl VerifyOptions {
+    /// Checks and reports.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether damage is repaired from another replica. With one replica there is none to repair from:
+    /// what is damaged is reported either way.
+    pub fn repair(mut self, repair: bool) -> Self {
+        self.repair = repair;
+        self
+    }
+
+    /// Calls `progress` after each segment.
+    pub fn progress(mut self, progress: impl FnMut(VerifyProgress) + Send + 'static) -> Self {
+        self.progress = Some(Box::new(progress));
+        self
+    }
+}
+
+impl fmt::Debug for VerifyOptions {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("VerifyOptions").field("repair", &self.repair).finish_non_exhaustive()
+    }
+}
+
+/// How far a verification is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VerifyProgress {
+    /// Bytes read so far.
+    pub bytes: u64,
+    /// Bytes that there are to read.
+    pub bytes_total: u64,
+}
+
+/// What a verification found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// Partitions looked at.
+    pub partitions: u64,
+    /// Intact batches.
+    pub batches: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Bytes of batches read.
+    pub bytes: u64,
+    /// What is not as it was written.
+    pub damages: Vec<Damage>,
+}
+
+/// Offsets that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// The offsets; those around them can be read.
+    pub offsets: Range<Offset>,
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub reason: String,
+}
+
+impl Store {
+    /// Reads every batch of every partition and checks every checksum. Appends go on meanwhile; what
+    /// they add after the start is not looked at.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) when a file cannot be read. Damage is no error here; it is in the report.
+    pub fn verify(&self, mut options: VerifyOptions) -> Result<VerifyReport> {
+        let mut report = VerifyReport::default();
+        let mut readers = Vec::new();
+        for topic in self.topics() {
+            for number in 0..topic.partitions {
+                let partition = self.partition(&topic.name, number)?;
+                readers.push((partition.name().clone(), partition.log_reader()));
+            }
+        }
+        let bytes_total = readers
+            .iter()
+            .flat_map(|(_, reader)| reader.segments().iter().map(|segment| segment.position()).collect::<Vec<_>>())
+            .sum();
+        for (partition, reader) in readers {
+            report.partitions += 1;
+            verify_log(&partition, &reader, &mut report, &mut |bytes| {
+                if let Some(progress) = &mut options.progress {
+                    progress(VerifyProgress { bytes, bytes_total });
+                }
+            })?;
+        }
+        Ok(report)
+    }
+}
+
+fn verify_log(
+    partition: &TopicPartition,
+    reader: &LogReader,
+    report: &mut VerifyReport,
+    progress: &mut dyn FnMut(u64),
+) -> Result<()> {
+    let mut expected = reader.log_start();
+    for segment in reader.segments().iter() {
+        if segment.base > expected {
+            report.damages.push(damage(partition, segment, expected..segment.base, "missing".into()));
+        }
+        expected = segment.end();
+        verify_segment(partition, segment, reader.log_start(), report)?;
+        progress(report.bytes);
+    }
+    Ok(())
+}
+
+/// Walks a segment; behind damage, the walk goes on at the next intact batch.
+fn verify_segment(
+    partition: &TopicPartition,
+    segment: &Arc<Segment>,
+    log_start: Offset,
+    report: &mut VerifyReport,
+) -> Result<()> {
+    let (end, limit) = (segment.end(), segment.position());
+    let name = log_name(segment.base);
+    let place = &segment.place;
+    let file = match place.disk.open(&place.path(&name), OpenMode::Read) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            if segment.base >= log_start {
+                let missing = damage(partition, segment, segment.base..end, "missing".into());
+                report.damages.push(missing);
+            }
+            return Ok(());
+        }
+        Err(error) => return Err(place.io_error(&name, "open", error)),
+    };
+    let mut scanner = Scanner::new(place, segment.base);
+    loop {
+        let scan = scanner.walk(&*file, limit, Some(end))?;
+        report.batches += scan.batches;
+        report.records += scan.records;
+        report.bytes += scan.position.saturating_sub(scan.started_at);
+        if scan.end >= end {
+            return Ok(());
+        }
+        let beyond = scanner.look_beyond(&*file, scan.position, scan.end.next())?;
+        let reason = match &scan.stop {
+            ScanEnd::Bad(source) => source.to_string(),
+            ScanEnd::Clean => "missing".to_owned(),
+        };
+        let next = beyond.first.filter(|(_, base)| *base < end);
+        let to = next.map_or(end, |(_, base)| base);
+        report.damages.push(damage(partition, segment, scan.end..to, reason));
+        let Some((position, base)) = next else {
+            return Ok(());
+        };
+        scanner = Scanner::new(place, segment.base).resume(
+            position,
+            base,
+            scan.max_timestamp,
+            scan.index,
+        );
+    }
+}
+
+fn damage(
+    partition: &TopicPartition,
+    segment: &Segment,
+    offsets: Range<Offset>,
+    reason: String,
+) -> Damage {
+    let path = segment.place.full_path(&log_name(segment.base));
+    Damage { partition: partition.clone(), offsets, path, reason }
+}

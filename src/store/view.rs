@@ -1,0 +1,236 @@
+//! A partition as a second process sees it: read only, while its owner appends.
+//!
+//! The owner's page of offsets tells how far the log may be read; without one, everything that is
+//! intact is read. Where batches are is found by walking on from where the last look ended. Files
+//! that retention removes under us end in [`Error::OffsetOutOfRange`] once the page says so.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+use crate::log::{LogReader, Marks, Part, Records};
+use crate::partition::ReadOptions;
+use crate::segment::{Place, Scan, Scanner, Segment, SparseIndex, log_name, parse_log_name};
+use crate::storage::{EntryKind, OpenMode};
+use crate::types::{LeaderEpoch, Offset, Timestamp, TopicPartition};
+
+use super::{Shared, Slot, Topic};
+
+/// How often a waiting reader looks: another process cannot wake us.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+
+/// The read-only side of one partition.
+#[derive(Debug)]
+pub(super) struct View {
+    place: Place,
+    partition: TopicPartition,
+    epoch: LeaderEpoch,
+    /// What the metadata said when the view was opened; the page may know of a higher one.
+    log_start: Offset,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    reader: Arc<LogReader>,
+    log_start: Offset,
+    high_watermark: Offset,
+    tail: Option<Tail>,
+}
+
+/// Where the walk over the last segment stands.
+#[derive(Clone, Debug)]
+struct Tail {
+    base: Offset,
+    end: Offset,
+    position: u64,
+    max_timestamp: Timestamp,
+    index: SparseIndex,
+}
+
+impl View {
+    pub(super) fn partition(&self) -> &TopicPartition {
+        &self.partition
+    }
+
+    pub(super) fn leader_epoch(&self) -> LeaderEpoch {
+        self.epoch
+    }
+
+    /// Start, high watermark and end as they are now, or as they were when the disk last answered.
+    pub(super) fn offsets(&self) -> (Offset, Offset, Offset) {
+        let mut state = self.state.lock();
+        let _ = self.refresh(&mut state);
+        let end = state.tail.as_ref().map_or(state.high_watermark, |tail| tail.end);
+        (state.log_start, state.high_watermark, end.max(state.high_watermark))
+    }
+
+    pub(super) fn read(&self, offset: Offset, options: &ReadOptions) -> Result<Records> {
+        let (reader, start, upper) = {
+            let mut state = self.state.lock();
+            if offset >= state.high_watermark {
+                self.refresh(&mut state)?;
+            }
+            (Arc::clone(&state.reader), state.log_start, state.high_watermark)
+        };
+        self.check_range(offset, start, upper)?;
+        match reader.read(offset, upper, options.max_bytes) {
+            Ok(fetched) => {
+                let next = fetched.as_ref().map_or(offset, |fetched| fetched.next);
+                Ok(Records::of(Part { partition: self.partition.clone(), from: offset, next, fetched }))
+            }
+            Err(error) => {
+                // The owner's retention may have removed the file since the last look.
+                let mut state = self.state.lock();
+                self.refresh(&mut state)?;
+                self.check_range(offset, state.log_start, state.high_watermark)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn check_range(&self, offset: Offset, start: Offset, end: Offset) -> Result<()> {
+        if offset < start || offset > end {
+            let partition = self.partition.clone();
+            return Err(Error::OffsetOutOfRange { partition, offset, start, end });
+        }
+        Ok(())
+    }
+
+    pub(super) fn offset_for_time(&self, timestamp: Timestamp) -> Result<Option<Offset>> {
+        let (reader, start, upper) = {
+            let mut state = self.state.lock();
+            self.refresh(&mut state)?;
+            (Arc::clone(&state.reader), state.log_start, state.high_watermark)
+        };
+        Ok(reader.find_time(timestamp, start, upper)?.map(|(offset, _)| offset))
+    }
+
+    pub(super) fn wait_for(&self, offset: Offset, timeout: Duration) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            if self.offsets().1 > offset {
+                return Ok(());
+            }
+            if started.elapsed() >= timeout {
+                let what = format!("{}: waiting for offset {offset}", self.partition);
+                return Err(Error::TimedOut { what, timeout, appended: None });
+            }
+            std::thread::sleep(LOOK_EVERY.min(timeout));
+        }
+    }
+
+    pub(super) fn reader(&self) -> Arc<LogReader> {
+        Arc::clone(&self.state.lock().reader)
+    }
+
+    /// Looks how far the owner has come.
+    fn refresh(&self, state: &mut State) -> Result<()> {
+        let shown = Marks::peek(&self.place);
+        let known_end = state.tail.as_ref().map_or(Offset::ZERO, |tail| tail.end);
+        let start = shown.map_or(self.log_start, |marks| marks.log_start.max(self.log_start));
+        if let Some(marks) = shown {
+            if marks.high_watermark <= known_end && start == state.log_start {
+                state.high_watermark = state.high_watermark.max(marks.high_watermark);
+                return Ok(());
+            }
+        }
+        let tail = self.walk(state)?;
+        let end = tail.as_ref().map_or(start, |tail| tail.end);
+        let high = shown.map_or(end, |marks| marks.high_watermark.min(end));
+        state.high_watermark = state.high_watermark.max(high);
+        state.log_start = state.log_start.max(start.min(end));
+        state.tail = tail;
+        Ok(())
+    }
+
+    /// Lists the segments and walks the last one on from where the last look ended.
+    fn walk(&self, state: &mut State) -> Result<Option<Tail>> {
+        let place = &self.place;
+        let entries = match place.disk.list(&place.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            listed => listed.map_err(|error| place.io_error("", "list", error))?,
+        };
+        let mut bases: Vec<_> = entries
+            .iter()
+            .filter(|entry| entry.kind == EntryKind::File)
+            .filter_map(|entry| Some((parse_log_name(&entry.name)?, entry.len)))
+            .collect();
+        bases.sort_by_key(|(base, _)| *base);
+        let known = state.reader.segments();
+        let mut segments = Vec::with_capacity(bases.len());
+        let mut tail = None;
+        for (at, (base, len)) in bases.iter().enumerate() {
+            if let Some((next, _)) = bases.get(at + 1) {
+                let kept = known.iter().find(|segment| segment.base == *base && segment.end() == *next);
+                segments.push(kept.map_or_else(
+                    || Arc::new(Segment::sealed(place.clone(), *base, *next, *len)),
+                    Arc::clone,
+                ));
+                continue;
+            }
+            let scan = self.walk_tail(*base, state.tail.take().filter(|tail| tail.base == *base))?;
+            let segment = Segment::sealed(place.clone(), *base, scan.end, scan.position);
+            segment.adopt_index(scan.index.clone(), scan.max_timestamp);
+            segments.push(Arc::new(segment));
+            tail = Some(Tail {
+                base: *base,
+                end: scan.end,
+                position: scan.position,
+                max_timestamp: scan.max_timestamp,
+                index: scan.index,
+            });
+        }
+        state.reader = Arc::new(LogReader::new(place.clone(), segments, state.log_start));
+        Ok(tail)
+    }
+
+    fn walk_tail(&self, base: Offset, tail: Option<Tail>) -> Result<Scan> {
+        let name = log_name(base);
+        let fault = |error| self.place.io_error(&name, "open", error);
+        let file = self.place.disk.open(&self.place.path(&name), OpenMode::Read).map_err(fault)?;
+        let mut scanner = Scanner::new(&self.place, base);
+        if let Some(tail) = tail {
+            scanner = scanner.resume(tail.position, tail.end, tail.max_timestamp, tail.index);
+        } else if let Some(side) = Segment::read_side_file(&self.place, base) {
+            let (head, index) = (side.head, SparseIndex::clone(&side.index));
+            if head.position <= file.len().map_err(fault)? {
+                scanner = scanner.resume(head.position, head.end, head.max_timestamp, index);
+            }
+        }
+        // A batch that is being written looks torn: the walk ends before it and goes on next time.
+        scanner.walk(&*file, u64::MAX, None)
+    }
+}
+
+impl Shared {
+    /// Reads the metadata anew, for a topic or partition that is not known.
+    pub(super) fn refresh(&self) -> Result<()> {
+        let mut metadata = self.metadata.lock();
+        metadata.reload()?;
+        self.load_topics(metadata.state());
+        Ok(())
+    }
+
+    /// A view of a partition. Views are not shared: each keeps its own place.
+    pub(super) fn open_view(&self, topic: &Topic, slot: &Slot) -> Result<Arc<View>> {
+        let partition = slot.partition.clone();
+        let place = self.place(topic, &partition);
+        let described = {
+            let metadata = self.metadata.lock();
+            metadata.state().partition(topic.id, partition.partition()).map(|described| {
+                (described.log_start, described.leader_epoch)
+            })
+        };
+        let (log_start, epoch) = described
+            .ok_or_else(|| Error::UnknownTopicOrPartition { partition: partition.clone() })?;
+        let reader = Arc::new(LogReader::new(place.clone(), Vec::new(), log_start));
+        let state = State { reader, log_start, high_watermark: log_start, tail: None };
+        let view = View { place, partition, epoch, log_start, state: Mutex::new(state) };
+        view.refresh(&mut view.state.lock())?;
+        Ok(Arc::new(view))
+    }
+}

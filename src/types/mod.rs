@@ -1,0 +1,13 @@
+//! The vocabulary: numbers that look alike and must not be mixed up.
+//!
+//! Pure. Every other layer stands on it; it stands on nothing.
+
+mod ids;
+mod offset;
+mod settings;
+mod time;
+
+pub use ids::{DiskId, LeaderEpoch, ProducerEpoch, ProducerId, StoreId, TopicId, TopicPartition};
+pub use offset::Offset;
+pub use settings::{Acks, Compression, Flush, Isolation, StorageMode, TimestampType};
+pub use time::Timestamp;
