@@ -28,11 +28,11 @@ use crate::segment::{ActiveSegment, Place, Room, Segment, WriteHow, log_name, si
 use crate::storage::File;
 use crate::types::{LeaderEpoch, Offset, Timestamp};
 
-pub(crate) use marks::{Marks, MarksView};
+pub(crate) use marks::Marks;
 pub(crate) use reader::LogReader;
 pub(crate) use records::Part;
 pub use records::{Iter, Records};
-pub(crate) use recovery::{Evidence, Loss, Recovered};
+pub(crate) use recovery::{Evidence, Loss};
 
 /// How far a background pass works ahead of the appender.
 const AHEAD_BYTES: u64 = 4 << 20;

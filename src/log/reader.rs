@@ -86,7 +86,7 @@ impl LogReader {
             return Ok(None);
         }
         let (segment, following) = self.find(from);
-        if let Some(segment) = segment {
+        if let Some(segment) = &segment {
             if from < segment.end() {
                 if let Some(fetched) = segment.read(from, upper, bytes_max)? {
                     return Ok(Some(fetched));

@@ -15,7 +15,7 @@ use crate::error::{DecodeError, Error};
 use crate::protocol::recovery::{Finding, Verdict, judge};
 use crate::segment::{
     ActiveSegment, DATA_START, FileHeader, HeaderFault, Place, Scan, ScanEnd, Scanner, Segment,
-    SideHead, SparseIndex, log_name, parse_log_name, parse_side_name, side_name,
+    SideHead, SparseIndex, log_name, parse_log_name, parse_side_name,
 };
 use crate::storage::{EntryKind, File, OpenMode, read_full_at, write_all_at};
 use crate::types::{LeaderEpoch, Offset, Timestamp};
@@ -243,7 +243,8 @@ impl Opening {
             }
         }
         let file = self.open_file(found.base, OpenMode::Read)?;
-        let mut scanner = Scanner::new(&self.place, found.base);
+        let place = self.place.clone();
+        let mut scanner = Scanner::new(&place, found.base);
         let mut proven = self.evidence.proven_end;
         let mut last_append = None;
         if let Some(head) = head {
@@ -315,8 +316,7 @@ impl Opening {
                 finding.proven_end = finding.proven_end.max(head.base);
             }
             let file = self.open_file(found.base, OpenMode::Read)?;
-            let mut scanner = Scanner::new(&self.place, found.base);
-            let scan = scanner.walk(&*file, found.len, None)?;
+            let scan = Scanner::new(&self.place, found.base).walk(&*file, found.len, None)?;
             self.scanned_bytes += scan.position;
             if scan.end > found.base {
                 finding.beyond_end = finding.beyond_end.max(Some(scan.end));
@@ -531,10 +531,4 @@ impl Opening {
             .open(&self.place.path(&name), mode)
             .map_err(|error| self.place.io_error(&name, "open", error))
     }
-}
-
-/// Removes a stale side file, for tests and repairs.
-#[cfg(test)]
-pub(super) fn remove_side_file(place: &Place, base: Offset) -> io::Result<()> {
-    place.disk.remove(&place.path(&side_name(base)))
 }

@@ -22,7 +22,6 @@ pub(crate) use attention::Attention;
 pub(crate) use core::{Core, CoreParts, CoreSettings};
 pub(crate) use events::EventLog;
 pub use events::{Event, EventKind, Events};
-pub(crate) use tend::Tended;
 pub use ticket::Ticket;
 
 use crate::types::{Isolation, Offset, Timestamp};

@@ -28,9 +28,9 @@ use crate::error::{DecodeError, Error};
 use crate::storage::{BufferPool, Disk, File, Mapping, OpenMode};
 use crate::types::{Offset, StoreId, Timestamp, TopicId, TopicPartition};
 
-pub(crate) use file_header::{DATA_START, FileHeader};
+pub(crate) use file_header::{DATA_START, FileHeader, HeaderFault};
 pub(crate) use index::{IndexEntry, SparseIndex};
-pub(crate) use reader::{Bytes, Fetched};
+pub(crate) use reader::Fetched;
 pub(crate) use scan::{Scan, ScanEnd, Scanner};
 pub(crate) use side_file::{SideFile, SideHead};
 pub(crate) use writer::{ActiveSegment, Room, WriteHow};

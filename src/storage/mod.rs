@@ -30,11 +30,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub(crate) use buffers::{BufferPool, PooledBuffer};
-pub(crate) use clock::Clock;
+pub use clock::Clock;
 pub(crate) use fork::ForkGuard;
 pub(crate) use mapping::Mapping;
 pub(crate) use memory::MemoryDisk;
-pub(crate) use real::{RealDisk, temporary_directory};
+pub(crate) use real::{RealDisk, TemporaryDirectory, process_id, temporary_directory};
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +95,7 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn sync_dir(&self, path: &str) -> io::Result<()>;
     /// Takes the file at `path` (made if needed) for this opener alone; freed when the guard drops or
     /// the process dies. `WouldBlock` if another opener holds it. `note` is written into the file.
-    fn lock(&self, path: &str, note: &str) -> io::Result<Box<dyn Send + Sync>>;
+    fn lock(&self, path: &str, note: &str) -> io::Result<Box<dyn DiskLock>>;
     /// Bytes that new files could take.
     fn free_bytes(&self) -> io::Result<u64>;
     /// Which run of the machine this is: the page cache of one run is gone in the next.
@@ -103,6 +103,11 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// 128 random bits.
     fn entropy(&self) -> u128;
 }
+
+/// What [`Disk::lock`] gives; the lock goes when it is dropped.
+pub trait DiskLock: Send + Sync + fmt::Debug {}
+
+impl<T: Send + Sync + fmt::Debug> DiskLock for T {}
 
 /// An open file. A crash may take any write made since the last sync returned; reads see it at once.
 pub trait File: Send + Sync + fmt::Debug {

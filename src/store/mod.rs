@@ -35,7 +35,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::config::TopicConfig;
 use crate::error::{Error, Result};
 use crate::partition::{Attention, Core, EventLog, Events};
-use crate::storage::{BufferPool, Clock, Disk, ForkGuard, TemporaryDirectory};
+use crate::storage::{BufferPool, Clock, Disk, DiskLock, ForkGuard, TemporaryDirectory};
 use crate::types::{StoreId, TopicId, TopicPartition};
 
 pub use builder::StoreBuilder;
@@ -90,13 +90,7 @@ struct Shared {
     closed: AtomicBool,
     worker: Mutex<Option<background::Worker>>,
     /// Held while the store is open; `None` for a reader.
-    lock: Mutex<Option<Box<dyn Send + Sync>>>,
-}
-
-impl std::fmt::Debug for Box<dyn Send + Sync> {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("Lock")
-    }
+    lock: Mutex<Option<Box<dyn DiskLock>>>,
 }
 
 /// A topic as the running store knows it.

@@ -20,8 +20,8 @@ use crate::log::{Evidence, Log, LogSettings, Loss, Marks};
 use crate::partition::{Attention, Core, CoreParts, CoreSettings, EventKind, EventLog};
 use crate::protocol::metadata::MetadataRecord;
 use crate::segment::{Identity, Place, WriteHow};
-use crate::storage::{BufferPool, Clock, Disk, EntryKind, ForkGuard};
-use crate::types::{DiskId, Flush, Offset, StorageMode, StoreId, TopicPartition};
+use crate::storage::{BufferPool, Clock, Disk, DiskLock, EntryKind, ForkGuard};
+use crate::types::{DiskId, Flush, StorageMode, StoreId, TopicPartition};
 
 use super::builder::Options;
 use super::layout::{self, DirectoryIdentity, IdentityFile};
@@ -97,7 +97,7 @@ fn check_vacant(disk: &dyn Disk, read_only: bool) -> Result<()> {
     Err(Error::UnsupportedFormat { path: disk.root().to_owned(), reason })
 }
 
-fn take_lock(disk: &dyn Disk) -> Result<Box<dyn Send + Sync>> {
+fn take_lock(disk: &dyn Disk) -> Result<Box<dyn DiskLock>> {
     let path = disk.root().join(layout::LOCK);
     disk.lock(layout::LOCK, &crate::storage::process_id().to_string()).map_err(|error| {
         if error.kind() != io::ErrorKind::WouldBlock {

@@ -1,0 +1,14 @@
+//! Settings: what may be chosen, within which limits, under which of Kafka's names.
+//!
+//! Pure values. Nothing is checked while one is put together; [`TopicConfig::validate`] checks it as a
+//! whole when it is used.
+
+mod name;
+mod property;
+mod retention;
+mod topic;
+
+pub(crate) use name::{collides, validate_topic_name};
+pub(crate) use property::Properties;
+pub use retention::Retention;
+pub use topic::{TopicConfig, TopicUpdate};

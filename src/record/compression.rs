@@ -1,0 +1,155 @@
+//! Packing the records of a batch. The codecs are features of the crate.
+
+use crate::error::DecodeError;
+use crate::types::Compression;
+
+/// The codec's number in a batch's attributes; as Kafka counts, where 1 is gzip.
+pub(super) fn code(codec: Compression) -> u16 {
+    match codec {
+        Compression::None => 0,
+        Compression::Snappy => 2,
+        Compression::Lz4 => 3,
+        Compression::Zstd => 4,
+    }
+}
+
+/// The codec of a number.
+pub(super) fn from_code(code: u16) -> Option<Compression> {
+    match code {
+        0 => Some(Compression::None),
+        2 => Some(Compression::Snappy),
+        3 => Some(Compression::Lz4),
+        4 => Some(Compression::Zstd),
+        _ => None,
+    }
+}
+
+/// Whether the codec is compiled in.
+pub(crate) fn is_available(codec: Compression) -> bool {
+    match codec {
+        Compression::None => true,
+        Compression::Lz4 => cfg!(feature = "lz4"),
+        Compression::Zstd => cfg!(feature = "zstd"),
+        Compression::Snappy => cfg!(feature = "snappy"),
+    }
+}
+
+/// Appends `plain`, packed, to `target`.
+///
+/// # Errors
+/// [`DecodeError::Decompress`] if the codec is missing or fails.
+pub(super) fn compress(
+    codec: Compression,
+    plain: &[u8],
+    target: &mut Vec<u8>,
+) -> Result<(), DecodeError> {
+    match codec {
+        Compression::None => target.extend_from_slice(plain),
+        #[cfg(feature = "lz4")]
+        Compression::Lz4 => target.extend_from_slice(&lz4_flex::block::compress(plain)),
+        #[cfg(feature = "zstd")]
+        Compression::Zstd => {
+            let packed = zstd::bulk::compress(plain, zstd::DEFAULT_COMPRESSION_LEVEL).map_err(failed)?;
+            target.extend_from_slice(&packed);
+        }
+        #[cfg(feature = "snappy")]
+        Compression::Snappy => {
+            let packed = snap::raw::Encoder::new().compress_vec(plain).map_err(failed)?;
+            target.extend_from_slice(&packed);
+        }
+        #[allow(unreachable_patterns, reason = "every codec may be compiled in")]
+        missing => return Err(absent(missing)),
+    }
+    Ok(())
+}
+
+/// Unpacks into `target`, which is exactly `len` bytes afterwards; never takes more memory than that.
+///
+/// # Errors
+/// [`DecodeError::Decompress`] for other bytes, or if the codec is missing.
+pub(super) fn decompress(
+    codec: Compression,
+    packed: &[u8],
+    len: usize,
+    target: &mut Vec<u8>,
+) -> Result<(), DecodeError> {
+    // No codec packs tighter than this: a length that is out of proportion is not allocated.
+    const RATIO_MAX: usize = 1 << 15;
+    if len > packed.len().saturating_mul(RATIO_MAX) {
+        return Err(DecodeError::Field("uncompressed length"));
+    }
+    target.clear();
+    target.resize(len, 0);
+    let count = match codec {
+        Compression::None if packed.len() == len => {
+            target.copy_from_slice(packed);
+            len
+        }
+        Compression::None => return Err(DecodeError::Field("uncompressed length")),
+        #[cfg(feature = "lz4")]
+        Compression::Lz4 => lz4_flex::block::decompress_into(packed, target).map_err(failed)?,
+        #[cfg(feature = "zstd")]
+        Compression::Zstd => zstd::bulk::decompress_to_buffer(packed, target).map_err(failed)?,
+        #[cfg(feature = "snappy")]
+        Compression::Snappy => snap::raw::Decoder::new().decompress(packed, target).map_err(failed)?,
+        #[allow(unreachable_patterns, reason = "every codec may be compiled in")]
+        missing => return Err(absent(missing)),
+    };
+    if count == len { Ok(()) } else { Err(DecodeError::Field("uncompressed length")) }
+}
+
+#[allow(dead_code, reason = "every codec may be compiled in")]
+fn absent(codec: Compression) -> DecodeError {
+    DecodeError::Decompress(format!("this build has no {codec:?}"))
+}
+
+#[cfg(any(feature = "lz4", feature = "zstd", feature = "snappy"))]
+#[allow(clippy::needless_pass_by_value, reason = "what map_err hands over")]
+fn failed(error: impl std::fmt::Display) -> DecodeError {
+    DecodeError::Decompress(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ALL: [Compression; 4] =
+        [Compression::None, Compression::Lz4, Compression::Zstd, Compression::Snappy];
+
+    #[test]
+    fn codes_are_kafkas_and_gzip_is_refused() {
+        for codec in ALL {
+            assert_eq!(from_code(code(codec)), Some(codec));
+        }
+        assert_eq!(from_code(1), None);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_packed_is_unpacked_and_only_to_its_own_length(
+            plain in proptest::collection::vec(0u8..4, 0..2000)
+        ) {
+            for codec in ALL.into_iter().filter(|codec| is_available(*codec)) {
+                let mut packed = Vec::new();
+                compress(codec, &plain, &mut packed).unwrap();
+                let mut back = Vec::new();
+                decompress(codec, &packed, plain.len(), &mut back).unwrap();
+                prop_assert_eq!(&back, &plain);
+                prop_assert!(decompress(codec, &packed, plain.len() + 1, &mut back).is_err());
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_unpacked_or_refused(
+            bytes in proptest::collection::vec(any::<u8>(), 0..200), len in 0usize..5000
+        ) {
+            let mut back = Vec::new();
+            for codec in ALL {
+                if decompress(codec, &bytes, len, &mut back).is_ok() {
+                    prop_assert_eq!(back.len(), len);
+                }
+            }
+        }
+    }
+}

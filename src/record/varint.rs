@@ -1,0 +1,113 @@
+//! Integers in as few bytes as they need: LEB128, and zigzag for signed ones.
+
+/// Appends `value`, seven bits a byte, the lowest first.
+#[inline]
+pub(crate) fn put_u64(target: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        target.push(low_byte(value) | 0x80);
+        value >>= 7;
+    }
+    target.push(low_byte(value));
+}
+
+/// Appends `value`, small absolute values first.
+#[inline]
+pub(crate) fn put_i64(target: &mut Vec<u8>, value: i64) {
+    put_u64(target, zigzag(value));
+}
+
+/// Bytes that [`put_u64`] takes.
+#[inline]
+pub(crate) fn len_u64(value: u64) -> usize {
+    let bits = 64 - (value | 1).leading_zeros() as usize;
+    bits.div_ceil(7)
+}
+
+/// Bytes that [`put_i64`] takes.
+#[inline]
+pub(crate) fn len_i64(value: i64) -> usize {
+    len_u64(zigzag(value))
+}
+
+/// Reads a number at `at` and moves behind it. `None` if the bytes end, if it outgrows 64 bits, or if it
+/// is written longer than it need be.
+#[inline]
+pub(crate) fn get_u64(bytes: &[u8], at: &mut usize) -> Option<u64> {
+    let first = *bytes.get(*at)?;
+    *at += 1;
+    if first < 0x80 {
+        return Some(first.into());
+    }
+    get_more(bytes, at, first)
+}
+
+fn get_more(bytes: &[u8], at: &mut usize, first: u8) -> Option<u64> {
+    let mut value = u64::from(first & 0x7f);
+    for shift in (7..64).step_by(7) {
+        let byte = *bytes.get(*at)?;
+        *at += 1;
+        if shift == 63 && byte > 1 {
+            return None;
+        }
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return (byte != 0).then_some(value);
+        }
+    }
+    None
+}
+
+/// As [`get_u64`], for [`put_i64`].
+#[inline]
+pub(crate) fn get_i64(bytes: &[u8], at: &mut usize) -> Option<i64> {
+    let raw = get_u64(bytes, at)?;
+    Some((raw >> 1).cast_signed() ^ -(raw & 1).cast_signed())
+}
+
+#[inline]
+fn zigzag(value: i64) -> u64 {
+    (value << 1 ^ value >> 63).cast_unsigned()
+}
+
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "the lowest byte is what is asked for")]
+fn low_byte(value: u64) -> u8 {
+    value as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_number_comes_back_and_takes_the_bytes_it_said(value: u64, shift in 0u32..64) {
+            for value in [value, value >> shift] {
+                let mut bytes = Vec::new();
+                put_u64(&mut bytes, value);
+                prop_assert_eq!(bytes.len(), len_u64(value));
+                let mut at = 0;
+                prop_assert_eq!(get_u64(&bytes, &mut at), Some(value));
+                prop_assert_eq!(at, bytes.len());
+                let signed = value.cast_signed();
+                bytes.clear();
+                put_i64(&mut bytes, signed);
+                prop_assert_eq!(bytes.len(), len_i64(signed));
+                prop_assert_eq!(get_i64(&bytes, &mut 0), Some(signed));
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused_and_only_one_way_of_writing_is_read(
+            bytes in proptest::collection::vec(any::<u8>(), 0..12)
+        ) {
+            let mut at = 0;
+            if let Some(value) = get_u64(&bytes, &mut at) {
+                let mut again = Vec::new();
+                put_u64(&mut again, value);
+                prop_assert_eq!(&again[..], &bytes[..at]);
+            }
+        }
+    }
+}

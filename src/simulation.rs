@@ -1,0 +1,4 @@
+//! For tests: a disk that fails on demand, a clock that stands still, and doors for fuzzers.
+
+pub use crate::storage::Clock;
+pub use crate::storage::simulated::*;

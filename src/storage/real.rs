@@ -1,0 +1,295 @@
+//! The operating system's files.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Disk, DiskLock, Entry, EntryKind, File, Mapping, OpenMode};
+
+/// A directory of the file system.
+#[derive(Debug)]
+pub(crate) struct RealDisk {
+    root: PathBuf,
+    boot: u128,
+}
+
+impl RealDisk {
+    /// The directory `root`, which is made with its parents if `create` is set.
+    pub(crate) fn open(root: impl Into<PathBuf>, create: bool) -> io::Result<Self> {
+        let root = root.into();
+        if create {
+            fs::create_dir_all(&root)?;
+        }
+        let root = fs::canonicalize(root)?;
+        if !fs::metadata(&root)?.is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        Ok(Self { root, boot: boot_id() })
+    }
+
+    fn full(&self, path: &str) -> PathBuf {
+        self.root.join(path)
+    }
+}
+
+impl Disk for RealDisk {
+    fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn File>> {
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(mode != OpenMode::Read).create_new(mode == OpenMode::Create);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::OpenOptionsExt;
+            // A link or a pipe under a name of ours is neither followed nor waited for.
+            options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC);
+        }
+        let file = options.open(self.full(path)).map_err(|error| {
+            match error.raw_os_error() {
+                #[cfg(unix)]
+                Some(libc::ELOOP | libc::ENXIO) => io::ErrorKind::InvalidInput.into(),
+                _ if error.kind() == io::ErrorKind::IsADirectory => io::ErrorKind::InvalidInput.into(),
+                _ => error,
+            }
+        })?;
+        if !file.metadata()?.is_file() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(Arc::new(RealFile { file }))
+    }
+
+    fn create_dir(&self, path: &str) -> io::Result<()> {
+        fs::create_dir(self.full(path))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.full(from), self.full(to))
+    }
+
+    fn remove(&self, path: &str) -> io::Result<()> {
+        fs::remove_file(self.full(path))
+    }
+
+    fn remove_dir(&self, path: &str) -> io::Result<()> {
+        fs::remove_dir(self.full(path))
+    }
+
+    fn list(&self, path: &str) -> io::Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        for entry in fs::read_dir(self.full(path))? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            let metadata = match entry.metadata() {
+                // Gone between the two calls.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                metadata => metadata?,
+            };
+            let kind = if metadata.is_file() {
+                EntryKind::File
+            } else if metadata.is_dir() {
+                EntryKind::Directory
+            } else {
+                EntryKind::Other
+            };
+            let len = if kind == EntryKind::File { metadata.len() } else { 0 };
+            entries.push(Entry { name, kind, len });
+        }
+        entries.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(entries)
+    }
+
+    fn sync_dir(&self, path: &str) -> io::Result<()> {
+        if cfg!(windows) {
+            // Directories cannot be opened there, and their changes are journalled in order.
+            return Ok(());
+        }
+        fs::File::open(self.full(path))?.sync_all()
+    }
+
+    fn lock(&self, path: &str, note: &str) -> io::Result<Box<dyn DiskLock>> {
+        let mut file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(self.full(path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Err(io::ErrorKind::WouldBlock.into()),
+            Err(fs::TryLockError::Error(error)) => return Err(error),
+        }
+        // The note is for people; the lock is the system's. A full disk has no room for notes.
+        if file.set_len(0).is_ok() {
+            let _ = file.write_all(note.as_bytes());
+        }
+        Ok(Box::new(file))
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        free_bytes(&self.root)
+    }
+
+    fn boot_id(&self) -> u128 {
+        self.boot
+    }
+
+    fn entropy(&self) -> u128 {
+        entropy()
+    }
+}
+
+#[derive(Debug)]
+struct RealFile {
+    file: fs::File,
+}
+
+impl File for RealFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    #[cfg(unix)]
+    fn read_at(&self, position: u64, target: &mut [u8]) -> io::Result<usize> {
+        std::os::unix::fs::FileExt::read_at(&self.file, target, position)
+    }
+
+    #[cfg(unix)]
+    fn write_at(&self, position: u64, source: &[u8]) -> io::Result<usize> {
+        std::os::unix::fs::FileExt::write_at(&self.file, source, position)
+    }
+
+    #[cfg(windows)]
+    fn read_at(&self, position: u64, target: &mut [u8]) -> io::Result<usize> {
+        std::os::windows::fs::FileExt::seek_read(&self.file, target, position)
+    }
+
+    #[cfg(windows)]
+    fn write_at(&self, position: u64, source: &[u8]) -> io::Result<usize> {
+        std::os::windows::fs::FileExt::seek_write(&self.file, source, position)
+    }
+
+    fn allocate(&self, position: u64, len: u64) -> io::Result<()> {
+        let end = position.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
+        if len == 0 {
+            return Ok(());
+        }
+        if !allocate_blocks(&self.file, position, len)? && self.len()? < end {
+            self.file.set_len(end)?;
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn map(&self, len: usize, writable: bool) -> io::Result<Mapping> {
+        let mut options = memmap2::MmapOptions::new();
+        options.len(len);
+        let map = if writable {
+            options.map_raw(&self.file)?
+        } else {
+            options.map_raw_read_only(&self.file)?
+        };
+        Ok(Mapping::system(map))
+    }
+}
+
+/// Reserves blocks. False: this file system cannot.
+#[cfg(target_os = "linux")]
+fn allocate_blocks(file: &fs::File, position: u64, len: u64) -> io::Result<bool> {
+    use std::os::fd::AsRawFd;
+    let offset = |value: u64| libc::off_t::try_from(value).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge));
+    let (position, len) = (offset(position)?, offset(len)?);
+    loop {
+        // SAFETY: a plain system call on a descriptor that `file` keeps open.
+        if unsafe { libc::fallocate(file.as_raw_fd(), 0, position, len) } == 0 {
+            return Ok(true);
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EINTR) => {}
+            Some(libc::EOPNOTSUPP | libc::ENOSYS) => return Ok(false),
+            _ => return Err(error),
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn allocate_blocks(_: &fs::File, _: u64, _: u64) -> io::Result<bool> {
+    Ok(false)
+}
+
+#[cfg(unix)]
+fn free_bytes(path: &Path) -> io::Result<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
+    let mut facts = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path ends in a zero byte, and the call fills in the struct that it is given.
+    if unsafe { libc::statvfs(path.as_ptr(), facts.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so it filled the struct in.
+    let facts = unsafe { facts.assume_init() };
+    #[allow(clippy::useless_conversion, reason = "the fields' widths differ between systems")]
+    Ok(u64::from(facts.f_bavail).saturating_mul(u64::from(facts.f_frsize)))
+}
+
+#[cfg(not(unix))]
+fn free_bytes(_: &Path) -> io::Result<u64> {
+    Ok(u64::MAX)
+}
+
+/// The kernel's name for this run of the machine; 0 where it has none.
+fn boot_id() -> u128 {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    u128::from_str_radix(&digits, 16).unwrap_or(0)
+}
+
+/// Random bits. The standard library seeds its hashers from the system's source, 64 at a time.
+pub(super) fn entropy() -> u128 {
+    use std::hash::{BuildHasher, RandomState};
+    let half = |salt: u64| u128::from(RandomState::new().hash_one((salt, std::process::id(), std::time::SystemTime::now())));
+    half(1) << 64 | half(2)
+}
+
+/// A fresh directory, removed with all that is in it when this is dropped.
+#[derive(Debug)]
+pub(crate) struct TemporaryDirectory {
+    path: PathBuf,
+}
+
+impl TemporaryDirectory {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for TemporaryDirectory {
+    fn drop(&mut self) {
+        // Whatever cannot be removed now is the temporary directory's business.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Makes a directory of its own in the system's temporary one.
+pub(crate) fn temporary_directory() -> io::Result<TemporaryDirectory> {
+    let path = std::env::temp_dir().join(format!("oncelog-{:032x}", entropy()));
+    fs::create_dir(&path)?;
+    Ok(TemporaryDirectory { path })
+}
+
+/// This process, as lock files name it.
+pub(crate) fn process_id() -> u32 {
+    std::process::id()
+}

@@ -1,0 +1,209 @@
+//! A store on a real directory, through its public face.
+
+use std::time::Duration;
+
+use oncelog::{
+    Acks, Error, Flush, Offset, ReadOptions, Record, Retention, Store, Timestamp, TopicConfig, TopicUpdate,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn levels() -> [Flush; 3] {
+    [Flush::OnAck, Flush::Os, Flush::Interval(Duration::from_millis(5))]
+}
+
+fn values(store: &Store, topic: &str, number: u32) -> Vec<Vec<u8>> {
+    let partition = store.partition(topic, number).unwrap();
+    let mut offset = partition.log_start_offset();
+    let mut values = Vec::new();
+    loop {
+        let records = partition.read(offset, ReadOptions::new().max_bytes(1 << 16)).unwrap();
+        if records.next_offset() == offset {
+            return values;
+        }
+        for record in &records {
+            assert_eq!(record.offset().0, partition.log_start_offset().0 + values.len() as u64);
+            values.push(record.value().unwrap().to_vec());
+        }
+        offset = records.next_offset();
+    }
+}
+
+#[test]
+fn what_is_appended_is_read_back_at_every_flush_level_also_after_reopening() {
+    for flush in levels() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut expected = Vec::new();
+        for round in 0..3 {
+            let store = Store::open(directory.path()).unwrap();
+            if round == 0 {
+                let config = TopicConfig::new().flush(flush).segment_bytes(16 << 10);
+                store.create_topic("t", config).unwrap();
+            }
+            assert_eq!(values(&store, "t", 0), expected);
+            let partition = store.partition("t", 0).unwrap();
+            for at in 0..300 {
+                let value = format!("{round}-{at}-{}", "x".repeat(at)).into_bytes();
+                let appended = partition.append(&[Record::new(&value)], Acks::All).unwrap();
+                assert_eq!(appended.offsets.start, Offset(expected.len() as u64));
+                expected.push(value);
+            }
+            partition.wait_for(Offset(expected.len() as u64 - 1), SECOND * 5).unwrap();
+            assert_eq!(values(&store, "t", 0), expected);
+            store.close(SECOND * 10).unwrap();
+            let clean = store.events().any(|event| event.to_string().contains("clean stop"));
+            assert!(clean);
+        }
+    }
+}
+
+#[test]
+fn a_store_that_is_dropped_is_closed() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    store.partition("t", 0).unwrap().append(&[Record::new("pear")], Acks::All).unwrap();
+    assert!(matches!(Store::open(directory.path()), Err(Error::Locked { .. })));
+    drop(store);
+    let store = Store::open(directory.path()).unwrap();
+    assert!(store.events().all(|event| !event.to_string().contains("unclean")));
+    assert_eq!(values(&store, "t", 0), [b"pear"]);
+}
+
+#[test]
+fn records_are_found_by_time() {
+    let store = Store::in_memory(1).unwrap();
+    store.create_topic("t", TopicConfig::new().segment_bytes(4096)).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    for at in 0..500 {
+        partition.append(&[Record::new("x").timestamp(Timestamp(at * 10))], Acks::All).unwrap();
+    }
+    assert_eq!(partition.offset_for_time(Timestamp(-5)).unwrap(), Some(Offset(0)));
+    assert_eq!(partition.offset_for_time(Timestamp(1001)).unwrap(), Some(Offset(101)));
+    assert_eq!(partition.offset_for_time(Timestamp(4990)).unwrap(), Some(Offset(499)));
+    assert_eq!(partition.offset_for_time(Timestamp(4991)).unwrap(), None);
+}
+
+#[test]
+fn deleted_records_stay_deleted() {
+    let directory = tempfile::tempdir().unwrap();
+    {
+        let store = Store::open(directory.path()).unwrap();
+        store.create_topic("t", TopicConfig::new().segment_bytes(4096)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        for _ in 0..200 {
+            partition.append(&[Record::new(&[7; 100])], Acks::All).unwrap();
+        }
+        assert_eq!(partition.delete_records(Offset(150)).unwrap(), Offset(150));
+        assert!(matches!(
+            partition.read(Offset(149), ReadOptions::new()),
+            Err(Error::OffsetOutOfRange { .. })
+        ));
+        assert!(matches!(partition.delete_records(Offset(201)), Err(Error::OffsetOutOfRange { .. })));
+    }
+    let store = Store::open(directory.path()).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    assert_eq!(partition.log_start_offset(), Offset(150));
+    assert_eq!(values(&store, "t", 0).len(), 50);
+}
+
+#[test]
+fn retention_removes_the_oldest_segments() {
+    let directory = tempfile::tempdir().unwrap();
+    let store =
+        Store::builder().disk(directory.path()).retention_check_interval(SECOND / 50).open().unwrap();
+    let config = TopicConfig::new().flush(Flush::Os).segment_bytes(4096).retention(Retention::bytes(8192));
+    store.create_topic("t", config).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    for _ in 0..500 {
+        partition.append(&[Record::new(&[7; 100])], Acks::All).unwrap();
+    }
+    let mut events = store.events();
+    while partition.log_start_offset() < Offset(400) {
+        assert!(events.wait(SECOND * 10).is_some(), "start at {}", partition.log_start_offset());
+    }
+    store.alter_topic("t", TopicUpdate::new().retention(Retention::forever())).unwrap();
+    assert_eq!(values(&store, "t", 0).len() as u64, 500 - partition.log_start_offset().0);
+}
+
+#[test]
+fn a_deleted_topic_is_gone_and_its_name_is_free() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    partition.append(&[Record::new("old")], Acks::All).unwrap();
+    store.delete_topic("t").unwrap();
+    assert!(matches!(
+        partition.append(&[Record::new("late")], Acks::All),
+        Err(Error::UnknownTopicOrPartition { .. })
+    ));
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    store.partition("t", 0).unwrap().append(&[Record::new("new")], Acks::All).unwrap();
+    assert_eq!(values(&store, "t", 0), [b"new"]);
+}
+
+#[test]
+fn a_second_opener_tails_a_live_store_without_a_lock() {
+    for flush in levels() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        store.create_topic("t", TopicConfig::new().flush(flush).segment_bytes(4096)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        partition.append(&[Record::new("0")], Acks::All).unwrap();
+        let view = Store::open_read_only(directory.path()).unwrap();
+        let seen = view.partition("t", 0).unwrap();
+        for at in 1..300 {
+            let value = at.to_string();
+            partition.append(&[Record::new(&value)], Acks::All).unwrap();
+            partition.wait_for(Offset(at), SECOND * 5).unwrap();
+            seen.wait_for(Offset(at), SECOND * 5).unwrap();
+            let records = seen.read(Offset(at), ReadOptions::new()).unwrap();
+            assert_eq!(records.iter().next().unwrap().value(), Some(value.as_bytes()));
+        }
+        assert!(matches!(seen.append(&[Record::new("x")], Acks::All), Err(Error::ReadOnly)));
+        assert!(matches!(view.delete_topic("t"), Err(Error::ReadOnly)));
+    }
+}
+
+#[test]
+fn many_threads_append_and_read_one_partition() {
+    for flush in levels() {
+        let store = Store::temporary().unwrap();
+        store.create_topic("t", TopicConfig::new().flush(flush).segment_bytes(64 << 10)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..8 {
+                let partition = partition.clone();
+                scope.spawn(move || {
+                    for at in 0..200 {
+                        let value = format!("{thread} {at}");
+                        let appended = partition.append(&[Record::new(&value)], Acks::All).unwrap();
+                        partition.wait_for(appended.offsets.start, SECOND * 20).unwrap();
+                        let records =
+                            partition.read(appended.offsets.start, ReadOptions::new().max_bytes(1)).unwrap();
+                        assert_eq!(records.iter().next().unwrap().value(), Some(value.as_bytes()));
+                    }
+                });
+            }
+        });
+        assert_eq!(values(&store, "t", 0).len(), 1600);
+    }
+}
+
+#[test]
+fn a_ticket_is_waited_for_called_back_or_polled() {
+    let store = Store::temporary().unwrap();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    let waited = partition.append_nowait(&[Record::new("a")], Acks::All).unwrap();
+    assert_eq!(waited.wait(SECOND * 5).unwrap().offsets, Offset(0)..Offset(1));
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let called = partition.append_nowait(&[Record::new("b")], Acks::All).unwrap();
+    called.on_complete(move |result| sender.send(result.unwrap().offsets.start).unwrap());
+    assert_eq!(receiver.recv_timeout(SECOND * 5).unwrap(), Offset(1));
+    let panicking = partition.append_nowait(&[Record::new("c")], Acks::All).unwrap();
+    panicking.on_complete(|_| panic!("A9: a callback's own fault"));
+    partition.append(&[Record::new("d")], Acks::All).unwrap();
+    assert_eq!(partition.high_watermark(), Offset(4));
+}
