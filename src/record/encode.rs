@@ -25,6 +25,20 @@ pub(crate) struct DraftSettings {
     pub(crate) now: Timestamp,
 }
 
+impl DraftSettings {
+    /// No compression, any timestamp, no limit.
+    pub(crate) fn plain(now: Timestamp) -> Self {
+        Self {
+            compression: Compression::None,
+            timestamp_type: TimestampType::CreateTime,
+            bytes_max: u32::MAX,
+            timestamp_min: Timestamp::MIN,
+            timestamp_max: Timestamp::MAX,
+            now,
+        }
+    }
+}
+
 /// Where the log puts a batch, and what it knows at that moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {

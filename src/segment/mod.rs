@@ -25,7 +25,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use parking_lot::RwLock;
 
 use crate::error::{DecodeError, Error};
-use crate::storage::{BufferPool, Disk, File, Mapping, OpenMode};
+use crate::storage::{
+    BufferPool, Disk, File, Mapping, OpenMode, replace_file, replace_file_unsynced,
+};
 use crate::types::{Offset, StoreId, Timestamp, TopicId, TopicPartition};
 
 pub(crate) use file_header::{DATA_START, FileHeader, HeaderFault};
@@ -257,7 +259,10 @@ impl Segment {
         };
         let name = side_name(self.base);
         let bytes = SideFile { head, index }.encode();
-        crate::storage::replace_file(&*self.place.disk, &self.place.path(&name), &bytes)
+        // A side file that is not durable counts in this run of the machine only: a sync would buy
+        // nothing, and on a journalling file system make every file's data wait for the disk.
+        let replace = if head.durable { replace_file } else { replace_file_unsynced };
+        replace(&*self.place.disk, &self.place.path(&name), &bytes)
             .map_err(|error| self.place.io_error(&name, "write", error))
     }
 

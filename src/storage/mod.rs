@@ -176,6 +176,17 @@ pub(crate) fn read_small(disk: &dyn Disk, path: &str, len_max: usize) -> io::Res
 /// Puts `bytes` at `path` so that a crash leaves the old file or the new one, whole: temporary name,
 /// sync, rename, sync the directory.
 pub(crate) fn replace_file(disk: &dyn Disk, path: &str, bytes: &[u8]) -> io::Result<()> {
+    exchange_file(disk, path, bytes, true)?;
+    disk.sync_dir(parent(path))
+}
+
+/// As [`replace_file`], without a sync: whole after the death of the process, anything after a power
+/// loss. For files that only count while the machine runs on.
+pub(crate) fn replace_file_unsynced(disk: &dyn Disk, path: &str, bytes: &[u8]) -> io::Result<()> {
+    exchange_file(disk, path, bytes, false)
+}
+
+fn exchange_file(disk: &dyn Disk, path: &str, bytes: &[u8], sync: bool) -> io::Result<()> {
     let temporary = format!("{path}.tmp");
     match disk.remove(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -184,7 +195,9 @@ pub(crate) fn replace_file(disk: &dyn Disk, path: &str, bytes: &[u8]) -> io::Res
     let written = (|| {
         let file = disk.open(&temporary, OpenMode::Create)?;
         write_all_at(&*file, 0, bytes)?;
-        file.sync_data()?;
+        if sync {
+            file.sync_data()?;
+        }
         disk.rename(&temporary, path)
     })();
     if let Err(error) = written {
@@ -192,7 +205,7 @@ pub(crate) fn replace_file(disk: &dyn Disk, path: &str, bytes: &[u8]) -> io::Res
         let _ = disk.remove(&temporary);
         return Err(error);
     }
-    disk.sync_dir(parent(path))
+    Ok(())
 }
 
 /// The directory that holds `path`; the root is `""`.
