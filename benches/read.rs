@@ -15,7 +15,7 @@ static ALLOCATOR: Counting = Counting;
 
 const VALUE_BYTES: usize = 100;
 /// Bytes asked for by one read.
-const STEP_BYTES: u32 = 1 << 20;
+const STEP_BYTES: usize = 1 << 20;
 
 /// A log to read: which part of it, and how it was written.
 #[derive(Clone, Copy)]

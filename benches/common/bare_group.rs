@@ -92,7 +92,7 @@ impl BareGroup {
         self.lead(state)
     }
 
-    fn lead(&self, mut state: MutexGuard<'_, State>) -> io::Result<()> {
+    fn lead<'a>(&'a self, mut state: MutexGuard<'a, State>) -> io::Result<()> {
         let company = state.company;
         if company > self.queued.load(Ordering::Acquire) {
             drop(state);

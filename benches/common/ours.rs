@@ -64,7 +64,7 @@ pub(crate) fn fill(partition: &Partition, value: &[u8], batch: usize, count: u64
 
 /// Reads everything from the first record to the end and looks at every value. Returns how many
 /// records there were.
-pub(crate) fn read_all(partition: &Partition, step_bytes: u32) -> Outcome<u64> {
+pub(crate) fn read_all(partition: &Partition, step_bytes: usize) -> Outcome<u64> {
     let end = partition.high_watermark();
     let mut next = partition.log_start_offset();
     let mut count = 0;
@@ -98,6 +98,6 @@ pub(crate) fn read_last(partition: &Partition) -> Outcome<()> {
     Ok(())
 }
 
-fn options(bytes: u32) -> ReadOptions {
+fn options(bytes: usize) -> ReadOptions {
     ReadOptions::new().max_bytes(bytes)
 }
