@@ -523,11 +523,13 @@ impl Core {
     fn wake_all(&self, mut state: MutexGuard<'_, State>) {
         let readers = state.readers > 0;
         let done = self.finished_tickets(&mut state);
+        if state.fenced.is_some() || state.ended.is_some() {
+            self.wake_sleepers(&mut state);
+        }
         drop(state);
         if readers {
             self.readable.notify_all();
         }
-        self.group.wake_all();
         complete(done);
     }
 
