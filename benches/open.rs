@@ -95,6 +95,7 @@ fn idle(bench: &mut Bench) -> Outcome<()> {
         "memory of an idle partition",
         "(memory of a partition after an append)",
         "disk of an idle partition",
+        "(disk of an idle partition after a clean stop)",
     ];
     if !names.iter().any(|name| bench.wants(name)) {
         return Ok(());
@@ -106,9 +107,12 @@ fn idle(bench: &mut Bench) -> Outcome<()> {
     for number in 0..partitions {
         ours::fill(&store.partition(ours::TOPIC, number)?, &noise(VALUE_BYTES), 1, 1)?;
     }
+    // What the background prepares for them counts as well.
+    std::thread::sleep(bench.amount(Duration::from_secs(5), Duration::from_millis(300)));
     let living = tree(&directory)?.bytes as f64 / f64::from(partitions);
     ours::close(&store)?;
     drop(store);
+    let stopped = tree(&directory)?.bytes as f64 / f64::from(partitions);
 
     let line = Line {
         name: names[0],
@@ -156,6 +160,8 @@ fn idle(bench: &mut Bench) -> Outcome<()> {
 
     let line = Line { name: names[3], goal: Goal::Max(64.0 * 1024.0), ..line };
     bench.measure(&line, |_| Ok(living))?;
+    let line = Line { name: names[4], goal: Goal::None, ..line };
+    bench.measure(&line, |_| Ok(stopped))?;
     bench.fresh("idle")?;
     Ok(())
 }
