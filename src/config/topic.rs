@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::error::{DecodeError, Error};
+use crate::record::{codec_code, codec_is_available, codec_of};
 use crate::types::{Compression, Flush, Timestamp, TimestampType};
 
 use super::Retention;
@@ -11,6 +12,36 @@ const PARTITIONS_MAX: u32 = 1_000_000;
 const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 4096..=(1 << 31) - 4096;
 const BATCH_BYTES: std::ops::RangeInclusive<u32> = 1024..=(1 << 30);
 const INDEX_INTERVAL: std::ops::RangeInclusive<u32> = 64..=(1 << 20);
+
+// The fields' numbers in [`TopicConfig::encode`]. A number is never used for anything else.
+const PARTITIONS: u16 = 1;
+const REPLICATION_FACTOR: u16 = 2;
+const MIN_INSYNC_REPLICAS: u16 = 3;
+const FLUSH_OS: u16 = 4;
+const FLUSH_INTERVAL: u16 = 5;
+const RETENTION_BYTES: u16 = 6;
+const RETENTION_AGE: u16 = 7;
+const SEGMENT_SIZE: u16 = 8;
+const SEGMENT_AGE: u16 = 9;
+const MAX_BATCH_BYTES: u16 = 10;
+const COMPRESSION: u16 = 11;
+const APPEND_TIME: u16 = 12;
+const TIMESTAMP_BEFORE_MAX: u16 = 13;
+const TIMESTAMP_AFTER_MAX: u16 = 14;
+const INDEX_INTERVAL_BYTES: u16 = 15;
+const UNCLEAN_ELECTION: u16 = 16;
+/// Added to the number of a span of time: the nanoseconds beyond its whole seconds.
+const BEYOND_SECONDS: u16 = 256;
+
+const UNKNOWN: DecodeError = DecodeError::Field("topic settings");
+
+/// A setting that is outside its range, whatever the others are.
+pub(super) struct OutOfRange {
+    /// Kafka's name of it.
+    pub(super) key: &'static str,
+    value: String,
+    pub(super) range: &'static str,
+}
 
 /// The settings of a topic. Made with [`TopicConfig::new`], changed by methods that return it.
 ///
@@ -186,87 +217,117 @@ impl TopicConfig {
     /// # Errors
     /// [`Error::InvalidConfig`] for the first that does not fit.
     pub(crate) fn validate(&self, disks: usize) -> Result<(), Error> {
-        let replicas = usize::from(self.replication_factor);
-        let check = |fits: bool, key: &str, value: &dyn ToString, reason: &str| {
-            let refuse = || invalid(key, value.to_string(), reason);
-            if fits { Ok(()) } else { Err(refuse()) }
-        };
-        check(
-            (1..=PARTITIONS_MAX).contains(&self.partitions),
-            "num.partitions",
-            &self.partitions,
-            "from 1 to 1000000",
-        )?;
-        check(
-            (1..=disks).contains(&replicas),
-            "default.replication.factor",
-            &self.replication_factor,
-            &format!("from 1 to the number of disks, {disks}"),
-        )?;
-        check(
-            (1..=self.replication_factor).contains(&self.min_insync_replicas),
-            "min.insync.replicas",
-            &self.min_insync_replicas,
-            "from 1 to the replication factor",
-        )?;
-        check(
-            SEGMENT_BYTES.contains(&self.segment_bytes),
-            "segment.bytes",
-            &self.segment_bytes,
-            "from 4096 to 2147479552",
-        )?;
-        let age = self.segment_age.as_millis();
-        check(age >= 1, "segment.ms", &age, "at least 1")?;
-        check(
-            BATCH_BYTES.contains(&self.max_batch_bytes),
-            "max.message.bytes",
-            &self.max_batch_bytes,
-            "from 1024 to 1073741824",
-        )?;
-        check(
-            INDEX_INTERVAL.contains(&self.index_interval_bytes),
-            "index.interval.bytes",
-            &self.index_interval_bytes,
-            "from 64 to 1048576",
-        )?;
-        if let Flush::Interval(interval) = self.flush {
-            let millis = interval.as_millis();
-            check(millis >= 1, "flush.ms", &millis, "at least 1")?;
+        let refuse = |key: &str, value: String, reason: &str| Err(invalid(key, value, reason));
+        if let Err(outside) = self.check_ranges() {
+            return refuse(outside.key, outside.value, outside.range);
         }
-        check(
-            compiled_in(self.compression),
-            "compression.type",
-            &format!("{:?}", self.compression),
-            "its feature of the crate is not enabled",
-        )
+        if usize::from(self.replication_factor) > disks {
+            let reason = format!("from 1 to the number of disks, {disks}");
+            return refuse("default.replication.factor", self.replication_factor.to_string(), &reason);
+        }
+        if self.min_insync_replicas > self.replication_factor {
+            let reason = format!("from 1 to the replication factor, {}", self.replication_factor);
+            return refuse("min.insync.replicas", self.min_insync_replicas.to_string(), &reason);
+        }
+        if !codec_is_available(self.compression) {
+            let reason = "its feature of the crate is not enabled";
+            return refuse("compression.type", format!("{:?}", self.compression), reason);
+        }
+        Ok(())
     }
 
-    /// Appends the settings: pairs of a field's number (u16) and its value (u64), little-endian.
+    /// Checks each setting by itself: what holds on any store and in any build.
+    pub(super) fn check_ranges(&self) -> Result<(), OutOfRange> {
+        let age_ms = self.segment_age.as_millis();
+        let interval_ms = match self.flush {
+            Flush::Interval(interval) => interval.as_millis(),
+            Flush::OnAck | Flush::Os => 1,
+        };
+        let settings: [(bool, &'static str, &dyn ToString, &'static str); 8] = [
+            (
+                (1..=PARTITIONS_MAX).contains(&self.partitions),
+                "num.partitions",
+                &self.partitions,
+                "from 1 to 1000000",
+            ),
+            (
+                self.replication_factor >= 1,
+                "default.replication.factor",
+                &self.replication_factor,
+                "from 1 to the number of disks",
+            ),
+            (
+                self.min_insync_replicas >= 1,
+                "min.insync.replicas",
+                &self.min_insync_replicas,
+                "from 1 to the replication factor",
+            ),
+            (
+                SEGMENT_BYTES.contains(&self.segment_bytes),
+                "segment.bytes",
+                &self.segment_bytes,
+                "from 4096 to 2147479552",
+            ),
+            (age_ms >= 1, "segment.ms", &age_ms, "at least 1"),
+            (
+                BATCH_BYTES.contains(&self.max_batch_bytes),
+                "max.message.bytes",
+                &self.max_batch_bytes,
+                "from 1024 to 1073741824",
+            ),
+            (
+                INDEX_INTERVAL.contains(&self.index_interval_bytes),
+                "index.interval.bytes",
+                &self.index_interval_bytes,
+                "from 64 to 1048576",
+            ),
+            (interval_ms >= 1, "flush.ms", &interval_ms, "at least 1"),
+        ];
+        match settings.into_iter().find(|(fits, ..)| !fits) {
+            Some((_, key, value, range)) => Err(OutOfRange { key, value: value.to_string(), range }),
+            None => Ok(()),
+        }
+    }
+
+    /// Appends the settings: pairs of a field's number (u16) and its value (u64), little-endian. A span
+    /// of time is its whole seconds, and under the number plus 256 the nanoseconds beyond, if there are
+    /// any. A setting that is absent is left out.
     pub(crate) fn encode(&self, target: &mut Vec<u8>) {
-        let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         let mut put = |field: u16, value: u64| {
             target.extend_from_slice(&field.to_le_bytes());
             target.extend_from_slice(&value.to_le_bytes());
         };
-        put(1, self.partitions.into());
-        put(2, self.replication_factor.into());
-        put(3, self.min_insync_replicas.into());
-        match self.flush {
-            Flush::OnAck => put(4, 0),
-            Flush::Os => put(4, 1),
-            Flush::Interval(interval) => put(5, u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX)),
+        put(PARTITIONS, self.partitions.into());
+        put(REPLICATION_FACTOR, self.replication_factor.into());
+        put(MIN_INSYNC_REPLICAS, self.min_insync_replicas.into());
+        let interval = match self.flush {
+            Flush::OnAck => None,
+            Flush::Os => {
+                put(FLUSH_OS, 1);
+                None
+            }
+            Flush::Interval(interval) => Some(interval),
+        };
+        self.retention.bytes.into_iter().for_each(|bytes| put(RETENTION_BYTES, bytes));
+        put(SEGMENT_SIZE, self.segment_bytes);
+        put(MAX_BATCH_BYTES, self.max_batch_bytes.into());
+        put(COMPRESSION, codec_code(self.compression).into());
+        put(APPEND_TIME, u64::from(self.timestamp_type == TimestampType::AppendTime));
+        put(INDEX_INTERVAL_BYTES, self.index_interval_bytes.into());
+        put(UNCLEAN_ELECTION, self.unclean_leader_election.into());
+        for (field, span) in [
+            (FLUSH_INTERVAL, interval),
+            (RETENTION_AGE, self.retention.age),
+            (SEGMENT_AGE, Some(self.segment_age)),
+            (TIMESTAMP_BEFORE_MAX, self.timestamp_before_max),
+            (TIMESTAMP_AFTER_MAX, self.timestamp_after_max),
+        ] {
+            let Some(span) = span else { continue };
+            put(field, span.as_secs());
+            if span.subsec_nanos() > 0 {
+                put(field + BEYOND_SECONDS, span.subsec_nanos().into());
+            }
         }
-        self.retention.bytes.into_iter().for_each(|bytes| put(6, bytes));
-        self.retention.age.into_iter().for_each(|age| put(7, millis(age)));
-        put(8, self.segment_bytes);
-        put(9, millis(self.segment_age));
-        put(10, self.max_batch_bytes.into());
-        put(11, codec_number(self.compression));
-        put(12, u64::from(self.timestamp_type == TimestampType::AppendTime));
-        self.timestamp_before_max.into_iter().for_each(|span| put(13, millis(span)));
-        self.timestamp_after_max.into_iter().for_each(|span| put(14, millis(span)));
-        put(15, self.index_interval_bytes.into());
-        put(16, self.unclean_leader_election.into());
     }
 
     /// Reads what [`TopicConfig::encode`] wrote.
@@ -274,37 +335,63 @@ impl TopicConfig {
     /// # Errors
     /// [`DecodeError::Field`] for a field that is not known or does not fit: a newer version wrote it.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let bad = || DecodeError::Field("topic settings");
-        let u32_of = |value: u64| u32::try_from(value).map_err(|_| bad());
-        let u16_of = |value: u64| u16::try_from(value).map_err(|_| bad());
         let mut config = Self::default();
+        let mut interval = None;
         let mut pairs = bytes.chunks_exact(10);
         for pair in &mut pairs {
             let (field, value) = pair.split_first_chunk().expect("ten bytes");
-            let value = u64::from_le_bytes(value.try_into().expect("eight of them"));
-            match u16::from_le_bytes(*field) {
-                1 => config.partitions = u32_of(value)?,
-                2 => config.replication_factor = u16_of(value)?,
-                3 => config.min_insync_replicas = u16_of(value)?,
-                4 if value == 0 => config.flush = Flush::OnAck,
-                4 if value == 1 => config.flush = Flush::Os,
-                5 => config.flush = Flush::Interval(Duration::from_nanos(value)),
-                6 => config.retention.bytes = Some(value),
-                7 => config.retention.age = Some(Duration::from_millis(value)),
-                8 => config.segment_bytes = value,
-                9 => config.segment_age = Duration::from_millis(value),
-                10 => config.max_batch_bytes = u32_of(value)?,
-                11 => config.compression = codec_of(value).ok_or_else(bad)?,
-                12 if value == 0 => config.timestamp_type = TimestampType::CreateTime,
-                12 if value == 1 => config.timestamp_type = TimestampType::AppendTime,
-                13 => config.timestamp_before_max = Some(Duration::from_millis(value)),
-                14 => config.timestamp_after_max = Some(Duration::from_millis(value)),
-                15 => config.index_interval_bytes = u32_of(value)?,
-                16 => config.unclean_leader_election = value != 0,
-                _ => return Err(bad()),
+            let (field, value) =
+                (u16::from_le_bytes(*field), u64::from_le_bytes(value.try_into().expect("eight bytes")));
+            config.decode_field(field, value, &mut interval).ok_or(UNKNOWN)?;
+        }
+        config.flush = match (config.flush, interval) {
+            (Flush::OnAck, Some(interval)) => Flush::Interval(interval),
+            (_, Some(_)) => return Err(UNKNOWN),
+            (flush, None) => flush,
+        };
+        if !pairs.remainder().is_empty() {
+            return Err(UNKNOWN);
+        }
+        config.check_ranges().map_err(|outside| DecodeError::Field(outside.key))?;
+        Ok(config)
+    }
+
+    fn decode_field(&mut self, field: u16, value: u64, interval: &mut Option<Duration>) -> Option<()> {
+        let flag = || (value <= 1).then_some(value == 1);
+        match field {
+            PARTITIONS => self.partitions = value.try_into().ok()?,
+            REPLICATION_FACTOR => self.replication_factor = value.try_into().ok()?,
+            MIN_INSYNC_REPLICAS => self.min_insync_replicas = value.try_into().ok()?,
+            FLUSH_OS if value == 1 => self.flush = Flush::Os,
+            RETENTION_BYTES => self.retention.bytes = Some(value),
+            SEGMENT_SIZE => self.segment_bytes = value,
+            MAX_BATCH_BYTES => self.max_batch_bytes = value.try_into().ok()?,
+            COMPRESSION => self.compression = codec_of(value.try_into().ok()?)?,
+            APPEND_TIME => {
+                self.timestamp_type =
+                    if flag()? { TimestampType::AppendTime } else { TimestampType::CreateTime };
+            }
+            INDEX_INTERVAL_BYTES => self.index_interval_bytes = value.try_into().ok()?,
+            UNCLEAN_ELECTION => self.unclean_leader_election = flag()?,
+            SEGMENT_AGE => self.segment_age = Duration::from_secs(value),
+            FLUSH_INTERVAL => *interval = Some(Duration::from_secs(value)),
+            RETENTION_AGE => self.retention.age = Some(Duration::from_secs(value)),
+            TIMESTAMP_BEFORE_MAX => self.timestamp_before_max = Some(Duration::from_secs(value)),
+            TIMESTAMP_AFTER_MAX => self.timestamp_after_max = Some(Duration::from_secs(value)),
+            _ => {
+                let nanos = u32::try_from(value).ok().filter(|nanos| *nanos < 1_000_000_000)?;
+                let span = match field.checked_sub(BEYOND_SECONDS)? {
+                    SEGMENT_AGE => &mut self.segment_age,
+                    FLUSH_INTERVAL => interval.as_mut()?,
+                    RETENTION_AGE => self.retention.age.as_mut()?,
+                    TIMESTAMP_BEFORE_MAX => self.timestamp_before_max.as_mut()?,
+                    TIMESTAMP_AFTER_MAX => self.timestamp_after_max.as_mut()?,
+                    _ => return None,
+                };
+                *span = Duration::new(span.as_secs(), nanos);
             }
         }
-        if pairs.remainder().is_empty() { Ok(config) } else { Err(bad()) }
+        Some(())
     }
 }
 
@@ -327,6 +414,9 @@ pub struct TopicUpdate {
     min_insync_replicas: Option<u16>,
     compression: Option<Compression>,
     timestamp_type: Option<TimestampType>,
+    timestamp_before_max: Option<Duration>,
+    timestamp_after_max: Option<Duration>,
+    index_interval_bytes: Option<u32>,
     unclean_leader_election: Option<bool>,
 }
 
@@ -384,6 +474,24 @@ impl TopicUpdate {
         self
     }
 
+    /// See [`TopicConfig::timestamp_before_max`]; [`Duration::MAX`] allows any.
+    pub fn timestamp_before_max(mut self, span: Duration) -> Self {
+        self.timestamp_before_max = Some(span);
+        self
+    }
+
+    /// See [`TopicConfig::timestamp_after_max`]; [`Duration::MAX`] allows any.
+    pub fn timestamp_after_max(mut self, span: Duration) -> Self {
+        self.timestamp_after_max = Some(span);
+        self
+    }
+
+    /// See [`TopicConfig::index_interval_bytes`].
+    pub fn index_interval_bytes(mut self, bytes: u32) -> Self {
+        self.index_interval_bytes = Some(bytes);
+        self
+    }
+
     /// See [`TopicConfig::unclean_leader_election`].
     pub fn unclean_leader_election(mut self, allowed: bool) -> Self {
         self.unclean_leader_election = Some(allowed);
@@ -401,10 +509,14 @@ impl TopicUpdate {
             min_insync_replicas: self.min_insync_replicas.unwrap_or(config.min_insync_replicas),
             compression: self.compression.unwrap_or(config.compression),
             timestamp_type: self.timestamp_type.unwrap_or(config.timestamp_type),
+            timestamp_before_max: self.timestamp_before_max.or(config.timestamp_before_max),
+            timestamp_after_max: self.timestamp_after_max.or(config.timestamp_after_max),
+            index_interval_bytes: self.index_interval_bytes.unwrap_or(config.index_interval_bytes),
             unclean_leader_election: self
                 .unclean_leader_election
                 .unwrap_or(config.unclean_leader_election),
-            ..config.clone()
+            partitions: config.partitions,
+            replication_factor: config.replication_factor,
         }
     }
 }
@@ -413,52 +525,85 @@ pub(super) fn invalid(key: &str, value: impl Into<String>, reason: &str) -> Erro
     Error::InvalidConfig { key: key.to_owned(), value: value.into(), reason: reason.to_owned() }
 }
 
-fn compiled_in(codec: Compression) -> bool {
-    match codec {
-        Compression::None => true,
-        Compression::Lz4 => cfg!(feature = "lz4"),
-        Compression::Zstd => cfg!(feature = "zstd"),
-        Compression::Snappy => cfg!(feature = "snappy"),
-    }
-}
-
-fn codec_number(codec: Compression) -> u64 {
-    match codec {
-        Compression::None => 0,
-        Compression::Snappy => 2,
-        Compression::Lz4 => 3,
-        Compression::Zstd => 4,
-    }
-}
-
-fn codec_of(number: u64) -> Option<Compression> {
-    [Compression::None, Compression::Snappy, Compression::Lz4, Compression::Zstd]
-        .into_iter()
-        .find(|codec| codec_number(*codec) == number)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
-    #[test]
-    fn settings_come_back_from_their_bytes() {
-        let all = TopicConfig::new()
-            .partitions(7)
-            .flush(Flush::Interval(Duration::from_micros(1500)))
-            .retention(Retention::bytes(9).and_age(Duration::from_secs(3)))
-            .timestamp_type(TimestampType::AppendTime)
-            .timestamp_before_max(Duration::from_secs(1))
-            .timestamp_after_max(Duration::from_secs(2))
-            .compression(Compression::Zstd)
-            .unclean_leader_election(true);
-        for config in [TopicConfig::new(), TopicConfig::new().flush(Flush::Os), all] {
+    fn any_span() -> impl Strategy<Value = Duration> {
+        let shortest = Duration::from_millis(1);
+        prop_oneof![
+            (any::<u64>(), 0u32..1_000_000_000).prop_map(|(secs, nanos)| Duration::new(secs, nanos)),
+            (0u64..100, 0u32..1_000_000_000).prop_map(|(secs, nanos)| Duration::new(secs, nanos)),
+            Just(Duration::MAX),
+        ]
+        .prop_map(move |span| span.max(shortest))
+    }
+
+    fn any_config() -> impl Strategy<Value = TopicConfig> {
+        let codecs = [Compression::None, Compression::Lz4, Compression::Zstd, Compression::Snappy];
+        let flush = prop_oneof![
+            Just(Flush::OnAck),
+            Just(Flush::Os),
+            any_span().prop_map(Flush::Interval),
+        ];
+        let counts = (1..=PARTITIONS_MAX, 1u16.., 1u16..);
+        let limits = (SEGMENT_BYTES, any_span(), BATCH_BYTES, INDEX_INTERVAL);
+        let retention = (any::<Option<u64>>(), proptest::option::of(any_span()));
+        let stamps = (any::<bool>(), proptest::option::of(any_span()), proptest::option::of(any_span()));
+        let rest = (proptest::sample::select(codecs.to_vec()), any::<bool>());
+        (counts, flush, limits, retention, stamps, rest).prop_map(
+            |(counts, flush, limits, (bytes, age), stamps, rest)| TopicConfig {
+                partitions: counts.0,
+                replication_factor: counts.1,
+                min_insync_replicas: counts.2,
+                flush,
+                retention: Retention { bytes, age },
+                segment_bytes: limits.0,
+                segment_age: limits.1,
+                max_batch_bytes: limits.2,
+                compression: rest.0,
+                timestamp_type: [TimestampType::CreateTime, TimestampType::AppendTime]
+                    [usize::from(stamps.0)],
+                timestamp_before_max: stamps.1,
+                timestamp_after_max: stamps.2,
+                index_interval_bytes: limits.3,
+                unclean_leader_election: rest.1,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn settings_come_back_from_their_bytes_to_the_nanosecond(config in any_config()) {
             let mut bytes = Vec::new();
             config.encode(&mut bytes);
-            assert_eq!(TopicConfig::decode(&bytes), Ok(config));
-            assert!(TopicConfig::decode(&bytes[1..]).is_err());
+            prop_assert_eq!(TopicConfig::decode(&bytes), Ok(config));
+            prop_assert!(TopicConfig::decode(&bytes[1..]).is_err());
         }
-        assert!(TopicConfig::decode(&[99, 0, 0, 0, 0, 0, 0, 0, 0, 0]).is_err());
+
+        #[test]
+        fn any_bytes_are_settings_within_their_ranges_or_refused(
+            pairs in proptest::collection::vec((0u16..280, prop_oneof![0u64..9, any::<u64>()]), 0..6)
+        ) {
+            let mut bytes = Vec::new();
+            for (field, value) in pairs {
+                bytes.extend_from_slice(&field.to_le_bytes());
+                bytes.extend_from_slice(&value.to_le_bytes());
+            }
+            if let Ok(config) = TopicConfig::decode(&bytes) {
+                prop_assert!(config.check_ranges().is_ok());
+            }
+        }
+    }
+
+    #[test]
+    fn a_field_of_a_later_version_is_refused() {
+        for field in [0u16, 17, 257, 999] {
+            let mut bytes = field.to_le_bytes().to_vec();
+            bytes.extend_from_slice(&1u64.to_le_bytes());
+            assert_eq!(TopicConfig::decode(&bytes), Err(UNKNOWN), "field {field}");
+        }
     }
 
     #[test]
@@ -476,6 +621,7 @@ mod tests {
             (new().segment_bytes(5 << 30), "segment.bytes"),
             (new().segment_age(Duration::ZERO), "segment.ms"),
             (new().max_batch_bytes(0), "max.message.bytes"),
+            (new().max_batch_bytes(u32::MAX), "max.message.bytes"),
             (new().index_interval_bytes(0), "index.interval.bytes"),
             (new().flush(Flush::Interval(Duration::ZERO)), "flush.ms"),
         ] {
@@ -486,5 +632,34 @@ mod tests {
             );
         }
         assert!(new().validate(1).is_ok());
+        assert!(new().replication_factor(3).min_insync_replicas(2).validate(3).is_ok());
+        assert!(new().validate(0).is_err(), "A2: no disks");
+    }
+
+    #[test]
+    fn a_codec_that_is_not_compiled_in_is_refused_at_creation_but_can_be_read_of() {
+        for codec in [Compression::Lz4, Compression::Zstd, Compression::Snappy] {
+            let config = TopicConfig::new().compression(codec);
+            assert_eq!(config.validate(1).is_ok(), codec_is_available(codec), "A2: {codec:?}");
+            let mut bytes = Vec::new();
+            config.encode(&mut bytes);
+            assert_eq!(TopicConfig::decode(&bytes), Ok(config));
+        }
+    }
+
+    #[test]
+    fn an_update_changes_what_it_names_and_nothing_else() {
+        let before = TopicConfig::new().partitions(4).timestamp_after_max(Duration::from_secs(9));
+        assert_eq!(TopicUpdate::new().apply(&before), before);
+        let update = TopicUpdate::new()
+            .retention(Retention::bytes(7))
+            .index_interval_bytes(512)
+            .timestamp_before_max(Duration::from_secs(1));
+        let expected = before
+            .clone()
+            .retention(Retention::bytes(7))
+            .index_interval_bytes(512)
+            .timestamp_before_max(Duration::from_secs(1));
+        assert_eq!(update.apply(&before), expected);
     }
 }

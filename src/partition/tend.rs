@@ -81,6 +81,7 @@ impl Core {
             .iter()
             .map(|segment| SegmentAge {
                 bytes: segment.position(),
+                base: segment.base,
                 end: segment.end(),
                 last_append: segment.last_append_or_load().unwrap_or(now),
             })

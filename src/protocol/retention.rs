@@ -1,4 +1,9 @@
 //! Which segments a retention policy lets go.
+//!
+//! Takes what is known of a partition's segments and the time; yields how many of the oldest may go.
+//!
+//! Leaves to others: rolling the active segment when it is among them, raising the log start before
+//! anything is removed (RET-07), removing files.
 
 use crate::config::Retention;
 use crate::types::{Offset, Timestamp};
@@ -7,14 +12,20 @@ use crate::types::{Offset, Timestamp};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentAge {
     pub(crate) bytes: u64,
-    /// One past its last offset.
+    pub(crate) base: Offset,
+    /// One past its last offset; its base if it is empty.
     pub(crate) end: Offset,
     /// By the machine's clock.
     pub(crate) last_append: Timestamp,
 }
 
-/// How many segments from the oldest on may go (RET-01, 04, 05, 06, 09). A segment goes only below the
-/// high watermark; the active one only if it holds something and all of it is below.
+/// How many segments from the oldest on may go (RET-01, 04, 05, 06, 09): those that are too old, too
+/// many, or below the log start, up to the first that is neither. A segment goes only if all of it is
+/// below the high watermark, the active one only if it holds something.
+///
+/// An append time that lies in the future is one that a wrong clock gave (RET-02). The segment was
+/// begun before the next one was, so the next time that can be true stands in for it: the segment goes
+/// no earlier than that one may, and does not hold up those behind it.
 pub(crate) fn segments_to_delete(
     segments: &[SegmentAge],
     policy: &Retention,
@@ -23,18 +34,18 @@ pub(crate) fn segments_to_delete(
     log_start: Offset,
 ) -> usize {
     let mut left: u64 = segments.iter().map(|segment| segment.bytes).sum();
-    let mut start = Offset::ZERO;
     let mut count = 0;
-    for (at, segment) in segments.iter().enumerate() {
-        let empty_active = at + 1 == segments.len() && segment.end == start;
-        let too_old = policy.age.is_some_and(|age| now.since(segment.last_append) > age);
+    for segment in segments {
+        let mut times = segments[count..].iter().map(|segment| segment.last_append);
+        let appended = times.find(|time| *time <= now).unwrap_or(now);
+        let empty_active = count + 1 == segments.len() && segment.base == segment.end;
+        let too_old = policy.age.is_some_and(|age| now.since(appended) > age);
         let too_many = policy.bytes.is_some_and(|bytes| left.saturating_sub(segment.bytes) >= bytes);
         let below_start = segment.end <= log_start;
         if empty_active || segment.end > high_watermark || !(too_old || too_many || below_start) {
             break;
         }
         left -= segment.bytes;
-        start = segment.end;
         count += 1;
     }
     count
@@ -50,7 +61,12 @@ mod tests {
         let mut end = 0;
         let build = |(bytes, at): &(u64, i64)| {
             end += 10;
-            SegmentAge { bytes: *bytes, end: Offset(end), last_append: Timestamp(*at) }
+            SegmentAge {
+                bytes: *bytes,
+                base: Offset(end - 10),
+                end: Offset(end),
+                last_append: Timestamp(*at),
+            }
         };
         spans.iter().map(build).collect()
     }
@@ -67,10 +83,23 @@ mod tests {
     }
 
     #[test]
-    fn ret_02_an_append_time_in_the_future_keeps_its_own_segment_only_as_long_as_the_clock_says() {
-        let segments = segments(&[(1, 0), (1, i64::MAX)]);
+    fn ret_02_a_segment_stamped_by_a_wrong_clock_goes_when_the_next_one_would() {
+        let segments = segments(&[(1, i64::MAX), (1, i64::MAX), (1, 100), (1, 120)]);
         let policy = Retention::age(Duration::from_millis(5));
-        assert_eq!(segments_to_delete(&segments, &policy, Timestamp(100), Offset(20), Offset(0)), 1);
+        for (now, gone) in [(50, 0), (105, 0), (106, 3), (125, 3), (126, 4)] {
+            let count = segments_to_delete(&segments, &policy, Timestamp(now), Offset(40), Offset(0));
+            assert_eq!(count, gone, "at {now}");
+        }
+    }
+
+    #[test]
+    fn ret_02_no_segment_is_taken_for_old_while_the_clock_lags_behind() {
+        let segments = segments(&[(1, 1000), (1, 2000), (1, 0)]);
+        let policy = Retention::age(Duration::from_millis(5));
+        for now in [-1, 0, 5] {
+            let count = segments_to_delete(&segments, &policy, Timestamp(now), Offset(30), Offset(0));
+            assert_eq!(count, 0, "at {now}");
+        }
     }
 
     #[test]
@@ -102,7 +131,44 @@ mod tests {
         }
     }
 
+    #[test]
+    fn ret_09_an_empty_active_segment_stays_whatever_the_policy() {
+        let empty = SegmentAge {
+            bytes: 4096,
+            base: Offset(50),
+            end: Offset(50),
+            last_append: Timestamp(0),
+        };
+        let policy = Retention::bytes(0).and_age(Duration::ZERO);
+        let gone = |segments: &[SegmentAge]| {
+            segments_to_delete(segments, &policy, Timestamp(9), Offset(50), Offset(50))
+        };
+        assert_eq!(gone(&[empty]), 0);
+        let before = SegmentAge { base: Offset(40), ..empty };
+        assert_eq!(gone(&[before, empty]), 1);
+        assert_eq!(gone(&[before]), 1, "it holds something");
+        assert_eq!(gone(&[]), 0);
+    }
+
     proptest! {
+        #[test]
+        fn ret_01_04_05_06_whatever_goes_has_a_reason_and_what_stays_first_has_none(
+            spans in proptest::collection::vec((0u64..50, 0i64..100), 1..8),
+            limit in 0u64..100, age in 0u64..100, high in 0u64..90, start in 0u64..90
+        ) {
+            let segments = segments(&spans);
+            let policy = Retention::bytes(limit).and_age(Duration::from_millis(age));
+            let gone =
+                segments_to_delete(&segments, &policy, Timestamp(100), Offset(high), Offset(start));
+            for (at, segment) in segments.iter().enumerate().take(gone + 1) {
+                let rest: u64 = segments[at + 1..].iter().map(|segment| segment.bytes).sum();
+                let old = 100 - spans[at].1 > i64::try_from(age).unwrap();
+                let below = segment.end.0 <= start;
+                let may_go = segment.end.0 <= high && (rest >= limit || old || below);
+                prop_assert_eq!(may_go, at < gone, "segment {}", at);
+            }
+        }
+
         #[test]
         fn ret_10_a_second_run_finds_nothing(
             spans in proptest::collection::vec((0u64..50, 0i64..100), 1..8),

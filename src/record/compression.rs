@@ -3,8 +3,12 @@
 use crate::error::DecodeError;
 use crate::types::Compression;
 
+/// No codec packs tighter than this: four bytes of Zstandard can stand for 128 KiB, one byte of LZ4 for
+/// 255, three bytes of Snappy for 64. A length out of that proportion is refused before it is allocated.
+const RATIO_MAX: usize = 1 << 15;
+
 /// The codec's number in a batch's attributes; as Kafka counts, where 1 is gzip.
-pub(super) fn code(codec: Compression) -> u16 {
+pub(crate) fn codec_code(codec: Compression) -> u16 {
     match codec {
         Compression::None => 0,
         Compression::Snappy => 2,
@@ -14,7 +18,7 @@ pub(super) fn code(codec: Compression) -> u16 {
 }
 
 /// The codec of a number.
-pub(super) fn from_code(code: u16) -> Option<Compression> {
+pub(crate) fn codec_of(code: u16) -> Option<Compression> {
     match code {
         0 => Some(Compression::None),
         2 => Some(Compression::Snappy),
@@ -25,7 +29,7 @@ pub(super) fn from_code(code: u16) -> Option<Compression> {
 }
 
 /// Whether the codec is compiled in.
-pub(crate) fn is_available(codec: Compression) -> bool {
+pub(crate) fn codec_is_available(codec: Compression) -> bool {
     match codec {
         Compression::None => true,
         Compression::Lz4 => cfg!(feature = "lz4"),
@@ -66,20 +70,22 @@ pub(super) fn compress(
 /// Unpacks into `target`, which is exactly `len` bytes afterwards; never takes more memory than that.
 ///
 /// # Errors
-/// [`DecodeError::Decompress`] for other bytes, or if the codec is missing.
+/// [`DecodeError::Field`] if the bytes do not unpack to that length; [`DecodeError::Decompress`] if the
+/// codec refuses them or is missing, or there is no memory. What `target` holds is then undefined.
 pub(super) fn decompress(
     codec: Compression,
     packed: &[u8],
     len: usize,
     target: &mut Vec<u8>,
 ) -> Result<(), DecodeError> {
-    // No codec packs tighter than this: a length that is out of proportion is not allocated.
-    const RATIO_MAX: usize = 1 << 15;
     if len > packed.len().saturating_mul(RATIO_MAX) {
         return Err(DecodeError::Field("uncompressed length"));
     }
     target.clear();
+    target.try_reserve_exact(len).map_err(|error| DecodeError::Decompress(error.to_string()))?;
     target.resize(len, 0);
+    // A slice: some codecs fill a vector up to its capacity.
+    let target = target.as_mut_slice();
     let count = match codec {
         Compression::None if packed.len() == len => {
             target.copy_from_slice(packed);
@@ -120,9 +126,35 @@ mod tests {
     #[test]
     fn codes_are_kafkas_and_gzip_is_refused() {
         for codec in ALL {
-            assert_eq!(from_code(code(codec)), Some(codec));
+            assert_eq!(codec_of(codec_code(codec)), Some(codec));
         }
-        assert_eq!(from_code(1), None);
+        assert_eq!(codec_of(1), None);
+    }
+
+    #[test]
+    fn the_tightest_packing_is_unpacked_and_a_length_beyond_it_takes_no_memory() {
+        let plain = vec![7; 3 << 20];
+        for codec in ALL.into_iter().filter(|codec| codec_is_available(*codec)) {
+            let mut packed = Vec::new();
+            compress(codec, &plain, &mut packed).unwrap();
+            let mut back = Vec::new();
+            decompress(codec, &packed, plain.len(), &mut back).unwrap();
+            assert!(back == plain, "{codec:?}");
+            let mut untouched = Vec::new();
+            let beyond = packed.len() * RATIO_MAX + 1;
+            assert!(decompress(codec, &packed, beyond, &mut untouched).is_err());
+            assert_eq!(untouched.capacity(), 0, "{codec:?}");
+        }
+    }
+
+    #[test]
+    fn a_codec_that_is_not_compiled_in_says_so() {
+        for codec in ALL.into_iter().filter(|codec| !codec_is_available(*codec)) {
+            let refused = compress(codec, b"a", &mut Vec::new());
+            assert!(matches!(refused, Err(DecodeError::Decompress(_))), "{codec:?}");
+            let refused = decompress(codec, b"a", 1, &mut Vec::new());
+            assert!(matches!(refused, Err(DecodeError::Decompress(_))), "{codec:?}");
+        }
     }
 
     proptest! {
@@ -130,13 +162,16 @@ mod tests {
         fn what_is_packed_is_unpacked_and_only_to_its_own_length(
             plain in proptest::collection::vec(0u8..4, 0..2000)
         ) {
-            for codec in ALL.into_iter().filter(|codec| is_available(*codec)) {
+            for codec in ALL.into_iter().filter(|codec| codec_is_available(*codec)) {
                 let mut packed = Vec::new();
                 compress(codec, &plain, &mut packed).unwrap();
                 let mut back = Vec::new();
                 decompress(codec, &packed, plain.len(), &mut back).unwrap();
                 prop_assert_eq!(&back, &plain);
-                prop_assert!(decompress(codec, &packed, plain.len() + 1, &mut back).is_err());
+                for other in [plain.len() + 1, plain.len().saturating_sub(1), 0] {
+                    let unpacked = decompress(codec, &packed, other, &mut back);
+                    prop_assert_eq!(unpacked.is_ok(), other == plain.len(), "{:?}", codec);
+                }
             }
         }
 

@@ -74,7 +74,7 @@ impl BatchHeader {
     /// Writes the header in front of its payload, checksum included.
     #[inline]
     pub(crate) fn encode(&self, seed: u32, target: &mut [u8; HEADER_BYTES]) {
-        let mut attributes = compression::code(self.compression);
+        let mut attributes = compression::codec_code(self.compression);
         if self.append_time {
             attributes |= APPEND_TIME;
         }
@@ -132,7 +132,7 @@ impl BatchHeader {
             return Err(DecodeError::Field("magic"));
         }
         let attributes = u16::from_le_bytes([bytes[10], bytes[11]]);
-        let codec = compression::from_code(attributes & CODEC_MASK);
+        let codec = compression::codec_of(attributes & CODEC_MASK);
         let Some(compression) = codec.filter(|_| attributes & !KNOWN_ATTRIBUTES == 0) else {
             return Err(DecodeError::Field("attributes"));
         };

@@ -80,6 +80,53 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn every_length_begins_where_its_bits_do() {
+        for bits in 0..64 {
+            let value = 1u64 << bits;
+            for value in [value - 1, value, value + (value - 1)] {
+                let mut bytes = Vec::new();
+                put_u64(&mut bytes, value);
+                assert_eq!(bytes.len(), len_u64(value), "{value}");
+                assert_eq!(get_u64(&bytes, &mut 0), Some(value));
+                assert_eq!(get_u64(&bytes[..bytes.len() - 1], &mut 0), None, "{value}, cut");
+            }
+        }
+        assert_eq!([len_u64(0x7f), len_u64(0x80), len_u64(u64::MAX)], [1, 2, 10]);
+    }
+
+    #[test]
+    fn every_three_bytes_are_read_as_the_definition_says() {
+        for raw in 0u32..1 << 24 {
+            let bytes = &raw.to_le_bytes()[..3];
+            let count = bytes.iter().position(|byte| *byte < 0x80).map_or(4, |at| at + 1);
+            let sum = bytes.iter().take(count).rev().fold(0, |sum, byte| sum << 7 | u64::from(byte & 0x7f));
+            let canonical = count <= 3 && (count == 1 || bytes[count - 1] != 0);
+            assert_eq!(get_u64(bytes, &mut 0), canonical.then_some(sum), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn more_than_64_bits_are_refused() {
+        let mut largest = [0xff; 11];
+        largest[9] = 1;
+        let mut at = 0;
+        assert_eq!(get_u64(&largest, &mut at), Some(u64::MAX));
+        assert_eq!(at, 10);
+        for tenth in 2..=0xff {
+            largest[9] = tenth;
+            assert_eq!(get_u64(&largest, &mut 0), None, "tenth byte {tenth}");
+        }
+        assert_eq!(get_u64(&[1], &mut 5), None, "behind the bytes");
+    }
+
+    #[test]
+    fn signed_numbers_are_short_near_zero_on_both_sides() {
+        for (value, len) in [(0, 1), (-1, 1), (63, 1), (-64, 1), (64, 2), (-65, 2), (i64::MIN, 10)] {
+            assert_eq!(len_i64(value), len, "{value}");
+        }
+    }
+
     proptest! {
         #[test]
         fn every_number_comes_back_and_takes_the_bytes_it_said(value: u64, shift in 0u32..64) {

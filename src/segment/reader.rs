@@ -161,6 +161,24 @@ impl Segment {
         Ok(None)
     }
 
+    /// The start of the batch that holds `offset`, as offset and byte: where a log can be cut.
+    #[cfg(test)]
+    pub(crate) fn boundary(&self, offset: Offset) -> Result<(Offset, u64), Error> {
+        let mut walk = self.start_before(offset)?;
+        let limit = self.position();
+        while walk.position < limit {
+            let head = self.load(walk.position, HEADER_BYTES, limit)?;
+            let header = BatchHeader::decode(&head, self.place.identity.seed)
+                .map_err(|source| self.corrupt(walk.expected..self.end(), walk.position, source))?;
+            if header.end_offset() > offset {
+                break;
+            }
+            walk.position += u64::from(header.length);
+            walk.expected = header.end_offset();
+        }
+        Ok((walk.expected, walk.position))
+    }
+
     fn take_batches(
         &self,
         bytes: &[u8],

@@ -18,8 +18,6 @@ mod clock;
 mod fork;
 mod mapping;
 mod memory;
-#[cfg(test)]
-mod conformance;
 mod real;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulated;
