@@ -293,6 +293,7 @@ fn s8_a_failed_flush_fences_at_once_and_nothing_that_was_acknowledged_goes_also_
             let mut judge = Judge::default();
             disk.fail_sync(n, fault);
             tell(&disk, &mut judge, Flush::OnAck, StorageMode::Auto, 17);
+            disk.heal();
             disk.process_restart();
             let store = open(&disk, StorageMode::Auto).unwrap();
             judge.judge(&store, false);

@@ -3,101 +3,181 @@
 //! One table: a key either sets something of the topics' defaults, or it only means something on a
 //! network (or to a cluster) and is accepted and listed, so that one configuration serves both. Any
 //! other key is an error that names the nearest one there is.
+//!
+//! Several keys may speak of one setting. As in Kafka, the finer unit then wins over the coarser, and
+//! the topic's key over the broker's, in whatever order they are given.
 
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::record::codec_is_available;
 use crate::types::{Compression, Flush, TimestampType};
 
 use super::TopicConfig;
 use super::topic::invalid;
 
-type Set = fn(&mut TopicConfig, &str) -> Result<(), String>;
+type Set = fn(&mut Draft, &str) -> Result<(), String>;
 
-/// Keys that set something. Where the broker's name differs from the topic's, both stand here.
-const KEYS: &[(&str, Set)] = &[
-    ("num.partitions", |config, value| number(value).map(|n| config.partitions = n)),
-    ("default.replication.factor", |config, value| number(value).map(|n| config.replication_factor = n)),
-    ("min.insync.replicas", |config, value| number(value).map(|n| config.min_insync_replicas = n)),
-    ("retention.bytes", set_retention_bytes),
-    ("log.retention.bytes", set_retention_bytes),
-    ("retention.ms", |config, value| set_retention(config, value, 1)),
-    ("log.retention.ms", |config, value| set_retention(config, value, 1)),
-    ("log.retention.minutes", |config, value| set_retention(config, value, 60_000)),
-    ("log.retention.hours", |config, value| set_retention(config, value, 3_600_000)),
-    ("segment.bytes", |config, value| number(value).map(|n| config.segment_bytes = n)),
-    ("log.segment.bytes", |config, value| number(value).map(|n| config.segment_bytes = n)),
-    ("segment.ms", |config, value| millis(value).map(|span| config.segment_age = span)),
-    ("log.roll.ms", |config, value| millis(value).map(|span| config.segment_age = span)),
-    ("log.roll.hours", |config, value| {
-        number::<u64>(value).map(|n| config.segment_age = Duration::from_secs(n.saturating_mul(3600)))
+/// Kafka's largest number, its way of writing "no limit" where -1 is not taken.
+const KAFKA_MAX: u64 = i64::MAX as u64;
+
+/// A key, the setting that it speaks of, and what it does. Of the keys of one setting, an earlier row
+/// wins over a later one.
+const KEYS: &[(&str, Setting, Set)] = &[
+    ("num.partitions", Setting::Partitions, |draft, value| {
+        number(value).map(|count| draft.topic.partitions = count)
     }),
-    ("max.message.bytes", |config, value| number(value).map(|n| config.max_batch_bytes = n)),
-    ("message.max.bytes", |config, value| number(value).map(|n| config.max_batch_bytes = n)),
-    ("message.timestamp.type", set_timestamp_type),
-    ("log.message.timestamp.type", set_timestamp_type),
-    ("message.timestamp.before.max.ms", set_before_max),
-    ("log.message.timestamp.before.max.ms", set_before_max),
-    ("message.timestamp.after.max.ms", set_after_max),
-    ("log.message.timestamp.after.max.ms", set_after_max),
-    ("compression.type", set_compression),
-    ("index.interval.bytes", |config, value| number(value).map(|n| config.index_interval_bytes = n)),
-    ("log.index.interval.bytes", |config, value| number(value).map(|n| config.index_interval_bytes = n)),
-    ("unclean.leader.election.enable", |config, value| {
-        boolean(value).map(|on| config.unclean_leader_election = on)
+    ("default.replication.factor", Setting::ReplicationFactor, |draft, value| {
+        number(value).map(|count| draft.topic.replication_factor = count)
     }),
-    ("flush.ms", set_flush_ms),
-    ("log.flush.interval.ms", set_flush_ms),
-    ("flush.messages", set_flush_messages),
-    ("log.flush.interval.messages", set_flush_messages),
+    ("min.insync.replicas", Setting::MinInsyncReplicas, |draft, value| {
+        number(value).map(|count| draft.topic.min_insync_replicas = count)
+    }),
+    ("retention.bytes", Setting::RetentionBytes, set_retention_bytes),
+    ("log.retention.bytes", Setting::RetentionBytes, set_retention_bytes),
+    ("retention.ms", Setting::RetentionAge, |draft, value| set_retention(draft, value, 1)),
+    ("log.retention.ms", Setting::RetentionAge, |draft, value| set_retention(draft, value, 1)),
+    ("log.retention.minutes", Setting::RetentionAge, |draft, value| {
+        set_retention(draft, value, 60_000)
+    }),
+    ("log.retention.hours", Setting::RetentionAge, |draft, value| {
+        set_retention(draft, value, 3_600_000)
+    }),
+    ("cleanup.policy", Setting::CleanupPolicy, check_cleanup_policy),
+    ("log.cleanup.policy", Setting::CleanupPolicy, check_cleanup_policy),
+    ("segment.bytes", Setting::SegmentBytes, set_segment_bytes),
+    ("log.segment.bytes", Setting::SegmentBytes, set_segment_bytes),
+    ("segment.ms", Setting::SegmentAge, |draft, value| set_segment_age(draft, value, 1)),
+    ("log.roll.ms", Setting::SegmentAge, |draft, value| set_segment_age(draft, value, 1)),
+    ("log.roll.hours", Setting::SegmentAge, |draft, value| set_segment_age(draft, value, 3_600_000)),
+    ("max.message.bytes", Setting::MaxBatchBytes, set_max_batch_bytes),
+    ("message.max.bytes", Setting::MaxBatchBytes, set_max_batch_bytes),
+    ("message.timestamp.type", Setting::TimestampType, set_timestamp_type),
+    ("log.message.timestamp.type", Setting::TimestampType, set_timestamp_type),
+    ("message.timestamp.before.max.ms", Setting::TimestampBeforeMax, set_before_max),
+    ("log.message.timestamp.before.max.ms", Setting::TimestampBeforeMax, set_before_max),
+    ("message.timestamp.after.max.ms", Setting::TimestampAfterMax, set_after_max),
+    ("log.message.timestamp.after.max.ms", Setting::TimestampAfterMax, set_after_max),
+    ("compression.type", Setting::Compression, set_compression),
+    ("index.interval.bytes", Setting::IndexIntervalBytes, set_index_interval_bytes),
+    ("log.index.interval.bytes", Setting::IndexIntervalBytes, set_index_interval_bytes),
+    ("unclean.leader.election.enable", Setting::UncleanLeaderElection, |draft, value| {
+        boolean(value).map(|on| draft.topic.unclean_leader_election = on)
+    }),
+    ("flush.messages", Setting::FlushMessages, set_flush_messages),
+    ("log.flush.interval.messages", Setting::FlushMessages, set_flush_messages),
+    ("flush.ms", Setting::FlushTime, set_flush_ms),
+    ("log.flush.interval.ms", Setting::FlushTime, set_flush_ms),
 ];
 
-/// Keys, and beginnings of keys (with a dot at the end), that have no meaning in one process.
+/// What several keys may speak of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Setting {
+    Partitions,
+    ReplicationFactor,
+    MinInsyncReplicas,
+    RetentionBytes,
+    RetentionAge,
+    CleanupPolicy,
+    SegmentBytes,
+    SegmentAge,
+    MaxBatchBytes,
+    TimestampType,
+    TimestampBeforeMax,
+    TimestampAfterMax,
+    Compression,
+    IndexIntervalBytes,
+    UncleanLeaderElection,
+    FlushMessages,
+    FlushTime,
+}
+
+/// Keys, and beginnings of keys (with a dot at the end), that have no meaning in one process: the
+/// network, its security, the quorum of controllers, the cluster's housekeeping.
 const NETWORK: &[&str] = &[
     "advertised.listeners",
+    "allow.everyone.if.no.acl.found",
+    "authorizer.",
     "auto.create.topics.enable",
+    "auto.leader.rebalance.enable",
+    "background.threads",
+    "bootstrap.controllers",
     "bootstrap.servers",
-    "broker.id",
-    "broker.rack",
+    "broker.",
     "client.dns.lookup",
     "client.id",
+    "client.quota.",
     "client.rack",
+    "connection.failed.authentication.delay.ms",
     "connections.max.idle.ms",
     "connections.max.reauth.ms",
     "control.plane.listener.name",
+    "controlled.shutdown.",
     "controller.",
+    "delegation.token.",
+    "early.start.listeners",
+    "follower.replication.throttled.",
+    "host.name",
+    "initial.broker.registration.timeout.ms",
     "inter.broker.",
+    "leader.imbalance.",
+    "leader.replication.throttled.",
     "listener.",
     "listeners",
+    "max.connection.creation.rate",
     "max.connections",
     "max.connections.per.ip",
+    "max.connections.per.ip.overrides",
+    "metadata.log.",
     "metadata.max.age.ms",
-    "metadata.recovery.strategy",
+    "metadata.max.idle.interval.ms",
+    "metadata.recovery.",
+    "metric.reporters",
+    "metrics.",
     "node.id",
     "num.io.threads",
     "num.network.threads",
+    "num.replica.alter.log.dirs.threads",
     "num.replica.fetchers",
+    "password.encoder.",
+    "port",
+    "principal.builder.class",
     "process.roles",
-    "quota.",
+    "queued.max.request.bytes",
     "queued.max.requests",
+    "quota.",
     "receive.buffer.bytes",
     "reconnect.backoff.max.ms",
     "reconnect.backoff.ms",
     "replica.fetch.",
     "replica.socket.",
+    "replication.quota.",
     "sasl.",
     "security.",
     "send.buffer.bytes",
+    "server.max.startup.time.ms",
     "socket.",
     "ssl.",
+    "super.users",
     "zookeeper.",
 ];
+
+/// What the properties amount to.
+#[derive(Clone, Debug, Default)]
+struct Draft {
+    topic: TopicConfig,
+    /// `flush.messages`: on every acknowledgement, or by count never.
+    flush_on_ack: Option<bool>,
+    /// `flush.ms`; `Some(None)`: by time never.
+    flush_interval: Option<Option<Duration>>,
+}
 
 /// A set of properties as a user gave them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Properties {
-    topic: TopicConfig,
-    flush_set: bool,
+    draft: Draft,
+    /// Rows of [`KEYS`].
+    given: Vec<usize>,
     ignored: Vec<String>,
 }
 
@@ -111,29 +191,45 @@ impl Properties {
     /// # Errors
     /// [`Error::InvalidConfig`]: no such key (and the nearest one), or a value that does not fit.
     pub(crate) fn set(&mut self, key: &str, value: &str) -> Result<(), Error> {
-        if let Some((_, set)) = KEYS.iter().find(|(known, _)| *known == key) {
-            set(&mut self.topic, value.trim()).map_err(|reason| invalid(key, value, &reason))?;
-            self.flush_set |= key.contains("flush");
-            return Ok(());
+        if let Some(row) = KEYS.iter().position(|(known, ..)| *known == key) {
+            return self.set_row(row, value.trim()).map_err(|reason| invalid(key, value, &reason));
         }
-        let begins = |known: &&str| *known == key || (known.ends_with('.') && key.starts_with(*known));
-        if NETWORK.iter().any(|known| begins(&known)) {
+        if NETWORK.iter().any(|known| *known == key || (known.ends_with('.') && key.starts_with(known))) {
             self.ignored.push(key.to_owned());
             return Ok(());
         }
-        let names = KEYS.iter().map(|(known, _)| *known).chain(NETWORK.iter().copied());
+        let whole = NETWORK.iter().copied().filter(|known| !known.ends_with('.'));
+        let names = KEYS.iter().map(|(known, ..)| *known).chain(whole);
         let nearest = names.min_by_key(|known| distance(known, key)).unwrap_or_default();
         Err(invalid(key, value, &format!("there is no such key; the nearest is {nearest}")))
     }
 
+    /// A value is checked even if a key that wins over this one was given before.
+    fn set_row(&mut self, row: usize, value: &str) -> Result<(), String> {
+        let (_, setting, set) = KEYS[row];
+        let mut draft = self.draft.clone();
+        set(&mut draft, value)?;
+        draft.topic.check_ranges().map_err(|outside| outside.range.to_owned())?;
+        if !self.given.iter().any(|given| *given < row && KEYS[*given].1 == setting) {
+            self.draft = draft;
+        }
+        self.given.push(row);
+        Ok(())
+    }
+
     /// The defaults of new topics.
     pub(crate) fn topic_defaults(&self) -> TopicConfig {
-        self.topic.clone()
+        let flush = match (self.draft.flush_on_ack, self.draft.flush_interval) {
+            (Some(true), _) | (None, None) => Flush::OnAck,
+            (_, Some(Some(interval))) => Flush::Interval(interval),
+            (Some(false), _) | (None, Some(None)) => Flush::Os,
+        };
+        self.draft.topic.clone().flush(flush)
     }
 
     /// Whether one of the properties chose the flush level.
     pub(crate) fn sets_flush(&self) -> bool {
-        self.flush_set
+        self.draft.flush_on_ack.is_some() || self.draft.flush_interval.is_some()
     }
 
     /// Keys that were accepted and mean nothing here.
@@ -154,28 +250,49 @@ fn boolean(value: &str) -> Result<bool, String> {
     }
 }
 
-fn millis(value: &str) -> Result<Duration, String> {
-    number(value).map(Duration::from_millis)
+/// A span of time, given in units of so many milliseconds.
+fn span(value: &str, unit_ms: u64) -> Result<Duration, String> {
+    number::<u64>(value).map(|count| Duration::from_millis(count.saturating_mul(unit_ms)))
 }
 
-/// A number of which -1 stands for "no limit".
-fn limit(value: &str) -> Result<Option<u64>, String> {
-    if value == "-1" { Ok(None) } else { number(value).map(Some) }
-}
-
-fn set_retention_bytes(config: &mut TopicConfig, value: &str) -> Result<(), String> {
-    config.retention.bytes = limit(value)?;
+fn set_retention_bytes(draft: &mut Draft, value: &str) -> Result<(), String> {
+    draft.topic.retention.bytes = if value == "-1" { None } else { Some(number(value)?) };
     Ok(())
 }
 
-fn set_retention(config: &mut TopicConfig, value: &str, unit: u64) -> Result<(), String> {
-    let span = limit(value)?.map(|count| Duration::from_millis(count.saturating_mul(unit)));
-    config.retention.age = span;
+fn set_retention(draft: &mut Draft, value: &str, unit_ms: u64) -> Result<(), String> {
+    draft.topic.retention.age = if value == "-1" { None } else { Some(span(value, unit_ms)?) };
     Ok(())
 }
 
-fn set_timestamp_type(config: &mut TopicConfig, value: &str) -> Result<(), String> {
-    config.timestamp_type = match value {
+fn check_cleanup_policy(_: &mut Draft, value: &str) -> Result<(), String> {
+    match value {
+        "delete" => Ok(()),
+        "compact" | "compact,delete" | "delete,compact" => {
+            Err("compaction is not supported yet; only delete".to_owned())
+        }
+        _ => Err("it is not delete".to_owned()),
+    }
+}
+
+fn set_segment_bytes(draft: &mut Draft, value: &str) -> Result<(), String> {
+    number(value).map(|bytes| draft.topic.segment_bytes = bytes)
+}
+
+fn set_segment_age(draft: &mut Draft, value: &str, unit_ms: u64) -> Result<(), String> {
+    span(value, unit_ms).map(|age| draft.topic.segment_age = age)
+}
+
+fn set_max_batch_bytes(draft: &mut Draft, value: &str) -> Result<(), String> {
+    number(value).map(|bytes| draft.topic.max_batch_bytes = bytes)
+}
+
+fn set_index_interval_bytes(draft: &mut Draft, value: &str) -> Result<(), String> {
+    number(value).map(|bytes| draft.topic.index_interval_bytes = bytes)
+}
+
+fn set_timestamp_type(draft: &mut Draft, value: &str) -> Result<(), String> {
+    draft.topic.timestamp_type = match value {
         "CreateTime" => TimestampType::CreateTime,
         "LogAppendTime" => TimestampType::AppendTime,
         _ => return Err("it is neither CreateTime nor LogAppendTime".to_owned()),
@@ -183,18 +300,22 @@ fn set_timestamp_type(config: &mut TopicConfig, value: &str) -> Result<(), Strin
     Ok(())
 }
 
-fn set_before_max(config: &mut TopicConfig, value: &str) -> Result<(), String> {
-    config.timestamp_before_max = Some(millis(value)?);
-    Ok(())
+/// Kafka's default, its largest number, allows any timestamp.
+fn distance_max(value: &str) -> Result<Option<Duration>, String> {
+    let distance = span(value, 1)?;
+    Ok((distance < Duration::from_millis(KAFKA_MAX)).then_some(distance))
 }
 
-fn set_after_max(config: &mut TopicConfig, value: &str) -> Result<(), String> {
-    config.timestamp_after_max = Some(millis(value)?);
-    Ok(())
+fn set_before_max(draft: &mut Draft, value: &str) -> Result<(), String> {
+    distance_max(value).map(|distance| draft.topic.timestamp_before_max = distance)
 }
 
-fn set_compression(config: &mut TopicConfig, value: &str) -> Result<(), String> {
-    config.compression = match value {
+fn set_after_max(draft: &mut Draft, value: &str) -> Result<(), String> {
+    distance_max(value).map(|distance| draft.topic.timestamp_after_max = distance)
+}
+
+fn set_compression(draft: &mut Draft, value: &str) -> Result<(), String> {
+    let codec = match value {
         "uncompressed" | "none" | "producer" => Compression::None,
         "lz4" => Compression::Lz4,
         "zstd" => Compression::Zstd,
@@ -202,21 +323,31 @@ fn set_compression(config: &mut TopicConfig, value: &str) -> Result<(), String> 
         "gzip" => return Err("gzip is not supported; zstd packs better and faster".to_owned()),
         _ => return Err("it is none of uncompressed, lz4, zstd, snappy".to_owned()),
     };
+    if !codec_is_available(codec) {
+        return Err("its feature of the crate is not enabled".to_owned());
+    }
+    draft.topic.compression = codec;
     Ok(())
 }
 
-fn set_flush_ms(config: &mut TopicConfig, value: &str) -> Result<(), String> {
-    let span = millis(value)?;
-    config.flush = if span.as_millis() > u128::from(u32::MAX) { Flush::Os } else { Flush::Interval(span) };
+fn set_flush_ms(draft: &mut Draft, value: &str) -> Result<(), String> {
+    let interval = span(value, 1)?;
+    if interval.is_zero() {
+        return Err("at least 1".to_owned());
+    }
+    let never = interval >= Duration::from_millis(KAFKA_MAX);
+    draft.flush_interval = Some((!never).then_some(interval));
     Ok(())
 }
 
-/// 1 means before each acknowledgement; Kafka's default, the largest number, means never.
-fn set_flush_messages(config: &mut TopicConfig, value: &str) -> Result<(), String> {
-    config.flush = match number::<u64>(value)? {
-        1 => Flush::OnAck,
-        9_223_372_036_854_775_807 => Flush::Os,
-        _ => return Err("only 1 (on every acknowledgement) or the largest number (never)".to_owned()),
+/// 1 means before each acknowledgement; Kafka's default, its largest number, means never by count.
+fn set_flush_messages(draft: &mut Draft, value: &str) -> Result<(), String> {
+    draft.flush_on_ack = match number::<u64>(value)? {
+        1 => Some(true),
+        KAFKA_MAX => Some(false),
+        _ => {
+            return Err(format!("only 1 (on every acknowledgement) or {KAFKA_MAX} (never by count)"));
+        }
     };
     Ok(())
 }
@@ -260,6 +391,99 @@ mod tests {
     }
 
     #[test]
+    fn the_finer_unit_and_the_topics_key_win_in_any_order() {
+        let keys = [
+            ("log.retention.hours", "1"),
+            ("log.retention.minutes", "2"),
+            ("log.retention.ms", "3"),
+            ("retention.ms", "4"),
+        ];
+        let age = |given: &[(&str, &str)]| {
+            let mut properties = Properties::new();
+            given.iter().for_each(|(key, value)| properties.set(key, value).unwrap());
+            properties.topic_defaults().retention.max_age().unwrap().as_millis()
+        };
+        for (count, expected) in [(1, 3_600_000), (2, 120_000), (3, 3), (4, 4)] {
+            let mut given = keys[..count].to_vec();
+            assert_eq!(age(&given), expected);
+            given.reverse();
+            assert_eq!(age(&given), expected, "in reverse");
+        }
+        assert_eq!(age(&[("retention.ms", "4"), ("retention.ms", "5")]), 5, "the later of the same");
+    }
+
+    #[test]
+    fn the_flush_level_follows_from_count_and_time_together() {
+        let (never, ms) = ("9223372036854775807", Flush::Interval(Duration::from_millis(7)));
+        for (messages, time, expected) in [
+            (None, None, Flush::OnAck),
+            (Some("1"), None, Flush::OnAck),
+            (Some("1"), Some("7"), Flush::OnAck),
+            (Some("1"), Some(never), Flush::OnAck),
+            (Some(never), None, Flush::Os),
+            (Some(never), Some("7"), ms),
+            (Some(never), Some(never), Flush::Os),
+            (None, Some("7"), ms),
+            (None, Some(never), Flush::Os),
+        ] {
+            let mut given = vec![("flush.messages", messages), ("flush.ms", time)];
+            for _ in 0..2 {
+                let mut properties = Properties::new();
+                for (key, value) in &given {
+                    if let Some(value) = value {
+                        properties.set(key, value).unwrap();
+                    }
+                }
+                assert_eq!(properties.topic_defaults().flush, expected, "{given:?}");
+                assert_eq!(properties.sets_flush(), messages.is_some() || time.is_some());
+                given.reverse();
+            }
+        }
+    }
+
+    #[test]
+    fn kafkas_own_defaults_are_taken() {
+        for (key, value) in [
+            ("num.partitions", "1"),
+            ("default.replication.factor", "1"),
+            ("min.insync.replicas", "1"),
+            ("retention.bytes", "-1"),
+            ("log.retention.hours", "168"),
+            ("cleanup.policy", "delete"),
+            ("segment.bytes", "1073741824"),
+            ("log.roll.hours", "168"),
+            ("message.max.bytes", "1048588"),
+            ("message.timestamp.type", "CreateTime"),
+            ("message.timestamp.before.max.ms", "9223372036854775807"),
+            ("message.timestamp.after.max.ms", "3600000"),
+            ("compression.type", "producer"),
+            ("index.interval.bytes", "4096"),
+            ("unclean.leader.election.enable", "false"),
+            ("flush.messages", "9223372036854775807"),
+            ("flush.ms", "9223372036854775807"),
+            ("listeners", "PLAINTEXT://:9092"),
+            ("zookeeper.connect", ""),
+        ] {
+            let mut properties = Properties::new();
+            properties.set(key, value).unwrap();
+            assert_eq!(properties.topic_defaults().timestamp_before_max, None);
+        }
+    }
+
+    #[test]
+    fn no_key_stands_twice_and_the_keys_of_a_setting_stand_together() {
+        let names: Vec<_> = KEYS.iter().map(|(key, ..)| *key).chain(NETWORK.iter().copied()).collect();
+        for (at, name) in names.iter().enumerate() {
+            assert!(!names[..at].contains(name), "{name}");
+        }
+        let mut settings: Vec<_> = KEYS.iter().map(|(_, setting, _)| *setting).collect();
+        settings.dedup();
+        for (at, setting) in settings.iter().enumerate() {
+            assert!(!settings[..at].contains(setting), "{setting:?}");
+        }
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_with_the_nearest_one() {
         let refused = Properties::new().set("retention.m", "1").unwrap_err().to_string();
         assert!(refused.contains("retention.ms"), "{refused}");
@@ -275,9 +499,39 @@ mod tests {
 
     #[test]
     fn a_value_that_does_not_fit_is_refused_under_its_key() {
-        for (key, value) in [("segment.bytes", "many"), ("compression.type", "gzip"), ("flush.messages", "7")] {
-            let refused = Properties::new().set(key, value);
-            assert!(matches!(refused, Err(Error::InvalidConfig { key: named, .. }) if named == key));
+        for (key, value) in [
+            ("segment.bytes", "many"),
+            ("log.segment.bytes", "1"),
+            ("num.partitions", "-1"),
+            ("num.partitions", "0"),
+            ("retention.ms", "-2"),
+            ("retention.bytes", "18446744073709551616"),
+            ("compression.type", "gzip"),
+            ("cleanup.policy", "compact"),
+            ("flush.messages", "7"),
+            ("flush.ms", "0"),
+            ("unclean.leader.election.enable", "yes"),
+            ("message.timestamp.type", "createtime"),
+        ] {
+            let mut properties = Properties::new();
+            let refused = properties.set(key, value);
+            assert!(
+                matches!(&refused, Err(Error::InvalidConfig { key: named, .. }) if named == key),
+                "A2: {key} = {value}: {refused:?}"
+            );
+            assert_eq!(properties.topic_defaults(), TopicConfig::new(), "nothing was changed");
+        }
+    }
+
+    #[test]
+    fn a_codec_is_taken_where_it_is_compiled_in() {
+        for (name, codec) in [
+            ("lz4", Compression::Lz4),
+            ("zstd", Compression::Zstd),
+            ("snappy", Compression::Snappy),
+        ] {
+            let taken = Properties::new().set("compression.type", name).is_ok();
+            assert_eq!(taken, codec_is_available(codec), "A2: {name}");
         }
     }
 }

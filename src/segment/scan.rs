@@ -209,7 +209,8 @@ impl<'a> Scanner<'a> {
             }
             let mut at = 0;
             while let Some((found, header)) = find_header(&self.window, at, self.place.identity.seed) {
-                if header.base_offset >= expected {
+                // The broken batch's own header may be whole: it says nothing of what follows.
+                if header.base_offset > expected {
                     note(&mut beyond, start + found as u64, &header);
                 }
                 at = found + 4;

@@ -272,7 +272,8 @@ impl MetadataLog {
         let mut frame = Vec::new();
         encode_frame(next.0, next.1, &record, seed(store), &mut frame);
         self.make_room(frame.len() as u64, frees_space(&record))?;
-        apply(&mut self.state, &record)?;
+        let mut state = self.state.clone();
+        apply(&mut state, &record)?;
         for (file, name) in self.files.iter().zip(METADATA) {
             let written =
                 write_all_at(&**file, self.position, &frame).and_then(|()| file.sync_data());
@@ -286,6 +287,7 @@ impl MetadataLog {
                 });
             }
         }
+        self.state = state;
         self.position += frame.len() as u64;
         self.last = next;
         if self.position > COMPACT_BYTES && self.position > 4 * self.compacted {

@@ -172,7 +172,7 @@ fn verify_segment(
         if scan.end >= end {
             return Ok(());
         }
-        let beyond = scanner.look_beyond(&*file, scan.position, scan.end.next())?;
+        let beyond = scanner.look_beyond(&*file, scan.position, scan.end)?;
         let reason = match &scan.stop {
             ScanEnd::Bad(source) => source.to_string(),
             ScanEnd::Clean => "missing".to_owned(),
