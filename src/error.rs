@@ -382,7 +382,11 @@ impl Error {
             | Self::NoOffset { .. }
             | Self::ReadOnly => ErrorClass::Invalid,
             Self::Io { source, .. } => {
-                if is_passing(source) { ErrorClass::Retriable } else { ErrorClass::Fatal }
+                if is_passing(source) {
+                    ErrorClass::Retriable
+                } else {
+                    ErrorClass::Fatal
+                }
             }
             Self::Corrupt { .. }
             | Self::CorruptMetadata { .. }
@@ -399,7 +403,11 @@ impl Error {
         match self {
             Self::NotEnoughReplicasAfterAppend { .. } => Written::Yes,
             Self::TimedOut { appended, .. } => {
-                if appended.is_some() { Written::Yes } else { Written::No }
+                if appended.is_some() {
+                    Written::Yes
+                } else {
+                    Written::No
+                }
             }
             Self::Io { written, .. } | Self::DiskOffline { written, .. } => *written,
             Self::DuplicateSequence { .. } => Written::Yes,

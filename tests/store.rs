@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use oncelog::{
-    Acks, Error, Flush, Offset, ReadOptions, Record, Retention, Store, Timestamp, TopicConfig, TopicUpdate,
+    Acks, Error, Flush, Offset, ReadOptions, Record, Retention, Store, Timestamp, TopicConfig,
+    TopicUpdate,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -99,7 +100,10 @@ fn deleted_records_stay_deleted() {
             partition.read(Offset(149), ReadOptions::new()),
             Err(Error::OffsetOutOfRange { .. })
         ));
-        assert!(matches!(partition.delete_records(Offset(201)), Err(Error::OffsetOutOfRange { .. })));
+        assert!(matches!(
+            partition.delete_records(Offset(201)),
+            Err(Error::OffsetOutOfRange { .. })
+        ));
     }
     let store = Store::open(directory.path()).unwrap();
     let partition = store.partition("t", 0).unwrap();
@@ -110,9 +114,13 @@ fn deleted_records_stay_deleted() {
 #[test]
 fn retention_removes_the_oldest_segments() {
     let directory = tempfile::tempdir().unwrap();
-    let store =
-        Store::builder().disk(directory.path()).retention_check_interval(SECOND / 50).open().unwrap();
-    let config = TopicConfig::new().flush(Flush::Os).segment_bytes(4096).retention(Retention::bytes(8192));
+    let store = Store::builder()
+        .disk(directory.path())
+        .retention_check_interval(SECOND / 50)
+        .open()
+        .unwrap();
+    let config =
+        TopicConfig::new().flush(Flush::Os).segment_bytes(4096).retention(Retention::bytes(8192));
     store.create_topic("t", config).unwrap();
     let partition = store.partition("t", 0).unwrap();
     for _ in 0..500 {
@@ -180,8 +188,9 @@ fn many_threads_append_and_read_one_partition() {
                         let value = format!("{thread} {at}");
                         let appended = partition.append(&[Record::new(&value)], Acks::All).unwrap();
                         partition.wait_for(appended.offsets.start, SECOND * 20).unwrap();
-                        let records =
-                            partition.read(appended.offsets.start, ReadOptions::new().max_bytes(1)).unwrap();
+                        let records = partition
+                            .read(appended.offsets.start, ReadOptions::new().max_bytes(1))
+                            .unwrap();
                         assert_eq!(records.iter().next().unwrap().value(), Some(value.as_bytes()));
                     }
                 });

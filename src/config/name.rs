@@ -17,7 +17,8 @@ pub(crate) fn validate_topic_name(name: &str) -> Result<(), Error> {
         "it names a directory".to_owned()
     } else if name.len() > CHARS_MAX {
         format!("it has {} bytes, at most {CHARS_MAX} are allowed", name.len())
-    } else if let Some(other) = name.chars().find(|char| !char.is_ascii() || !allowed(*char as u8)) {
+    } else if let Some(other) = name.chars().find(|char| !char.is_ascii() || !allowed(*char as u8))
+    {
         format!("{other:?} is not one of a-z A-Z 0-9 . _ -")
     } else {
         return Ok(());
@@ -41,8 +42,13 @@ mod tests {
         for good in ["a", "orders", "A.b_c-9", &"x".repeat(249), "...", "_"] {
             assert!(validate_topic_name(good).is_ok(), "A1: {good}");
         }
-        for bad in ["", ".", "..", "a/b", "a\\b", "a\0", "a b", "\u{e4}", &"x".repeat(250), "a\n", "../x"] {
-            assert!(matches!(validate_topic_name(bad), Err(Error::InvalidTopic { .. })), "A1: {bad:?}");
+        for bad in
+            ["", ".", "..", "a/b", "a\\b", "a\0", "a b", "\u{e4}", &"x".repeat(250), "a\n", "../x"]
+        {
+            assert!(
+                matches!(validate_topic_name(bad), Err(Error::InvalidTopic { .. })),
+                "A1: {bad:?}"
+            );
         }
     }
 

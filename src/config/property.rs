@@ -49,7 +49,9 @@ const KEYS: &[(&str, Setting, Set)] = &[
     ("log.segment.bytes", Setting::SegmentBytes, set_segment_bytes),
     ("segment.ms", Setting::SegmentAge, |draft, value| set_segment_age(draft, value, 1)),
     ("log.roll.ms", Setting::SegmentAge, |draft, value| set_segment_age(draft, value, 1)),
-    ("log.roll.hours", Setting::SegmentAge, |draft, value| set_segment_age(draft, value, 3_600_000)),
+    ("log.roll.hours", Setting::SegmentAge, |draft, value| {
+        set_segment_age(draft, value, 3_600_000)
+    }),
     ("max.message.bytes", Setting::MaxBatchBytes, set_max_batch_bytes),
     ("message.max.bytes", Setting::MaxBatchBytes, set_max_batch_bytes),
     ("message.timestamp.type", Setting::TimestampType, set_timestamp_type),
@@ -194,7 +196,10 @@ impl Properties {
         if let Some(row) = KEYS.iter().position(|(known, ..)| *known == key) {
             return self.set_row(row, value.trim()).map_err(|reason| invalid(key, value, &reason));
         }
-        if NETWORK.iter().any(|known| *known == key || (known.ends_with('.') && key.starts_with(known))) {
+        if NETWORK
+            .iter()
+            .any(|known| *known == key || (known.ends_with('.') && key.starts_with(known)))
+        {
             self.ignored.push(key.to_owned());
             return Ok(());
         }
@@ -346,7 +351,9 @@ fn set_flush_messages(draft: &mut Draft, value: &str) -> Result<(), String> {
         1 => Some(true),
         KAFKA_MAX => Some(false),
         _ => {
-            return Err(format!("only 1 (on every acknowledgement) or {KAFKA_MAX} (never by count)"));
+            return Err(format!(
+                "only 1 (on every acknowledgement) or {KAFKA_MAX} (never by count)"
+            ));
         }
     };
     Ok(())
@@ -409,7 +416,11 @@ mod tests {
             given.reverse();
             assert_eq!(age(&given), expected, "in reverse");
         }
-        assert_eq!(age(&[("retention.ms", "4"), ("retention.ms", "5")]), 5, "the later of the same");
+        assert_eq!(
+            age(&[("retention.ms", "4"), ("retention.ms", "5")]),
+            5,
+            "the later of the same"
+        );
     }
 
     #[test]
@@ -472,7 +483,8 @@ mod tests {
 
     #[test]
     fn no_key_stands_twice_and_the_keys_of_a_setting_stand_together() {
-        let names: Vec<_> = KEYS.iter().map(|(key, ..)| *key).chain(NETWORK.iter().copied()).collect();
+        let names: Vec<_> =
+            KEYS.iter().map(|(key, ..)| *key).chain(NETWORK.iter().copied()).collect();
         for (at, name) in names.iter().enumerate() {
             assert!(!names[..at].contains(name), "{name}");
         }

@@ -223,7 +223,11 @@ impl TopicConfig {
         }
         if usize::from(self.replication_factor) > disks {
             let reason = format!("from 1 to the number of disks, {disks}");
-            return refuse("default.replication.factor", self.replication_factor.to_string(), &reason);
+            return refuse(
+                "default.replication.factor",
+                self.replication_factor.to_string(),
+                &reason,
+            );
         }
         if self.min_insync_replicas > self.replication_factor {
             let reason = format!("from 1 to the replication factor, {}", self.replication_factor);
@@ -284,7 +288,9 @@ impl TopicConfig {
             (interval_ms >= 1, "flush.ms", &interval_ms, "at least 1"),
         ];
         match settings.into_iter().find(|(fits, ..)| !fits) {
-            Some((_, key, value, range)) => Err(OutOfRange { key, value: value.to_string(), range }),
+            Some((_, key, value, range)) => {
+                Err(OutOfRange { key, value: value.to_string(), range })
+            }
             None => Ok(()),
         }
     }
@@ -340,8 +346,10 @@ impl TopicConfig {
         let mut pairs = bytes.chunks_exact(10);
         for pair in &mut pairs {
             let (field, value) = pair.split_first_chunk().expect("ten bytes");
-            let (field, value) =
-                (u16::from_le_bytes(*field), u64::from_le_bytes(value.try_into().expect("eight bytes")));
+            let (field, value) = (
+                u16::from_le_bytes(*field),
+                u64::from_le_bytes(value.try_into().expect("eight bytes")),
+            );
             config.decode_field(field, value, &mut interval).ok_or(UNKNOWN)?;
         }
         config.flush = match (config.flush, interval) {
@@ -356,7 +364,12 @@ impl TopicConfig {
         Ok(config)
     }
 
-    fn decode_field(&mut self, field: u16, value: u64, interval: &mut Option<Duration>) -> Option<()> {
+    fn decode_field(
+        &mut self,
+        field: u16,
+        value: u64,
+        interval: &mut Option<Duration>,
+    ) -> Option<()> {
         let flag = || (value <= 1).then_some(value == 1);
         match field {
             PARTITIONS => self.partitions = value.try_into().ok()?,
@@ -533,7 +546,8 @@ mod tests {
     fn any_span() -> impl Strategy<Value = Duration> {
         let shortest = Duration::from_millis(1);
         prop_oneof![
-            (any::<u64>(), 0u32..1_000_000_000).prop_map(|(secs, nanos)| Duration::new(secs, nanos)),
+            (any::<u64>(), 0u32..1_000_000_000)
+                .prop_map(|(secs, nanos)| Duration::new(secs, nanos)),
             (0u64..100, 0u32..1_000_000_000).prop_map(|(secs, nanos)| Duration::new(secs, nanos)),
             Just(Duration::MAX),
         ]
@@ -542,15 +556,13 @@ mod tests {
 
     fn any_config() -> impl Strategy<Value = TopicConfig> {
         let codecs = [Compression::None, Compression::Lz4, Compression::Zstd, Compression::Snappy];
-        let flush = prop_oneof![
-            Just(Flush::OnAck),
-            Just(Flush::Os),
-            any_span().prop_map(Flush::Interval),
-        ];
+        let flush =
+            prop_oneof![Just(Flush::OnAck), Just(Flush::Os), any_span().prop_map(Flush::Interval),];
         let counts = (1..=PARTITIONS_MAX, 1u16.., 1u16..);
         let limits = (SEGMENT_BYTES, any_span(), BATCH_BYTES, INDEX_INTERVAL);
         let retention = (any::<Option<u64>>(), proptest::option::of(any_span()));
-        let stamps = (any::<bool>(), proptest::option::of(any_span()), proptest::option::of(any_span()));
+        let stamps =
+            (any::<bool>(), proptest::option::of(any_span()), proptest::option::of(any_span()));
         let rest = (proptest::sample::select(codecs.to_vec()), any::<bool>());
         (counts, flush, limits, retention, stamps, rest).prop_map(
             |(counts, flush, limits, (bytes, age), stamps, rest)| TopicConfig {

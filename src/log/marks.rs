@@ -60,6 +60,17 @@ impl Marks {
         Ok(page)
     }
 
+    /// Removes a page that an earlier run of the machine left: in this run it would be believed.
+    ///
+    /// # Errors
+    /// What the system says, but for a page that is not there.
+    pub(crate) fn forget(place: &Place) -> io::Result<()> {
+        match place.disk.remove(&place.path(NAME)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Stores the offsets.
     #[inline]
     pub(crate) fn show(&self, marks: &Watermarks) {
@@ -68,6 +79,13 @@ impl Marks {
         self.map.publish_u64(16, marks.high_watermark().0);
         self.map.publish_u64(24, marks.last_stable().0);
         self.map.publish_u64(8, marks.log_start().0);
+    }
+
+    /// Takes back what the page says of offsets behind `flushed`: a flush failed, and the cache may
+    /// have lost them.
+    pub(crate) fn distrust(&self, flushed: Offset) {
+        self.map.publish_u64(40, !flushed.0);
+        self.map.publish_u64(32, flushed.0);
     }
 
     /// What the page on the disk says; `None` if there is none for this partition.
@@ -85,7 +103,8 @@ impl Marks {
             log_start: Offset(word(8)),
             high_watermark: Offset(word(16)),
             last_stable: Offset(word(24)),
-            log_end: (word(32) == !word(40) && word(32) <= Offset::MAX.0).then_some(Offset(word(32))),
+            log_end: (word(32) == !word(40) && word(32) <= Offset::MAX.0)
+                .then_some(Offset(word(32))),
         })
     }
 }

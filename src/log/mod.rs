@@ -179,7 +179,14 @@ impl Log {
         let capacity = self.settings.segment_bytes.max(crate::segment::DATA_START + bytes as u64);
         self.make_directory()?;
         let interval = self.settings.index_interval;
-        let made = ActiveSegment::create(&self.place, self.end, capacity, interval, self.settings.how, now)?;
+        let made = ActiveSegment::create(
+            &self.place,
+            self.end,
+            capacity,
+            interval,
+            self.settings.how,
+            now,
+        )?;
         self.directory_unsynced = true;
         self.seal_active(now);
         self.reader.push(Arc::clone(made.segment()));
@@ -296,7 +303,8 @@ impl Log {
     /// The active segment, if its side file should vouch for it anew; `force` for any new batch.
     pub(crate) fn checkpoint_due(&self, force: bool) -> Option<Arc<Segment>> {
         let active = self.active.as_ref()?;
-        let grown = active.position().saturating_sub(self.checkpointed.max(crate::segment::DATA_START));
+        let grown =
+            active.position().saturating_sub(self.checkpointed.max(crate::segment::DATA_START));
         let due = grown >= self.settings.checkpoint_bytes || (force && grown > 0);
         due.then(|| Arc::clone(active.segment()))
     }
@@ -358,7 +366,8 @@ impl Log {
     /// Raises the log's start to `start` and returns the segments that hold nothing any more.
     pub(crate) fn raise_log_start(&mut self, start: Offset) -> Vec<Arc<Segment>> {
         let gone = self.reader.raise_log_start(start.min(self.end));
-        self.sealed.retain(|sealed| !gone.iter().any(|segment| Arc::ptr_eq(segment, &sealed.segment)));
+        self.sealed
+            .retain(|sealed| !gone.iter().any(|segment| Arc::ptr_eq(segment, &sealed.segment)));
         gone
     }
 

@@ -71,7 +71,11 @@ impl Records {
     /// Encoded bytes that are held in memory.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.parts.iter().filter_map(|part| part.fetched.as_ref()).map(|fetched| fetched.bytes.len()).sum()
+        self.parts
+            .iter()
+            .filter_map(|part| part.fetched.as_ref())
+            .map(|fetched| fetched.bytes.len())
+            .sum()
     }
 
     /// The partition that was read.

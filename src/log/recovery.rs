@@ -203,7 +203,9 @@ impl Opening {
         let count = read_full_at(&*file, 0, &mut bytes)
             .map_err(|error| self.place.io_error(&name, "read", error))?;
         match FileHeader::decode(&bytes[..count]) {
-            Ok(header) if header.belongs_to(&self.place.identity, base) => Ok(Some(Some(header.created))),
+            Ok(header) if header.belongs_to(&self.place.identity, base) => {
+                Ok(Some(Some(header.created)))
+            }
             Ok(_) => {
                 self.losses.push(Loss::Foreign { path: self.place.full_path(&name) });
                 Ok(None)
@@ -235,7 +237,8 @@ impl Opening {
             self.push_sealed(found, next, found.len);
             return Ok(true);
         }
-        let head = Segment::read_side_head(&self.place, found.base).filter(|head| self.vouches(head));
+        let head =
+            Segment::read_side_head(&self.place, found.base).filter(|head| self.vouches(head));
         if let (Some(next), Some(head)) = (next, head) {
             if head.end == next && found.len >= head.position {
                 self.push_sealed(found, next, head.position);
@@ -251,7 +254,8 @@ impl Opening {
             proven = proven.max(head.end);
             last_append = Some(head.last_append);
             let side = Segment::read_side_file(&self.place, found.base);
-            if let Some(side) = side.filter(|side| side.head == head && found.len >= head.position) {
+            if let Some(side) = side.filter(|side| side.head == head && found.len >= head.position)
+            {
                 let index = SparseIndex::clone(&side.index);
                 scanner = scanner.resume(head.position, head.end, head.max_timestamp, index);
             }
@@ -311,7 +315,8 @@ impl Opening {
             finding.beyond_durable_end = beyond.durable_end;
         }
         for found in later {
-            let head = Segment::read_side_head(&self.place, found.base).filter(|head| self.vouches(head));
+            let head =
+                Segment::read_side_head(&self.place, found.base).filter(|head| self.vouches(head));
             if let Some(head) = head {
                 finding.proven_end = finding.proven_end.max(head.base);
             }
@@ -408,7 +413,8 @@ impl Opening {
         let mut position = scan.unproven_position;
         let mut bytes = vec![0; COPY_BYTES];
         while position < scan.position {
-            let want = usize::try_from(scan.position - position).unwrap_or(usize::MAX).min(COPY_BYTES);
+            let want =
+                usize::try_from(scan.position - position).unwrap_or(usize::MAX).min(COPY_BYTES);
             let count = read_full_at(&*file, position, &mut bytes[..want]).map_err(fault)?;
             if count == 0 {
                 return Err(fault(io::ErrorKind::UnexpectedEof.into()));
@@ -421,7 +427,13 @@ impl Opening {
     }
 
     /// Cuts a torn tail: copies it aside, moves later segments aside, and shortens the file.
-    fn cut(&mut self, found: Found, scan: &Scan, end: Offset, later: &[Found]) -> Result<(), Error> {
+    fn cut(
+        &mut self,
+        found: Found,
+        scan: &Scan,
+        end: Offset,
+        later: &[Found],
+    ) -> Result<(), Error> {
         let reason = match &scan.stop {
             ScanEnd::Bad(source) => source.to_string(),
             ScanEnd::Clean => DecodeError::Missing.to_string(),
@@ -444,7 +456,12 @@ impl Opening {
     }
 
     /// Copies the bytes behind `position` to the quarantine, without the zeroes at their end.
-    fn keep_aside(&self, file: &dyn File, base: Offset, position: u64) -> io::Result<Option<PathBuf>> {
+    fn keep_aside(
+        &self,
+        file: &dyn File,
+        base: Offset,
+        position: u64,
+    ) -> io::Result<Option<PathBuf>> {
         let disk = &*self.place.disk;
         let mut scanner = Scanner::new(&self.place, base);
         let beyond = scanner.look_beyond(file, position, base).map_err(io::Error::other)?;

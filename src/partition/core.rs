@@ -290,7 +290,10 @@ impl Core {
             Ok(page) => state.page = Some(page),
             Err(error) => {
                 let reason = format!("the page for readers in other processes: {error}");
-                self.report(EventKind::BackgroundFailed { partition: Some(self.partition.clone()), reason });
+                self.report(EventKind::BackgroundFailed {
+                    partition: Some(self.partition.clone()),
+                    reason,
+                });
             }
         }
     }
@@ -499,6 +502,9 @@ impl Core {
             source = inner.source();
         }
         let at_risk = state.marks.flushed()..state.marks.log_end();
+        if let Some(page) = state.page.take() {
+            page.distrust(at_risk.start);
+        }
         state.fenced = Some(Fenced { cause: words.as_str().into(), at_risk: at_risk.clone() });
         self.report(EventKind::ReplicaFenced {
             partition: self.partition.clone(),

@@ -113,7 +113,9 @@ impl fmt::Display for Event {
                 offsets.end,
                 path.display()
             ),
-            EventKind::ForeignFile { path } => write!(out, "{}: not ours, left alone", path.display()),
+            EventKind::ForeignFile { path } => {
+                write!(out, "{}: not ours, left alone", path.display())
+            }
             EventKind::ReplicaFenced { partition, disk, at_risk, cause } => write!(
                 out,
                 "{partition}: replica on {disk} taken out of service, offsets {}..{} at risk: {cause}",
@@ -126,7 +128,9 @@ impl fmt::Display for Event {
                 write!(out, "{partition}: {reason}")
             }
             EventKind::BackgroundFailed { partition: None, reason } => write!(out, "{reason}"),
-            EventKind::Repaired { path } => write!(out, "{}: repaired from its copy", path.display()),
+            EventKind::Repaired { path } => {
+                write!(out, "{}: repaired from its copy", path.display())
+            }
         }
     }
 }

@@ -235,7 +235,9 @@ impl Core {
     /// Lets others append for a moment, until as many wait as in the last round.
     fn gather(&self, company: u32) {
         let started = Instant::now();
-        while self.group.sleeping.load(Ordering::Acquire) + 1 < company && started.elapsed() < GATHER {
+        while self.group.sleeping.load(Ordering::Acquire) + 1 < company
+            && started.elapsed() < GATHER
+        {
             std::thread::yield_now();
         }
     }

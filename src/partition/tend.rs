@@ -86,8 +86,7 @@ impl Core {
                 last_append: segment.last_append_or_load().unwrap_or(now),
             })
             .collect();
-        let count =
-            segments_to_delete(&ages, policy, now, self.high_watermark(), self.log_start());
+        let count = segments_to_delete(&ages, policy, now, self.high_watermark(), self.log_start());
         if count == 0 {
             return None;
         }
@@ -161,7 +160,11 @@ impl Core {
         loop {
             let room = {
                 let state = self.state.lock();
-                if state.fenced.is_some() || state.ended.is_some() { None } else { state.log.room() }
+                if state.fenced.is_some() || state.ended.is_some() {
+                    None
+                } else {
+                    state.log.room()
+                }
             };
             let Some((room, position)) = room else { return };
             // A full disk is the appender's to report; here it only means that nothing is ready.
@@ -220,7 +223,8 @@ impl Core {
             }
             Err(SettleError::Other(error)) => {
                 // A segment that retention took meanwhile has no file to settle.
-                let gone = !self.reader.segments().iter().any(|kept| Arc::ptr_eq(kept, &sealed.segment));
+                let gone =
+                    !self.reader.segments().iter().any(|kept| Arc::ptr_eq(kept, &sealed.segment));
                 if !gone {
                     self.background_failed("writing a side file", &error);
                 }
@@ -258,6 +262,9 @@ impl Core {
 
     pub(crate) fn background_failed(&self, what: &str, error: &Error) {
         let reason = format!("{what}: {error}");
-        self.report(EventKind::BackgroundFailed { partition: Some(self.partition.clone()), reason });
+        self.report(EventKind::BackgroundFailed {
+            partition: Some(self.partition.clone()),
+            reason,
+        });
     }
 }

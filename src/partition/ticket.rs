@@ -167,11 +167,8 @@ impl Core {
             return Vec::new();
         }
         let over = state.fenced.is_some() || state.ended.is_some();
-        let settled = if state.flush == Flush::OnAck {
-            state.marks.flushed()
-        } else {
-            state.marks.log_end()
-        };
+        let settled =
+            if state.flush == Flush::OnAck { state.marks.flushed() } else { state.marks.log_end() };
         let waiters = std::mem::take(&mut state.tickets);
         let mut done = Vec::new();
         for waiter in waiters {

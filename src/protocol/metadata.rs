@@ -1,7 +1,16 @@
 //! What the store as a whole has decided: a state machine, and the frames of its log.
 //!
-//! Every change is a [`MetadataRecord`]; the state is what applying them in order gives. A frame
-//! carries the *term* (which opening of the store wrote it) and the *index* (how many records came
+//! Every change is a [`MetadataRecord`]; the state is what applying them in order gives. A record that
+//! does not fit the state is refused and changes nothing, whether a caller or a damaged disk made it.
+//! Leaves to others: files, copies, elections, and names that are too much alike.
+//!
+//! Invariants:
+//! 1. A log begins with the store's creation; disks come before the replicas on them.
+//! 2. A topic has as many partitions as its settings say, each with replicas on different disks.
+//! 3. The leader is in sync, who is in sync is a replica, who is suspect is a replica.
+//! 4. Topic ids, leader epochs and producer ids only rise; a new leader begins a new epoch.
+//!
+//! A frame carries the *term* (which opening of the store wrote it) and the *index* (how many records came
 //! before), so that of several disks' logs the newest is known by (term, index).
 //!
 //! | byte | size | field    | meaning                                              |
@@ -15,34 +24,75 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::TopicConfig;
+use crate::config::{TopicConfig, validate_topic_name};
 use crate::error::DecodeError;
 use crate::types::{DiskId, LeaderEpoch, Offset, StoreId, TopicId};
 
 const HEAD_BYTES: usize = 25;
-/// A million partitions with three replicas each; nothing larger is written.
+/// A million partitions with thirty replicas each; nothing larger is written.
 const FRAME_BYTES_MAX: usize = 64 << 20;
+/// What a topic's lists of replicas may take of a frame; the rest is ample for its name and settings.
+const REPLICAS_BYTES_MAX: usize = FRAME_BYTES_MAX - (64 << 10);
+const PARTITIONS_MAX: usize = 1_000_000;
+const KIND_MAX: u8 = 15;
 
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum MetadataRecord {
     /// The first record of every log.
-    StoreCreated { store: StoreId, format: u32 },
+    StoreCreated {
+        store: StoreId,
+        format: u32,
+    },
     /// A directory became a disk of the store, or was replaced.
-    DiskAdded { disk: DiskId, uuid: u128, incarnation: u64 },
+    DiskAdded {
+        disk: DiskId,
+        uuid: u128,
+        incarnation: u64,
+    },
     /// The store was opened. After an unclean stop a new reign begins in every partition.
-    Opened { clean: bool },
-    TopicCreated { id: TopicId, name: String, config: TopicConfig, replicas: Vec<Vec<DiskId>> },
-    TopicAltered { id: TopicId, config: TopicConfig },
-    PartitionsAdded { id: TopicId, replicas: Vec<Vec<DiskId>> },
+    Opened {
+        clean: bool,
+    },
+    TopicCreated {
+        id: TopicId,
+        name: String,
+        config: TopicConfig,
+        replicas: Vec<Vec<DiskId>>,
+    },
+    TopicAltered {
+        id: TopicId,
+        config: TopicConfig,
+    },
+    PartitionsAdded {
+        id: TopicId,
+        replicas: Vec<Vec<DiskId>>,
+    },
     /// The topic is gone; its files may still be there.
-    TopicDeleted { id: TopicId },
+    TopicDeleted {
+        id: TopicId,
+    },
     /// Its files are gone.
-    TopicRemoved { id: TopicId },
-    LogStartRaised { id: TopicId, partition: u32, offset: Offset },
+    TopicRemoved {
+        id: TopicId,
+    },
+    LogStartRaised {
+        id: TopicId,
+        partition: u32,
+        offset: Offset,
+    },
     /// A flush failed: what lies behind `durable` must be written again before it is trusted.
-    ReplicaSuspect { id: TopicId, partition: u32, disk: DiskId, durable: Offset },
-    ReplicaCleared { id: TopicId, partition: u32, disk: DiskId },
+    ReplicaSuspect {
+        id: TopicId,
+        partition: u32,
+        disk: DiskId,
+        durable: Offset,
+    },
+    ReplicaCleared {
+        id: TopicId,
+        partition: u32,
+        disk: DiskId,
+    },
     LeaderChanged {
         id: TopicId,
         partition: u32,
@@ -51,11 +101,18 @@ pub(crate) enum MetadataRecord {
         isr: Vec<DiskId>,
     },
     /// Producer ids below `next` may have been given out.
-    ProducerIdBlock { next: u64 },
+    ProducerIdBlock {
+        next: u64,
+    },
     /// In a compacted log: numbers that are never given out again.
-    Counters { next_topic: u64 },
+    Counters {
+        next_topic: u64,
+    },
     /// In a compacted log: a deleted topic whose files may still be there.
-    TopicGone { id: TopicId, name: String },
+    TopicGone {
+        id: TopicId,
+        name: String,
+    },
 }
 
 /// A partition, as it was decided.
@@ -66,8 +123,8 @@ pub(crate) struct PartitionState {
     pub(crate) leader_epoch: LeaderEpoch,
     pub(crate) isr: Vec<DiskId>,
     pub(crate) log_start: Offset,
-    /// A replica whose flush failed, and the offset up to which it is trusted.
-    pub(crate) suspect: Option<(DiskId, Offset)>,
+    /// Replicas whose flush failed, and the offset up to which each is trusted.
+    pub(crate) suspects: BTreeMap<DiskId, Offset>,
 }
 
 /// A topic, as it was decided.
@@ -135,42 +192,39 @@ impl MetadataState {
     /// # Errors
     /// What does not fit; the state is then as it was.
     pub(crate) fn apply(&mut self, record: &MetadataRecord) -> Result<(), String> {
+        let creates = matches!(record, MetadataRecord::StoreCreated { .. });
+        ensure(
+            creates == self.store.is_none(),
+            "a log begins with the store's creation, and once",
+        )?;
         match record {
             MetadataRecord::StoreCreated { store, format } => {
-                ensure(self.store.is_none(), "the store was created before")?;
                 (self.store, self.format) = (Some(*store), *format);
             }
             MetadataRecord::DiskAdded { disk, uuid, incarnation } => {
-                let newer = self.disks.get(disk).is_none_or(|known| known.incarnation < *incarnation);
+                let newer =
+                    self.disks.get(disk).is_none_or(|known| known.incarnation < *incarnation);
                 ensure(newer, "the disk is known in that incarnation or a later one")?;
                 self.disks.insert(*disk, DiskState { uuid: *uuid, incarnation: *incarnation });
             }
-            MetadataRecord::Opened { clean } => {
-                if !clean {
-                    for partition in self.topics.values_mut().flat_map(|topic| &mut topic.partitions) {
-                        partition.leader_epoch.0 = partition.leader_epoch.0.saturating_add(1);
-                    }
-                }
-            }
+            MetadataRecord::Opened { clean } => self.apply_opened(*clean)?,
             MetadataRecord::TopicCreated { id, name, config, replicas } => {
-                ensure(!self.names.contains_key(name), "a topic of that name exists")?;
-                ensure(id.0 > self.next_topic, "the topic's id was given out before")?;
-                ensure(!replicas.is_empty(), "the topic has no partitions")?;
-                let partitions = replicas.iter().map(|disks| new_partition(disks)).collect();
-                let topic = TopicState { id: *id, name: name.clone(), config: config.clone(), partitions };
-                self.next_topic = id.0;
-                self.names.insert(name.clone(), *id);
-                self.topics.insert(*id, topic);
+                self.apply_topic_created(*id, name, config, replicas)?;
             }
             MetadataRecord::TopicAltered { id, config } => {
                 let topic = self.topic_mut(*id)?;
-                let partitions = topic.config.partitions;
-                topic.config = config.clone().partitions(partitions);
+                let same = config.partitions == topic.config.partitions;
+                ensure(same, "partitions are added by another record")?;
+                topic.config = config.clone();
             }
             MetadataRecord::PartitionsAdded { id, replicas } => {
+                self.check_replicas(replicas)?;
                 let topic = self.topic_mut(*id)?;
+                let present =
+                    topic.partitions.iter().map(|partition| partition.replicas.as_slice());
+                let all = present.chain(replicas.iter().map(Vec::as_slice));
+                topic.config.partitions = fitting_count(all)?;
                 topic.partitions.extend(replicas.iter().map(|disks| new_partition(disks)));
-                topic.config.partitions = u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX);
             }
             MetadataRecord::TopicDeleted { id } => {
                 let topic = self.topics.remove(id).ok_or("there is no such topic")?;
@@ -185,29 +239,84 @@ impl MetadataState {
                 partition.log_start = partition.log_start.max(*offset);
             }
             MetadataRecord::ReplicaSuspect { id, partition, disk, durable } => {
-                self.partition_mut(*id, *partition)?.suspect = Some((*disk, *durable));
+                let partition = self.partition_mut(*id, *partition)?;
+                ensure(partition.replicas.contains(disk), "the disk has no replica")?;
+                // What one failed flush left open, a later one does not close.
+                let trusted = partition.suspects.entry(*disk).or_insert(*durable);
+                *trusted = (*trusted).min(*durable);
             }
             MetadataRecord::ReplicaCleared { id, partition, disk } => {
                 let partition = self.partition_mut(*id, *partition)?;
-                partition.suspect = partition.suspect.filter(|(suspect, _)| suspect != disk);
+                partition.suspects.remove(disk).ok_or("the replica is not suspect")?;
             }
             MetadataRecord::LeaderChanged { id, partition, leader, epoch, isr } => {
-                let partition = self.partition_mut(*id, *partition)?;
-                ensure(*epoch >= partition.leader_epoch, "the leader's epoch is an old one")?;
-                partition.leader = *leader;
-                partition.leader_epoch = *epoch;
-                partition.isr.clone_from(isr);
+                self.partition_mut(*id, *partition)?.lead(*leader, *epoch, isr)?;
             }
             MetadataRecord::ProducerIdBlock { next } => {
                 ensure(*next >= self.next_producer, "those producer ids were given out before")?;
                 self.next_producer = *next;
             }
             MetadataRecord::Counters { next_topic } => {
+                ensure(*next_topic < u64::MAX, "the topic ids are used up")?;
                 self.next_topic = self.next_topic.max(*next_topic);
             }
             MetadataRecord::TopicGone { id, name } => {
+                check_name(name)?;
                 ensure(!self.topics.contains_key(id), "the topic is there")?;
+                ensure(id.0 < u64::MAX, "the topic ids are used up")?;
                 self.deleted.insert(*id, name.clone());
+                self.next_topic = self.next_topic.max(id.0);
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_opened(&mut self, clean: bool) -> Result<(), String> {
+        if clean {
+            return Ok(());
+        }
+        let partitions = || self.topics.values().flat_map(|topic| &topic.partitions);
+        let room = partitions().all(|partition| partition.leader_epoch.0 < u32::MAX);
+        ensure(room, "the leader epochs are used up")?;
+        for partition in self.topics.values_mut().flat_map(|topic| &mut topic.partitions) {
+            partition.leader_epoch.0 += 1;
+        }
+        Ok(())
+    }
+
+    fn apply_topic_created(
+        &mut self,
+        id: TopicId,
+        name: &str,
+        config: &TopicConfig,
+        replicas: &[Vec<DiskId>],
+    ) -> Result<(), String> {
+        check_name(name)?;
+        ensure(!self.names.contains_key(name), "a topic of that name exists")?;
+        ensure(id.0 > self.next_topic, "the topic's id was given out before")?;
+        ensure(id.0 < u64::MAX, "the topic ids are used up")?;
+        self.check_replicas(replicas)?;
+        let count = fitting_count(replicas.iter().map(Vec::as_slice))?;
+        ensure(
+            count == config.partitions,
+            "the topic's settings name another number of partitions",
+        )?;
+        let partitions = replicas.iter().map(|disks| new_partition(disks)).collect();
+        let topic = TopicState { id, name: name.to_owned(), config: config.clone(), partitions };
+        self.next_topic = id.0;
+        self.names.insert(name.to_owned(), id);
+        self.topics.insert(id, topic);
+        Ok(())
+    }
+
+    /// Whether each partition of the list is on different disks, which are there.
+    fn check_replicas(&self, replicas: &[Vec<DiskId>]) -> Result<(), String> {
+        ensure(!replicas.is_empty(), "there are no partitions")?;
+        for disks in replicas {
+            ensure(!disks.is_empty(), "a partition has no replicas")?;
+            for (at, disk) in disks.iter().enumerate() {
+                ensure(self.disks.contains_key(disk), "a replica is on no disk of the store")?;
+                ensure(!disks[..at].contains(disk), "a partition is on one disk twice")?;
             }
         }
         Ok(())
@@ -215,10 +324,10 @@ impl MetadataState {
 
     /// Records whose application to an empty state gives this one.
     pub(crate) fn snapshot(&self) -> Vec<MetadataRecord> {
-        let mut records = Vec::new();
-        if let Some(store) = self.store {
-            records.push(MetadataRecord::StoreCreated { store, format: self.format });
-        }
+        let Some(store) = self.store else {
+            return Vec::new();
+        };
+        let mut records = vec![MetadataRecord::StoreCreated { store, format: self.format }];
         for (disk, state) in &self.disks {
             let DiskState { uuid, incarnation } = *state;
             records.push(MetadataRecord::DiskAdded { disk: *disk, uuid, incarnation });
@@ -228,7 +337,11 @@ impl MetadataState {
                 id: topic.id,
                 name: topic.name.clone(),
                 config: topic.config.clone(),
-                replicas: topic.partitions.iter().map(|partition| partition.replicas.clone()).collect(),
+                replicas: topic
+                    .partitions
+                    .iter()
+                    .map(|partition| partition.replicas.clone())
+                    .collect(),
             });
             for (number, partition) in (0..).zip(&topic.partitions) {
                 let fresh = new_partition(&partition.replicas);
@@ -248,8 +361,13 @@ impl MetadataState {
                     let offset = partition.log_start;
                     records.push(MetadataRecord::LogStartRaised { id, partition: number, offset });
                 }
-                if let Some((disk, durable)) = partition.suspect {
-                    records.push(MetadataRecord::ReplicaSuspect { id, partition: number, disk, durable });
+                for (&disk, &durable) in &partition.suspects {
+                    records.push(MetadataRecord::ReplicaSuspect {
+                        id,
+                        partition: number,
+                        disk,
+                        durable,
+                    });
                 }
             }
         }
@@ -265,9 +383,39 @@ impl MetadataState {
         self.topics.get_mut(&id).ok_or_else(|| "there is no such topic".to_owned())
     }
 
-    fn partition_mut(&mut self, id: TopicId, partition: u32) -> Result<&mut PartitionState, String> {
+    fn partition_mut(
+        &mut self,
+        id: TopicId,
+        partition: u32,
+    ) -> Result<&mut PartitionState, String> {
         let partitions = &mut self.topic_mut(id)?.partitions;
-        partitions.get_mut(partition as usize).ok_or_else(|| "there is no such partition".to_owned())
+        partitions
+            .get_mut(partition as usize)
+            .ok_or_else(|| "there is no such partition".to_owned())
+    }
+}
+
+impl PartitionState {
+    /// Takes a leader, an epoch and who is in sync; the leader may stay while others come and go.
+    fn lead(
+        &mut self,
+        leader: Option<DiskId>,
+        epoch: LeaderEpoch,
+        isr: &[DiskId],
+    ) -> Result<(), String> {
+        ensure(epoch >= self.leader_epoch, "the leader's epoch is an old one")?;
+        if let Some(leader) = leader {
+            ensure(isr.contains(&leader), "the leader is not in sync")?;
+            let stays = self.leader == Some(leader);
+            ensure(stays || epoch > self.leader_epoch, "a new leader begins a new epoch")?;
+        }
+        for (at, disk) in isr.iter().enumerate() {
+            ensure(self.replicas.contains(disk), "no replica is on a disk that is to be in sync")?;
+            ensure(!isr[..at].contains(disk), "a disk is in sync twice")?;
+        }
+        (self.leader, self.leader_epoch) = (leader, epoch);
+        self.isr = isr.to_vec();
+        Ok(())
     }
 }
 
@@ -278,8 +426,27 @@ fn new_partition(replicas: &[DiskId]) -> PartitionState {
         leader_epoch: LeaderEpoch(0),
         isr: replicas.to_vec(),
         log_start: Offset::ZERO,
-        suspect: None,
+        suspects: BTreeMap::new(),
     }
+}
+
+/// The number of a topic's partitions, if all of them can be written in one frame.
+fn fitting_count<'a>(replicas: impl Iterator<Item = &'a [DiskId]>) -> Result<u32, String> {
+    let (mut count, mut bytes) = (0, 0);
+    for disks in replicas {
+        count += 1;
+        bytes += 4 + 2 * disks.len();
+    }
+    ensure(
+        count <= PARTITIONS_MAX && bytes <= REPLICAS_BYTES_MAX,
+        "the topic has too many replicas",
+    )?;
+    Ok(u32::try_from(count).expect("a million at most"))
+}
+
+/// A name becomes a directory's: what no topic may be called is not taken from a disk either.
+fn check_name(name: &str) -> Result<(), String> {
+    validate_topic_name(name).map_err(|error| error.to_string())
 }
 
 fn ensure(holds: bool, otherwise: &str) -> Result<(), String> {
@@ -324,7 +491,8 @@ impl<'a> FrameReader<'a> {
     /// [`FrameEnd`] when there is none.
     pub(crate) fn next_frame(&mut self) -> Result<Frame, FrameEnd> {
         let rest = &self.bytes[self.position..];
-        if rest.iter().all(|byte| *byte == 0) {
+        let begun = rest.iter().take(HEAD_BYTES).any(|byte| *byte != 0);
+        if !begun && rest.iter().all(|byte| *byte == 0) {
             return Err(FrameEnd::Clean);
         }
         match decode_frame(rest, self.seed) {
@@ -339,8 +507,14 @@ impl<'a> FrameReader<'a> {
 
 /// The first place behind `position` where a sound frame stands.
 pub(crate) fn find_valid_frame_after(bytes: &[u8], position: usize, seed: u32) -> Option<usize> {
-    (position + 1..bytes.len().saturating_sub(HEAD_BYTES - 1))
-        .find(|at| decode_frame(&bytes[*at..], seed).is_ok())
+    // Its structure is looked at first: a checksum over as many bytes as a chance length names, at
+    // every position, would take forever.
+    let is_frame = |bytes: &[u8]| {
+        bytes.get(HEAD_BYTES - 1).is_some_and(|kind| (1..=KIND_MAX).contains(kind))
+            && split_frame(bytes).is_ok_and(|(_, _, body)| decode_body(body).is_ok())
+            && decode_frame(bytes, seed).is_ok()
+    };
+    (position + 1..bytes.len().saturating_sub(HEAD_BYTES - 1)).find(|at| is_frame(&bytes[*at..]))
 }
 
 /// The store that the first frame names, whatever its seed.
@@ -349,7 +523,9 @@ pub(crate) fn peek_store(bytes: &[u8]) -> Option<StoreId> {
     let store = StoreId(u128::from_le_bytes(*id));
     let seed = crc32fast::hash(&store.0.to_le_bytes());
     match decode_frame(bytes, seed) {
-        Ok((_, _, MetadataRecord::StoreCreated { store: named, .. }, _)) if named == store => Some(store),
+        Ok((_, _, MetadataRecord::StoreCreated { store: named, .. }, _)) if named == store => {
+            Some(store)
+        }
         _ => None,
     }
 }
@@ -367,7 +543,9 @@ pub(crate) fn encode_frame(
     target.extend_from_slice(&term.to_le_bytes());
     target.extend_from_slice(&index.to_le_bytes());
     encode_record(record, target);
-    let length = u32::try_from(target.len() - start).expect("a record is far smaller than 4 GiB");
+    let length = target.len() - start;
+    assert!(length <= FRAME_BYTES_MAX, "a record that the state takes fits a frame");
+    let length = u32::try_from(length).expect("far smaller than 4 GiB");
     let crc = frame_crc(seed, length, &target[start + 8..]);
     target[start..start + 4].copy_from_slice(&length.to_le_bytes());
     target[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
@@ -380,27 +558,38 @@ fn frame_crc(seed: u32, length: u32, body: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-fn decode_frame(bytes: &[u8], seed: u32) -> Result<(u64, u64, MetadataRecord, usize), DecodeError> {
+/// Length, checksum, and what the checksum is over.
+fn split_frame(bytes: &[u8]) -> Result<(u32, u32, &[u8]), DecodeError> {
     let mut head = Fields { bytes };
-    let length = head.u32()?;
-    let crc = head.u32()?;
+    let (length, crc) = (head.u32()?, head.u32()?);
     let len = length as usize;
     if !(HEAD_BYTES..=FRAME_BYTES_MAX).contains(&len) {
         return Err(DecodeError::Field("frame length"));
     }
-    let Some(body) = bytes.get(8..len) else {
-        return Err(DecodeError::Short { have: bytes.len() as u64, need: len as u64 });
-    };
-    if frame_crc(seed, length, body) != crc {
-        return Err(DecodeError::Checksum("metadata record"));
+    match bytes.get(8..len) {
+        Some(body) => Ok((length, crc, body)),
+        None => Err(DecodeError::Short { have: bytes.len() as u64, need: len as u64 }),
     }
+}
+
+/// Term, index and record, which fill the body.
+fn decode_body(body: &[u8]) -> Result<(u64, u64, MetadataRecord), DecodeError> {
     let mut fields = Fields { bytes: body };
     let (term, index) = (fields.u64()?, fields.u64()?);
     let record = decode_record(&mut fields)?;
     if !fields.bytes.is_empty() {
         return Err(DecodeError::Field("frame length"));
     }
-    Ok((term, index, record, len))
+    Ok((term, index, record))
+}
+
+fn decode_frame(bytes: &[u8], seed: u32) -> Result<(u64, u64, MetadataRecord, usize), DecodeError> {
+    let (length, crc, body) = split_frame(bytes)?;
+    if frame_crc(seed, length, body) != crc {
+        return Err(DecodeError::Checksum("metadata record"));
+    }
+    let (term, index, record) = decode_body(body)?;
+    Ok((term, index, record, length as usize))
 }
 
 fn encode_record(record: &MetadataRecord, target: &mut Vec<u8>) {
@@ -464,7 +653,7 @@ fn decode_record(fields: &mut Fields<'_>) -> Result<MetadataRecord, DecodeError>
             uuid: fields.u128()?,
             incarnation: fields.u64()?,
         },
-        3 => MetadataRecord::Opened { clean: fields.u8()? != 0 },
+        3 => MetadataRecord::Opened { clean: fields.flag()? },
         4 => MetadataRecord::TopicCreated {
             id: TopicId(fields.u64()?),
             name: fields.text()?,
@@ -472,7 +661,10 @@ fn decode_record(fields: &mut Fields<'_>) -> Result<MetadataRecord, DecodeError>
             replicas: fields.replicas()?,
         },
         5 => MetadataRecord::TopicAltered { id: TopicId(fields.u64()?), config: fields.config()? },
-        6 => MetadataRecord::PartitionsAdded { id: TopicId(fields.u64()?), replicas: fields.replicas()? },
+        6 => MetadataRecord::PartitionsAdded {
+            id: TopicId(fields.u64()?),
+            replicas: fields.replicas()?,
+        },
         7 => MetadataRecord::TopicDeleted { id: TopicId(fields.u64()?) },
         8 => MetadataRecord::TopicRemoved { id: TopicId(fields.u64()?) },
         9 => MetadataRecord::LogStartRaised {
@@ -493,7 +685,7 @@ fn decode_record(fields: &mut Fields<'_>) -> Result<MetadataRecord, DecodeError>
         },
         12 => {
             let (id, partition) = (TopicId(fields.u64()?), fields.u32()?);
-            let has_leader = fields.u8()? != 0;
+            let has_leader = fields.flag()?;
             let leader = DiskId(fields.u16()?);
             MetadataRecord::LeaderChanged {
                 id,
@@ -592,6 +784,14 @@ impl<'a> Fields<'a> {
         Ok(self.array::<1>()?[0])
     }
 
+    fn flag(&mut self) -> Result<bool, DecodeError> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(DecodeError::Field("flag")),
+        }
+    }
+
     fn u16(&mut self) -> Result<u16, DecodeError> {
         self.array().map(u16::from_le_bytes)
     }
@@ -630,7 +830,10 @@ impl<'a> Fields<'a> {
     fn disks(&mut self) -> Result<Vec<DiskId>, DecodeError> {
         let count = self.u32()? as usize;
         let bytes = self.take(count.checked_mul(2).ok_or(DecodeError::Field("count"))?)?;
-        Ok(bytes.chunks_exact(2).map(|pair| DiskId(u16::from_le_bytes([pair[0], pair[1]]))).collect())
+        Ok(bytes
+            .chunks_exact(2)
+            .map(|pair| DiskId(u16::from_le_bytes([pair[0], pair[1]])))
+            .collect())
     }
 
     fn replicas(&mut self) -> Result<Vec<Vec<DiskId>>, DecodeError> {
@@ -643,40 +846,47 @@ impl<'a> Fields<'a> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use proptest::sample::subsequence;
 
     const SEED: u32 = 77;
+    const DISKS: u16 = 3;
 
     /// Draws changes; many do not fit, as in life.
     fn any_record() -> impl Strategy<Value = MetadataRecord> {
         let id = || (1u64..5).prop_map(TopicId);
-        let disk = || (0u16..3).prop_map(DiskId);
-        let disks = || proptest::collection::vec(disk(), 1..3);
-        let replicas = || proptest::collection::vec(disks(), 1..3);
-        let config = || (1u32..9).prop_map(|count| TopicConfig::new().partitions(count));
+        let disk = || (0..DISKS).prop_map(DiskId);
+        let disks =
+            || subsequence((0..DISKS).map(DiskId).collect::<Vec<_>>(), 1..=3).prop_shuffle();
+        let replicas = || proptest::collection::vec(disks(), 1..4);
+        let config = |count: usize| TopicConfig::new().partitions(u32::try_from(count).unwrap());
         let offset = || (0u64..99).prop_map(Offset);
         prop_oneof![
-            (any::<u128>(), 1u32..3)
+            1 => (any::<u128>(), 1u32..3)
                 .prop_map(|(store, format)| MetadataRecord::StoreCreated { store: StoreId(store), format }),
-            (disk(), any::<u128>(), 1u64..3).prop_map(|(disk, uuid, incarnation)| {
+            1 => (disk(), any::<u128>(), 1u64..4).prop_map(|(disk, uuid, incarnation)| {
                 MetadataRecord::DiskAdded { disk, uuid, incarnation }
             }),
-            any::<bool>().prop_map(|clean| MetadataRecord::Opened { clean }),
-            (id(), "[a-c]", config(), replicas()).prop_map(|(id, name, config, replicas)| {
+            2 => any::<bool>().prop_map(|clean| MetadataRecord::Opened { clean }),
+            5 => (id(), "[a-c]", replicas()).prop_map(move |(id, name, replicas)| {
+                let config = config(replicas.len());
                 MetadataRecord::TopicCreated { id, name, config, replicas }
             }),
-            (id(), config()).prop_map(|(id, config)| MetadataRecord::TopicAltered { id, config }),
-            (id(), replicas()).prop_map(|(id, replicas)| MetadataRecord::PartitionsAdded { id, replicas }),
-            id().prop_map(|id| MetadataRecord::TopicDeleted { id }),
-            id().prop_map(|id| MetadataRecord::TopicRemoved { id }),
-            (id(), 0u32..3, offset()).prop_map(|(id, partition, offset)| {
+            3 => (id(), 1usize..5, 0u64..4).prop_map(move |(id, count, kib)| {
+                let config = config(count).segment_bytes(4096 + (kib << 10));
+                MetadataRecord::TopicAltered { id, config }
+            }),
+            2 => (id(), replicas()).prop_map(|(id, replicas)| MetadataRecord::PartitionsAdded { id, replicas }),
+            1 => id().prop_map(|id| MetadataRecord::TopicDeleted { id }),
+            1 => id().prop_map(|id| MetadataRecord::TopicRemoved { id }),
+            3 => (id(), 0u32..4, offset()).prop_map(|(id, partition, offset)| {
                 MetadataRecord::LogStartRaised { id, partition, offset }
             }),
-            (id(), 0u32..3, disk(), offset()).prop_map(|(id, partition, disk, durable)| {
+            4 => (id(), 0u32..4, disk(), offset()).prop_map(|(id, partition, disk, durable)| {
                 MetadataRecord::ReplicaSuspect { id, partition, disk, durable }
             }),
-            (id(), 0u32..3, disk())
+            2 => (id(), 0u32..4, disk())
                 .prop_map(|(id, partition, disk)| MetadataRecord::ReplicaCleared { id, partition, disk }),
-            (id(), 0u32..3, proptest::option::of(disk()), 0u32..4, disks()).prop_map(
+            6 => (id(), 0u32..4, proptest::option::of(disk()), 0u32..6, disks()).prop_map(
                 |(id, partition, leader, epoch, isr)| MetadataRecord::LeaderChanged {
                     id,
                     partition,
@@ -685,19 +895,96 @@ mod tests {
                     isr,
                 }
             ),
-            (0u64..9).prop_map(|next| MetadataRecord::ProducerIdBlock { next }),
+            2 => (0u64..9).prop_map(|next| MetadataRecord::ProducerIdBlock { next }),
+            1 => (0u64..4).prop_map(|next_topic| MetadataRecord::Counters { next_topic }),
+            1 => (id(), "[a-c]").prop_map(|(id, name)| MetadataRecord::TopicGone { id, name }),
         ]
+    }
+
+    fn any_history() -> impl Strategy<Value = Vec<MetadataRecord>> {
+        proptest::collection::vec(any_record(), 0..60).prop_map(|records| {
+            let mut history = new_store();
+            history.extend(records);
+            history
+        })
+    }
+
+    fn new_store() -> Vec<MetadataRecord> {
+        let mut records = vec![MetadataRecord::StoreCreated { store: StoreId(9), format: 1 }];
+        records.extend((0..DISKS).map(|disk| MetadataRecord::DiskAdded {
+            disk: DiskId(disk),
+            uuid: disk.into(),
+            incarnation: 1,
+        }));
+        records
+    }
+
+    fn topic(id: u64, name: &str, replicas: &[&[u16]]) -> MetadataRecord {
+        let disks = |numbers: &&[u16]| numbers.iter().copied().map(DiskId).collect();
+        MetadataRecord::TopicCreated {
+            id: TopicId(id),
+            name: name.to_owned(),
+            config: TopicConfig::new().partitions(u32::try_from(replicas.len()).unwrap()),
+            replicas: replicas.iter().map(disks).collect(),
+        }
+    }
+
+    fn leader(disk: Option<u16>, epoch: u32, isr: &[u16]) -> MetadataRecord {
+        MetadataRecord::LeaderChanged {
+            id: TopicId(1),
+            partition: 0,
+            leader: disk.map(DiskId),
+            epoch: LeaderEpoch(epoch),
+            isr: isr.iter().copied().map(DiskId).collect(),
+        }
+    }
+
+    fn suspect(disk: u16, durable: u64) -> MetadataRecord {
+        let (id, disk, durable) = (TopicId(1), DiskId(disk), Offset(durable));
+        MetadataRecord::ReplicaSuspect { id, partition: 0, disk, durable }
+    }
+
+    fn cleared(disk: u16) -> MetadataRecord {
+        MetadataRecord::ReplicaCleared { id: TopicId(1), partition: 0, disk: DiskId(disk) }
     }
 
     fn applied(records: &[MetadataRecord]) -> MetadataState {
         let mut state = MetadataState::default();
         for record in records {
             let before = state.clone();
-            if state.apply(record).is_err() {
-                assert_eq!(state, before, "a refused change changes nothing");
+            match state.apply(record) {
+                Ok(()) => check(&state),
+                Err(_) => assert_eq!(state, before, "a refused change changes nothing: {record:?}"),
             }
         }
         state
+    }
+
+    /// A new store with one topic on all of its disks, and the changes, which all fit.
+    fn with_topic(changes: &[MetadataRecord]) -> MetadataState {
+        let mut state = applied(&new_store());
+        state.apply(&topic(1, "a", &[&[0, 1, 2]])).unwrap();
+        for change in changes {
+            state.apply(change).unwrap();
+        }
+        state
+    }
+
+    /// The invariants on top of the file.
+    fn check(state: &MetadataState) {
+        for topic in state.topics() {
+            assert_eq!(topic.config.partitions as usize, topic.partitions.len());
+            assert!(topic.id < state.next_topic_id());
+            assert_eq!(state.topic_by_name(&topic.name), Some(topic));
+            for partition in &topic.partitions {
+                assert!(partition.replicas.iter().all(|disk| state.disk(*disk).is_some()));
+                assert!(partition.isr.iter().all(|disk| partition.replicas.contains(disk)));
+                assert!(partition.leader.is_none_or(|disk| partition.isr.contains(&disk)));
+                assert!(partition.suspects.keys().all(|disk| partition.replicas.contains(disk)));
+            }
+        }
+        assert_eq!(state.names.len(), state.topics.len());
+        assert!(state.deleted.keys().all(|id| !state.topics.contains_key(id)));
     }
 
     proptest! {
@@ -709,12 +996,17 @@ mod tests {
             for (index, record) in (1..).zip(&records) {
                 encode_frame(3, index, record, SEED, &mut bytes);
             }
-            bytes.resize(bytes.len() + zeroes, 0);
+            let sound = bytes.len();
+            bytes.resize(sound + zeroes, 0);
             let mut reader = FrameReader::new(&bytes, SEED);
+            let mut end = 0;
             for (index, record) in (1..).zip(&records) {
                 let frame = reader.next_frame().unwrap();
                 prop_assert_eq!((frame.term, frame.index, &frame.record), (3, index, record));
+                prop_assert!(frame.end > end);
+                end = frame.end;
             }
+            prop_assert_eq!(end, sound);
             prop_assert_eq!(reader.next_frame(), Err(FrameEnd::Clean));
         }
 
@@ -726,8 +1018,35 @@ mod tests {
                 let mut flipped = bytes.clone();
                 flipped[at] ^= flip;
                 let read = FrameReader::new(&flipped, SEED).next_frame();
-                let noticed = matches!(read, Err(FrameEnd::Invalid { .. }));
-                prop_assert!(noticed, "byte {}", at);
+                prop_assert!(matches!(read, Err(FrameEnd::Invalid { position: 0, .. })), "byte {}", at);
+            }
+            let elsewhere = FrameReader::new(&bytes, SEED + 1).next_frame();
+            prop_assert!(matches!(elsewhere, Err(FrameEnd::Invalid { .. })), "another store's");
+        }
+
+        #[test]
+        fn a_cut_is_clean_only_between_frames(
+            records in proptest::collection::vec(any_record(), 1..4)
+        ) {
+            let mut bytes = Vec::new();
+            let mut ends = vec![0];
+            for (index, record) in (1..).zip(&records) {
+                encode_frame(1, index, record, SEED, &mut bytes);
+                ends.push(bytes.len());
+            }
+            for len in 0..bytes.len() {
+                let mut reader = FrameReader::new(&bytes[..len], SEED);
+                let mut last = 0;
+                let stopped = loop {
+                    match reader.next_frame() {
+                        Ok(frame) => last = frame.end,
+                        Err(stopped) => break stopped,
+                    }
+                };
+                let sound = *ends.iter().filter(|end| **end <= len).max().unwrap();
+                prop_assert_eq!(last, sound);
+                let zeroes = bytes[sound..len].iter().all(|byte| *byte == 0);
+                prop_assert_eq!(stopped == FrameEnd::Clean, zeroes, "cut at {}", len);
             }
         }
 
@@ -735,37 +1054,209 @@ mod tests {
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let mut reader = FrameReader::new(&bytes, SEED);
             while reader.next_frame().is_ok() {}
-            let mut valid = bytes.clone();
-            let start = valid.len();
-            encode_frame(1, 1, &MetadataRecord::Opened { clean: true }, SEED, &mut valid);
-            prop_assert!(find_valid_frame_after(&valid, start.saturating_sub(1), SEED).is_some() || start == 0);
+            find_valid_frame_after(&bytes, 0, SEED);
+            peek_store(&bytes);
         }
 
         #[test]
-        fn a_snapshot_gives_the_state_it_was_taken_of(
-            records in proptest::collection::vec(any_record(), 0..40)
+        fn any_body_under_a_good_checksum_is_read_or_refused(
+            kind in 0u8..20, fields in proptest::collection::vec(prop_oneof![0u8..3, any::<u8>()], 0..90)
         ) {
-            let state = applied(&records);
-            prop_assert_eq!(applied(&state.snapshot()), state);
+            let mut bytes = vec![0; 8];
+            bytes.extend_from_slice(&[1; 16]);
+            bytes.push(kind);
+            bytes.extend_from_slice(&fields);
+            let length = u32::try_from(bytes.len()).unwrap();
+            let crc = frame_crc(SEED, length, &bytes[8..]);
+            bytes[..4].copy_from_slice(&length.to_le_bytes());
+            bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+            if let Ok(frame) = FrameReader::new(&bytes, SEED).next_frame() {
+                let mut state = with_topic(&[]);
+                let before = state.clone();
+                match state.apply(&frame.record) {
+                    Ok(()) => check(&state),
+                    Err(_) => prop_assert_eq!(&state, &before),
+                }
+                state.next_topic_id();
+                prop_assert_eq!(applied(&state.snapshot()), state);
+            }
+        }
+
+        #[test]
+        fn a_sound_frame_behind_a_break_is_found(
+            junk in proptest::collection::vec(prop_oneof![Just(0u8), any::<u8>()], 1..120),
+            record in any_record(), after in 0usize..40
+        ) {
+            let mut bytes = junk.clone();
+            encode_frame(5, 6, &record, SEED, &mut bytes);
+            bytes.resize(bytes.len() + after, 0);
+            prop_assert_eq!(find_valid_frame_after(&bytes, 0, SEED), Some(junk.len()));
+            prop_assert_eq!(find_valid_frame_after(&bytes, junk.len(), SEED), None);
+        }
+
+        #[test]
+        fn a_snapshot_gives_the_state_it_was_taken_of(history in any_history()) {
+            let state = applied(&history);
+            let mut again = MetadataState::default();
+            for record in state.snapshot() {
+                prop_assert_eq!(again.apply(&record), Ok(()), "{:?}", record);
+            }
+            prop_assert_eq!(again, state);
         }
     }
 
     #[test]
     fn an_unclean_opening_begins_a_new_reign_in_every_partition() {
-        let id = TopicId(1);
-        let created = MetadataRecord::TopicCreated {
-            id,
-            name: "a".into(),
-            config: TopicConfig::new(),
-            replicas: vec![vec![DiskId(0)]; 2],
-        };
-        let state = applied(&[
-            created,
+        let mut state = applied(&new_store());
+        for record in [
+            topic(1, "a", &[&[0], &[1]]),
+            topic(2, "b", &[&[2]]),
             MetadataRecord::Opened { clean: true },
             MetadataRecord::Opened { clean: false },
-        ]);
-        for partition in 0..2 {
-            assert_eq!(state.partition(id, partition).unwrap().leader_epoch, LeaderEpoch(1));
+        ] {
+            state.apply(&record).unwrap();
         }
+        for (id, partition) in [(1, 0), (1, 1), (2, 0)] {
+            let partition = state.partition(TopicId(id), partition).unwrap();
+            assert_eq!(partition.leader_epoch, LeaderEpoch(1));
+        }
+    }
+
+    #[test]
+    fn an_opening_is_refused_rather_than_an_epoch_used_twice() {
+        let mut state = with_topic(&[leader(Some(0), u32::MAX, &[0])]);
+        assert!(state.apply(&MetadataRecord::Opened { clean: false }).is_err());
+        assert!(state.apply(&MetadataRecord::Opened { clean: true }).is_ok());
+    }
+
+    #[test]
+    fn each_disk_that_failed_a_flush_is_remembered_until_it_is_cleared_and_at_its_lowest_offset() {
+        let suspects = |changes: &[MetadataRecord]| {
+            let state = with_topic(changes);
+            let partition = state.partition(TopicId(1), 0).unwrap();
+            partition.suspects.iter().map(|(disk, durable)| (disk.0, durable.0)).collect::<Vec<_>>()
+        };
+        assert_eq!(suspects(&[suspect(0, 5), suspect(2, 3)]), [(0, 5), (2, 3)]);
+        assert_eq!(suspects(&[suspect(0, 5), suspect(0, 9), suspect(0, 4)]), [(0, 4)]);
+        assert_eq!(suspects(&[suspect(0, 5), suspect(2, 3), cleared(0)]), [(2, 3)]);
+        assert_eq!(suspects(&[suspect(0, 5), cleared(0), suspect(0, 9)]), [(0, 9)]);
+    }
+
+    #[test]
+    fn a_new_leader_needs_a_new_epoch_and_to_be_in_sync() {
+        for (changes, next, fits) in [
+            (vec![], leader(Some(0), 0, &[0, 1]), true),
+            (vec![], leader(Some(1), 0, &[0, 1]), false),
+            (vec![], leader(Some(1), 1, &[1]), true),
+            (vec![], leader(Some(1), 1, &[0, 2]), false),
+            (vec![], leader(Some(0), 0, &[0, 0]), false),
+            (vec![], leader(Some(0), 0, &[0, 7]), false),
+            (vec![], leader(None, 0, &[0]), true),
+            (vec![leader(Some(1), 4, &[1])], leader(Some(1), 3, &[1]), false),
+            (vec![leader(None, 4, &[1])], leader(Some(1), 4, &[1]), false),
+            (vec![leader(None, 4, &[1])], leader(Some(1), 5, &[1]), true),
+        ] {
+            assert_eq!(
+                with_topic(&changes).apply(&next).is_ok(),
+                fits,
+                "{changes:?}, then {next:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let id = TopicId(1);
+        let config = |count| TopicConfig::new().partitions(count);
+        let twice = MetadataRecord::TopicCreated {
+            id: TopicId(2),
+            name: "b".into(),
+            config: config(2),
+            replicas: vec![vec![DiskId(0)]],
+        };
+        let added = |disks: &[u16]| MetadataRecord::PartitionsAdded {
+            id,
+            replicas: vec![disks.iter().copied().map(DiskId).collect()],
+        };
+        let gone =
+            |id, name: &str| MetadataRecord::TopicGone { id: TopicId(id), name: name.into() };
+        for refused in [
+            MetadataRecord::StoreCreated { store: StoreId(9), format: 1 },
+            MetadataRecord::DiskAdded { disk: DiskId(0), uuid: 1, incarnation: 1 },
+            topic(2, "a", &[&[0]]),
+            topic(1, "b", &[&[0]]),
+            topic(u64::MAX, "b", &[&[0]]),
+            topic(2, "../b", &[&[0]]),
+            topic(2, "b", &[]),
+            topic(2, "b", &[&[]]),
+            topic(2, "b", &[&[3]]),
+            topic(2, "b", &[&[0, 0]]),
+            twice,
+            added(&[]),
+            added(&[3]),
+            MetadataRecord::PartitionsAdded { id, replicas: vec![] },
+            MetadataRecord::TopicAltered { id, config: config(2) },
+            MetadataRecord::TopicDeleted { id: TopicId(2) },
+            MetadataRecord::TopicRemoved { id },
+            MetadataRecord::LogStartRaised { id, partition: 1, offset: Offset(1) },
+            suspect(3, 0),
+            cleared(0),
+            MetadataRecord::Counters { next_topic: u64::MAX },
+            gone(1, "a"),
+            gone(u64::MAX, "b"),
+            gone(2, "b/../../c"),
+        ] {
+            let mut state = with_topic(&[]);
+            assert!(state.apply(&refused).is_err(), "{refused:?}");
+            assert_eq!(state, with_topic(&[]));
+        }
+        let first = MetadataState::default().apply(&MetadataRecord::Opened { clean: true });
+        assert!(first.is_err(), "before the store's creation");
+    }
+
+    #[test]
+    fn a_topic_that_the_state_takes_fits_a_frame_and_a_larger_one_is_refused() {
+        let mut state = applied(&new_store());
+        let mut add = |count: usize| {
+            let replicas = vec![vec![DiskId(0), DiskId(1), DiskId(2)]; count];
+            state.apply(&MetadataRecord::PartitionsAdded { id: TopicId(1), replicas })
+        };
+        assert!(add(1).is_err(), "there is no topic");
+        state.apply(&topic(1, "a", &[&[0]])).unwrap();
+        let mut add = |count: usize| {
+            let replicas = vec![vec![DiskId(0), DiskId(1), DiskId(2)]; count];
+            state.apply(&MetadataRecord::PartitionsAdded { id: TopicId(1), replicas })
+        };
+        assert!(add(PARTITIONS_MAX).is_err());
+        assert!(add(PARTITIONS_MAX - 1).is_ok());
+        let mut bytes = Vec::new();
+        for record in state.snapshot() {
+            encode_frame(1, 1, &record, SEED, &mut bytes);
+        }
+        let disks = (0..100).map(DiskId).collect::<Vec<_>>();
+        let many = std::iter::repeat_n(disks.as_slice(), PARTITIONS_MAX);
+        assert!(fitting_count(many).is_err(), "200 MB of replicas");
+    }
+
+    #[test]
+    fn ids_are_not_used_twice_even_when_a_topic_and_its_files_are_gone() {
+        let deleted = MetadataRecord::TopicDeleted { id: TopicId(1) };
+        let state = with_topic(&[deleted.clone()]);
+        assert_eq!(state.deleted_topics().collect::<Vec<_>>(), [(TopicId(1), "a")]);
+        assert_eq!(applied(&state.snapshot()).next_topic_id(), TopicId(2));
+        let state = with_topic(&[deleted, MetadataRecord::TopicRemoved { id: TopicId(1) }]);
+        assert_eq!(state.deleted_topics().count(), 0);
+        assert_eq!(applied(&state.snapshot()).next_topic_id(), TopicId(2));
+    }
+
+    #[test]
+    fn the_store_is_known_from_its_first_frame_alone() {
+        let store = StoreId(0x1234_5678_9abc_def0);
+        let seed = crc32fast::hash(&store.0.to_le_bytes());
+        let mut bytes = Vec::new();
+        encode_frame(1, 1, &MetadataRecord::StoreCreated { store, format: 1 }, seed, &mut bytes);
+        assert_eq!(peek_store(&bytes), Some(store));
+        bytes[30] ^= 1;
+        assert_eq!(peek_store(&bytes), None);
     }
 }

@@ -63,7 +63,11 @@ mod tests {
                                     clean: clean && beyond.is_none(),
                                     proven_end: Offset(proven),
                                     beyond_end: beyond.map(Offset),
-                                    beyond_durable_end: Offset(if beyond.is_some() { durable } else { 0 }),
+                                    beyond_durable_end: Offset(if beyond.is_some() {
+                                        durable
+                                    } else {
+                                        0
+                                    }),
                                     same_boot,
                                 });
                             }
@@ -89,7 +93,10 @@ mod tests {
         each(|finding| {
             if let Verdict::Damaged { resume } = judge(&finding) {
                 assert!(resume > finding.end, "S2: {finding:?}");
-                assert!(resume >= finding.proven_end.max(finding.beyond_durable_end), "S2: {finding:?}");
+                assert!(
+                    resume >= finding.proven_end.max(finding.beyond_durable_end),
+                    "S2: {finding:?}"
+                );
                 assert!(resume >= finding.beyond_end.unwrap_or_default(), "S2: {finding:?}");
             }
         });

@@ -40,7 +40,8 @@ pub(crate) fn segments_to_delete(
         let appended = times.find(|time| *time <= now).unwrap_or(now);
         let empty_active = count + 1 == segments.len() && segment.base == segment.end;
         let too_old = policy.age.is_some_and(|age| now.since(appended) > age);
-        let too_many = policy.bytes.is_some_and(|bytes| left.saturating_sub(segment.bytes) >= bytes);
+        let too_many =
+            policy.bytes.is_some_and(|bytes| left.saturating_sub(segment.bytes) >= bytes);
         let below_start = segment.end <= log_start;
         if empty_active || segment.end > high_watermark || !(too_old || too_many || below_start) {
             break;
@@ -75,7 +76,8 @@ mod tests {
     fn ret_01_segments_strictly_older_than_the_limit_go_up_to_the_first_that_is_not() {
         let segments = segments(&[(1, 0), (1, 50), (1, 10), (1, 99)]);
         let policy = Retention::age(Duration::from_millis(50));
-        let gone = |now| segments_to_delete(&segments, &policy, Timestamp(now), Offset(40), Offset(0));
+        let gone =
+            |now| segments_to_delete(&segments, &policy, Timestamp(now), Offset(40), Offset(0));
         assert_eq!(gone(50), 0);
         assert_eq!(gone(51), 1);
         assert_eq!(gone(101), 3);
@@ -87,7 +89,8 @@ mod tests {
         let segments = segments(&[(1, i64::MAX), (1, i64::MAX), (1, 100), (1, 120)]);
         let policy = Retention::age(Duration::from_millis(5));
         for (now, gone) in [(50, 0), (105, 0), (106, 3), (125, 3), (126, 4)] {
-            let count = segments_to_delete(&segments, &policy, Timestamp(now), Offset(40), Offset(0));
+            let count =
+                segments_to_delete(&segments, &policy, Timestamp(now), Offset(40), Offset(0));
             assert_eq!(count, gone, "at {now}");
         }
     }
@@ -97,7 +100,8 @@ mod tests {
         let segments = segments(&[(1, 1000), (1, 2000), (1, 0)]);
         let policy = Retention::age(Duration::from_millis(5));
         for now in [-1, 0, 5] {
-            let count = segments_to_delete(&segments, &policy, Timestamp(now), Offset(30), Offset(0));
+            let count =
+                segments_to_delete(&segments, &policy, Timestamp(now), Offset(30), Offset(0));
             assert_eq!(count, 0, "at {now}");
         }
     }
@@ -116,7 +120,13 @@ mod tests {
     fn ret_05_segments_below_the_log_start_go_whatever_the_policy() {
         let segments = segments(&[(1, 0), (1, 0), (1, 0)]);
         let gone = |start| {
-            segments_to_delete(&segments, &Retention::forever(), Timestamp(0), Offset(30), Offset(start))
+            segments_to_delete(
+                &segments,
+                &Retention::forever(),
+                Timestamp(0),
+                Offset(30),
+                Offset(start),
+            )
         };
         assert_eq!([gone(9), gone(10), gone(19), gone(20)], [0, 1, 1, 2]);
     }
@@ -126,7 +136,8 @@ mod tests {
         let segments = segments(&[(1, 0), (1, 0), (1, 0)]);
         for (high, gone) in [(0, 0), (9, 0), (10, 1), (29, 2), (30, 3)] {
             let policy = Retention::bytes(0);
-            let count = segments_to_delete(&segments, &policy, Timestamp(0), Offset(high), Offset(0));
+            let count =
+                segments_to_delete(&segments, &policy, Timestamp(0), Offset(high), Offset(0));
             assert_eq!(count, gone, "RET-06: watermark {high}");
         }
     }

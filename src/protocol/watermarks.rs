@@ -23,7 +23,8 @@ impl Watermarks {
     /// A log as recovery left it: all of it may be read.
     pub(crate) fn recovered(log_start: Offset, log_end: Offset, flushed: Offset) -> Self {
         let log_start = log_start.min(log_end);
-        let marks = Self { log_start, high_watermark: log_end, log_end, flushed: flushed.min(log_end) };
+        let marks =
+            Self { log_start, high_watermark: log_end, log_end, flushed: flushed.min(log_end) };
         marks.check();
         marks
     }

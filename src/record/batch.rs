@@ -28,7 +28,10 @@ impl<'a> Batch<'a> {
     pub(crate) fn decode(bytes: &'a [u8], seed: u32) -> Result<Self, DecodeError> {
         let header = BatchHeader::decode(bytes, seed)?;
         let Some(payload) = bytes.get(HEADER_BYTES..header.len()) else {
-            return Err(DecodeError::Short { have: bytes.len() as u64, need: header.length.into() });
+            return Err(DecodeError::Short {
+                have: bytes.len() as u64,
+                need: header.length.into(),
+            });
         };
         Ok(Self { header, payload })
     }

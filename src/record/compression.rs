@@ -53,7 +53,8 @@ pub(super) fn compress(
         Compression::Lz4 => target.extend_from_slice(&lz4_flex::block::compress(plain)),
         #[cfg(feature = "zstd")]
         Compression::Zstd => {
-            let packed = zstd::bulk::compress(plain, zstd::DEFAULT_COMPRESSION_LEVEL).map_err(failed)?;
+            let packed =
+                zstd::bulk::compress(plain, zstd::DEFAULT_COMPRESSION_LEVEL).map_err(failed)?;
             target.extend_from_slice(&packed);
         }
         #[cfg(feature = "snappy")]
@@ -97,7 +98,9 @@ pub(super) fn decompress(
         #[cfg(feature = "zstd")]
         Compression::Zstd => zstd::bulk::decompress_to_buffer(packed, target).map_err(failed)?,
         #[cfg(feature = "snappy")]
-        Compression::Snappy => snap::raw::Decoder::new().decompress(packed, target).map_err(failed)?,
+        Compression::Snappy => {
+            snap::raw::Decoder::new().decompress(packed, target).map_err(failed)?
+        }
         #[allow(unreachable_patterns, reason = "every codec may be compiled in")]
         missing => return Err(absent(missing)),
     };

@@ -90,7 +90,11 @@ impl Draft {
             if timestamp != settings.now
                 && (timestamp < settings.timestamp_min || timestamp > settings.timestamp_max)
             {
-                return Err(invalid(partition, index, "its timestamp is outside the topic's range"));
+                return Err(invalid(
+                    partition,
+                    index,
+                    "its timestamp is outside the topic's range",
+                ));
             }
             max_timestamp = max_timestamp.max(timestamp);
             let delta = timestamp.0.wrapping_sub(base_timestamp.0);

@@ -165,7 +165,9 @@ impl BatchHeader {
         if usize::from(self.padding) >= ALIGNMENT {
             return Err(DecodeError::Field("padding"));
         }
-        if self.record_count == 0 || u64::from(self.record_count) > u64::from(self.last_offset_delta) + 1 {
+        if self.record_count == 0
+            || u64::from(self.record_count) > u64::from(self.last_offset_delta) + 1
+        {
             return Err(DecodeError::Field("record_count"));
         }
         let last = self.base_offset.0.checked_add(self.last_offset_delta.into());

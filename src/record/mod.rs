@@ -19,5 +19,5 @@ pub(crate) use compression::{codec_code, codec_is_available, codec_of};
 pub(crate) use encode::{Draft, DraftSettings, Place};
 pub(crate) use header::{BatchHeader, HEADER_BYTES, LENGTH_AT};
 pub use record::Record;
-pub use view::{Headers, RecordView};
 pub(crate) use view::BatchRecords;
+pub use view::{Headers, RecordView};

@@ -100,7 +100,11 @@ mod tests {
         for raw in 0u32..1 << 24 {
             let bytes = &raw.to_le_bytes()[..3];
             let count = bytes.iter().position(|byte| *byte < 0x80).map_or(4, |at| at + 1);
-            let sum = bytes.iter().take(count).rev().fold(0, |sum, byte| sum << 7 | u64::from(byte & 0x7f));
+            let sum = bytes
+                .iter()
+                .take(count)
+                .rev()
+                .fold(0, |sum, byte| sum << 7 | u64::from(byte & 0x7f));
             let canonical = count <= 3 && (count == 1 || bytes[count - 1] != 0);
             assert_eq!(get_u64(bytes, &mut 0), canonical.then_some(sum), "{bytes:?}");
         }
@@ -122,7 +126,8 @@ mod tests {
 
     #[test]
     fn signed_numbers_are_short_near_zero_on_both_sides() {
-        for (value, len) in [(0, 1), (-1, 1), (63, 1), (-64, 1), (64, 2), (-65, 2), (i64::MIN, 10)] {
+        for (value, len) in [(0, 1), (-1, 1), (63, 1), (-64, 1), (64, 2), (-65, 2), (i64::MIN, 10)]
+        {
             assert_eq!(len_i64(value), len, "{value}");
         }
     }

@@ -127,9 +127,9 @@ impl<'a> Iterator for BatchRecords<'a> {
         }
         self.remaining -= 1;
         let raw = RawRecord::decode(self.payload, &mut self.at)?;
-        let timestamp = self.append_timestamp.unwrap_or_else(|| {
-            Timestamp(self.base_timestamp.0.wrapping_add(raw.timestamp_delta))
-        });
+        let timestamp = self
+            .append_timestamp
+            .unwrap_or_else(|| Timestamp(self.base_timestamp.0.wrapping_add(raw.timestamp_delta)));
         Some(RecordView {
             offset: self.base_offset.plus(raw.offset_delta),
             timestamp,

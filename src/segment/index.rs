@@ -38,7 +38,8 @@ impl SparseIndex {
     /// The last indexed place at or before `offset`.
     pub(crate) fn before_offset(&self, base: Offset, offset: Offset) -> Option<IndexEntry> {
         let relative = offset.since(base);
-        let count = self.entries.partition_point(|entry| u64::from(entry.relative_offset) <= relative);
+        let count =
+            self.entries.partition_point(|entry| u64::from(entry.relative_offset) <= relative);
         self.entries[..count].last().copied()
     }
 

@@ -107,7 +107,12 @@ impl Place {
     }
 
     /// Names the file and the action that the system refused.
-    pub(crate) fn io_error(&self, name: &str, action: &'static str, source: std::io::Error) -> Error {
+    pub(crate) fn io_error(
+        &self,
+        name: &str,
+        action: &'static str,
+        source: std::io::Error,
+    ) -> Error {
         Error::io(self.full_path(name), action, source)
     }
 }
@@ -221,7 +226,8 @@ impl Segment {
     /// Notes that the last append was no later than `now`, when nothing better is known.
     pub(crate) fn assume_last_append(&self, now: Timestamp) {
         let unknown = i64::MIN;
-        let _ = self.last_append.compare_exchange(unknown, now.0, Ordering::AcqRel, Ordering::Acquire);
+        let _ =
+            self.last_append.compare_exchange(unknown, now.0, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// Takes what a walk over all of it found.
@@ -277,7 +283,8 @@ impl Segment {
     /// The side file, if it is there, intact, and about this segment.
     pub(crate) fn read_side_file(place: &Place, base: Offset) -> Option<SideFile> {
         let path = place.path(&side_name(base));
-        let bytes = crate::storage::read_small(&*place.disk, &path, side_file::SIDE_BYTES_MAX).ok()?;
+        let bytes =
+            crate::storage::read_small(&*place.disk, &path, side_file::SIDE_BYTES_MAX).ok()?;
         let side = SideFile::decode(&bytes).ok()?;
         (side.head.seed == place.identity.seed && side.head.base == base).then_some(side)
     }
@@ -304,14 +311,22 @@ impl Segment {
     fn open_file(&self, mode: OpenMode) -> Result<Arc<dyn File>, Error> {
         let name = log_name(self.base);
         self.place.disk.open(&self.place.path(&name), mode).map_err(|error| {
-            if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidInput) {
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidInput
+            ) {
                 return self.corrupt(self.base..self.end(), 0, DecodeError::Missing);
             }
             self.place.io_error(&name, "open", error)
         })
     }
 
-    fn corrupt(&self, offsets: std::ops::Range<Offset>, position: u64, source: DecodeError) -> Error {
+    fn corrupt(
+        &self,
+        offsets: std::ops::Range<Offset>,
+        position: u64,
+        source: DecodeError,
+    ) -> Error {
         Error::Corrupt {
             partition: self.place.identity.partition.clone(),
             offsets,

@@ -229,7 +229,9 @@ impl Segment {
             at += header.len();
         };
         match first {
-            Some(begin) if at > begin => Taken::Batches { range: begin..at, unpacked, next: expected },
+            Some(begin) if at > begin => {
+                Taken::Batches { range: begin..at, unpacked, next: expected }
+            }
             _ => stop,
         }
     }
@@ -256,7 +258,8 @@ impl Segment {
             let mut at = 0;
             while let Some((found, header)) = find_header(&bytes, at, seed) {
                 if header.base_offset >= stopped.expected && header.end_offset() <= self.end() {
-                    let next = Walk { position: position + found as u64, expected: header.base_offset };
+                    let next =
+                        Walk { position: position + found as u64, expected: header.base_offset };
                     return self.reachable(stopped, next, from, source);
                 }
                 at = found + 4;
@@ -343,9 +346,10 @@ impl Segment {
                 Ok(Bytes::Mapped { range: start.min(end)..end, map })
             }
             Source::File(file) => {
-                let buffer = self.place.buffers.read(&*file, position, len).map_err(|error| {
-                    self.place.io_error(&log_name(self.base), "read", error)
-                })?;
+                let buffer =
+                    self.place.buffers.read(&*file, position, len).map_err(|error| {
+                        self.place.io_error(&log_name(self.base), "read", error)
+                    })?;
                 Ok(Bytes::Owned { range: 0..buffer.len(), buffer })
             }
             Source::Closed => {
@@ -361,7 +365,8 @@ impl Segment {
             let name = log_name(self.base);
             let fault = |error| self.place.io_error(&name, "map", error);
             let len = file.len().map_err(fault)?.min(self.position());
-            let len = usize::try_from(len).map_err(|_| fault(std::io::ErrorKind::OutOfMemory.into()))?;
+            let len =
+                usize::try_from(len).map_err(|_| fault(std::io::ErrorKind::OutOfMemory.into()))?;
             if len == 0 {
                 Source::File(file)
             } else {
@@ -379,16 +384,30 @@ impl Segment {
 }
 
 enum Taken {
-    Batches { range: Range<usize>, unpacked: Vec<Vec<u8>>, next: Offset },
+    Batches {
+        range: Range<usize>,
+        unpacked: Vec<Vec<u8>>,
+        next: Offset,
+    },
     /// There is nothing to take below the bound.
     Nothing,
     /// The batch at `walk` needs that many bytes.
-    More { walk: Walk, bytes: usize },
-    Damage { walk: Walk, source: DecodeError },
+    More {
+        walk: Walk,
+        bytes: usize,
+    },
+    Damage {
+        walk: Walk,
+        source: DecodeError,
+    },
 }
 
 fn misplaced(header: &BatchHeader, expected: Offset) -> DecodeError {
-    if header.base_offset > expected { DecodeError::Missing } else { DecodeError::Misplaced("batch") }
+    if header.base_offset > expected {
+        DecodeError::Missing
+    } else {
+        DecodeError::Misplaced("batch")
+    }
 }
 
 fn short(bytes: &[u8], need: usize) -> DecodeError {

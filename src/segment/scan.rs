@@ -120,7 +120,8 @@ impl<'a> Scanner<'a> {
             batches: 0,
             records: 0,
         };
-        let mut indexed = scan.index.entries.last().map_or(DATA_START, |entry| entry.position.into());
+        let mut indexed =
+            scan.index.entries.last().map_or(DATA_START, |entry| entry.position.into());
         // Where batches begin that nothing has proven durable yet, to find where a rewrite begins.
         let mut unproven = std::collections::VecDeque::new();
         let mut want = WINDOW_BYTES;
@@ -208,7 +209,9 @@ impl<'a> Scanner<'a> {
                 beyond.bytes_end = start + last as u64 + 1;
             }
             let mut at = 0;
-            while let Some((found, header)) = find_header(&self.window, at, self.place.identity.seed) {
+            while let Some((found, header)) =
+                find_header(&self.window, at, self.place.identity.seed)
+            {
                 // The broken batch's own header may be whole: it says nothing of what follows.
                 if header.base_offset > expected {
                     note(&mut beyond, start + found as u64, &header);
@@ -223,14 +226,21 @@ impl<'a> Scanner<'a> {
         Ok(beyond)
     }
 
-    fn fill(&mut self, file: &dyn File, position: u64, want: usize, limit: u64) -> Result<(), Error> {
+    fn fill(
+        &mut self,
+        file: &dyn File,
+        position: u64,
+        want: usize,
+        limit: u64,
+    ) -> Result<(), Error> {
         let left = usize::try_from(limit - position).unwrap_or(usize::MAX);
         let want = want.min(left);
         if self.window.len() < want {
             self.window.resize(want, 0);
         }
         self.window.truncate(want);
-        let count = read_full_at(file, position, &mut self.window).map_err(|error| self.io("read", error))?;
+        let count = read_full_at(file, position, &mut self.window)
+            .map_err(|error| self.io("read", error))?;
         self.window.truncate(count);
         Ok(())
     }
@@ -240,8 +250,8 @@ impl<'a> Scanner<'a> {
         let mut bytes = vec![0; 64 << 10];
         while at < limit {
             let want = usize::try_from(limit - at).unwrap_or(usize::MAX).min(bytes.len());
-            let count =
-                read_full_at(file, at, &mut bytes[..want]).map_err(|error| self.io("read", error))?;
+            let count = read_full_at(file, at, &mut bytes[..want])
+                .map_err(|error| self.io("read", error))?;
             if count == 0 {
                 break;
             }

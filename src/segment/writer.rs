@@ -19,9 +19,7 @@ use crate::record::{BatchHeader, LENGTH_AT};
 use crate::storage::{File, Mapping, OpenMode, write_all_at};
 use crate::types::{Offset, Timestamp};
 
-use super::{
-    DATA_START, FileHeader, IndexEntry, Place, Segment, Source, SparseIndex, log_name,
-};
+use super::{DATA_START, FileHeader, IndexEntry, Place, Segment, Source, SparseIndex, log_name};
 
 /// The first allocation of a segment: ten thousand idle partitions must cost little.
 const ALLOCATE_BYTES_MIN: u64 = 64 << 10;
@@ -65,7 +63,8 @@ impl Room {
             let chunk_end = (ready / self.chunk + 1) * self.chunk;
             let target = chunk_end.min(self.capacity.max(until));
             if target > stages.allocated {
-                let end = (stages.allocated + stages.step).max(target).min(self.capacity.max(target));
+                let end =
+                    (stages.allocated + stages.step).max(target).min(self.capacity.max(target));
                 self.file.allocate(stages.allocated, end - stages.allocated)?;
                 stages.allocated = end;
                 stages.step = (stages.step * 2).min(ALLOCATE_BYTES_MAX);
@@ -142,7 +141,17 @@ impl ActiveSegment {
         let made = (|| {
             let file = place.disk.open(&temporary_path, OpenMode::Create)?;
             write_all_at(&*file, 0, &FileHeader::new(&place.identity, base, now).encode())?;
-            let made = Self::over(place, file, base, base, DATA_START, capacity, index_interval, how, now)?;
+            let made = Self::over(
+                place,
+                file,
+                base,
+                base,
+                DATA_START,
+                capacity,
+                index_interval,
+                how,
+                now,
+            )?;
             made.room.make_ready(DATA_START + 1)?;
             place.disk.rename(&temporary_path, &path)?;
             Ok(made)
@@ -275,7 +284,8 @@ impl ActiveSegment {
                 // The length goes last: whoever sees it sees the batch.
                 map.publish_u32(at + LENGTH_AT, header.length);
             }
-            None => write_all_at(&*self.file, start, bytes).map_err(|error| self.fault("write", error))?,
+            None => write_all_at(&*self.file, start, bytes)
+                .map_err(|error| self.fault("write", error))?,
         }
         self.position = end;
         self.end = header.end_offset();
@@ -296,7 +306,11 @@ impl ActiveSegment {
         let position = u32::try_from(self.position);
         if let (Ok(relative_offset), Ok(position)) = (relative, position) {
             let time_before = self.max_timestamp;
-            self.segment.growing.write().push(IndexEntry { relative_offset, position, time_before });
+            self.segment.growing.write().push(IndexEntry {
+                relative_offset,
+                position,
+                time_before,
+            });
         }
     }
 

@@ -21,7 +21,12 @@ pub(crate) struct BufferPool {
 
 impl BufferPool {
     /// Reads up to `len` bytes at `position`; the result is shorter at the end of the file.
-    pub(crate) fn read(&self, file: &dyn File, position: u64, len: usize) -> io::Result<PooledBuffer> {
+    pub(crate) fn read(
+        &self,
+        file: &dyn File,
+        position: u64,
+        len: usize,
+    ) -> io::Result<PooledBuffer> {
         let mut bytes = self.free.lock().pop().unwrap_or_default();
         if bytes.len() < len {
             bytes.resize(len, 0);

@@ -19,7 +19,9 @@ enum Source {
         #[cfg_attr(not(all(target_arch = "x86_64", target_os = "linux")), expect(dead_code))]
         counter: bool,
     },
-    Manual { millis: Arc<AtomicI64> },
+    Manual {
+        millis: Arc<AtomicI64>,
+    },
 }
 
 impl Clock {

@@ -23,7 +23,9 @@ impl ForkGuard {
             let mut page = memmap2::MmapMut::map_anon(4096)?;
             page[0] = 1;
             // SAFETY: the range is the whole anonymous private mapping made above.
-            let advised = unsafe { libc::madvise(page.as_mut_ptr().cast(), page.len(), libc::MADV_WIPEONFORK) };
+            let advised = unsafe {
+                libc::madvise(page.as_mut_ptr().cast(), page.len(), libc::MADV_WIPEONFORK)
+            };
             if advised != 0 && !cfg!(miri) {
                 return Err(io::Error::last_os_error());
             }

@@ -73,7 +73,9 @@ impl Mapping {
         }
         // SAFETY: the range lies within the mapping (asserted); nobody else stores (invariant 1)
         // and no reader has been given these bytes (invariant 2).
-        unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), self.base.add(position), source.len()) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(source.as_ptr(), self.base.add(position), source.len())
+        };
     }
 
     /// Stores a little-endian word at `position`, a multiple of 4, after everything stored before it.
@@ -125,7 +127,10 @@ impl Mapping {
 
     #[inline]
     fn word(&self, position: usize) -> &AtomicU32 {
-        assert!(position.is_multiple_of(4) && position + 4 <= self.len, "a word outside the mapping");
+        assert!(
+            position.is_multiple_of(4) && position + 4 <= self.len,
+            "a word outside the mapping"
+        );
         // SAFETY: within the mapping and aligned (asserted; mappings begin at a page, heap blocks at
         // a multiple of 4096), and words that are published are only ever accessed atomically
         // while they may change.
@@ -134,7 +139,10 @@ impl Mapping {
 
     #[inline]
     fn long(&self, position: usize) -> &AtomicU64 {
-        assert!(position.is_multiple_of(8) && position + 8 <= self.len, "a word outside the mapping");
+        assert!(
+            position.is_multiple_of(8) && position + 8 <= self.len,
+            "a word outside the mapping"
+        );
         // SAFETY: as in `word`.
         unsafe { AtomicU64::from_ptr(self.base.add(position).cast()) }
     }
@@ -181,14 +189,22 @@ impl HeapBlock {
     pub(super) fn copy_out(&self, position: usize, target: &mut [u8]) {
         assert!(position + target.len() <= self.len, "a read outside the block");
         // SAFETY: within the block (asserted); no store to the range meanwhile (the caller).
-        unsafe { std::ptr::copy_nonoverlapping(self.base.add(position), target.as_mut_ptr(), target.len()) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                self.base.add(position),
+                target.as_mut_ptr(),
+                target.len(),
+            )
+        };
     }
 
     /// Copies bytes in. The caller keeps other users of the range away meanwhile.
     pub(super) fn copy_in(&self, position: usize, source: &[u8]) {
         assert!(position + source.len() <= self.len, "a store outside the block");
         // SAFETY: within the block (asserted); nobody else uses the range meanwhile (the caller).
-        unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), self.base.add(position), source.len()) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(source.as_ptr(), self.base.add(position), source.len())
+        };
     }
 }
 

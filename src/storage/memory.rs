@@ -110,9 +110,12 @@ impl Disk for MemoryDisk {
             .iter()
             .filter(|full| parent(full) == path)
             .map(|full| Entry { name: name(full), kind: EntryKind::Directory, len: 0 });
-        let files = tree.files.iter().filter(|(full, _)| parent(full) == path).map(|(full, file)| {
-            Entry { name: name(full), kind: EntryKind::File, len: file.bytes.read().len }
-        });
+        let files =
+            tree.files.iter().filter(|(full, _)| parent(full) == path).map(|(full, file)| Entry {
+                name: name(full),
+                kind: EntryKind::File,
+                len: file.bytes.read().len,
+            });
         let mut entries: Vec<_> = directories.chain(files).collect();
         entries.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(entries)
@@ -187,7 +190,8 @@ impl Bytes {
         }
         let bigger = HeapBlock::zeroed(capacity.max(self.capacity() * 2).max(BLOCK_BYTES_MIN))?;
         if let Some(block) = &self.block {
-            let mut bytes = vec![0; usize::try_from(self.len).map_err(|_| io::ErrorKind::OutOfMemory)?];
+            let mut bytes =
+                vec![0; usize::try_from(self.len).map_err(|_| io::ErrorKind::OutOfMemory)?];
             block.copy_out(0, &mut bytes);
             bigger.copy_in(0, &bytes);
         }

@@ -128,7 +128,11 @@ pub trait File: Send + Sync + fmt::Debug {
 }
 
 /// Writes all of `source`, going on after short writes and interruptions.
-pub(crate) fn write_all_at(file: &dyn File, mut position: u64, mut source: &[u8]) -> io::Result<()> {
+pub(crate) fn write_all_at(
+    file: &dyn File,
+    mut position: u64,
+    mut source: &[u8],
+) -> io::Result<()> {
     while !source.is_empty() {
         match file.write_at(position, source) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -144,11 +148,7 @@ pub(crate) fn write_all_at(file: &dyn File, mut position: u64, mut source: &[u8]
 }
 
 /// Reads until `target` is full or the file ends; returns how many bytes there were.
-pub(crate) fn read_full_at(
-    file: &dyn File,
-    position: u64,
-    target: &mut [u8],
-) -> io::Result<usize> {
+pub(crate) fn read_full_at(file: &dyn File, position: u64, target: &mut [u8]) -> io::Result<usize> {
     let mut done = 0;
     while done < target.len() {
         match file.read_at(position + done as u64, &mut target[done..]) {

@@ -47,13 +47,11 @@ impl Disk for RealDisk {
             // A link or a pipe under a name of ours is neither followed nor waited for.
             options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC);
         }
-        let file = options.open(self.full(path)).map_err(|error| {
-            match error.raw_os_error() {
-                #[cfg(unix)]
-                Some(libc::ELOOP | libc::ENXIO) => io::ErrorKind::InvalidInput.into(),
-                _ if error.kind() == io::ErrorKind::IsADirectory => io::ErrorKind::InvalidInput.into(),
-                _ => error,
-            }
+        let file = options.open(self.full(path)).map_err(|error| match error.raw_os_error() {
+            #[cfg(unix)]
+            Some(libc::ELOOP | libc::ENXIO) => io::ErrorKind::InvalidInput.into(),
+            _ if error.kind() == io::ErrorKind::IsADirectory => io::ErrorKind::InvalidInput.into(),
+            _ => error,
         })?;
         if !file.metadata()?.is_file() {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -208,7 +206,9 @@ impl File for RealFile {
 #[cfg(target_os = "linux")]
 fn allocate_blocks(file: &fs::File, position: u64, len: u64) -> io::Result<bool> {
     use std::os::fd::AsRawFd;
-    let offset = |value: u64| libc::off_t::try_from(value).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge));
+    let offset = |value: u64| {
+        libc::off_t::try_from(value).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))
+    };
     let (position, len) = (offset(position)?, offset(len)?);
     loop {
         // SAFETY: a plain system call on a descriptor that `file` keeps open.
@@ -259,7 +259,13 @@ fn boot_id() -> u128 {
 /// Random bits. The standard library seeds its hashers from the system's source, 64 at a time.
 pub(super) fn entropy() -> u128 {
     use std::hash::{BuildHasher, RandomState};
-    let half = |salt: u64| u128::from(RandomState::new().hash_one((salt, std::process::id(), std::time::SystemTime::now())));
+    let half = |salt: u64| {
+        u128::from(RandomState::new().hash_one((
+            salt,
+            std::process::id(),
+            std::time::SystemTime::now(),
+        )))
+    };
     half(1) << 64 | half(2)
 }
 

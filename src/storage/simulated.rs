@@ -518,7 +518,8 @@ impl Inode {
 
     /// What the durable image holds, in a block of its own.
     fn restore(&mut self) {
-        let block = HeapBlock::zeroed(size(self.durable_len).max(SECTOR)).expect("room for a test file");
+        let block =
+            HeapBlock::zeroed(size(self.durable_len).max(SECTOR)).expect("room for a test file");
         for (sector, bytes) in &self.durable {
             let start = size(*sector) * SECTOR;
             let end = (start + SECTOR).min(size(self.durable_len));
@@ -709,7 +710,10 @@ struct Handle {
 
 impl fmt::Debug for Handle {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Handle").field("incarnation", &self.incarnation).finish_non_exhaustive()
+        formatter
+            .debug_struct("Handle")
+            .field("incarnation", &self.incarnation)
+            .finish_non_exhaustive()
     }
 }
 
@@ -751,10 +755,7 @@ struct SimFile {
 }
 
 impl SimFile {
-    fn with<T>(
-        &self,
-        act: impl FnOnce(&mut Inode, &mut Random) -> io::Result<T>,
-    ) -> io::Result<T> {
+    fn with<T>(&self, act: impl FnOnce(&mut Inode, &mut Random) -> io::Result<T>) -> io::Result<T> {
         let mut world = self.handle.enter()?;
         let World { inodes, random, .. } = &mut *world;
         let inode = inodes.get_mut(&self.inode).ok_or(io::ErrorKind::NotFound)?;
@@ -888,7 +889,8 @@ impl File for SimFile {
             inode.mapped = true;
             Ok(Arc::clone(&inode.block))
         })?;
-        let watch = Watch { handle: self.handle.clone(), inode: self.inode, block: Arc::clone(&block) };
+        let watch =
+            Watch { handle: self.handle.clone(), inode: self.inode, block: Arc::clone(&block) };
         Ok(Mapping::heap(block, len, Some(Arc::new(watch))))
     }
 }
@@ -960,7 +962,11 @@ mod tests {
                 disk.read_file("a")
             })
             .collect();
-        assert!(outcomes.contains(&vec![7; 1500]) && outcomes.contains(&Vec::new()), "{}", outcomes.len());
+        assert!(
+            outcomes.contains(&vec![7; 1500]) && outcomes.contains(&Vec::new()),
+            "{}",
+            outcomes.len()
+        );
         assert!(outcomes.iter().any(|bytes| bytes.contains(&7) && bytes.contains(&0)));
     }
 
@@ -990,7 +996,11 @@ mod tests {
                 replace_file(&disk, "a", b"old").unwrap();
                 disk.crash_at(n);
                 let outcome = replace_file(&disk, "a", b"new");
-                if power { disk.power_loss() } else { disk.process_restart() }
+                if power {
+                    disk.power_loss()
+                } else {
+                    disk.process_restart()
+                }
                 let bytes = disk.read_file("a");
                 assert!(bytes == b"old" || bytes == b"new", "S20: crash at {n}: {bytes:?}");
                 if outcome.is_ok() {

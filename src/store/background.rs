@@ -152,17 +152,26 @@ impl Shared {
         let Some(topic) = self.topics.read().get(core.partition().topic()).map(Arc::clone) else {
             return;
         };
-        let removed = self.commit_log_start(&topic, core, start).and_then(|()| core.raise_log_start(start));
+        let removed =
+            self.commit_log_start(&topic, core, start).and_then(|()| core.raise_log_start(start));
         match removed {
             Ok(()) => self.events.push(
                 now,
-                EventKind::RetentionApplied { partition: core.partition().clone(), log_start: start },
+                EventKind::RetentionApplied {
+                    partition: core.partition().clone(),
+                    log_start: start,
+                },
             ),
             Err(error) => core.background_failed("applying retention", &error),
         }
     }
 
-    fn commit_log_start(&self, topic: &Topic, core: &Core, start: crate::types::Offset) -> Result<()> {
+    fn commit_log_start(
+        &self,
+        topic: &Topic,
+        core: &Core,
+        start: crate::types::Offset,
+    ) -> Result<()> {
         self.metadata.lock().commit(MetadataRecord::LogStartRaised {
             id: topic.id,
             partition: core.partition().partition(),
@@ -180,7 +189,7 @@ impl Shared {
         let known = metadata
             .state()
             .partition(topic.id, partition)
-            .is_none_or(|described| described.suspect.is_some());
+            .is_none_or(|described| described.suspects.contains_key(&DiskId(0)));
         if known || metadata.is_poisoned() {
             return;
         }

@@ -79,12 +79,15 @@ impl DirectoryIdentity {
     }
 
     fn decode(bytes: &[u8]) -> IdentityFile {
-        let Some(bytes) = bytes.first_chunk::<IDENTITY_BYTES>().filter(|_| bytes.len() == IDENTITY_BYTES)
+        let Some(bytes) =
+            bytes.first_chunk::<IDENTITY_BYTES>().filter(|_| bytes.len() == IDENTITY_BYTES)
         else {
             let have = bytes.len() as u64;
             return IdentityFile::Damaged(DecodeError::Short { have, need: IDENTITY_BYTES as u64 });
         };
-        if crc32fast::hash(&bytes[..60]) != u32::from_le_bytes(part(bytes, 60)) || &bytes[..8] != MAGIC {
+        if crc32fast::hash(&bytes[..60]) != u32::from_le_bytes(part(bytes, 60))
+            || &bytes[..8] != MAGIC
+        {
             return IdentityFile::Damaged(DecodeError::Checksum("identity"));
         }
         let version = u32::from_le_bytes(part(bytes, 8));

@@ -158,7 +158,12 @@ impl MetadataLog {
         Ok(Some((log, repaired)))
     }
 
-    fn reading(disk: &Arc<dyn Disk>, state: MetadataState, position: u64, last: (u64, u64)) -> Self {
+    fn reading(
+        disk: &Arc<dyn Disk>,
+        state: MetadataState,
+        position: u64,
+        last: (u64, u64),
+    ) -> Self {
         Self {
             disk: Arc::clone(disk),
             files: Vec::new(),
@@ -340,7 +345,12 @@ impl MetadataLog {
             }
         }
         let _ = self.disk.sync_dir(parent(METADATA[0]));
-        match Self::over(&self.disk, std::mem::take(&mut self.state), bytes.len() as u64, (term, index)) {
+        match Self::over(
+            &self.disk,
+            std::mem::take(&mut self.state),
+            bytes.len() as u64,
+            (term, index),
+        ) {
             Ok(log) => *self = Self { term: self.term, compacted: self.compacted, ..log },
             Err(_) => self.poisoned = true,
         }

@@ -144,7 +144,9 @@ fn open_metadata(
         }
         return Ok((metadata, store));
     }
-    if let (IdentityFile::Intact(_) | IdentityFile::Damaged(_), _) | (_, true) = (known, options.read_only) {
+    if let (IdentityFile::Intact(_) | IdentityFile::Damaged(_), _) | (_, true) =
+        (known, options.read_only)
+    {
         return Err(Error::CorruptMetadata {
             path: disk.root().join(layout::METADATA[0]),
             position: 0,
@@ -171,10 +173,9 @@ impl Shared {
         let clean = {
             let mut session = self.session.lock();
             let clean = session.clean;
-            let unclean = Session { clean: false, boot: self.disk.boot_id(), ..session.clone() };
-            unclean.write(&*self.disk, self.id)?;
-            // What `open_core` goes by stays what the last stop left.
-            *session = Session { clean, ..unclean };
+            if clean {
+                self.write_unclean(&mut session)?;
+            }
             clean
         };
         let mut metadata = self.metadata.lock();
@@ -190,9 +191,22 @@ impl Shared {
         let scanned = AtomicU64::new(0);
         if !clean {
             self.recover_all(&scanned)?;
+            // Only now does all that lies in the files belong to this run of the machine: until here, a
+            // hole may be what the power loss before it left.
+            self.write_unclean(&mut self.session.lock())?;
         }
         let scanned_bytes = scanned.load(Ordering::Relaxed);
         self.events.push(self.clock.now(), EventKind::Opened { clean, scanned_bytes });
+        Ok(())
+    }
+
+    /// Says in the session file that the store is in use. In memory, the session stays what the last
+    /// stop left: `recover` goes by it.
+    fn write_unclean(&self, session: &mut Session) -> Result<()> {
+        let boot = self.disk.boot_id();
+        let unclean = Session { clean: false, boot, ..session.clone() };
+        unclean.write(&*self.disk, self.id)?;
+        *session = Session { clean: session.clean, ..unclean };
         Ok(())
     }
 
@@ -248,7 +262,11 @@ impl Shared {
             let described = metadata.state().partition(topic.id, number).ok_or_else(|| {
                 Error::UnknownTopicOrPartition { partition: slot.partition.clone() }
             })?;
-            (described.log_start, described.leader_epoch, described.suspect.is_some())
+            (
+                described.log_start,
+                described.leader_epoch,
+                described.suspects.contains_key(&DiskId(0)),
+            )
         };
         let (clean, proven) = {
             let session = self.session.lock();
@@ -257,7 +275,13 @@ impl Shared {
             // first used later has no files, or had none then.
             (session.clean && !suspect, end)
         };
-        let shown = Marks::peek(&place).filter(|_| self.same_boot).and_then(|marks| marks.log_end);
+        let shown = if self.same_boot {
+            Marks::peek(&place).and_then(|marks| marks.log_end)
+        } else {
+            Marks::forget(&place)
+                .map_err(|error| place.io_error("marks", "remove", error))
+                .map(|()| None)?
+        };
         let settings = self.core_settings(&config);
         let recovered = Log::open(
             place,
@@ -344,4 +368,3 @@ fn event_of(partition: &TopicPartition, loss: Loss) -> EventKind {
         Loss::Foreign { path } => EventKind::ForeignFile { path },
     }
 }
-

@@ -221,7 +221,9 @@ fn remove_tree(disk: &dyn crate::storage::Disk, directory: &str) -> std::io::Res
         }
     }
     match disk.remove_dir(directory) {
-        Err(error) if absent(&error) || error.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        Err(error) if absent(&error) || error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {
+            Ok(())
+        }
         removed => removed,
     }
 }

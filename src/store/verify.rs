@@ -52,7 +52,10 @@ impl VerifyOptions {
 
 impl fmt::Debug for VerifyOptions {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("VerifyOptions").field("repair", &self.repair).finish_non_exhaustive()
+        formatter
+            .debug_struct("VerifyOptions")
+            .field("repair", &self.repair)
+            .finish_non_exhaustive()
     }
 }
 
@@ -110,7 +113,9 @@ impl Store {
         }
         let bytes_total = readers
             .iter()
-            .flat_map(|(_, reader)| reader.segments().iter().map(|segment| segment.position()).collect::<Vec<_>>())
+            .flat_map(|(_, reader)| {
+                reader.segments().iter().map(|segment| segment.position()).collect::<Vec<_>>()
+            })
             .sum();
         for (partition, reader) in readers {
             report.partitions += 1;
@@ -133,7 +138,12 @@ fn verify_log(
     let mut expected = reader.log_start();
     for segment in reader.segments().iter() {
         if segment.base > expected {
-            report.damages.push(damage(partition, segment, expected..segment.base, "missing".into()));
+            report.damages.push(damage(
+                partition,
+                segment,
+                expected..segment.base,
+                "missing".into(),
+            ));
         }
         expected = segment.end();
         verify_segment(partition, segment, reader.log_start(), report)?;

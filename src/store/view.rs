@@ -80,7 +80,12 @@ impl View {
         match reader.read(offset, upper, options.max_bytes) {
             Ok(fetched) => {
                 let next = fetched.as_ref().map_or(offset, |fetched| fetched.next);
-                Ok(Records::of(Part { partition: self.partition.clone(), from: offset, next, fetched }))
+                Ok(Records::of(Part {
+                    partition: self.partition.clone(),
+                    from: offset,
+                    next,
+                    fetched,
+                }))
             }
             Err(error) => {
                 // The owner's retention may have removed the file since the last look.
@@ -165,14 +170,16 @@ impl View {
         let mut tail = None;
         for (at, (base, len)) in bases.iter().enumerate() {
             if let Some((next, _)) = bases.get(at + 1) {
-                let kept = known.iter().find(|segment| segment.base == *base && segment.end() == *next);
+                let kept =
+                    known.iter().find(|segment| segment.base == *base && segment.end() == *next);
                 segments.push(kept.map_or_else(
                     || Arc::new(Segment::sealed(place.clone(), *base, *next, *len)),
                     Arc::clone,
                 ));
                 continue;
             }
-            let scan = self.walk_tail(*base, state.tail.take().filter(|tail| tail.base == *base))?;
+            let scan =
+                self.walk_tail(*base, state.tail.take().filter(|tail| tail.base == *base))?;
             let segment = Segment::sealed(place.clone(), *base, scan.end, scan.position);
             segment.adopt_index(scan.index.clone(), scan.max_timestamp);
             segments.push(Arc::new(segment));
@@ -221,9 +228,10 @@ impl Shared {
         let place = self.place(topic, &partition);
         let described = {
             let metadata = self.metadata.lock();
-            metadata.state().partition(topic.id, partition.partition()).map(|described| {
-                (described.log_start, described.leader_epoch)
-            })
+            metadata
+                .state()
+                .partition(topic.id, partition.partition())
+                .map(|described| (described.log_start, described.leader_epoch))
         };
         let (log_start, epoch) = described
             .ok_or_else(|| Error::UnknownTopicOrPartition { partition: partition.clone() })?;
