@@ -112,12 +112,10 @@ struct Found {
 
 impl Opening {
     fn run(mut self) -> Result<Recovered, Error> {
-        let found = self.list()?;
+        let mut found = self.list()?;
         let log_start = self.evidence.log_start;
-        if let Some(first) = found.first() {
-            if first.base > log_start {
-                self.damaged(log_start, first.base, log_start, &DecodeError::Missing);
-            }
+        if found.first().is_some_and(|first| first.base > log_start) {
+            self.judge_start(&mut found)?;
         }
         for at in 0..found.len() {
             let next = found.get(at + 1).map(|next| next.base);
@@ -314,6 +312,35 @@ impl Opening {
             finding.beyond_end = beyond.first.map(|_| beyond.end);
             finding.beyond_durable_end = beyond.durable_end;
         }
+        self.look_at_later(&mut finding, later)?;
+        Ok(finding)
+    }
+
+    /// The first segments are missing: lost with their names in a power loss, or damage?
+    fn judge_start(&mut self, found: &mut Vec<Found>) -> Result<(), Error> {
+        let mut finding = Finding {
+            end: self.evidence.log_start,
+            clean: false,
+            proven_end: self.evidence.proven_end,
+            same_boot: self.evidence.same_boot,
+            ..Finding::default()
+        };
+        self.look_at_later(&mut finding, found)?;
+        let from = finding.end;
+        if let Verdict::Damaged { .. } = judge(&finding) {
+            self.damaged(from, found[0].base, from, &DecodeError::Missing);
+            return Ok(());
+        }
+        self.set_aside(found)?;
+        let bytes = found.iter().map(|found| found.len).sum();
+        let reason = DecodeError::Missing.to_string();
+        self.losses.push(Loss::Cut { from, bytes, kept: None, reason });
+        found.clear();
+        Ok(())
+    }
+
+    /// What the segments behind a break say of it.
+    fn look_at_later(&mut self, finding: &mut Finding, later: &[Found]) -> Result<(), Error> {
         for found in later {
             let head =
                 Segment::read_side_head(&self.place, found.base).filter(|head| self.vouches(head));
@@ -328,7 +355,7 @@ impl Opening {
             }
             finding.beyond_durable_end = finding.beyond_durable_end.max(scan.durable_end);
         }
-        Ok(finding)
+        Ok(())
     }
 
     /// Whether a side file's word counts: its data was flushed, or is still in this boot's page cache.

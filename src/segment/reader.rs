@@ -109,7 +109,11 @@ impl Segment {
                 }
                 Taken::Nothing => return Ok(None),
                 Taken::More { walk: stopped, bytes: need } => {
-                    let loaded_all = walk.position + bytes.len() as u64 >= limit;
+                    // The file may be shorter than the segment was: then there is no more to load.
+                    let asked =
+                        usize::try_from(limit - walk.position).unwrap_or(usize::MAX).min(want);
+                    let end = walk.position + bytes.len() as u64;
+                    let loaded_all = end >= limit || bytes.len() < asked;
                     if stopped.position == walk.position && loaded_all {
                         walk = self.step_over(stopped, from, short(&bytes, need))?;
                     } else {
