@@ -7,6 +7,10 @@ mod partition;
 mod protocol;
 mod record;
 mod segment;
+#[cfg_attr(
+    not(any(test, feature = "simulation")),
+    allow(unreachable_pub, dead_code, reason = "tests from outside use more of it")
+)]
 mod storage;
 mod store;
 mod types;

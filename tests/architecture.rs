@@ -1,5 +1,7 @@
 //! The shape of the source: imports run one way, `unsafe`, files, clocks and threads stay at the edges.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

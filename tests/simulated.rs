@@ -1,6 +1,7 @@
 //! One partition on a simulated disk: errors and crashes at every call, flipped and cut files, random
 //! stories. The judge knows only what the store acknowledged.
 #![cfg(feature = "simulation")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may fail loudly")]
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -97,7 +98,7 @@ impl Judge {
             _ => {
                 let count = 1 + random.below(4);
                 let values: Vec<_> = (0..count).map(|at| value(self.attempts + at)).collect();
-                let records: Vec<_> = values.iter().map(|value| Record::new(value)).collect();
+                let records: Vec<_> = values.iter().map(Record::new).collect();
                 let end = partition.log_end_offset().0;
                 let outcome = partition.append(&records, Acks::All);
                 // A store through a mapping cannot fail: a dead process may believe that it appended.
@@ -221,9 +222,9 @@ fn a_crash_at_every_call_loses_nothing_that_was_acknowledged() {
                 tell(&disk, &mut judge, flush, mode, 7);
                 let survived = !disk.is_dead();
                 if power {
-                    disk.power_loss()
+                    disk.power_loss();
                 } else {
-                    disk.process_restart()
+                    disk.process_restart();
                 }
                 disk.heal();
                 let store = open(&disk, mode).unwrap_or_else(|error| {
@@ -249,9 +250,9 @@ fn s19_a_crash_at_every_call_of_every_recovery_loses_nothing_either() {
                 tell(&disk, &mut judge, flush, mode, 11);
                 let survived = !disk.is_dead();
                 if power {
-                    disk.power_loss()
+                    disk.power_loss();
                 } else {
-                    disk.process_restart()
+                    disk.process_restart();
                 }
                 disk.heal();
                 for m in 1.. {
@@ -263,9 +264,9 @@ fn s19_a_crash_at_every_call_of_every_recovery_loses_nothing_either() {
                     drop(opened);
                     let crashed_again = again.is_dead() && power && m % 2 == 0;
                     if crashed_again {
-                        again.power_loss()
+                        again.power_loss();
                     } else {
-                        again.process_restart()
+                        again.process_restart();
                     }
                     again.heal();
                     let store = open(&again, mode).unwrap_or_else(|error| {
@@ -296,9 +297,9 @@ fn s8_s9_s10_an_error_at_every_call_loses_nothing_and_the_store_can_be_opened_ag
                     let disk = SimDisk::new(n);
                     let mut judge = Judge::default();
                     if sticky {
-                        disk.fail_from(n, fault)
+                        disk.fail_from(n, fault);
                     } else {
-                        disk.fail_call(n, fault)
+                        disk.fail_call(n, fault);
                     }
                     tell(&disk, &mut judge, flush, mode, 13);
                     let over = disk.calls() < n;
@@ -518,9 +519,9 @@ fn random_story(seed: u64) {
         }
         let power = random.below(2) == 0;
         if power {
-            disk.power_loss()
+            disk.power_loss();
         } else {
-            disk.process_restart()
+            disk.process_restart();
         }
         disk.heal();
         disk.set_free_bytes(None);

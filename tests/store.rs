@@ -1,5 +1,7 @@
 //! A store on a real directory, through its public face.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+
 use std::time::Duration;
 
 use oncelog::{

@@ -375,13 +375,9 @@ impl Log {
     ///
     /// # Errors
     /// [`Error::Io`]; a file that is gone already is none.
-    pub(crate) fn remove_files(&self, segment: &Segment) -> Result<(), Error> {
+    #[cfg(test)]
+    fn remove_files(&self, segment: &Segment) -> Result<(), Error> {
         remove_segment_files(&self.place, segment.base)
-    }
-
-    /// Bytes on the disk that hold batches.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.reader.segments().iter().map(|segment| segment.position()).sum()
     }
 
     /// Seals what is active and gives up the space allocated ahead. For a clean stop.
@@ -446,4 +442,119 @@ pub(crate) enum SettleError {
     Flush(Error),
     /// Anything else: the next attempt may do better.
     Other(Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{DraftSettings, Record};
+    use crate::segment::Identity;
+    use crate::storage::{BufferPool, MemoryDisk};
+    use crate::types::{StoreId, TopicId, TopicPartition};
+
+    const NOW: Timestamp = Timestamp(1000);
+
+    fn place(disk: &MemoryDisk) -> Place {
+        let identity = Identity::new(StoreId(1), TopicId(1), TopicPartition::new("t", 0));
+        Place {
+            identity: Arc::new(identity),
+            disk: Arc::new(disk.clone()),
+            directory: "t/0".into(),
+            buffers: BufferPool::default(),
+            map_sealed: false,
+        }
+    }
+
+    fn open(disk: &MemoryDisk) -> Log {
+        let settings = LogSettings {
+            segment_bytes: 4096,
+            segment_age: Duration::from_secs(1),
+            index_interval: 256,
+            how: WriteHow::Map { chunk_bytes: 4096 },
+            checkpoint_bytes: 1 << 20,
+        };
+        let evidence = Evidence {
+            proven_end: Offset::ZERO,
+            clean: false,
+            same_boot: true,
+            log_start: Offset::ZERO,
+            rewrite: true,
+            epoch: LeaderEpoch(0),
+            now: NOW,
+            repair: true,
+        };
+        let recovered = Log::open(place(disk), settings, evidence).unwrap();
+        assert_eq!(recovered.losses, []);
+        recovered.log
+    }
+
+    fn append(log: &mut Log, values: &[u64]) -> Range<Offset> {
+        let values: Vec<_> = values.iter().map(|value| value.to_le_bytes()).collect();
+        let records: Vec<_> = values.iter().map(Record::new).collect();
+        let (mut batch, mut scratch) = (Vec::new(), Vec::new());
+        let partition = TopicPartition::new("t", 0);
+        let settings = DraftSettings::plain(NOW);
+        let draft =
+            Draft::encode(&records, &settings, &partition, &mut batch, &mut scratch).unwrap();
+        log.append(&draft, &mut batch, NOW).unwrap()
+    }
+
+    fn values(log: &Log) -> Vec<u64> {
+        let mut found = Vec::new();
+        let mut offset = log.reader().log_start();
+        while let Some(fetched) = log.reader().read(offset, log.end(), 1000).unwrap() {
+            for (_, records) in crate::segment::batches::Batches::new(&fetched) {
+                for record in records.filter(|record| record.offset() >= offset) {
+                    found.push(u64::from_le_bytes(record.value().unwrap().try_into().unwrap()));
+                }
+            }
+            offset = fetched.next;
+        }
+        found
+    }
+
+    #[test]
+    fn epoch_14_a_log_is_cut_at_any_offset_and_goes_on_there_also_after_reopening() {
+        for to in 0..=120 {
+            let disk = MemoryDisk::new();
+            let mut log = open(&disk);
+            for at in 0..60 {
+                append(&mut log, &[2 * at, 2 * at + 1]);
+            }
+            let held = log.reader().read(Offset(0), log.end(), 1 << 20).unwrap();
+            let end = log.truncate(Offset(to), NOW).unwrap();
+            // A batch is cut as a whole.
+            assert_eq!(end, Offset(to / 2 * 2), "EPOCH-14: cut at {to}");
+            let mut expected: Vec<u64> = (0..end.0).collect();
+            assert_eq!(values(&log), expected);
+            assert_eq!(append(&mut log, &[7, 8, 9]).start, end);
+            expected.extend([7, 8, 9]);
+            assert_eq!(values(&log), expected);
+            drop(held);
+            drop(log);
+            assert_eq!(values(&open(&disk)), expected, "cut at {to}");
+        }
+    }
+
+    #[test]
+    fn s6_a_log_without_its_side_files_gives_the_same_answers() {
+        let disk = MemoryDisk::new();
+        let mut log = open(&disk);
+        for at in 0..300 {
+            append(&mut log, &[at]);
+        }
+        for sealed in log.sealed().to_vec() {
+            settle(&sealed, true).unwrap();
+        }
+        let expected = values(&log);
+        drop(log);
+        assert_eq!(values(&open(&disk)), expected);
+        let names = crate::storage::Disk::list(&disk, "t/0").unwrap();
+        let sides: Vec<_> = names.iter().filter(|entry| entry.name.ends_with(".side")).collect();
+        assert!(sides.len() > 5);
+        for side in sides {
+            crate::storage::Disk::remove(&disk, &format!("t/0/{}", side.name)).unwrap();
+        }
+        assert_eq!(values(&open(&disk)), expected);
+    }
 }

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use crate::error::{DecodeError, Error};
 use crate::protocol::recovery::{Finding, Verdict, judge};
 use crate::segment::{
-    ActiveSegment, DATA_START, FileHeader, HeaderFault, Place, Scan, ScanEnd, Scanner, Segment,
-    SideHead, SparseIndex, log_name, parse_log_name, parse_side_name,
+    ActiveSegment, DATA_START, FILE_HEADER_BYTES, FileHeader, HeaderFault, Place, Scan, ScanEnd,
+    Scanner, Segment, SideHead, SparseIndex, log_name, parse_log_name, parse_side_name,
 };
 use crate::storage::{EntryKind, File, OpenMode, read_full_at, write_all_at};
 use crate::types::{LeaderEpoch, Offset, Timestamp};
@@ -196,7 +196,7 @@ impl Opening {
             return Ok(Some(None));
         }
         let name = log_name(base);
-        let mut bytes = [0; DATA_START as usize];
+        let mut bytes = [0; FILE_HEADER_BYTES];
         let file = self.open_file(base, OpenMode::Read)?;
         let count = read_full_at(&*file, 0, &mut bytes)
             .map_err(|error| self.place.io_error(&name, "read", error))?;
@@ -237,11 +237,12 @@ impl Opening {
         }
         let head =
             Segment::read_side_head(&self.place, found.base).filter(|head| self.vouches(head));
-        if let (Some(next), Some(head)) = (next, head) {
-            if head.end == next && found.len >= head.position {
-                self.push_sealed(found, next, head.position);
-                return Ok(true);
-            }
+        if let (Some(next), Some(head)) = (next, head)
+            && head.end == next
+            && found.len >= head.position
+        {
+            self.push_sealed(found, next, head.position);
+            return Ok(true);
         }
         let file = self.open_file(found.base, OpenMode::Read)?;
         let place = self.place.clone();
@@ -260,10 +261,10 @@ impl Opening {
         }
         let scan = scanner.walk(&*file, found.len, next)?;
         self.scanned_bytes += scan.position;
-        if let Some(next) = next {
-            if scan.end == next {
-                return self.adopt_scanned(found, next, &scan).map(|()| true);
-            }
+        if let Some(next) = next
+            && scan.end == next
+        {
+            return self.adopt_scanned(found, next, &scan).map(|()| true);
         }
         let proven = next.map_or(proven, |next| proven.min(next));
         let finding = self.look_behind(&mut scanner, &*file, &scan, proven, later)?;

@@ -86,7 +86,6 @@ pub(crate) struct Core {
     high_watermark: AtomicU64,
     log_end: AtomicU64,
     attention_queued: AtomicBool,
-    pub(super) readers_waiting: AtomicU32,
 }
 
 /// What the lock guards.
@@ -162,7 +161,6 @@ impl Core {
             readable: Condvar::new(),
             group: Group::default(),
             attention_queued: AtomicBool::new(false),
-            readers_waiting: AtomicU32::new(0),
         })
     }
 

@@ -1241,7 +1241,7 @@ mod tests {
     #[test]
     fn ids_are_not_used_twice_even_when_a_topic_and_its_files_are_gone() {
         let deleted = MetadataRecord::TopicDeleted { id: TopicId(1) };
-        let state = with_topic(&[deleted.clone()]);
+        let state = with_topic(std::slice::from_ref(&deleted));
         assert_eq!(state.deleted_topics().collect::<Vec<_>>(), [(TopicId(1), "a")]);
         assert_eq!(applied(&state.snapshot()).next_topic_id(), TopicId(2));
         let state = with_topic(&[deleted, MetadataRecord::TopicRemoved { id: TopicId(1) }]);

@@ -102,10 +102,11 @@ pub(crate) fn find_header(bytes: &[u8], from: usize, seed: u32) -> Option<(usize
     while at + HEADER_BYTES <= bytes.len() {
         // A length is checked first: it is cheap and rules out nearly every place.
         let length = u32::from_le_bytes(*bytes[at + 4..].first_chunk().expect("within the bytes"));
-        if length >= 80 && length.is_multiple_of(4) {
-            if let Ok(header) = BatchHeader::decode(&bytes[at..], seed) {
-                return Some((at, header));
-            }
+        if length >= 80
+            && length.is_multiple_of(4)
+            && let Ok(header) = BatchHeader::decode(&bytes[at..], seed)
+        {
+            return Some((at, header));
         }
         at += ALIGNMENT;
     }

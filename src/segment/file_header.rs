@@ -21,7 +21,9 @@ use crate::types::{Offset, StoreId, Timestamp, TopicId};
 use super::Identity;
 
 /// Where the first batch begins.
-pub(crate) const DATA_START: u64 = 64;
+pub(crate) const DATA_START: u64 = FILE_HEADER_BYTES as u64;
+/// Bytes of the header itself.
+pub(crate) const FILE_HEADER_BYTES: usize = 64;
 
 const MAGIC: &[u8; 8] = b"oncelog\0";
 const VERSION: u32 = 1;
@@ -56,8 +58,8 @@ impl FileHeader {
         }
     }
 
-    pub(crate) fn encode(&self) -> [u8; DATA_START as usize] {
-        let mut bytes = [0; DATA_START as usize];
+    pub(crate) fn encode(&self) -> [u8; FILE_HEADER_BYTES] {
+        let mut bytes = [0; FILE_HEADER_BYTES];
         bytes[0..8].copy_from_slice(MAGIC);
         bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.partition.to_le_bytes());
@@ -71,7 +73,7 @@ impl FileHeader {
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, HeaderFault> {
-        let Some(bytes) = bytes.first_chunk::<{ DATA_START as usize }>() else {
+        let Some(bytes) = bytes.first_chunk::<FILE_HEADER_BYTES>() else {
             let have = bytes.len() as u64;
             return Err(HeaderFault::Damaged(DecodeError::Short { have, need: DATA_START }));
         };

@@ -30,7 +30,7 @@ use crate::storage::{
 };
 use crate::types::{Offset, StoreId, Timestamp, TopicId, TopicPartition};
 
-pub(crate) use file_header::{DATA_START, FileHeader, HeaderFault};
+pub(crate) use file_header::{DATA_START, FILE_HEADER_BYTES, FileHeader, HeaderFault};
 pub(crate) use index::{IndexEntry, SparseIndex};
 pub(crate) use reader::Fetched;
 pub(crate) use scan::{Scan, ScanEnd, Scanner};
@@ -297,13 +297,6 @@ impl Segment {
         self.sealed.store(true, Ordering::Release);
         if !self.place.map_sealed {
             *self.source.write() = Source::File(file);
-        }
-    }
-
-    /// Closes the file of a sealed segment until it is read again.
-    pub(crate) fn close(&self) {
-        if self.is_sealed() {
-            *self.source.write() = Source::Closed;
         }
     }
 

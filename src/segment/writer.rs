@@ -330,18 +330,9 @@ impl ActiveSegment {
         self.position
     }
 
-    /// Bytes that can be stored to without more work.
-    pub(crate) fn ready(&self) -> u64 {
-        self.room.ready.load(Ordering::Acquire)
-    }
-
     /// When the segment was begun.
     pub(crate) fn created(&self) -> Timestamp {
         self.created
-    }
-
-    pub(crate) fn max_timestamp(&self) -> Timestamp {
-        self.max_timestamp
     }
 
     fn fault(&self, action: &'static str, error: io::Error) -> Error {

@@ -30,7 +30,7 @@ pub(super) trait StoreWatch: Send + Sync {
 }
 
 /// The first bytes of a file, in memory.
-pub struct Mapping {
+pub(crate) struct Mapping {
     base: *mut u8,
     len: usize,
     watch: Option<Arc<dyn StoreWatch>>,
@@ -74,7 +74,7 @@ impl Mapping {
         // SAFETY: the range lies within the mapping (asserted); nobody else stores (invariant 1)
         // and no reader has been given these bytes (invariant 2).
         unsafe {
-            std::ptr::copy_nonoverlapping(source.as_ptr(), self.base.add(position), source.len())
+            std::ptr::copy_nonoverlapping(source.as_ptr(), self.base.add(position), source.len());
         };
     }
 
@@ -87,12 +87,6 @@ impl Mapping {
         self.word(position).store(value.to_le(), Ordering::Release);
     }
 
-    /// The little-endian word at `position`, a multiple of 4, and all that was stored before it.
-    #[inline]
-    pub(crate) fn load_u32(&self, position: usize) -> u32 {
-        u32::from_le(self.word(position).load(Ordering::Acquire))
-    }
-
     /// Stores a little-endian word at `position`, a multiple of 8, after everything stored before it.
     #[inline]
     pub(crate) fn publish_u64(&self, position: usize, value: u64) {
@@ -100,12 +94,6 @@ impl Mapping {
             return;
         }
         self.long(position).store(value.to_le(), Ordering::Release);
-    }
-
-    /// The little-endian word at `position`, a multiple of 8, and all that was stored before it.
-    #[inline]
-    pub(crate) fn load_u64(&self, position: usize) -> u64 {
-        u64::from_le(self.long(position).load(Ordering::Acquire))
     }
 
     /// Published bytes.
@@ -194,7 +182,7 @@ impl HeapBlock {
                 self.base.add(position),
                 target.as_mut_ptr(),
                 target.len(),
-            )
+            );
         };
     }
 
@@ -203,7 +191,7 @@ impl HeapBlock {
         assert!(position + source.len() <= self.len, "a store outside the block");
         // SAFETY: within the block (asserted); nobody else uses the range meanwhile (the caller).
         unsafe {
-            std::ptr::copy_nonoverlapping(source.as_ptr(), self.base.add(position), source.len())
+            std::ptr::copy_nonoverlapping(source.as_ptr(), self.base.add(position), source.len());
         };
     }
 }

@@ -132,10 +132,6 @@ impl Disk for MemoryDisk {
         Ok(Box::new(MemoryLock { tree: Arc::clone(&self.tree), path: path.to_owned() }))
     }
 
-    fn free_bytes(&self) -> io::Result<u64> {
-        Ok(u64::MAX)
-    }
-
     fn boot_id(&self) -> u128 {
         1
     }
@@ -209,10 +205,10 @@ impl File for MemoryFile {
         let bytes = self.bytes.read();
         let left = usize::try_from(bytes.len.saturating_sub(position)).unwrap_or(usize::MAX);
         let count = left.min(target.len());
-        if let (Some(block), Ok(at)) = (&bytes.block, usize::try_from(position)) {
-            if count > 0 {
-                block.copy_out(at, &mut target[..count]);
-            }
+        if let (Some(block), Ok(at)) = (&bytes.block, usize::try_from(position))
+            && count > 0
+        {
+            block.copy_out(at, &mut target[..count]);
         }
         Ok(count)
     }

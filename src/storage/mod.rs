@@ -20,7 +20,7 @@ mod mapping;
 mod memory;
 mod real;
 #[cfg(any(test, feature = "simulation"))]
-pub mod simulated;
+pub(crate) mod simulated;
 
 use std::fmt;
 use std::io;
@@ -36,7 +36,7 @@ pub(crate) use real::{RealDisk, TemporaryDirectory, process_id, temporary_direct
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OpenMode {
+pub(crate) enum OpenMode {
     /// To read. The file must exist.
     Read,
     /// To read and write. The file must exist.
@@ -47,7 +47,7 @@ pub enum OpenMode {
 
 /// What a name in a directory stands for. Links are not followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EntryKind {
+pub(crate) enum EntryKind {
     /// A regular file.
     File,
     /// A directory.
@@ -58,7 +58,7 @@ pub enum EntryKind {
 
 /// One name in a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// The last part of its path; names that are no UTF-8 are left out by [`Disk::list`].
     pub name: String,
     /// What it is.
@@ -71,7 +71,7 @@ pub struct Entry {
 ///
 /// A crash may undo any change to a directory (create, rename, remove) made since
 /// [`Disk::sync_dir`] last returned for it.
-pub trait Disk: Send + Sync + fmt::Debug {
+pub(crate) trait Disk: Send + Sync + fmt::Debug {
     /// Where the tree is, for messages.
     fn root(&self) -> &Path;
     /// Opens a regular file. Never follows a link, never blocks on a pipe: those are `InvalidInput`.
@@ -94,8 +94,6 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Takes the file at `path` (made if needed) for this opener alone; freed when the guard drops or
     /// the process dies. `WouldBlock` if another opener holds it. `note` is written into the file.
     fn lock(&self, path: &str, note: &str) -> io::Result<Box<dyn DiskLock>>;
-    /// Bytes that new files could take.
-    fn free_bytes(&self) -> io::Result<u64>;
     /// Which run of the machine this is: the page cache of one run is gone in the next.
     fn boot_id(&self) -> u128;
     /// 128 random bits.
@@ -103,12 +101,12 @@ pub trait Disk: Send + Sync + fmt::Debug {
 }
 
 /// What [`Disk::lock`] gives; the lock goes when it is dropped.
-pub trait DiskLock: Send + Sync + fmt::Debug {}
+pub(crate) trait DiskLock: Send + Sync + fmt::Debug {}
 
 impl<T: Send + Sync + fmt::Debug> DiskLock for T {}
 
 /// An open file. A crash may take any write made since the last sync returned; reads see it at once.
-pub trait File: Send + Sync + fmt::Debug {
+pub(crate) trait File: Send + Sync + fmt::Debug {
     /// Length in bytes.
     fn len(&self) -> io::Result<u64>;
     /// Reads at `position`; may be short, and is 0 at the end.

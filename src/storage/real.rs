@@ -128,10 +128,6 @@ impl Disk for RealDisk {
         Ok(Box::new(file))
     }
 
-    fn free_bytes(&self) -> io::Result<u64> {
-        free_bytes(&self.root)
-    }
-
     fn boot_id(&self) -> u128 {
         self.boot
     }
@@ -227,26 +223,6 @@ fn allocate_blocks(file: &fs::File, position: u64, len: u64) -> io::Result<bool>
 #[cfg(not(target_os = "linux"))]
 fn allocate_blocks(_: &fs::File, _: u64, _: u64) -> io::Result<bool> {
     Ok(false)
-}
-
-#[cfg(unix)]
-fn free_bytes(path: &Path) -> io::Result<u64> {
-    use std::os::unix::ffi::OsStrExt;
-    let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
-    let mut facts = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: the path ends in a zero byte, and the call fills in the struct that it is given.
-    if unsafe { libc::statvfs(path.as_ptr(), facts.as_mut_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call succeeded, so it filled the struct in.
-    let facts = unsafe { facts.assume_init() };
-    #[allow(clippy::useless_conversion, reason = "the fields' widths differ between systems")]
-    Ok(u64::from(facts.f_bavail).saturating_mul(u64::from(facts.f_frsize)))
-}
-
-#[cfg(not(unix))]
-fn free_bytes(_: &Path) -> io::Result<u64> {
-    Ok(u64::MAX)
 }
 
 /// The kernel's name for this run of the machine; 0 where it has none.

@@ -372,10 +372,10 @@ impl World {
     }
 
     fn due_fault(&mut self) -> Option<Fault> {
-        if let Some((from, fault)) = self.fault_from {
-            if self.calls >= from {
-                return Some(fault);
-            }
+        if let Some((from, fault)) = self.fault_from
+            && self.calls >= from
+        {
+            return Some(fault);
         }
         let (at, fault) = self.fault_at?;
         if self.calls < at {
@@ -687,10 +687,6 @@ impl Disk for SimDisk {
         Ok(Box::new(SimLock { handle: self.handle(&world), path: path.to_owned() }))
     }
 
-    fn free_bytes(&self) -> io::Result<u64> {
-        Ok(self.enter()?.free.unwrap_or(u64::MAX))
-    }
-
     fn boot_id(&self) -> u128 {
         self.world.lock().boot
     }
@@ -997,9 +993,9 @@ mod tests {
                 disk.crash_at(n);
                 let outcome = replace_file(&disk, "a", b"new");
                 if power {
-                    disk.power_loss()
+                    disk.power_loss();
                 } else {
-                    disk.process_restart()
+                    disk.process_restart();
                 }
                 let bytes = disk.read_file("a");
                 assert!(bytes == b"old" || bytes == b"new", "S20: crash at {n}: {bytes:?}");

@@ -172,7 +172,7 @@ impl Shared {
         core: &Core,
         start: crate::types::Offset,
     ) -> Result<()> {
-        self.metadata.lock().commit(MetadataRecord::LogStartRaised {
+        self.metadata.lock().commit(&MetadataRecord::LogStartRaised {
             id: topic.id,
             partition: core.partition().partition(),
             offset: start,
@@ -194,7 +194,7 @@ impl Shared {
             return;
         }
         let durable = core.flushed_end();
-        let noted = metadata.commit(MetadataRecord::ReplicaSuspect {
+        let noted = metadata.commit(&MetadataRecord::ReplicaSuspect {
             id: topic.id,
             partition,
             disk: DiskId(0),

@@ -244,10 +244,10 @@ impl MetadataLog {
     /// As for [`MetadataLog::open`].
     pub(super) fn reload(&mut self) -> Result<()> {
         let store = self.state.store();
-        if let Some((log, _)) = Self::open(&self.disk, store, true)? {
-            if log.last >= self.last {
-                *self = log;
-            }
+        if let Some((log, _)) = Self::open(&self.disk, store, true)?
+            && log.last >= self.last
+        {
+            *self = log;
         }
         Ok(())
     }
@@ -257,7 +257,7 @@ impl MetadataLog {
     /// # Errors
     /// [`Error::NoSpace`]: nothing was changed. After [`Error::Io`], whether the change will be there at
     /// the next open is not known, and no further one is accepted until then.
-    pub(super) fn commit(&mut self, record: MetadataRecord) -> Result<()> {
+    pub(super) fn commit(&mut self, record: &MetadataRecord) -> Result<()> {
         if self.poisoned {
             return Err(Error::Io {
                 path: self.disk.root().join(METADATA[0]),
@@ -267,7 +267,7 @@ impl MetadataLog {
             });
         }
         let store = self.state.store().or(match record {
-            MetadataRecord::StoreCreated { store, .. } => Some(store),
+            MetadataRecord::StoreCreated { store, .. } => Some(*store),
             _ => None,
         });
         let Some(store) = store else {
@@ -275,10 +275,10 @@ impl MetadataLog {
         };
         let next = (self.term.max(self.last.0), self.last.1 + 1);
         let mut frame = Vec::new();
-        encode_frame(next.0, next.1, &record, seed(store), &mut frame);
-        self.make_room(frame.len() as u64, frees_space(&record))?;
+        encode_frame(next.0, next.1, record, seed(store), &mut frame);
+        self.make_room(frame.len() as u64, frees_space(record))?;
         let mut state = self.state.clone();
-        apply(&mut state, &record)?;
+        apply(&mut state, record)?;
         for (file, name) in self.files.iter().zip(METADATA) {
             let written =
                 write_all_at(&**file, self.position, &frame).and_then(|()| file.sync_data());

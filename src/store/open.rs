@@ -180,7 +180,7 @@ impl Shared {
         };
         let mut metadata = self.metadata.lock();
         if !clean {
-            metadata.commit(MetadataRecord::Opened { clean })?;
+            metadata.commit(&MetadataRecord::Opened { clean })?;
         }
         let deleted: Vec<_> =
             metadata.state().deleted_topics().map(|(id, name)| (id, name.to_owned())).collect();
@@ -301,7 +301,7 @@ impl Shared {
             self.events.push(self.clock.now(), event_of(&slot.partition, loss));
         }
         if suspect {
-            self.metadata.lock().commit(MetadataRecord::ReplicaCleared {
+            self.metadata.lock().commit(&MetadataRecord::ReplicaCleared {
                 id: topic.id,
                 partition: number,
                 disk: DiskId(0),

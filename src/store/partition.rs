@@ -218,7 +218,7 @@ impl Partition {
         let shared = &self.handle.shared;
         shared.check_writable()?;
         if before > core.log_start() {
-            shared.metadata.lock().commit(MetadataRecord::LogStartRaised {
+            shared.metadata.lock().commit(&MetadataRecord::LogStartRaised {
                 id: self.topic,
                 partition: core.partition().partition(),
                 offset: before,

@@ -47,7 +47,7 @@ impl Store {
             return Err(Error::InvalidTopic { topic: name.to_owned(), reason });
         }
         let id = metadata.state().next_topic_id();
-        metadata.commit(MetadataRecord::TopicCreated {
+        metadata.commit(&MetadataRecord::TopicCreated {
             id,
             name: name.to_owned(),
             replicas: on_the_disk(config.partitions),
@@ -83,6 +83,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::UnknownTopicOrPartition`], [`Error::InvalidConfig`]; nothing is changed then.
+    #[expect(clippy::needless_pass_by_value, reason = "an update is made where it is used")]
     pub fn alter_topic(&self, name: &str, update: TopicUpdate) -> Result<()> {
         let shared = self.shared();
         shared.check_writable()?;
@@ -90,7 +91,7 @@ impl Store {
         let mut metadata = shared.metadata.lock();
         let config = update.apply(&topic.config.read());
         config.validate(1)?;
-        metadata.commit(MetadataRecord::TopicAltered { id: topic.id, config: config.clone() })?;
+        metadata.commit(&MetadataRecord::TopicAltered { id: topic.id, config: config.clone() })?;
         let config = Arc::new(config);
         *topic.config.write() = Arc::clone(&config);
         let slots = topic.slots.read().clone();
@@ -124,7 +125,7 @@ impl Store {
         }
         config.validate(1)?;
         let replicas = on_the_disk(total - present);
-        metadata.commit(MetadataRecord::PartitionsAdded { id: topic.id, replicas })?;
+        metadata.commit(&MetadataRecord::PartitionsAdded { id: topic.id, replicas })?;
         *topic.config.write() = Arc::new(config);
         shared.load_topics(metadata.state());
         Ok(())
@@ -140,7 +141,7 @@ impl Store {
         shared.check_writable()?;
         let topic = shared.topic(name)?;
         let mut metadata = shared.metadata.lock();
-        metadata.commit(MetadataRecord::TopicDeleted { id: topic.id })?;
+        metadata.commit(&MetadataRecord::TopicDeleted { id: topic.id })?;
         shared.topics.write().remove(&topic.name);
         for slot in topic.slots.read().iter() {
             if let Some(core) = slot.core.lock().take() {
@@ -200,7 +201,7 @@ impl Shared {
         let directory = layout::topic_directory(id, name);
         remove_tree(&*self.disk, &directory)
             .map_err(|error| Error::io(self.disk.root().join(&directory), "remove", error))?;
-        metadata.commit(MetadataRecord::TopicRemoved { id })
+        metadata.commit(&MetadataRecord::TopicRemoved { id })
     }
 }
 

@@ -137,11 +137,12 @@ impl View {
         let shown = Marks::peek(&self.place);
         let known_end = state.tail.as_ref().map_or(Offset::ZERO, |tail| tail.end);
         let start = shown.map_or(self.log_start, |marks| marks.log_start.max(self.log_start));
-        if let Some(marks) = shown {
-            if marks.high_watermark <= known_end && start == state.log_start {
-                state.high_watermark = state.high_watermark.max(marks.high_watermark);
-                return Ok(());
-            }
+        if let Some(marks) = shown
+            && marks.high_watermark <= known_end
+            && start == state.log_start
+        {
+            state.high_watermark = state.high_watermark.max(marks.high_watermark);
+            return Ok(());
         }
         let tail = self.walk(state)?;
         let end = tail.as_ref().map_or(start, |tail| tail.end);
