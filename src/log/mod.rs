@@ -427,6 +427,10 @@ pub(crate) fn settle(sealed: &Sealed, durable: bool) -> Result<(), SettleError> 
             .sync_data()
             .map_err(|error| SettleError::Flush(place.io_error(&name, "flush", error)))?;
     }
+    // A segment that was settled before this opening has its index in its side file.
+    if sealed.settled {
+        segment.load_index().map_err(SettleError::Other)?;
+    }
     let head = segment.head(place.disk.boot_id(), durable);
     segment.write_side_file(head).map_err(SettleError::Other)?;
     if !sealed.settled {

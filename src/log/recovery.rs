@@ -242,6 +242,9 @@ impl Opening {
             && found.len >= head.position
         {
             self.push_sealed(found, next, head.position);
+            if self.evidence.repair && !head.durable {
+                self.flush_later(found.base)?;
+            }
             return Ok(true);
         }
         let file = self.open_file(found.base, OpenMode::Read)?;
@@ -546,6 +549,15 @@ impl Opening {
         }
         let directory = self.place.directory.replace('/', "-");
         Ok(format!("{QUARANTINE}/{directory}-{name}"))
+    }
+
+    /// The last segment is sound in this run of the machine, and still has to be flushed: until then no
+    /// flush of the log is complete.
+    fn flush_later(&mut self, base: Offset) -> Result<(), Error> {
+        let file = self.open_file(base, OpenMode::Write)?;
+        let segment = Arc::clone(self.segments.last().expect("it was pushed just now"));
+        self.sealed.push(Sealed { segment, file, at: self.evidence.now, settled: true });
+        Ok(())
     }
 
     fn push_sealed(&mut self, found: Found, end: Offset, position: u64) {
