@@ -3,13 +3,11 @@
 //! Pure values. Nothing is checked while one is put together; [`TopicConfig::validate`] checks it as a
 //! whole when it is used.
 
-mod codec;
 mod name;
 mod property;
 mod retention;
 mod topic;
 
-pub(crate) use codec::{codec_code, codec_is_available, codec_of};
 pub(crate) use name::{collides, validate_topic_name};
 pub(crate) use property::Properties;
 pub use retention::Retention;

@@ -10,10 +10,10 @@
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::record::codec_is_available;
 use crate::types::{Compression, Flush, TimestampType};
 
 use super::TopicConfig;
-use super::codec::codec_is_available;
 use super::topic::invalid;
 
 type Set = fn(&mut Draft, &str) -> Result<(), String>;

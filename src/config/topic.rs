@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use crate::error::{DecodeError, Error};
+use crate::record::{codec_code, codec_is_available, codec_of};
 use crate::types::{Compression, Flush, Timestamp, TimestampType};
 
 use super::Retention;
-use super::codec::{codec_code, codec_is_available, codec_of};
 
 const PARTITIONS_MAX: u32 = 1_000_000;
 const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 4096..=(1 << 31) - 4096;

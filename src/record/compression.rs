@@ -1,12 +1,45 @@
-//! Packing the records of a batch. The codecs are features of the crate.
+//! Packing the records of a batch, and the codecs' numbers. The codecs are features of the crate.
+//!
+//! The numbers are Kafka's, so that whoever knows its format reads them at sight. They stand in every
+//! batch and in every topic's settings: none is ever used for anything else.
 
-pub(super) use crate::config::{codec_code, codec_of};
 use crate::error::DecodeError;
 use crate::types::Compression;
 
 /// No codec packs tighter than this: four bytes of Zstandard can stand for 128 KiB, one byte of LZ4 for
 /// 255, three bytes of Snappy for 64. A length out of that proportion is refused before it is allocated.
 const RATIO_MAX: usize = 1 << 15;
+
+/// The codec's number; 1 is Kafka's gzip, which is not read.
+pub(crate) fn codec_code(codec: Compression) -> u16 {
+    match codec {
+        Compression::None => 0,
+        Compression::Snappy => 2,
+        Compression::Lz4 => 3,
+        Compression::Zstd => 4,
+    }
+}
+
+/// The codec of a number.
+pub(crate) fn codec_of(code: u16) -> Option<Compression> {
+    match code {
+        0 => Some(Compression::None),
+        2 => Some(Compression::Snappy),
+        3 => Some(Compression::Lz4),
+        4 => Some(Compression::Zstd),
+        _ => None,
+    }
+}
+
+/// Whether the codec is compiled in.
+pub(crate) fn codec_is_available(codec: Compression) -> bool {
+    match codec {
+        Compression::None => true,
+        Compression::Lz4 => cfg!(feature = "lz4"),
+        Compression::Zstd => cfg!(feature = "zstd"),
+        Compression::Snappy => cfg!(feature = "snappy"),
+    }
+}
 
 /// Appends `plain`, packed, to `target`.
 ///
@@ -91,11 +124,25 @@ fn failed(error: impl std::fmt::Display) -> DecodeError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::codec_is_available;
     use proptest::prelude::*;
 
     const ALL: [Compression; 4] =
         [Compression::None, Compression::Lz4, Compression::Zstd, Compression::Snappy];
+
+    #[test]
+    fn codes_are_kafkas_and_gzip_is_refused() {
+        for (code, codec) in [
+            (0, Some(Compression::None)),
+            (1, None),
+            (2, Some(Compression::Snappy)),
+            (3, Some(Compression::Lz4)),
+            (4, Some(Compression::Zstd)),
+        ] {
+            assert_eq!(codec_of(code), codec);
+            assert!(codec.is_none_or(|codec| codec_code(codec) == code));
+        }
+        assert!((5..=u16::MAX).all(|code| codec_of(code).is_none()));
+    }
 
     #[test]
     fn the_tightest_packing_is_unpacked_and_a_length_beyond_it_takes_no_memory() {

@@ -15,6 +15,7 @@ mod varint;
 mod view;
 
 pub(crate) use batch::{Batch, find_header};
+pub(crate) use compression::{codec_code, codec_is_available, codec_of};
 pub(crate) use encode::{Draft, DraftSettings, Place};
 pub(crate) use header::{BatchHeader, HEADER_BYTES, LENGTH_AT};
 pub use record::Record;
