@@ -132,15 +132,26 @@ impl Opening {
         if self.end < log_start {
             // What is left lies before the start: it was deleted (RECOV-15).
             self.end = log_start;
-            self.retire_active();
+            self.active = None;
+            self.sealed.clear();
+            for segment in std::mem::take(&mut self.segments) {
+                self.remove(&segment)?;
+            }
         }
-        Ok(self.finish())
+        self.finish()
     }
 
-    fn finish(self) -> Recovered {
-        let Self { place, settings, evidence, losses, segments, sealed, active, end, .. } = self;
-        let reader = Arc::new(LogReader::new(place.clone(), segments, evidence.log_start.min(end)));
-        reader.raise_log_start(evidence.log_start);
+    fn finish(self) -> Result<Recovered, Error> {
+        let log_start = self.evidence.log_start.min(self.end);
+        let segments = self.segments.clone();
+        let reader = Arc::new(LogReader::new(self.place.clone(), segments, log_start));
+        // A crash may have come between the record of a deletion and the removal of the files.
+        let gone = reader.raise_log_start(log_start);
+        for segment in &gone {
+            self.remove(segment)?;
+        }
+        let Self { place, settings, evidence, losses, mut sealed, active, end, .. } = self;
+        sealed.retain(|sealed| !gone.iter().any(|gone| Arc::ptr_eq(gone, &sealed.segment)));
         let flushed_end = if evidence.clean || evidence.rewrite { end } else { Offset::ZERO };
         let checkpointed = active.as_ref().map_or(0, ActiveSegment::position);
         let log = Log {
@@ -156,7 +167,14 @@ impl Opening {
             attention_at: 0,
             checkpointed: if evidence.clean { checkpointed } else { 0 },
         };
-        Recovered { log, losses, scanned_bytes: self.scanned_bytes }
+        Ok(Recovered { log, losses, scanned_bytes: self.scanned_bytes })
+    }
+
+    fn remove(&self, segment: &Segment) -> Result<(), Error> {
+        if !self.evidence.repair {
+            return Ok(());
+        }
+        remove_segment_files(&self.place, segment.base)
     }
 
     /// The data files, oldest first. Leftovers of this crate are removed, anything else is reported.
@@ -305,7 +323,8 @@ impl Opening {
         later: &[Found],
     ) -> Result<Finding, Error> {
         let mut finding = Finding {
-            end: scan.end,
+            // What was deleted cannot be missed.
+            end: scan.end.max(self.evidence.log_start),
             clean: scan.stop == ScanEnd::Clean && later.is_empty(),
             proven_end,
             same_boot: self.evidence.same_boot,
