@@ -249,7 +249,9 @@ impl Opening {
         next: Option<Offset>,
         later: &[Found],
     ) -> Result<bool, Error> {
-        if let (Some(next), true) = (next, self.evidence.clean) {
+        // What a later step drops, for it lies below the log start, is not looked at.
+        let deleted = next.is_some_and(|next| next <= self.evidence.log_start);
+        if let (Some(next), true) = (next, self.evidence.clean || deleted) {
             self.push_sealed(found, next, found.len);
             return Ok(true);
         }

@@ -214,6 +214,10 @@ impl Segment {
             if header.base_offset != expected {
                 break Taken::Damage { walk, source: misplaced(header, expected) };
             }
+            if header.end_offset() > self.end() {
+                // The log went on elsewhere: what stands here no longer counts.
+                break Taken::Damage { walk, source: DecodeError::Misplaced("batch") };
+            }
             if header.end_offset() > upper {
                 break Taken::Nothing;
             }
@@ -252,7 +256,7 @@ impl Segment {
         if let Some(header) = own.filter(|header| header.base_offset == stopped.expected) {
             let next = Walk {
                 position: (position + u64::from(header.length)).min(limit),
-                expected: header.end_offset(),
+                expected: header.end_offset().min(self.end()),
             };
             return self.reachable(stopped, next, from, source);
         }

@@ -569,6 +569,15 @@ impl Inode {
             }
         }
         self.durable_len = len;
+        // A file system never shows what lay behind the end of a file when the file grows again.
+        let end = size(len);
+        self.durable.retain(|sector, _| size(*sector) * SECTOR < end);
+        if let Some(mut last) = self.durable.last_entry() {
+            let kept = end - size(*last.key()) * SECTOR;
+            if kept < SECTOR {
+                last.get_mut()[kept..].fill(0);
+            }
+        }
         self.restore();
     }
 }
