@@ -205,9 +205,9 @@ impl Log {
         for (at, _) in path.match_indices('/').chain([(path.len(), "")]) {
             let directory = &path[..at];
             match self.place.disk.create_dir(directory) {
-                Ok(()) => self.place.disk.sync_dir(crate::storage::parent(directory)),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-                Err(error) => Err(error),
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+                // One that is there may be left from before a crash, and its name not durable yet.
+                _ => self.place.disk.sync_dir(crate::storage::parent(directory)),
             }
             .map_err(|error| self.place.io_error("", "create directory", error))?;
         }

@@ -168,7 +168,7 @@ impl Core {
             };
             let Some((room, position)) = room else { return };
             // A full disk is the appender's to report; here it only means that nothing is ready.
-            if !matches!(room.work_ahead(position, AHEAD_BYTES), Ok(true)) {
+            if !matches!(room.work_ahead(position, AHEAD_BYTES.min(position / 2)), Ok(true)) {
                 return;
             }
         }

@@ -22,7 +22,7 @@ use crate::types::{Offset, Timestamp};
 use super::{DATA_START, FileHeader, IndexEntry, Place, Segment, Source, SparseIndex, log_name};
 
 /// The first allocation of a segment: ten thousand idle partitions must cost little.
-const ALLOCATE_BYTES_MIN: u64 = 64 << 10;
+const ALLOCATE_BYTES_MIN: u64 = 32 << 10;
 /// Allocation doubles up to this step.
 const ALLOCATE_BYTES_MAX: u64 = 64 << 20;
 
@@ -60,7 +60,10 @@ impl Room {
         let mut stages = self.stages.lock();
         let mut ready = self.ready.load(Ordering::Acquire);
         while ready < until {
-            let chunk_end = (ready / self.chunk + 1) * self.chunk;
+            // Small chunks first: most partitions are idle, and ten thousand of them must cost little.
+            let chunk =
+                ready.next_power_of_two().clamp(ALLOCATE_BYTES_MIN.min(self.chunk), self.chunk);
+            let chunk_end = (ready / chunk + 1) * chunk;
             let target = chunk_end.min(self.capacity.max(until));
             if target > stages.allocated {
                 let end =
