@@ -22,11 +22,13 @@ pub(super) enum Owner {
     Heap(#[expect(dead_code, reason = "held for its drop")] Arc<HeapBlock>),
 }
 
-/// Told of every store before it happens. Returns false to keep it from happening (the process
-/// that stores is dead, in the simulation).
+/// Told of every access before it happens; the simulation's.
 pub(super) trait StoreWatch: Send + Sync {
-    /// Bytes `position..position + source.len()` are about to become `source`.
+    /// Bytes `position..position + source.len()` are about to become `source`. False keeps it from
+    /// happening: the process that stores is dead.
     fn before_store(&self, position: usize, source: &[u8]) -> bool;
+    /// Bytes of `range` are about to be read.
+    fn before_load(&self, range: std::ops::Range<usize>);
 }
 
 /// The first bytes of a file, in memory.
@@ -66,8 +68,7 @@ impl Mapping {
     /// Stores `source` at `position`.
     #[inline]
     pub(crate) fn put(&self, position: usize, source: &[u8]) {
-        let end = position.checked_add(source.len()).expect("a position in a file");
-        assert!(end <= self.len, "a store outside the mapping");
+        assert!(holds(self.len, position, source.len()), "a store outside the mapping");
         if !self.may_store(position, source) {
             return;
         }
@@ -100,6 +101,7 @@ impl Mapping {
     #[inline]
     pub(crate) fn bytes(&self, range: std::ops::Range<usize>) -> &[u8] {
         assert!(range.start <= range.end && range.end <= self.len, "bytes outside the mapping");
+        self.will_load(range.start, range.end - range.start);
         // SAFETY: the range lies within the mapping (asserted); published bytes do not change
         // (invariants 1 and 2) and live as long as `_owner`, which `self` holds.
         unsafe { std::slice::from_raw_parts(self.base.add(range.start), range.end - range.start) }
@@ -114,13 +116,20 @@ impl Mapping {
     }
 
     #[inline]
+    fn will_load(&self, position: usize, len: usize) {
+        if let Some(watch) = &self.watch {
+            watch.before_load(position..position + len);
+        }
+    }
+
+    #[inline]
     fn word(&self, position: usize) -> &AtomicU32 {
         assert!(
-            position.is_multiple_of(4) && position + 4 <= self.len,
+            position.is_multiple_of(4) && holds(self.len, position, 4),
             "a word outside the mapping"
         );
         // SAFETY: within the mapping and aligned (asserted; mappings begin at a page, heap blocks at
-        // a multiple of 4096), and words that are published are only ever accessed atomically
+        // a multiple of 8), and words that are published are only ever accessed atomically
         // while they may change.
         unsafe { AtomicU32::from_ptr(self.base.add(position).cast()) }
     }
@@ -128,7 +137,7 @@ impl Mapping {
     #[inline]
     fn long(&self, position: usize) -> &AtomicU64 {
         assert!(
-            position.is_multiple_of(8) && position + 8 <= self.len,
+            position.is_multiple_of(8) && holds(self.len, position, 8),
             "a word outside the mapping"
         );
         // SAFETY: as in `word`.
@@ -140,6 +149,12 @@ impl fmt::Debug for Mapping {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Mapping").field("len", &self.len).finish_non_exhaustive()
     }
+}
+
+/// Whether `count` bytes from `position` on lie within `len`.
+#[inline]
+fn holds(len: usize, position: usize, count: usize) -> bool {
+    len.checked_sub(position).is_some_and(|left| left >= count)
 }
 
 /// Zeroed memory that files in memory are made of. The system gives the pages when they are touched.
@@ -156,9 +171,11 @@ unsafe impl Send for HeapBlock {}
 unsafe impl Sync for HeapBlock {}
 
 impl HeapBlock {
-    /// `len` zero bytes; `OutOfMemory` if there is no room.
+    /// `len` zero bytes; `OutOfMemory` if there is no room. The system gives the memory page by page
+    /// as it is used: it is aligned no further than a plain `calloc` aligns, as the allocator would
+    /// fill it with zeroes at once otherwise.
     pub(super) fn zeroed(len: usize) -> std::io::Result<Arc<Self>> {
-        let layout = std::alloc::Layout::from_size_align(len.max(1), 4096)
+        let layout = std::alloc::Layout::from_size_align(len.max(1), 8)
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::OutOfMemory))?;
         // SAFETY: the layout's size is not zero.
         let base = unsafe { std::alloc::alloc_zeroed(layout) };
@@ -175,7 +192,7 @@ impl HeapBlock {
 
     /// Copies bytes out. The caller keeps stores to the range away meanwhile.
     pub(super) fn copy_out(&self, position: usize, target: &mut [u8]) {
-        assert!(position + target.len() <= self.len, "a read outside the block");
+        assert!(holds(self.len, position, target.len()), "a read outside the block");
         // SAFETY: within the block (asserted); no store to the range meanwhile (the caller).
         unsafe {
             std::ptr::copy_nonoverlapping(
@@ -188,11 +205,29 @@ impl HeapBlock {
 
     /// Copies bytes in. The caller keeps other users of the range away meanwhile.
     pub(super) fn copy_in(&self, position: usize, source: &[u8]) {
-        assert!(position + source.len() <= self.len, "a store outside the block");
+        assert!(holds(self.len, position, source.len()), "a store outside the block");
         // SAFETY: within the block (asserted); nobody else uses the range meanwhile (the caller).
         unsafe {
             std::ptr::copy_nonoverlapping(source.as_ptr(), self.base.add(position), source.len());
         };
+    }
+
+    /// Makes bytes zero. The caller keeps other users of the range away meanwhile.
+    pub(super) fn clear(&self, position: usize, count: usize) {
+        assert!(holds(self.len, position, count), "a store outside the block");
+        // SAFETY: within the block (asserted); nobody else uses the range meanwhile (the caller).
+        unsafe { std::ptr::write_bytes(self.base.add(position), 0, count) };
+    }
+
+    /// Copies bytes of another block to the same place. The caller keeps other users of either range
+    /// away meanwhile.
+    pub(super) fn copy_from(&self, other: &Self, position: usize, count: usize) {
+        assert!(
+            holds(self.len, position, count) && holds(other.len, position, count),
+            "a copy outside the blocks"
+        );
+        // SAFETY: within both blocks (asserted); nobody else uses the ranges meanwhile (the caller).
+        unsafe { std::ptr::copy(other.base.add(position), self.base.add(position), count) };
     }
 }
 

@@ -15,9 +15,12 @@
 
 mod buffers;
 mod clock;
+#[cfg(test)]
+mod conformance;
 mod fork;
 mod mapping;
 mod memory;
+mod names;
 mod real;
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) mod simulated;

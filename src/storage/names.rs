@@ -133,11 +133,9 @@ impl Names {
             }
             _ => {}
         }
-        let change = |directory, name: &str, node| NameChange { directory, name: name.to_owned(), node };
-        Ok(vec![
-            change(from_directory, from_name, None),
-            change(to_directory, to_name, Some(node)),
-        ])
+        let change =
+            |directory, name: &str, node| NameChange { directory, name: name.to_owned(), node };
+        Ok(vec![change(from_directory, from_name, None), change(to_directory, to_name, Some(node))])
     }
 
     /// Makes a change, and returns what the name stood for.

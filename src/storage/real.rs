@@ -19,7 +19,7 @@ impl RealDisk {
     pub(crate) fn open(root: impl Into<PathBuf>, create: bool) -> io::Result<Self> {
         let root = root.into();
         if create {
-            fs::create_dir_all(&root)?;
+            create_directories(&root)?;
         }
         let root = fs::canonicalize(root)?;
         if !fs::metadata(&root)?.is_dir() {
@@ -41,21 +41,7 @@ impl Disk for RealDisk {
     fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn File>> {
         let mut options = fs::OpenOptions::new();
         options.read(true).write(mode != OpenMode::Read).create_new(mode == OpenMode::Create);
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::OpenOptionsExt;
-            // A link or a pipe under a name of ours is neither followed nor waited for.
-            options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC);
-        }
-        let file = options.open(self.full(path)).map_err(|error| match error.raw_os_error() {
-            #[cfg(unix)]
-            Some(libc::ELOOP | libc::ENXIO) => io::ErrorKind::InvalidInput.into(),
-            _ if error.kind() == io::ErrorKind::IsADirectory => io::ErrorKind::InvalidInput.into(),
-            _ => error,
-        })?;
-        if !file.metadata()?.is_file() {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
+        let file = open_regular(options, &self.full(path))?;
         Ok(Arc::new(RealFile { file }))
     }
 
@@ -102,20 +88,13 @@ impl Disk for RealDisk {
     }
 
     fn sync_dir(&self, path: &str) -> io::Result<()> {
-        if cfg!(windows) {
-            // Directories cannot be opened there, and their changes are journalled in order.
-            return Ok(());
-        }
-        fs::File::open(self.full(path))?.sync_all()
+        sync_directory(&self.full(path))
     }
 
     fn lock(&self, path: &str, note: &str) -> io::Result<Box<dyn DiskLock>> {
-        let mut file = fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(self.full(path))?;
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let mut file = open_regular(options, &self.full(path))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => return Err(io::ErrorKind::WouldBlock.into()),
@@ -135,6 +114,58 @@ impl Disk for RealDisk {
     fn entropy(&self) -> u128 {
         entropy()
     }
+}
+
+/// Opens a regular file and nothing else: a link or a pipe under a name of ours is neither followed
+/// nor waited for.
+fn open_regular(mut options: fs::OpenOptions, path: &Path) -> io::Result<fs::File> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC);
+    }
+    let file = options.open(path).map_err(|error| match error.raw_os_error() {
+        #[cfg(unix)]
+        Some(libc::ELOOP | libc::ENXIO) => io::ErrorKind::InvalidInput.into(),
+        _ if error.kind() == io::ErrorKind::IsADirectory => io::ErrorKind::InvalidInput.into(),
+        _ => error,
+    })?;
+    if !file.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    Ok(file)
+}
+
+/// Makes a directory and those that it is in, each durable in the one above: a store is no safer
+/// than the name of its directory.
+fn create_directories(path: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = path
+        .ancestors()
+        .take_while(|ancestor| !ancestor.as_os_str().is_empty() && !ancestor.exists())
+        .collect();
+    fs::create_dir_all(path)?;
+    for made in missing.iter().rev() {
+        match made.parent() {
+            Some(above) if !above.as_os_str().is_empty() => sync_directory(above)?,
+            _ => sync_directory(Path::new("."))?,
+        }
+    }
+    Ok(())
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    if cfg!(windows) {
+        // Directories cannot be opened there, and their changes are journalled in order.
+        return Ok(());
+    }
+    let mut options = fs::OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.custom_flags(libc::O_DIRECTORY | libc::O_CLOEXEC);
+    }
+    options.open(path)?.sync_all()
 }
 
 #[derive(Debug)]
@@ -232,16 +263,31 @@ fn boot_id() -> u128 {
     u128::from_str_radix(&digits, 16).unwrap_or(0)
 }
 
-/// Random bits. The standard library seeds its hashers from the system's source, 64 at a time.
+/// Random bits of the system.
+#[cfg(target_os = "linux")]
 pub(super) fn entropy() -> u128 {
+    let mut bytes = [0_u8; 16];
+    // SAFETY: the call fills in at most the bytes that it is given.
+    let count = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if usize::try_from(count) == Ok(bytes.len()) {
+        return u128::from_ne_bytes(bytes);
+    }
+    // A kernel without the call, or one that forbids it.
+    hashed_entropy()
+}
+
+/// Random bits of the system, by way of the standard library.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn entropy() -> u128 {
+    hashed_entropy()
+}
+
+/// The standard library seeds its hashers from the system's source, once a thread: who asks and when
+/// tells a forked child's answers from its parent's.
+fn hashed_entropy() -> u128 {
     use std::hash::{BuildHasher, RandomState};
-    let half = |salt: u64| {
-        u128::from(RandomState::new().hash_one((
-            salt,
-            std::process::id(),
-            std::time::SystemTime::now(),
-        )))
-    };
+    let asked = (std::process::id(), std::time::SystemTime::now());
+    let half = |salt: u64| u128::from(RandomState::new().hash_one((salt, asked)));
     half(1) << 64 | half(2)
 }
 
