@@ -218,3 +218,21 @@ fn a_ticket_is_waited_for_called_back_or_polled() {
     partition.append(&[Record::new("d")], Acks::All).unwrap();
     assert_eq!(partition.high_watermark(), Offset(4));
 }
+
+#[test]
+fn what_a_topic_does_not_choose_the_store_chooses() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::builder()
+        .disk(directory.path())
+        .flush(Flush::Os)
+        .property("retention.bytes", "1000000")
+        .property("ssl.protocol", "TLS")
+        .open()
+        .unwrap();
+    store.create_topic("a", TopicConfig::new()).unwrap();
+    let own = TopicConfig::new().flush(Flush::OnAck).retention(Retention::forever());
+    store.create_topic("b", own.clone()).unwrap();
+    let filled = TopicConfig::new().flush(Flush::Os).retention(Retention::bytes(1_000_000));
+    assert_eq!(store.topic("a").unwrap().config, filled);
+    assert_eq!(store.topic("b").unwrap().config, own);
+}

@@ -75,7 +75,9 @@ pub struct TopicConfig {
     pub(crate) replication_factor: u16,
     pub(crate) min_insync_replicas: u16,
     pub(crate) flush: Flush,
+    flush_chosen: Chosen,
     pub(crate) retention: Retention,
+    retention_chosen: Chosen,
     pub(crate) segment_bytes: u64,
     pub(crate) segment_age: Duration,
     pub(crate) max_batch_bytes: u32,
@@ -87,6 +89,19 @@ pub struct TopicConfig {
     pub(crate) unclean_leader_election: bool,
 }
 
+/// Whether a setting was chosen for the topic, or is the store's default to fill in. No part of what a
+/// topic is: two topics that are set alike are alike.
+#[derive(Clone, Copy, Debug)]
+struct Chosen(bool);
+
+impl PartialEq for Chosen {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Chosen {}
+
 impl Default for TopicConfig {
     fn default() -> Self {
         Self {
@@ -94,7 +109,9 @@ impl Default for TopicConfig {
             replication_factor: 1,
             min_insync_replicas: 1,
             flush: Flush::OnAck,
+            flush_chosen: Chosen(false),
             retention: Retention::forever(),
+            retention_chosen: Chosen(false),
             segment_bytes: 256 << 20,
             segment_age: Duration::from_secs(7 * 86_400),
             max_batch_bytes: 8 << 20,
@@ -135,12 +152,14 @@ impl TopicConfig {
     /// When appended bytes are forced to stable storage.
     pub fn flush(mut self, flush: Flush) -> Self {
         self.flush = flush;
+        self.flush_chosen = Chosen(true);
         self
     }
 
     /// What is kept.
     pub fn retention(mut self, retention: Retention) -> Self {
         self.retention = retention;
+        self.retention_chosen = Chosen(true);
         self
     }
 
@@ -196,6 +215,55 @@ impl TopicConfig {
     pub fn unclean_leader_election(mut self, allowed: bool) -> Self {
         self.unclean_leader_election = allowed;
         self
+    }
+
+    /// The settings with the store's defaults where this topic did not choose. Flush and retention decide
+    /// what is lost, so choosing them counts even where the choice is the built-in default; any other
+    /// setting is taken as chosen if it differs from that.
+    pub(crate) fn or_defaults(self, defaults: &Self) -> Self {
+        fn pick<T: PartialEq>(own: T, built_in: &T, default: T) -> T {
+            if own == *built_in { default } else { own }
+        }
+        let built_in = Self::default();
+        let store = defaults.clone();
+        Self {
+            flush: if self.flush_chosen.0 { self.flush } else { store.flush },
+            retention: if self.retention_chosen.0 { self.retention } else { store.retention },
+            partitions: pick(self.partitions, &built_in.partitions, store.partitions),
+            replication_factor: pick(
+                self.replication_factor,
+                &built_in.replication_factor,
+                store.replication_factor,
+            ),
+            min_insync_replicas: pick(
+                self.min_insync_replicas,
+                &built_in.min_insync_replicas,
+                store.min_insync_replicas,
+            ),
+            segment_bytes: pick(self.segment_bytes, &built_in.segment_bytes, store.segment_bytes),
+            segment_age: pick(self.segment_age, &built_in.segment_age, store.segment_age),
+            max_batch_bytes: pick(
+                self.max_batch_bytes,
+                &built_in.max_batch_bytes,
+                store.max_batch_bytes,
+            ),
+            compression: pick(self.compression, &built_in.compression, store.compression),
+            timestamp_type: pick(
+                self.timestamp_type,
+                &built_in.timestamp_type,
+                store.timestamp_type,
+            ),
+            timestamp_before_max: self.timestamp_before_max.or(store.timestamp_before_max),
+            timestamp_after_max: self.timestamp_after_max.or(store.timestamp_after_max),
+            index_interval_bytes: pick(
+                self.index_interval_bytes,
+                &built_in.index_interval_bytes,
+                store.index_interval_bytes,
+            ),
+            unclean_leader_election: self.unclean_leader_election || store.unclean_leader_election,
+            flush_chosen: Chosen(true),
+            retention_chosen: Chosen(true),
+        }
     }
 
     /// The earliest timestamp that a record may bear at `now`.
@@ -514,6 +582,8 @@ impl TopicUpdate {
     /// The settings with the changes made.
     pub(crate) fn apply(&self, config: &TopicConfig) -> TopicConfig {
         TopicConfig {
+            flush_chosen: Chosen(true),
+            retention_chosen: Chosen(true),
             flush: self.flush.unwrap_or(config.flush),
             retention: self.retention.unwrap_or(config.retention),
             segment_bytes: self.segment_bytes.unwrap_or(config.segment_bytes),
@@ -566,6 +636,8 @@ mod tests {
         let rest = (proptest::sample::select(codecs.to_vec()), any::<bool>());
         (counts, flush, limits, retention, stamps, rest).prop_map(
             |(counts, flush, limits, (bytes, age), stamps, rest)| TopicConfig {
+                flush_chosen: Chosen(true),
+                retention_chosen: Chosen(true),
                 partitions: counts.0,
                 replication_factor: counts.1,
                 min_insync_replicas: counts.2,

@@ -37,6 +37,7 @@ impl Store {
         let shared = self.shared();
         shared.check_writable()?;
         validate_topic_name(name)?;
+        let config = config.or_defaults(&shared.options.topic_defaults);
         config.validate(1)?;
         let mut metadata = shared.metadata.lock();
         if metadata.state().topic_by_name(name).is_some() {
