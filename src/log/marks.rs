@@ -10,7 +10,7 @@
 //! |    8 |    8 | `log_start`      |                                      |
 //! |   16 |    8 | `high_watermark` |                                      |
 //! |   24 |    8 | `last_stable`    |                                      |
-//! |   32 |    8 | `log_end`        |                                      |
+//! |   32 |    8 | `log_end`        | of what is in the files              |
 //! |   40 |    8 | `log_end_check`  | `log_end` with every bit turned      |
 
 use std::io;
@@ -44,7 +44,7 @@ impl Marks {
     ///
     /// # Errors
     /// What the system says.
-    pub(crate) fn create(place: &Place, marks: &Watermarks) -> io::Result<Self> {
+    pub(crate) fn create(place: &Place, marks: &Watermarks, written: Offset) -> io::Result<Self> {
         let path = place.path(NAME);
         let file = match place.disk.open(&path, OpenMode::Write) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -55,7 +55,7 @@ impl Marks {
         file.allocate(0, PAGE_BYTES as u64)?;
         write_all_at(&*file, 0, &[0; PAGE_BYTES])?;
         let page = Self { map: file.map(PAGE_BYTES, true)? };
-        page.show(marks);
+        page.show(marks, written);
         page.map.publish_u64(0, place.identity.seed.into());
         Ok(page)
     }
@@ -71,11 +71,11 @@ impl Marks {
         }
     }
 
-    /// Stores the offsets.
+    /// Stores the offsets. Everything below `written` is in the files, and not only in this process.
     #[inline]
-    pub(crate) fn show(&self, marks: &Watermarks) {
-        self.map.publish_u64(32, marks.log_end().0);
-        self.map.publish_u64(40, !marks.log_end().0);
+    pub(crate) fn show(&self, marks: &Watermarks, written: Offset) {
+        self.map.publish_u64(32, written.0);
+        self.map.publish_u64(40, !written.0);
         self.map.publish_u64(16, marks.high_watermark().0);
         self.map.publish_u64(24, marks.last_stable().0);
         self.map.publish_u64(8, marks.log_start().0);

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::record::{self, Draft};
-use crate::segment::{ActiveSegment, Place, Room, Segment, WriteHow, log_name, side_name};
+use crate::segment::{ActiveSegment, Place, Room, Segment, Staged, WriteHow, log_name, side_name};
 use crate::storage::File;
 use crate::types::{LeaderEpoch, Offset, Timestamp};
 
@@ -62,6 +62,7 @@ pub(crate) struct Sealed {
 #[derive(Debug)]
 pub(crate) struct FlushPlan {
     files: Vec<Arc<dyn File>>,
+    active: Option<Staged>,
     sync_directory: bool,
     place: Place,
     pub(crate) end: Offset,
@@ -82,6 +83,9 @@ impl FlushPlan {
         };
         for file in &self.files {
             file.sync_data().map_err(fault)?;
+        }
+        if let Some(staged) = &self.active {
+            staged.write().map_err(fault)?;
         }
         if self.sync_directory {
             self.place.disk.sync_dir(&self.place.directory).map_err(fault)?;
@@ -120,13 +124,39 @@ impl Log {
         self.end
     }
 
+    /// Everything below is in the files; what lies behind waits in memory for a flush.
+    #[inline]
+    pub(crate) fn written_end(&self) -> Offset {
+        self.active.as_ref().map_or(self.end, |active| active.segment().end())
+    }
+
     /// Everything below is on stable storage.
     pub(crate) fn flushed_end(&self) -> Offset {
         self.flushed_end
     }
 
-    pub(crate) fn set_settings(&mut self, settings: LogSettings) {
+    /// Takes over a changed topic.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when what waited in memory cannot be written: the caller fences the replica.
+    pub(crate) fn set_settings(&mut self, settings: LogSettings) -> Result<(), Error> {
         self.settings = settings;
+        if let Some(active) = &mut self.active {
+            active.write_out()?;
+            active.set_how(settings.how);
+        }
+        Ok(())
+    }
+
+    /// Whether an append of that many bytes has to wait for the flush that is on its way: it begins a new
+    /// segment, and one is sealed only once all of it is in its file.
+    #[inline]
+    pub(crate) fn waits_for_landing(&self, draft: &Draft, bytes: usize) -> bool {
+        let Some(active) = &self.active else {
+            return false;
+        };
+        active.is_in_flight()
+            && !active.has_room_for(bytes, self.end.plus(draft.record_count().into()))
     }
 
     /// Appends one batch: seals it at the end of the log and puts it in place.
@@ -179,6 +209,11 @@ impl Log {
         let capacity = self.settings.segment_bytes.max(crate::segment::DATA_START + bytes as u64);
         self.make_directory()?;
         let interval = self.settings.index_interval;
+        if let Some(active) = &mut self.active {
+            assert!(!active.is_in_flight(), "a segment is sealed when all of it is written");
+            // Before the next one's name says where this one ends.
+            active.write_out()?;
+        }
         let made = ActiveSegment::create(
             &self.place,
             self.end,
@@ -230,7 +265,9 @@ impl Log {
     /// As for an append.
     pub(crate) fn roll_if_old(&mut self, now: Timestamp) -> Result<bool, Error> {
         let old = self.active.as_ref().is_some_and(|active| {
-            !active.segment().is_empty() && now.since(active.created()) >= self.settings.segment_age
+            !active.segment().is_empty()
+                && !active.is_in_flight()
+                && now.since(active.created()) >= self.settings.segment_age
         });
         if old {
             self.roll(0, now)?;
@@ -244,25 +281,27 @@ impl Log {
     /// As for an append.
     pub(crate) fn roll_now(&mut self, now: Timestamp) -> Result<(), Error> {
         match &self.active {
-            Some(active) if !active.segment().is_empty() => self.roll(0, now),
+            Some(active) if !active.segment().is_empty() && !active.is_in_flight() => {
+                self.roll(0, now)
+            }
             _ => Ok(()),
         }
     }
 
     /// What has to be flushed; `None` if everything is.
-    pub(crate) fn flush_plan(&self) -> Option<FlushPlan> {
+    pub(crate) fn flush_plan(&mut self) -> Option<FlushPlan> {
         if self.flushed_end >= self.end && !self.directory_unsynced {
             return None;
         }
-        let mut files: Vec<_> = self
+        let files: Vec<_> = self
             .sealed
             .iter()
             .filter(|sealed| sealed.segment.end() > self.flushed_end)
             .map(|sealed| Arc::clone(&sealed.file))
             .collect();
-        files.extend(self.active.iter().map(|active| Arc::clone(active.file())));
         Some(FlushPlan {
             files,
+            active: self.active.as_mut().map(ActiveSegment::take_staged),
             sync_directory: self.directory_unsynced,
             place: self.place.clone(),
             end: self.end,
@@ -270,7 +309,10 @@ impl Log {
     }
 
     /// Takes note of a flush that succeeded.
-    pub(crate) fn on_flushed(&mut self, plan: &FlushPlan) {
+    pub(crate) fn on_flushed(&mut self, plan: FlushPlan) {
+        if let (Some(active), Some(staged)) = (&mut self.active, plan.active) {
+            active.landed(staged);
+        }
         self.flushed_end = self.flushed_end.max(plan.end);
         // A roll during the flush made a name that the flush may not have covered.
         let rolled = self.active.as_ref().is_some_and(|active| active.segment().base >= plan.end);

@@ -242,6 +242,9 @@ impl Core {
     ) -> Result<(Range<Offset>, Flush), Error> {
         let mut state = self.state.lock();
         self.check_open(&state)?;
+        while state.log.waits_for_landing(draft, batch.len()) {
+            state = self.land(state)?;
+        }
         let offsets = match state.log.append(draft, batch, now) {
             Ok(offsets) => offsets,
             Err(error) => {
@@ -257,7 +260,7 @@ impl Core {
         let flush = *flush;
         marks.on_appended(offsets.end, flush);
         if let Some(page) = page {
-            page.show(marks);
+            page.show(marks, log.written_end());
         }
         self.log_end.store(offsets.end.0, Ordering::Release);
         self.high_watermark.store(marks.high_watermark().0, Ordering::Release);
@@ -281,10 +284,27 @@ impl Core {
         Ok((offsets, flush))
     }
 
+    /// Waits until what a flush has under way is in its file.
+    #[cold]
+    fn land<'a>(&'a self, state: MutexGuard<'a, State>) -> Result<MutexGuard<'a, State>, Error> {
+        let end = state.marks.log_end();
+        drop(state);
+        self.wait_durable(&(end..end), self.append_timeout).map_err(|error| match error {
+            // Nothing of this append was written.
+            Error::TimedOut { what, timeout, .. } => {
+                Error::TimedOut { what, timeout, appended: None }
+            }
+            other => other,
+        })?;
+        let state = self.state.lock();
+        self.check_open(&state)?;
+        Ok(state)
+    }
+
     /// The page is a service to other processes: an append does not fail for want of it.
     #[cold]
     fn make_page(&self, state: &mut State) {
-        match Marks::create(state.log.place(), &state.marks) {
+        match Marks::create(state.log.place(), &state.marks, state.log.written_end()) {
             Ok(page) => state.page = Some(page),
             Err(error) => {
                 let reason = format!("the page for readers in other processes: {error}");
@@ -421,10 +441,13 @@ impl Core {
     /// Takes over a changed topic.
     pub(crate) fn set_settings(&self, settings: CoreSettings) {
         let mut state = self.state.lock();
-        state.log.set_settings(settings.log);
+        if let Err(error) = state.log.set_settings(settings.log) {
+            self.fence(&mut state, &error);
+        }
         state.flush = settings.topic.flush;
         self.plain_bytes_max.store(plain_bytes_max(&settings.topic), Ordering::Relaxed);
         *self.settings.write() = settings;
+        self.wake_all(state);
     }
 
     /// Nothing is appended any more, and every wait ends.
@@ -515,9 +538,9 @@ impl Core {
 
     /// Shows new watermarks to everyone who looks or waits, and lets go of the lock.
     pub(super) fn publish(&self, mut state: MutexGuard<'_, State>) {
-        let State { marks, page, .. } = &mut *state;
+        let State { marks, page, log, .. } = &mut *state;
         if let Some(page) = page {
-            page.show(marks);
+            page.show(marks, log.written_end());
         }
         self.log_end.store(marks.log_end().0, Ordering::Release);
         self.high_watermark.store(marks.high_watermark().0, Ordering::Release);

@@ -165,7 +165,7 @@ impl Core {
         let outcome = plan.as_ref().map(FlushPlan::run);
         let mut state = self.state.lock();
         let end = state.marks.log_end();
-        match (&plan, outcome) {
+        match (plan, outcome) {
             (Some(plan), Some(outcome)) => self.finish_flush(&mut state, plan, outcome),
             _ if state.log.flushed_end() >= end => {
                 let flush = state.flush;
@@ -219,13 +219,13 @@ impl Core {
         }
     }
 
-    fn finish_flush(&self, state: &mut State, plan: &FlushPlan, outcome: Result<(), Error>) {
+    fn finish_flush(&self, state: &mut State, plan: FlushPlan, outcome: Result<(), Error>) {
         match outcome {
             // A flush that succeeds after another failed proves nothing (RELIABILITY fact 2).
             Ok(()) if state.fenced.is_none() => {
+                let (end, flush) = (plan.end, state.flush);
                 state.log.on_flushed(plan);
-                let flush = state.flush;
-                state.marks.on_flushed(plan.end, flush);
+                state.marks.on_flushed(end, flush);
             }
             Ok(()) => {}
             Err(error) => self.fence(state, &error),

@@ -35,7 +35,7 @@ pub(crate) use index::{IndexEntry, SparseIndex};
 pub(crate) use reader::Fetched;
 pub(crate) use scan::{Scan, ScanEnd, Scanner};
 pub(crate) use side_file::{SideFile, SideHead};
-pub(crate) use writer::{ActiveSegment, Room, WriteHow};
+pub(crate) use writer::{ActiveSegment, Room, Staged, WriteHow};
 
 /// Whose log a file belongs to; every checksum of a batch header starts from `seed`.
 #[derive(Clone, Debug, PartialEq, Eq)]

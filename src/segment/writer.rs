@@ -5,6 +5,10 @@
 //! fault), *written* (batches). Only ready bytes are stored to: a full or failing disk therefore
 //! shows as an error of the first two stages, before a record is taken, and not as a signal.
 //!
+//! Where nothing is shown before it is flushed, batches are *staged* instead: they wait in memory for
+//! the next flush, which writes all of them with one call. What is published to readers and to the
+//! worker is what was written; the stage is the writer's own.
+//!
 //! The zeroes are written by the disk's worker when it is early enough, else by the appender; the
 //! lock in [`Room`] keeps the two apart. Zeroes go only behind `ready`, batches only before it.
 
@@ -25,14 +29,23 @@ use super::{DATA_START, FileHeader, IndexEntry, Place, Segment, Source, SparseIn
 const ALLOCATE_BYTES_MIN: u64 = 32 << 10;
 /// Allocation doubles up to this step.
 const ALLOCATE_BYTES_MAX: u64 = 64 << 20;
+/// What waits in memory for a flush; more than that is written at once.
+const STAGE_BYTES_MAX: usize = 256 << 10;
 
 /// How batches get into the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WriteHow {
     /// Copied into a mapping whose zeroes are written in chunks of that many bytes.
     Map { chunk_bytes: u32 },
-    /// Written by a system call each; read from a mapping, or by system calls as well.
-    Write { map_reads: bool },
+    /// Written by system calls; read from a mapping, or by system calls as well. `staged`: gathered in
+    /// memory until a flush writes them at once, for topics that show nothing before it is flushed.
+    Write { map_reads: bool, staged: bool },
+}
+
+impl WriteHow {
+    fn is_staged(self) -> bool {
+        matches!(self, Self::Write { staged: true, .. })
+    }
 }
 
 /// The stages of one file's space; shared with the worker that works ahead.
@@ -103,7 +116,37 @@ fn zeroes() -> &'static [u8] {
     &ZEROES
 }
 
+/// Batches on their way from memory to the file: one flush's.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    file: Arc<dyn File>,
+    position: u64,
+    bytes: Vec<u8>,
+    /// The file holds other bytes that no flush has covered.
+    sync_all: bool,
+}
+
+impl Staged {
+    /// Writes them and makes the file durable up to their end.
+    ///
+    /// # Errors
+    /// What the system says; what is in the file is then not known.
+    pub(crate) fn write(&self) -> io::Result<()> {
+        if self.sync_all {
+            write_all_at(&*self.file, self.position, &self.bytes)?;
+            return self.file.sync_data();
+        }
+        if self.bytes.is_empty() {
+            return Ok(());
+        }
+        self.file.write_durably_at(self.position, &self.bytes)
+    }
+}
+
 /// The writer's side of the active segment.
+///
+/// Invariant: the file holds every batch but those in `stage`, which end at `position`, and those that
+/// are `in_flight` with a flush, which end where the stage begins.
 #[derive(Debug)]
 pub(crate) struct ActiveSegment {
     segment: Arc<Segment>,
@@ -117,6 +160,14 @@ pub(crate) struct ActiveSegment {
     max_timestamp: Timestamp,
     indexed: u64,
     index_interval: u64,
+    staging: bool,
+    stage: Vec<u8>,
+    spare: Vec<u8>,
+    /// One past the last offset that is not in the stage.
+    unstaged_end: Offset,
+    in_flight: bool,
+    /// Bytes were written that no flush has covered.
+    dirty: bool,
 }
 
 impl ActiveSegment {
@@ -214,10 +265,10 @@ impl ActiveSegment {
             WriteHow::Map { chunk_bytes } => {
                 (chunk_bytes, Some(Arc::new(file.map(len, true)?)), None)
             }
-            WriteHow::Write { map_reads: true } => {
+            WriteHow::Write { map_reads: true, .. } => {
                 (64 << 10, None, Some(Arc::new(file.map(len, false)?)))
             }
-            WriteHow::Write { map_reads: false } => (64 << 10, None, None),
+            WriteHow::Write { map_reads: false, .. } => (64 << 10, None, None),
         };
         let segment = Segment::new(place.clone(), base);
         segment.end.store(end.0, Ordering::Release);
@@ -249,6 +300,12 @@ impl ActiveSegment {
             max_timestamp: Timestamp::MIN,
             indexed: DATA_START,
             index_interval: index_interval.into(),
+            staging: how.is_staged(),
+            stage: Vec::new(),
+            spare: Vec::new(),
+            unstaged_end: end,
+            in_flight: false,
+            dirty: true,
         })
     }
 
@@ -287,8 +344,15 @@ impl ActiveSegment {
                 // The length goes last: whoever sees it sees the batch.
                 map.publish_u32(at + LENGTH_AT, header.length);
             }
-            None => write_all_at(&*self.file, start, bytes)
-                .map_err(|error| self.fault("write", error))?,
+            None if self.staging && self.stage.len() + bytes.len() <= STAGE_BYTES_MAX => {
+                self.stage.extend_from_slice(bytes);
+            }
+            None => {
+                self.write_out()?;
+                write_all_at(&*self.file, start, bytes)
+                    .map_err(|error| self.fault("write", error))?;
+                self.dirty = true;
+            }
         }
         self.position = end;
         self.end = header.end_offset();
@@ -297,9 +361,71 @@ impl ActiveSegment {
             self.segment.max_timestamp.store(header.max_timestamp.0, Ordering::Relaxed);
         }
         self.segment.last_append.store(now.0, Ordering::Relaxed);
-        self.segment.end.store(self.end.0, Ordering::Relaxed);
-        self.segment.position.store(end, Ordering::Release);
+        if self.stage.is_empty() {
+            self.unstaged_end = self.end;
+            self.publish();
+        }
         Ok(())
+    }
+
+    /// Shows to readers what is in the file without a gap.
+    #[inline]
+    fn publish(&self) {
+        if !self.in_flight {
+            self.segment.end.store(self.unstaged_end.0, Ordering::Relaxed);
+            let position = self.position - self.stage.len() as u64;
+            self.segment.position.store(position, Ordering::Release);
+        }
+    }
+
+    /// Writes what is staged, without a flush.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: what is in the file is not known, the caller fences the replica.
+    pub(crate) fn write_out(&mut self) -> Result<(), Error> {
+        if self.stage.is_empty() {
+            return Ok(());
+        }
+        let position = self.position - self.stage.len() as u64;
+        write_all_at(&*self.file, position, &self.stage)
+            .map_err(|error| self.fault("write", error))?;
+        self.stage.clear();
+        self.dirty = true;
+        self.unstaged_end = self.end;
+        self.publish();
+        Ok(())
+    }
+
+    /// Whether batches wait in memory from here on. To stop that, [`ActiveSegment::write_out`] first.
+    pub(crate) fn set_how(&mut self, how: WriteHow) {
+        self.staging = self.map.is_none() && how.is_staged();
+    }
+
+    /// What a flush has to write and to make durable. One at a time, until [`ActiveSegment::landed`].
+    pub(crate) fn take_staged(&mut self) -> Staged {
+        let spare = std::mem::take(&mut self.spare);
+        let bytes = std::mem::replace(&mut self.stage, spare);
+        self.in_flight = true;
+        self.unstaged_end = self.end;
+        Staged {
+            file: Arc::clone(&self.file),
+            position: self.position - bytes.len() as u64,
+            bytes,
+            sync_all: std::mem::replace(&mut self.dirty, self.map.is_some()),
+        }
+    }
+
+    /// Takes note that the flush succeeded.
+    pub(crate) fn landed(&mut self, staged: Staged) {
+        self.in_flight = false;
+        self.spare = staged.bytes;
+        self.spare.clear();
+        self.publish();
+    }
+
+    /// Whether a flush is on its way: until it landed, the segment must not be sealed.
+    pub(crate) fn is_in_flight(&self) -> bool {
+        self.in_flight
     }
 
     #[cold]

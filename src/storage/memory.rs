@@ -13,7 +13,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::mapping::HeapBlock;
 use super::names::{NameChange, Names, Node};
-use super::{Disk, DiskLock, Entry, EntryKind, File, Mapping, OpenMode};
+use super::{Disk, DiskLock, Entry, EntryKind, File, Mapping, OpenMode, write_all_at};
 
 /// Room for the first bytes of a file that is not mapped.
 const BLOCK_BYTES_MIN: usize = 4096;
@@ -223,6 +223,11 @@ impl File for MemoryHandle {
 
     fn sync_data(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn write_durably_at(&self, position: u64, source: &[u8]) -> io::Result<()> {
+        write_all_at(self, position, source)?;
+        self.sync_data()
     }
 
     fn map(&self, len: usize, writable: bool) -> io::Result<Mapping> {

@@ -123,6 +123,8 @@ pub(crate) trait File: Send + Sync + fmt::Debug {
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Makes the contents durable, and the length if it grew (`fdatasync`).
     fn sync_data(&self) -> io::Result<()>;
+    /// Writes all of `source` at `position` and makes these bytes durable, as a write and a sync do.
+    fn write_durably_at(&self, position: u64, source: &[u8]) -> io::Result<()>;
     /// Maps the first `len` bytes, which may reach past the end of the file. Only bytes within the
     /// file's length may be touched; to store, only bytes that were allocated and written before.
     fn map(&self, len: usize, writable: bool) -> io::Result<Mapping>;

@@ -28,7 +28,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::mapping::{HeapBlock, StoreWatch};
 use super::memory::bad_descriptor;
 use super::names::{NameChange, Names, Node};
-use super::{Disk, DiskLock, Entry, EntryKind, File, Mapping, OpenMode};
+use super::{Disk, DiskLock, Entry, EntryKind, File, Mapping, OpenMode, write_all_at};
 use image::{Image, Random, Sector, size};
 
 /// Sectors of files that are gone, remembered at most.
@@ -840,6 +840,11 @@ impl File for SimFile {
                 Ok(())
             }
         }
+    }
+
+    fn write_durably_at(&self, position: u64, source: &[u8]) -> io::Result<()> {
+        write_all_at(self, position, source)?;
+        self.sync_data()
     }
 
     fn map(&self, len: usize, writable: bool) -> io::Result<Mapping> {

@@ -335,14 +335,14 @@ impl Shared {
     }
 
     pub(super) fn core_settings(&self, topic: &Arc<TopicConfig>) -> CoreSettings {
-        let how = match (self.options.mode, topic.flush) {
-            (StorageMode::Write, _) => WriteHow::Write { map_reads: false },
-            // A store through a mapping dirties the whole folio, which each flush then writes: a system
-            // call an append costs less than that (7.6 against 7.3 thousand flushes a second).
-            (_, Flush::OnAck) => WriteHow::Write { map_reads: true },
-            (_, Flush::Os | Flush::Interval(_)) => WriteHow::Map { chunk_bytes: 1 << 20 },
+        let staged = topic.flush == Flush::OnAck;
+        let map_reads = cfg!(unix) && self.options.mode != StorageMode::Write;
+        let how = match topic.flush {
+            // A store through a mapping dirties the whole folio, which each flush then writes: gathering
+            // what one flush writes costs less than that.
+            Flush::Os | Flush::Interval(_) if map_reads => WriteHow::Map { chunk_bytes: 1 << 20 },
+            _ => WriteHow::Write { map_reads, staged },
         };
-        let how = if cfg!(unix) { how } else { WriteHow::Write { map_reads: false } };
         CoreSettings {
             topic: Arc::clone(topic),
             log: LogSettings {
