@@ -1,6 +1,6 @@
 //! The partition itself: append, read, look up, wait.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -27,9 +27,10 @@ use super::{Appended, Attention, EventLog, ReadOptions};
 const SCRATCH_BYTES_MAX: usize = 1 << 20;
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { batch: Vec::new(), plain: Vec::new() }) };
+    static SCRATCH: Cell<Scratch> = const { Cell::new(Scratch { batch: Vec::new(), plain: Vec::new() }) };
 }
 
+#[derive(Default)]
 struct Scratch {
     batch: Vec<u8>,
     plain: Vec<u8>,
@@ -193,16 +194,26 @@ impl Core {
             return Err(Error::Closed);
         }
         let now = self.clock.now();
-        SCRATCH.with_borrow_mut(|Scratch { batch, plain }| {
-            let draft = self.draft(records, now, batch, plain)?;
-            let placed = self.place(&draft, batch, now);
-            if batch.capacity() + plain.capacity() > SCRATCH_BYTES_MAX {
-                batch.shrink_to(SCRATCH_BYTES_MAX);
-                plain.shrink_to(SCRATCH_BYTES_MAX);
-            }
-            let (offsets, flush) = placed?;
-            Ok((Appended { offsets, timestamp: now, duplicate: false }, flush))
-        })
+        let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
+        let appended = self.append_with(records, now, &mut scratch);
+        if scratch.batch.capacity() + scratch.plain.capacity() > SCRATCH_BYTES_MAX {
+            scratch = Scratch::default();
+        }
+        // A thread that ends keeps nothing.
+        let _ = SCRATCH.try_with(|kept| kept.set(scratch));
+        appended
+    }
+
+    #[inline]
+    fn append_with(
+        &self,
+        records: &[Record<'_>],
+        now: Timestamp,
+        Scratch { batch, plain }: &mut Scratch,
+    ) -> Result<(Appended, Flush), Error> {
+        let draft = self.draft(records, now, batch, plain)?;
+        let (offsets, flush) = self.place(&draft, batch, now)?;
+        Ok((Appended { offsets, timestamp: now, duplicate: false }, flush))
     }
 
     #[inline]
