@@ -114,25 +114,40 @@ impl<'a> Iterator for Iter<'a> {
     #[inline]
     fn next(&mut self) -> Option<RecordView<'a>> {
         loop {
-            for record in self.records.by_ref() {
-                if self.part.as_ref().is_some_and(|part| record.offset() < part.from) {
-                    continue;
-                }
-                return Some(record);
+            let record = self.records.next();
+            if record.is_some() || !self.next_batch() {
+                return record;
             }
-            let next = self.part.as_mut().and_then(|part| part.batches.next());
-            match next {
-                // Control batches carry decisions, not data.
-                Some((header, _)) if header.control => {}
-                Some((_, records)) => self.records = records,
-                None => {
-                    let part = self.parts.next()?;
-                    self.part = part.fetched.as_ref().map(|fetched| PartIter {
-                        from: part.from,
-                        batches: batches::Batches::new(fetched),
-                    });
-                }
+        }
+    }
+}
+
+impl<'a> Iter<'a> {
+    /// Goes on to the next batch that holds data, and there to the first record that was asked for.
+    #[inline]
+    fn next_batch(&mut self) -> bool {
+        loop {
+            let Some((header, records)) = self.part.as_mut().and_then(|part| part.batches.next())
+            else {
+                let Some(part) = self.parts.next() else {
+                    return false;
+                };
+                self.part = part.fetched.as_ref().map(|fetched| PartIter {
+                    from: part.from,
+                    batches: batches::Batches::new(fetched),
+                });
+                continue;
+            };
+            // Control batches carry decisions, not data.
+            if header.control {
+                continue;
             }
+            let from = self.part.as_ref().map_or(Offset::ZERO, |part| part.from);
+            self.records = records;
+            if header.base_offset < from {
+                self.records.skip_to(from);
+            }
+            return true;
         }
     }
 }

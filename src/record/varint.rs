@@ -29,39 +29,44 @@ pub(crate) fn len_i64(value: i64) -> usize {
     len_u64(zigzag(value))
 }
 
-/// Reads a number at `at` and moves behind it. `None` if the bytes end, if it outgrows 64 bits, or if it
-/// is written longer than it need be.
+/// The number that `bytes` begin with, and what follows it. `None` if the bytes end, if it outgrows 64 bits,
+/// or if it is written longer than it need be.
 #[inline]
-pub(crate) fn get_u64(bytes: &[u8], at: &mut usize) -> Option<u64> {
-    let first = *bytes.get(*at)?;
-    *at += 1;
-    if first < 0x80 {
-        return Some(first.into());
+pub(crate) fn split_u64(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    match bytes {
+        [first, rest @ ..] if *first < 0x80 => Some(((*first).into(), rest)),
+        [first, second @ 1..0x80, rest @ ..] => {
+            Some((u64::from(*first & 0x7f) | u64::from(*second) << 7, rest))
+        }
+        _ => split_long(bytes),
     }
-    get_more(bytes, at, first)
 }
 
-fn get_more(bytes: &[u8], at: &mut usize, first: u8) -> Option<u64> {
-    let mut value = u64::from(first & 0x7f);
-    for shift in (7..64).step_by(7) {
-        let byte = *bytes.get(*at)?;
-        *at += 1;
-        if shift == 63 && byte > 1 {
+fn split_long(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let mut value = 0;
+    for (shift, (at, byte)) in (0..64).step_by(7).zip(bytes.iter().enumerate()) {
+        if shift == 63 && *byte > 1 {
             return None;
         }
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte < 0x80 {
-            return (byte != 0).then_some(value);
+        value |= u64::from(*byte & 0x7f) << shift;
+        if *byte < 0x80 {
+            return (*byte != 0 || at == 0).then_some((value, &bytes[at + 1..]));
         }
     }
     None
 }
 
-/// As [`get_u64`], for [`put_i64`].
+/// As [`split_u64`], for [`put_i64`].
 #[inline]
-pub(crate) fn get_i64(bytes: &[u8], at: &mut usize) -> Option<i64> {
-    let raw = get_u64(bytes, at)?;
-    Some((raw >> 1).cast_signed() ^ -(raw & 1).cast_signed())
+pub(crate) fn split_i64(bytes: &[u8]) -> Option<(i64, &[u8])> {
+    let (raw, rest) = split_u64(bytes)?;
+    Some((unzigzag(raw), rest))
+}
+
+/// The signed number behind an unsigned one that was read.
+#[inline]
+pub(crate) fn unzigzag(raw: u64) -> i64 {
+    (raw >> 1).cast_signed() ^ -(raw & 1).cast_signed()
 }
 
 #[inline]
@@ -79,6 +84,12 @@ fn low_byte(value: u64) -> u8 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn get_u64(bytes: &[u8], at: &mut usize) -> Option<u64> {
+        let (value, rest) = split_u64(bytes.get(*at..)?)?;
+        *at = bytes.len() - rest.len();
+        Some(value)
+    }
 
     #[test]
     fn every_length_begins_where_its_bits_do() {
@@ -146,7 +157,7 @@ mod tests {
                 bytes.clear();
                 put_i64(&mut bytes, signed);
                 prop_assert_eq!(bytes.len(), len_i64(signed));
-                prop_assert_eq!(get_i64(&bytes, &mut 0), Some(signed));
+                prop_assert_eq!(split_i64(&bytes), Some((signed, &[][..])));
             }
         }
 

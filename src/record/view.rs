@@ -65,15 +65,25 @@ pub struct Headers<'a> {
     remaining: u64,
 }
 
+impl Headers<'_> {
+    /// Whether there are exactly as many as were promised.
+    #[inline]
+    fn are_whole(mut self) -> bool {
+        let promised = self.remaining;
+        let count = if promised == 0 { 0 } else { self.by_ref().count() as u64 };
+        count == promised && self.bytes.is_empty()
+    }
+}
+
 impl<'a> Iterator for Headers<'a> {
     type Item = (&'a str, &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
         self.remaining = self.remaining.checked_sub(1)?;
-        let mut at = 0;
-        let name = take(self.bytes, &mut at)?;
-        let value = take_optional(self.bytes, &mut at)?.unwrap_or_default();
-        self.bytes = &self.bytes[at..];
+        let (name, rest) = take(self.bytes)?;
+        let (value, rest) = take_optional(rest)?;
+        let value = value.unwrap_or_default();
+        self.bytes = rest;
         Some((std::str::from_utf8(name).ok()?, value))
     }
 }
@@ -81,8 +91,7 @@ impl<'a> Iterator for Headers<'a> {
 /// The records of one batch, in offset order.
 #[derive(Clone, Debug)]
 pub(crate) struct BatchRecords<'a> {
-    payload: &'a [u8],
-    at: usize,
+    rest: &'a [u8],
     remaining: u32,
     base_offset: Offset,
     base_timestamp: Timestamp,
@@ -95,8 +104,7 @@ impl<'a> BatchRecords<'a> {
     #[inline]
     pub(crate) fn new(header: &BatchHeader, payload: &'a [u8]) -> Self {
         Self {
-            payload,
-            at: 0,
+            rest: payload,
             remaining: header.record_count,
             base_offset: header.base_offset,
             base_timestamp: header.base_timestamp,
@@ -104,11 +112,26 @@ impl<'a> BatchRecords<'a> {
         }
     }
 
+    /// Passes over the records before `from`.
+    #[cold]
+    pub(crate) fn skip_to(&mut self, from: Offset) {
+        loop {
+            let here = self.clone();
+            match self.next() {
+                Some(record) if record.offset() < from => {}
+                Some(_) => {
+                    *self = here;
+                    return;
+                }
+                None => return,
+            }
+        }
+    }
+
     /// No records.
     pub(crate) fn empty() -> Self {
         Self {
-            payload: &[],
-            at: 0,
+            rest: &[],
             remaining: 0,
             base_offset: Offset::ZERO,
             base_timestamp: Timestamp(0),
@@ -126,7 +149,8 @@ impl<'a> Iterator for BatchRecords<'a> {
             return None;
         }
         self.remaining -= 1;
-        let raw = RawRecord::decode(self.payload, &mut self.at)?;
+        let (raw, rest) = RawRecord::split(self.rest)?;
+        self.rest = rest;
         let timestamp = self
             .append_timestamp
             .unwrap_or_else(|| Timestamp(self.base_timestamp.0.wrapping_add(raw.timestamp_delta)));
@@ -146,23 +170,20 @@ impl<'a> Iterator for BatchRecords<'a> {
 /// [`DecodeError::Field`] when a length or an offset does not fit.
 #[inline]
 pub(crate) fn validate(header: &BatchHeader, payload: &[u8]) -> Result<(), DecodeError> {
-    let mut at = 0;
+    let mut rest = payload;
     let mut next_delta = 0;
     for _ in 0..header.record_count {
-        let raw = RawRecord::decode(payload, &mut at).ok_or(DecodeError::Field("record"))?;
+        let raw;
+        (raw, rest) = RawRecord::split(rest).ok_or(DecodeError::Field("record"))?;
         if raw.offset_delta < next_delta || raw.offset_delta > header.last_offset_delta.into() {
             return Err(DecodeError::Field("offset_delta"));
         }
         next_delta = raw.offset_delta + 1;
-        let mut headers = raw.headers;
-        if raw.headers.remaining > 0 && headers.by_ref().count() as u64 != raw.headers.remaining {
-            return Err(DecodeError::Field("record headers"));
-        }
-        if !headers.bytes.is_empty() {
+        if !raw.headers.are_whole() {
             return Err(DecodeError::Field("record headers"));
         }
     }
-    if at == payload.len() { Ok(()) } else { Err(DecodeError::Field("record_count")) }
+    if rest.is_empty() { Ok(()) } else { Err(DecodeError::Field("record_count")) }
 }
 
 struct RawRecord<'a> {
@@ -175,38 +196,66 @@ struct RawRecord<'a> {
 
 impl<'a> RawRecord<'a> {
     #[inline]
-    fn decode(payload: &'a [u8], at: &mut usize) -> Option<Self> {
-        let body = take(payload, at)?;
-        let mut at = 0;
-        let timestamp_delta = varint::get_i64(body, &mut at)?;
-        let offset_delta = varint::get_u64(body, &mut at)?;
-        let key = take_optional(body, &mut at)?;
-        let value = take_optional(body, &mut at)?;
-        let remaining = varint::get_u64(body, &mut at)?;
-        let headers = Headers { bytes: &body[at..], remaining };
-        Some(Self { timestamp_delta, offset_delta, key, value, headers })
+    fn split(payload: &'a [u8]) -> Option<(Self, &'a [u8])> {
+        match Self::split_short(payload) {
+            Some(split) => Some(split),
+            None => Self::split_any(payload),
+        }
+    }
+
+    /// A record all of whose numbers take one byte and that has no headers. Such are most, and this
+    /// takes a third of the time of [`RawRecord::split_any`].
+    #[inline]
+    fn split_short(payload: &'a [u8]) -> Option<(Self, &'a [u8])> {
+        let [len, timestamp_delta, offset_delta, key_mark, ..] = *payload.first_chunk::<4>()?;
+        if (len | timestamp_delta | offset_delta | key_mark) >= 0x80 {
+            return None;
+        }
+        // What follows is found by the length alone: the next record need not wait for the checks.
+        let headers_at = usize::from(len);
+        let (record, rest) = payload.split_at_checked(headers_at + 1)?;
+        let value_at = 4 + usize::from(key_mark.saturating_sub(1));
+        let value_mark = *record.get(value_at)?;
+        let value_end = value_at + 1 + usize::from(value_mark.saturating_sub(1));
+        if value_mark >= 0x80 || value_end != headers_at || record[headers_at] != 0 {
+            return None;
+        }
+        let raw = Self {
+            timestamp_delta: varint::unzigzag(timestamp_delta.into()),
+            offset_delta: offset_delta.into(),
+            key: (key_mark > 0).then(|| &record[4..value_at]),
+            value: (value_mark > 0).then(|| &record[value_at + 1..headers_at]),
+            headers: Headers { bytes: &[], remaining: 0 },
+        };
+        Some((raw, rest))
+    }
+
+    fn split_any(payload: &'a [u8]) -> Option<(Self, &'a [u8])> {
+        let (body, rest) = take(payload)?;
+        let (timestamp_delta, body) = varint::split_i64(body)?;
+        let (offset_delta, body) = varint::split_u64(body)?;
+        let (key, body) = take_optional(body)?;
+        let (value, body) = take_optional(body)?;
+        let (remaining, bytes) = varint::split_u64(body)?;
+        let headers = Headers { bytes, remaining };
+        Some((Self { timestamp_delta, offset_delta, key, value, headers }, rest))
     }
 }
 
-/// Length and that many bytes.
+/// Length and that many bytes; and what follows them.
 #[inline]
-fn take<'a>(bytes: &'a [u8], at: &mut usize) -> Option<&'a [u8]> {
-    let len = usize::try_from(varint::get_u64(bytes, at)?).ok()?;
-    let end = at.checked_add(len)?;
-    let taken = bytes.get(*at..end)?;
-    *at = end;
-    Some(taken)
+fn take(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (len, rest) = varint::split_u64(bytes)?;
+    rest.split_at_checked(usize::try_from(len).ok()?)
 }
 
-/// Length plus one and that many bytes; 0 stands for absent.
+/// Length plus one and that many bytes, 0 stands for absent; and what follows them.
 #[inline]
-fn take_optional<'a>(bytes: &'a [u8], at: &mut usize) -> Option<Option<&'a [u8]>> {
-    let mark = varint::get_u64(bytes, at)?;
+fn take_optional(bytes: &[u8]) -> Option<(Option<&[u8]>, &[u8])> {
+    let (mark, rest) = varint::split_u64(bytes)?;
     let Some(len) = mark.checked_sub(1) else {
-        return Some(None);
+        return Some((None, rest));
     };
-    let end = at.checked_add(usize::try_from(len).ok()?)?;
-    let taken = bytes.get(*at..end)?;
-    *at = end;
-    Some(Some(taken))
+    let (taken, rest) = rest.split_at_checked(usize::try_from(len).ok()?)?;
+    Some((Some(taken), rest))
 }
