@@ -405,7 +405,7 @@ impl ActiveSegment {
     pub(crate) fn take_staged(&mut self) -> Staged {
         let spare = std::mem::take(&mut self.spare);
         let bytes = std::mem::replace(&mut self.stage, spare);
-        self.in_flight = true;
+        self.in_flight = !bytes.is_empty();
         self.unstaged_end = self.end;
         Staged {
             file: Arc::clone(&self.file),
