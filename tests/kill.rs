@@ -44,8 +44,9 @@ fn child() {
                 for at in 0.. {
                     let value = value(number, round, at);
                     let appended = partition.append(&[Record::new(&value)], Acks::All).unwrap();
-                    // One write a line: a kill leaves whole lines, or a last one without its end.
-                    let line = format!("{} {round} {at}\n", appended.offsets.start);
+                    // A kill may cut a line where a page ends: what lacks its full stop does not count,
+                    // and the next line begins afresh.
+                    let line = format!("\n{} {round} {at} .", appended.offsets.start);
                     journal.write_all(line.as_bytes()).unwrap();
                 }
             });
@@ -60,6 +61,7 @@ fn journal(directory: &Path, number: u32) -> BTreeMap<u64, (u64, u64)> {
     let mut known = BTreeMap::new();
     for line in BufReader::new(file).lines() {
         let line = line.unwrap();
+        let Some(line) = line.strip_suffix(" .") else { continue };
         let fields: Vec<u64> = line.split(' ').filter_map(|field| field.parse().ok()).collect();
         if let [offset, round, at] = fields[..] {
             known.insert(offset, (round, at));
