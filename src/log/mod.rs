@@ -427,6 +427,13 @@ impl Log {
         self.seal_active(now);
     }
 
+    /// Closes all files: they are about to be removed. What readers hold stays readable.
+    pub(crate) fn let_go(&mut self) {
+        self.active = None;
+        self.sealed.clear();
+        self.reader.clear();
+    }
+
     pub(crate) fn place(&self) -> &Place {
         &self.place
     }

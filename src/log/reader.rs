@@ -47,6 +47,10 @@ impl LogReader {
         Arc::make_mut(&mut segments).push(segment);
     }
 
+    pub(super) fn clear(&self) {
+        Arc::make_mut(&mut self.segments.write()).clear();
+    }
+
     #[cfg(test)]
     pub(super) fn pop(&self) {
         Arc::make_mut(&mut self.segments.write()).pop();

@@ -465,6 +465,11 @@ impl Core {
     pub(super) fn end(&self, ended: Ended) {
         let mut state = self.state.lock();
         state.ended.get_or_insert(ended);
+        if ended == Ended::TopicDeleted {
+            // Handles may be kept for long; the room of the files must not be.
+            state.page = None;
+            state.log.let_go();
+        }
         self.wake_all(state);
     }
 
