@@ -15,7 +15,7 @@
 
 use std::io;
 
-use crate::protocol::watermarks::Watermarks;
+use crate::protocol::replication::Progress;
 use crate::segment::Place;
 use crate::storage::{Mapping, OpenMode, read_full_at, write_all_at};
 use crate::types::Offset;
@@ -44,7 +44,7 @@ impl Marks {
     ///
     /// # Errors
     /// What the system says.
-    pub(crate) fn create(place: &Place, marks: &Watermarks, written: Offset) -> io::Result<Self> {
+    pub(crate) fn create(place: &Place, marks: &Progress, written: Offset) -> io::Result<Self> {
         let path = place.path(NAME);
         let file = match place.disk.open(&path, OpenMode::Write) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -73,7 +73,7 @@ impl Marks {
 
     /// Stores the offsets. Everything below `written` is in the files, and not only in this process.
     #[inline]
-    pub(crate) fn show(&self, marks: &Watermarks, written: Offset) {
+    pub(crate) fn show(&self, marks: &Progress, written: Offset) {
         self.map.publish_u64(32, written.0);
         self.map.publish_u64(40, !written.0);
         self.map.publish_u64(16, marks.high_watermark().0);

@@ -11,7 +11,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use crate::config::TopicConfig;
 use crate::error::{Error, ErrorClass, Written};
 use crate::log::{Log, LogReader, LogSettings, Marks, Part, Records};
-use crate::protocol::watermarks::Watermarks;
+use crate::protocol::replication::Progress;
 use crate::record::{Draft, DraftSettings, Record};
 use crate::storage::{Clock, ForkGuard};
 use crate::types::{
@@ -93,7 +93,7 @@ pub(crate) struct Core {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) log: Log,
-    pub(super) marks: Watermarks,
+    pub(super) marks: Progress,
     page: Option<Marks>,
     pub(super) flush: Flush,
     /// Why nothing can be appended any more.
@@ -127,7 +127,7 @@ impl Core {
     pub(crate) fn new(parts: CoreParts) -> Arc<Self> {
         let CoreParts { log, settings, .. } = parts;
         let reader = Arc::clone(log.reader());
-        let marks = Watermarks::recovered(reader.log_start(), log.end(), log.flushed_end());
+        let marks = Progress::recovered(reader.log_start(), log.end(), log.flushed_end());
         let flush = settings.topic.flush;
         Arc::new_cyclic(|this| Self {
             partition: parts.partition,

@@ -592,6 +592,17 @@ fn decode_frame(bytes: &[u8], seed: u32) -> Result<(u64, u64, MetadataRecord, us
     Ok((term, index, record, length as usize))
 }
 
+/// Puts the checksum of every frame right, as far as their lengths go.
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) fn put_checksums(bytes: &mut [u8], seed: u32) {
+    let mut at = 0;
+    while let Ok((length, _, body)) = split_frame(&bytes[at..]) {
+        let crc = frame_crc(seed, length, body);
+        bytes[at + 4..at + 8].copy_from_slice(&crc.to_le_bytes());
+        at += length as usize;
+    }
+}
+
 fn encode_record(record: &MetadataRecord, target: &mut Vec<u8>) {
     let mut out = Target { bytes: target };
     match record {

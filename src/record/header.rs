@@ -195,3 +195,11 @@ fn u32_at(bytes: &[u8; HEADER_BYTES], at: usize) -> u32 {
 fn u64_at(bytes: &[u8; HEADER_BYTES], at: usize) -> u64 {
     u64::from_le_bytes(*bytes[at..].first_chunk().expect("a field within the header"))
 }
+/// Puts both checksums of the batch at the start of `bytes` right, as far as it goes.
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) fn put_checksums(bytes: &mut [u8], seed: u32) {
+    let records_crc = crc(0, &bytes[HEADER_BYTES..]);
+    bytes[44..48].copy_from_slice(&records_crc.to_le_bytes());
+    let header_crc = crc(seed, &bytes[4..HEADER_BYTES]);
+    bytes[..4].copy_from_slice(&header_crc.to_le_bytes());
+}

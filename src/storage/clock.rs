@@ -21,6 +21,7 @@ enum Source {
     },
     Manual {
         millis: Arc<AtomicI64>,
+        elapsed: Arc<AtomicI64>,
     },
 }
 
@@ -36,7 +37,8 @@ impl Clock {
     /// A clock that stands at `now` until [`Clock::advance`] moves it.
     #[must_use]
     pub fn manual(now: Timestamp) -> Self {
-        Self(Source::Manual { millis: Arc::new(AtomicI64::new(now.0)) })
+        let elapsed = Arc::default();
+        Self(Source::Manual { millis: Arc::new(AtomicI64::new(now.0)), elapsed })
     }
 
     /// Wall-clock time, which may jump.
@@ -47,7 +49,7 @@ impl Clock {
             #[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
             Source::System { counter: true, .. } => counter::now(),
             Source::System { .. } => Timestamp::from(SystemTime::now()),
-            Source::Manual { millis } => Timestamp(millis.load(Ordering::Relaxed)),
+            Source::Manual { millis, .. } => Timestamp(millis.load(Ordering::Relaxed)),
         }
     }
 
@@ -56,17 +58,25 @@ impl Clock {
     pub fn elapsed(&self) -> Duration {
         match &self.0 {
             Source::System { started, .. } => started.elapsed(),
-            Source::Manual { millis } => {
-                Duration::from_millis(u64::try_from(millis.load(Ordering::Relaxed)).unwrap_or(0))
+            Source::Manual { elapsed, .. } => {
+                Duration::from_millis(u64::try_from(elapsed.load(Ordering::Relaxed)).unwrap_or(0))
             }
         }
     }
 
     /// Moves a manual clock on; does nothing to the system's.
     pub fn advance(&self, span: Duration) {
-        if let Source::Manual { millis } = &self.0 {
+        if let Source::Manual { millis, elapsed } = &self.0 {
             let span = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
             millis.fetch_add(span, Ordering::Relaxed);
+            elapsed.fetch_add(span, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets the wall time of a manual clock, forwards or back; no time passes by that.
+    pub fn set_wall(&self, now: Timestamp) {
+        if let Source::Manual { millis, .. } = &self.0 {
+            millis.store(now.0, Ordering::Relaxed);
         }
     }
 }

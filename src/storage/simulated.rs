@@ -45,6 +45,8 @@ pub enum Fault {
     ShortIo,
     /// A signal comes during a read or a write, and not during the next attempt.
     Interrupted,
+    /// The process may open no further file (`EMFILE`).
+    TooManyFiles,
 }
 
 /// What a failed sync leaves behind.
@@ -286,6 +288,9 @@ impl fmt::Debug for SimDisk {
 enum Call {
     /// Asks for names or lengths, or takes some away.
     Look,
+    /// Opens a file that is there, or makes one.
+    Open,
+    Make,
     Read,
     Write,
     /// Makes names or room.
@@ -297,7 +302,8 @@ impl Call {
     fn can_meet(self, fault: Fault) -> bool {
         match fault {
             Fault::Eio => true,
-            Fault::Enospc => matches!(self, Self::Write | Self::Grow | Self::Sync),
+            Fault::Enospc => matches!(self, Self::Write | Self::Grow | Self::Make | Self::Sync),
+            Fault::TooManyFiles => matches!(self, Self::Open | Self::Make),
             Fault::ShortIo | Fault::Interrupted => matches!(self, Self::Read | Self::Write),
         }
     }
@@ -343,6 +349,7 @@ impl World {
             Some(Fault::Eio) => Err(device_error()),
             Some(Fault::Enospc) => Err(io::ErrorKind::StorageFull.into()),
             Some(Fault::Interrupted) => Err(io::ErrorKind::Interrupted.into()),
+            Some(Fault::TooManyFiles) => Err(io::Error::from_raw_os_error(24)), // EMFILE
             Some(Fault::ShortIo) => Ok(Way::Short),
         }
     }
@@ -579,7 +586,7 @@ impl Disk for SimDisk {
     }
 
     fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn File>> {
-        let call = if mode == OpenMode::Create { Call::Grow } else { Call::Look };
+        let call = if mode == OpenMode::Create { Call::Make } else { Call::Open };
         let mut world = self.enter(call)?;
         let number = if mode == OpenMode::Create {
             world.create_file(path)?

@@ -1,0 +1,525 @@
+//! How far a partition's log reaches, on every replica, and how far it may be read.
+//!
+//! Takes what the logs and their flushers report; yields the high watermark: the smallest *acknowledged
+//! end* of the in-sync replicas, which is a replica's flushed end when an acknowledgement waits for the
+//! flush, else its written end (DESIGN.md section 11). It stands still while fewer replicas are in sync
+//! than `min.insync.replicas` asks for (KIP-966).
+//!
+//! Who is in sync is decided in the metadata. Until a change is durable there, both sets count: one
+//! that joins already holds the watermark back, one that leaves still does (KIP-497, REPL-09).
+//!
+//! ```text
+//!          may_join              the metadata say so
+//!   Out ------------> Joining ------------------------> In
+//!    ^                   |                               |
+//!    |   fails           |     fails, or lags            |
+//!    +-------------------+            +------------------+
+//!    ^                                v
+//!    +---------------------------- Leaving
+//!           the metadata say so
+//! ```
+//!
+//! Invariants (INV-01, INV-04):
+//! 1. `log_start <= high_watermark <= log_end`, and `flushed <= log_end`.
+//! 2. The high watermark only rises while one leader reigns.
+//! 3. It is at most the acknowledged end of every replica that is in sync, joins or leaves.
+
+use std::time::Duration;
+
+use crate::types::{DiskId, Flush, Offset, Timestamp};
+
+/// What a follower is to the partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Membership {
+    Out,
+    /// Counted already, and not yet durably so.
+    Joining,
+    In,
+    /// Still counted, until that is durable.
+    Leaving,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Follower {
+    disk: DiskId,
+    end: Offset,
+    flushed: Offset,
+    membership: Membership,
+    /// False: its replica is out of service, and cannot join.
+    online: bool,
+    /// When it last held all that the leader held.
+    caught_up_at: Timestamp,
+}
+
+/// A follower at the beginning of a reign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FollowerStart {
+    pub(crate) disk: DiskId,
+    pub(crate) end: Offset,
+    pub(crate) flushed: Offset,
+    pub(crate) in_sync: bool,
+    pub(crate) online: bool,
+}
+
+/// The offsets of a partition, seen from its leader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Progress {
+    log_start: Offset,
+    high_watermark: Offset,
+    log_end: Offset,
+    flushed: Offset,
+    /// Where the leader's reign begins.
+    epoch_start: Offset,
+    min_insync: u16,
+    followers: Vec<Follower>,
+    /// Where the leader stood at the last tick, and when that was.
+    seen: (Offset, Timestamp),
+}
+
+impl Progress {
+    /// A log as recovery left it, with nobody who follows: all of it may be read.
+    pub(crate) fn recovered(log_start: Offset, log_end: Offset, flushed: Offset) -> Self {
+        let log_start = log_start.min(log_end);
+        let progress = Self {
+            log_start,
+            high_watermark: log_end,
+            log_end,
+            flushed: flushed.min(log_end),
+            epoch_start: log_start,
+            min_insync: 1,
+            followers: Vec::new(),
+            seen: (log_end, Timestamp::MIN),
+        };
+        progress.check();
+        progress
+    }
+
+    /// A reign begins: what is known to have been readable stays so, the rest is for the replicas to say.
+    pub(crate) fn begin_reign(
+        &mut self,
+        epoch_start: Offset,
+        high_watermark: Offset,
+        min_insync: u16,
+        followers: &[FollowerStart],
+        flush: Flush,
+        now: Timestamp,
+    ) {
+        self.epoch_start = epoch_start;
+        self.min_insync = min_insync;
+        self.high_watermark = high_watermark.min(self.log_end).max(self.log_start);
+        self.seen = (self.log_end, now);
+        self.followers.clear();
+        self.followers.extend(followers.iter().map(|start| Follower {
+            disk: start.disk,
+            end: start.end,
+            flushed: start.flushed,
+            membership: if start.in_sync { Membership::In } else { Membership::Out },
+            online: start.online,
+            // One that lags must not hold the watermark back for long (REPL-16).
+            caught_up_at: if start.in_sync { now } else { Timestamp::MIN },
+        }));
+        self.advance(flush);
+    }
+
+    pub(crate) fn log_start(&self) -> Offset {
+        self.log_start
+    }
+
+    pub(crate) fn high_watermark(&self) -> Offset {
+        self.high_watermark
+    }
+
+    /// Everything below is decided; without transactions, that is the high watermark.
+    pub(crate) fn last_stable(&self) -> Offset {
+        self.high_watermark
+    }
+
+    pub(crate) fn log_end(&self) -> Offset {
+        self.log_end
+    }
+
+    /// How far the leader's own log is on stable storage.
+    pub(crate) fn flushed(&self) -> Offset {
+        self.flushed
+    }
+
+    /// How far the leader's own log is acknowledged.
+    pub(crate) fn leader_acknowledged(&self, flush: Flush) -> Offset {
+        if flush == Flush::OnAck { self.flushed } else { self.log_end }
+    }
+
+    /// The smallest in-sync set that acknowledges: never more than there are replicas (REPL-01).
+    pub(crate) fn required(&self) -> u16 {
+        let replicas = u16::try_from(self.followers.len()).unwrap_or(u16::MAX).saturating_add(1);
+        self.min_insync.clamp(1, replicas)
+    }
+
+    /// Replicas that are in sync by what is durable, the leader among them.
+    pub(crate) fn in_sync(&self) -> u16 {
+        let followers = self.followers.iter().filter(|follower| follower.is_committed()).count();
+        u16::try_from(followers).unwrap_or(u16::MAX).saturating_add(1)
+    }
+
+    /// Whether a follower is in sync by what is durable.
+    pub(crate) fn is_in_sync(&self, disk: DiskId) -> bool {
+        self.follower(disk).is_some_and(Follower::is_committed)
+    }
+
+    /// The log grew to `end`.
+    #[inline]
+    pub(crate) fn on_appended(&mut self, end: Offset, flush: Flush) {
+        assert!(end >= self.log_end, "a log does not shrink by an append");
+        self.log_end = end;
+        self.advance(flush);
+    }
+
+    /// Everything below `end` is on the leader's stable storage.
+    pub(crate) fn on_flushed(&mut self, end: Offset, flush: Flush) {
+        assert!(end <= self.log_end, "nothing is flushed that was not written");
+        self.flushed = self.flushed.max(end);
+        self.advance(flush);
+    }
+
+    /// A follower's log grew to `end`. An unknown one is nobody's follower any more.
+    #[inline]
+    pub(crate) fn on_followed(&mut self, disk: DiskId, end: Offset, flush: Flush) {
+        if let Some(follower) = self.follower_mut(disk) {
+            follower.end = follower.end.max(end);
+            self.advance(flush);
+        }
+    }
+
+    /// Everything below `end` is on a follower's stable storage.
+    pub(crate) fn on_follower_flushed(&mut self, disk: DiskId, end: Offset, flush: Flush) {
+        if let Some(follower) = self.follower_mut(disk) {
+            follower.flushed = follower.flushed.max(end.min(follower.end));
+            self.advance(flush);
+        }
+    }
+
+    /// Records below `start` are gone.
+    pub(crate) fn on_log_start(&mut self, start: Offset) {
+        self.log_start = self.log_start.max(start.min(self.high_watermark));
+        self.check();
+    }
+
+    /// A follower's replica is out of service. Returns whether that is to be made durable.
+    pub(crate) fn on_failed(&mut self, disk: DiskId) -> bool {
+        let Some(follower) = self.follower_mut(disk) else { return false };
+        follower.online = false;
+        follower.leave()
+    }
+
+    /// A follower's replica is back, with a log that ends at `end` and agrees with the leader's.
+    pub(crate) fn on_returned(&mut self, disk: DiskId, end: Offset, flushed: Offset) {
+        let log_end = self.log_end;
+        if let Some(follower) = self.follower_mut(disk) {
+            assert!(end <= log_end, "a follower that agrees is no longer than its leader");
+            follower.online = true;
+            follower.end = end;
+            follower.flushed = flushed.min(end);
+        }
+    }
+
+    /// Lets followers that lag for longer than `lag_max` leave, and those that caught up join. Returns
+    /// whether there is a change to be made durable (REPL-12, REPL-13, REPL-14).
+    pub(crate) fn tick(&mut self, now: Timestamp, lag_max: Duration, flush: Flush) -> bool {
+        let (seen, seen_at) = self.seen;
+        let (log_end, high_watermark, epoch_start) =
+            (self.log_end, self.high_watermark, self.epoch_start);
+        let mut changed = false;
+        for follower in &mut self.followers {
+            if follower.end >= log_end {
+                follower.caught_up_at = now;
+            } else if follower.end >= seen {
+                follower.caught_up_at = follower.caught_up_at.max(seen_at);
+            }
+            let acknowledged = follower.acknowledged(flush);
+            match follower.membership {
+                Membership::In if now.since(follower.caught_up_at) > lag_max => {
+                    changed |= follower.leave();
+                }
+                Membership::Out
+                    if follower.online
+                        && acknowledged >= high_watermark
+                        && follower.end >= epoch_start
+                        && now.since(follower.caught_up_at) <= lag_max =>
+                {
+                    follower.membership = Membership::Joining;
+                    changed = true;
+                }
+                Membership::Joining | Membership::Leaving => changed = true,
+                Membership::In | Membership::Out => {}
+            }
+        }
+        self.seen = (log_end, now);
+        changed
+    }
+
+    /// The in-sync followers as they should be; `None` if that is what is durable already.
+    pub(crate) fn proposal(&self) -> Option<Vec<DiskId>> {
+        let pending = |follower: &Follower| {
+            matches!(follower.membership, Membership::Joining | Membership::Leaving)
+        };
+        self.followers.iter().any(pending).then(|| {
+            let counted = |follower: &&Follower| {
+                matches!(follower.membership, Membership::Joining | Membership::In)
+            };
+            self.followers.iter().filter(counted).map(|follower| follower.disk).collect()
+        })
+    }
+
+    /// The followers in `isr`, as [`Progress::proposal`] gave them, are durably those in sync. What has
+    /// changed since waits for the next proposal (REPL-15).
+    pub(crate) fn on_isr(&mut self, isr: &[DiskId], flush: Flush) {
+        for follower in &mut self.followers {
+            let named = isr.contains(&follower.disk);
+            follower.membership = match (follower.membership, named) {
+                (Membership::Joining, true) => Membership::In,
+                (Membership::Leaving, false) => Membership::Out,
+                (Membership::Out, true) => Membership::Leaving, // it failed while it joined
+                (kept, _) => kept,
+            };
+        }
+        self.advance(flush);
+    }
+
+    /// The change could not be made durable: nobody joins; who leaves still counts.
+    pub(crate) fn on_isr_refused(&mut self) {
+        for follower in &mut self.followers {
+            if follower.membership == Membership::Joining {
+                follower.membership = Membership::Out;
+            }
+        }
+    }
+
+    /// The topic's `min.insync.replicas` was changed.
+    pub(crate) fn set_min_insync(&mut self, min_insync: u16, flush: Flush) {
+        self.min_insync = min_insync;
+        self.advance(flush);
+    }
+
+    #[inline]
+    fn advance(&mut self, flush: Flush) {
+        let mut acknowledged = self.leader_acknowledged(flush);
+        if !self.followers.is_empty() {
+            if self.in_sync() < self.required() {
+                return;
+            }
+            for follower in &self.followers {
+                if follower.membership != Membership::Out {
+                    acknowledged = acknowledged.min(follower.acknowledged(flush));
+                }
+            }
+        }
+        self.high_watermark = self.high_watermark.max(acknowledged);
+        self.check();
+    }
+
+    fn follower(&self, disk: DiskId) -> Option<&Follower> {
+        self.followers.iter().find(|follower| follower.disk == disk)
+    }
+
+    fn follower_mut(&mut self, disk: DiskId) -> Option<&mut Follower> {
+        self.followers.iter_mut().find(|follower| follower.disk == disk)
+    }
+
+    #[inline]
+    fn check(&self) {
+        assert!(self.log_start <= self.high_watermark, "the log starts behind its watermark");
+        assert!(self.high_watermark <= self.log_end, "the watermark is behind the end of the log");
+        assert!(self.flushed <= self.log_end, "more is flushed than was written");
+    }
+}
+
+impl Follower {
+    fn acknowledged(&self, flush: Flush) -> Offset {
+        if flush == Flush::OnAck { self.flushed } else { self.end }
+    }
+
+    fn is_committed(&self) -> bool {
+        matches!(self.membership, Membership::In | Membership::Leaving)
+    }
+
+    fn leave(&mut self) -> bool {
+        let (next, changed) = match self.membership {
+            Membership::In | Membership::Leaving => (Membership::Leaving, true),
+            Membership::Joining | Membership::Out => (Membership::Out, false),
+        };
+        self.membership = next;
+        changed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1000);
+    const LAG: Duration = Duration::from_secs(30);
+
+    fn in_sync(disk: u16) -> FollowerStart {
+        FollowerStart {
+            disk: DiskId(disk),
+            end: Offset(0),
+            flushed: Offset(0),
+            in_sync: true,
+            online: true,
+        }
+    }
+
+    fn three(min_insync: u16, flush: Flush) -> Progress {
+        let mut progress = Progress::recovered(Offset(0), Offset(0), Offset(0));
+        let followers = [in_sync(1), in_sync(2)];
+        progress.begin_reign(Offset(0), Offset(0), min_insync, &followers, flush, NOW);
+        progress
+    }
+
+    #[test]
+    fn with_on_ack_the_watermark_moves_over_flushed_records_only() {
+        let mut progress = Progress::recovered(Offset(0), Offset(3), Offset(3));
+        progress.on_appended(Offset(9), Flush::OnAck);
+        assert_eq!(progress.high_watermark(), Offset(3));
+        progress.on_flushed(Offset(7), Flush::OnAck);
+        assert_eq!(progress.high_watermark(), Offset(7));
+    }
+
+    #[test]
+    fn without_it_the_watermark_is_the_end_of_the_log() {
+        for flush in [Flush::Os, Flush::Interval(Duration::from_secs(1))] {
+            let mut progress = Progress::recovered(Offset(0), Offset(0), Offset(0));
+            progress.on_appended(Offset(9), flush);
+            assert_eq!(progress.high_watermark(), Offset(9));
+        }
+    }
+
+    #[test]
+    fn the_watermark_never_falls_when_the_flush_level_gets_stricter() {
+        let mut progress = Progress::recovered(Offset(0), Offset(0), Offset(0));
+        progress.on_appended(Offset(5), Flush::Os);
+        progress.on_appended(Offset(6), Flush::OnAck);
+        assert_eq!(progress.high_watermark(), Offset(5), "INV-04");
+    }
+
+    #[test]
+    fn repl_07_the_watermark_is_the_smallest_acknowledged_end_of_the_in_sync() {
+        let mut progress = three(2, Flush::OnAck);
+        progress.on_appended(Offset(9), Flush::OnAck);
+        progress.on_flushed(Offset(9), Flush::OnAck);
+        progress.on_followed(DiskId(1), Offset(9), Flush::OnAck);
+        progress.on_followed(DiskId(2), Offset(7), Flush::OnAck);
+        assert_eq!(progress.high_watermark(), Offset(0), "written is not flushed");
+        progress.on_follower_flushed(DiskId(1), Offset(9), Flush::OnAck);
+        progress.on_follower_flushed(DiskId(2), Offset(5), Flush::OnAck);
+        assert_eq!(progress.high_watermark(), Offset(5));
+    }
+
+    #[test]
+    fn repl_09_one_that_leaves_counts_until_that_is_durable() {
+        let mut progress = three(1, Flush::Os);
+        progress.on_appended(Offset(9), Flush::Os);
+        progress.on_followed(DiskId(1), Offset(9), Flush::Os);
+        assert!(progress.on_failed(DiskId(2)));
+        assert_eq!(progress.high_watermark(), Offset(0));
+        let proposal = progress.proposal().unwrap();
+        assert_eq!(proposal, [DiskId(1)]);
+        progress.on_isr(&proposal, Flush::Os);
+        assert_eq!(progress.high_watermark(), Offset(9));
+        assert_eq!(progress.proposal(), None);
+    }
+
+    #[test]
+    fn repl_33_under_min_insync_the_watermark_stands_and_jumps_when_one_is_back() {
+        let mut progress = three(2, Flush::Os);
+        for disk in [1, 2] {
+            progress.on_failed(DiskId(disk));
+        }
+        progress.on_isr(&[], Flush::Os);
+        progress.on_appended(Offset(9), Flush::Os);
+        assert_eq!((progress.high_watermark(), progress.in_sync()), (Offset(0), 1), "REPL-08");
+        progress.on_returned(DiskId(2), Offset(0), Offset(0));
+        progress.on_followed(DiskId(2), Offset(9), Flush::Os);
+        assert!(progress.tick(NOW, LAG, Flush::Os));
+        assert_eq!(progress.high_watermark(), Offset(0), "REPL-08: not before it is durable");
+        progress.on_isr(&progress.proposal().unwrap(), Flush::Os);
+        assert_eq!(progress.high_watermark(), Offset(9));
+    }
+
+    #[test]
+    fn repl_13_an_idle_follower_never_lags_and_a_stuck_one_leaves() {
+        let mut progress = three(1, Flush::Os);
+        let later = NOW.plus(LAG * 10);
+        assert!(!progress.tick(later, LAG, Flush::Os));
+        progress.on_appended(Offset(5), Flush::Os);
+        progress.on_followed(DiskId(1), Offset(5), Flush::Os);
+        assert!(!progress.tick(later.plus(LAG), LAG, Flush::Os));
+        assert!(progress.tick(later.plus(LAG * 2), LAG, Flush::Os));
+        assert_eq!(progress.proposal(), Some(vec![DiskId(1)]));
+    }
+
+    #[test]
+    fn repl_12_a_follower_that_is_always_a_little_behind_is_in_sync() {
+        let mut progress = three(1, Flush::Os);
+        let mut now = NOW;
+        for end in 1..100 {
+            progress.on_appended(Offset(end * 10), Flush::Os);
+            for disk in [1, 2] {
+                progress.on_followed(DiskId(disk), Offset(end * 10 - 5), Flush::Os);
+            }
+            now = now.plus(LAG / 2);
+            assert!(!progress.tick(now, LAG, Flush::Os), "at {end}");
+        }
+    }
+
+    #[test]
+    fn repl_14_one_that_lacks_the_start_of_the_reign_does_not_join() {
+        let mut progress = Progress::recovered(Offset(0), Offset(8), Offset(8));
+        let out = FollowerStart { in_sync: false, end: Offset(5), ..in_sync(1) };
+        progress.begin_reign(Offset(8), Offset(5), 1, &[out], Flush::Os, NOW);
+        assert!(!progress.tick(NOW, LAG, Flush::Os));
+        progress.on_followed(DiskId(1), Offset(8), Flush::Os);
+        assert!(progress.tick(NOW, LAG, Flush::Os));
+    }
+
+    #[test]
+    fn repl_15_what_changes_while_a_change_is_written_waits_for_the_next() {
+        let mut progress = three(1, Flush::Os);
+        progress.on_failed(DiskId(1));
+        let first = progress.proposal().unwrap();
+        progress.on_failed(DiskId(2));
+        progress.on_isr(&first, Flush::Os);
+        assert_eq!(progress.proposal(), Some(vec![]), "2 is still to leave");
+        assert!(progress.is_in_sync(DiskId(2)) && !progress.is_in_sync(DiskId(1)));
+    }
+
+    #[test]
+    fn repl_09_one_that_joins_holds_the_watermark_already() {
+        let mut progress = Progress::recovered(Offset(0), Offset(0), Offset(0));
+        let out = FollowerStart { in_sync: false, ..in_sync(1) };
+        progress.begin_reign(Offset(0), Offset(0), 1, &[out], Flush::Os, NOW);
+        assert!(progress.tick(NOW, LAG, Flush::Os));
+        progress.on_appended(Offset(4), Flush::Os);
+        assert_eq!(progress.high_watermark(), Offset(0));
+        progress.on_isr_refused();
+        progress.on_appended(Offset(5), Flush::Os);
+        assert_eq!(progress.high_watermark(), Offset(5));
+    }
+
+    #[test]
+    fn a_lower_min_insync_lets_the_watermark_go_on() {
+        let mut progress = three(3, Flush::Os);
+        progress.on_failed(DiskId(2));
+        progress.on_isr(&[DiskId(1)], Flush::Os);
+        progress.on_appended(Offset(4), Flush::Os);
+        progress.on_followed(DiskId(1), Offset(4), Flush::Os);
+        assert_eq!(progress.high_watermark(), Offset(0));
+        progress.set_min_insync(2, Flush::Os);
+        assert_eq!(progress.high_watermark(), Offset(4));
+    }
+
+    #[test]
+    fn repl_01_no_more_are_required_than_there_are() {
+        assert_eq!(three(9, Flush::Os).required(), 3);
+        assert_eq!(three(0, Flush::Os).required(), 1);
+    }
+}
