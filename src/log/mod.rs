@@ -262,7 +262,7 @@ impl Log {
     /// Seals the active segment if it is older than the topic's `segment_age` (SEG-01, by the clock).
     ///
     /// # Errors
-    /// As for an append.
+    /// [`Error::Io`] when what waited in memory cannot be written.
     pub(crate) fn roll_if_old(&mut self, now: Timestamp) -> Result<bool, Error> {
         let old = self.active.as_ref().is_some_and(|active| {
             !active.segment().is_empty()
@@ -270,7 +270,7 @@ impl Log {
                 && now.since(active.created()) >= self.settings.segment_age
         });
         if old {
-            self.roll(0, now)?;
+            self.seal(now)?;
         }
         Ok(old)
     }
@@ -282,10 +282,19 @@ impl Log {
     pub(crate) fn roll_now(&mut self, now: Timestamp) -> Result<(), Error> {
         match &self.active {
             Some(active) if !active.segment().is_empty() && !active.is_in_flight() => {
-                self.roll(0, now)
+                self.seal(now)
             }
             _ => Ok(()),
         }
+    }
+
+    /// Ends the active segment without a new one, for which there may be no room: the next append makes it.
+    fn seal(&mut self, now: Timestamp) -> Result<(), Error> {
+        if let Some(active) = &mut self.active {
+            active.write_out()?;
+        }
+        self.seal_active(now);
+        Ok(())
     }
 
     /// What has to be flushed; `None` if everything is.
