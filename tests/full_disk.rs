@@ -163,7 +163,11 @@ fn fill_and_free(path: &Path, mode: StorageMode, flush: Flush) {
     let end = fill(&kept, path);
     let deadline = Instant::now() + SECOND * 20;
     while aged.log_start_offset() < Offset(100) {
-        assert!(Instant::now() < deadline, "retention does not work when the disk is full");
+        assert!(
+            Instant::now() < deadline,
+            "retention does not work when the disk is full: {:?}",
+            store.events().map(|event| event.to_string()).collect::<Vec<_>>()
+        );
         std::thread::yield_now();
     }
     append_again(&kept);

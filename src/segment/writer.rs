@@ -25,6 +25,7 @@ use crate::types::{Offset, Timestamp};
 
 use super::{DATA_START, FileHeader, IndexEntry, Place, Segment, Source, SparseIndex, log_name};
 
+const PAGE_BYTES: u64 = 4096;
 /// The first allocation of a segment: ten thousand idle partitions must cost little.
 const ALLOCATE_BYTES_MIN: u64 = 32 << 10;
 /// Allocation doubles up to this step.
@@ -77,13 +78,21 @@ impl Room {
             let chunk =
                 ready.next_power_of_two().clamp(ALLOCATE_BYTES_MIN.min(self.chunk), self.chunk);
             let chunk_end = (ready / chunk + 1) * chunk;
-            let target = chunk_end.min(self.capacity.max(until));
+            let mut target = chunk_end.min(self.capacity.max(until));
             if target > stages.allocated {
                 let end =
                     (stages.allocated + stages.step).max(target).min(self.capacity.max(target));
-                self.file.allocate(stages.allocated, end - stages.allocated)?;
-                stages.allocated = end;
-                stages.step = (stages.step * 2).min(ALLOCATE_BYTES_MAX);
+                match self.allocate(&mut stages, end) {
+                    // On a disk that is nearly full, as little as will do.
+                    Err(error) if is_full(&error) => {
+                        target = until.next_multiple_of(PAGE_BYTES).min(target);
+                        self.allocate(&mut stages, target)?;
+                    }
+                    allocated => {
+                        allocated?;
+                        stages.step = (stages.step * 2).min(ALLOCATE_BYTES_MAX);
+                    }
+                }
             }
             let zeroes = zeroes();
             while ready < target {
@@ -92,6 +101,14 @@ impl Room {
                 ready += len as u64;
             }
             self.ready.store(ready, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, stages: &mut Stages, end: u64) -> io::Result<()> {
+        if end > stages.allocated {
+            self.file.allocate(stages.allocated, end - stages.allocated)?;
+            stages.allocated = end;
         }
         Ok(())
     }
@@ -109,6 +126,13 @@ impl Room {
         self.make_ready((ready + self.chunk).min(until))?;
         Ok(true)
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
 }
 
 fn zeroes() -> &'static [u8] {

@@ -262,7 +262,7 @@ fn small_store(disk: &SimDisk) -> Option<Vec<String>> {
     }
     drop(store);
     disk.process_restart();
-    Some(disk.files())
+    Some(disk.files().into_iter().filter(|name| name != "reserve").collect())
 }
 
 #[cfg(test)]

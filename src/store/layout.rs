@@ -10,10 +10,11 @@
 //!                            00000000000000000000.side   what is known of them
 //!                            marks                       offsets, for readers in other processes
 //!   quarantine/             bytes that a recovery cut
+//!   reserve                 room that opening the store on a full disk takes
 //! ```
 
 use crate::error::{DecodeError, Error};
-use crate::storage::{Disk, read_small, replace_file};
+use crate::storage::{Disk, OpenMode, read_small, replace_file};
 use crate::types::{DiskId, StoreId, TopicId};
 
 pub(super) const LOCK: &str = "lock";
@@ -21,6 +22,35 @@ pub(super) const IDENTITY: &str = "store.id";
 pub(super) const SESSION: &str = "session";
 pub(super) const METADATA: [&str; 2] = ["metadata.0", "metadata.1"];
 pub(super) const TOPICS: &str = "topics";
+
+const RESERVE: &str = "reserve";
+const RESERVE_BYTES: u64 = 16 << 10;
+
+/// Does something that takes a little room. On a full disk, the reserve is given up for it.
+///
+/// # Errors
+/// Those of `act`.
+pub(super) fn with_reserve(
+    disk: &dyn Disk,
+    act: impl Fn() -> Result<(), Error>,
+) -> Result<(), Error> {
+    match act() {
+        Err(full @ Error::NoSpace { .. }) => match disk.remove(RESERVE) {
+            Ok(()) => act(),
+            Err(_) => Err(full),
+        },
+        outcome => outcome,
+    }
+}
+
+/// Sets a reserve aside, if there is none and there is room.
+pub(super) fn set_reserve_aside(disk: &dyn Disk) {
+    let Ok(file) = disk.open(RESERVE, OpenMode::Create) else { return };
+    if file.allocate(0, RESERVE_BYTES).is_err() {
+        // The next opening tries again.
+        let _ = disk.remove(RESERVE);
+    }
+}
 
 /// Characters of a topic's name that its directory bears; names may be longer than a file's.
 const NAME_CHARS_MAX: usize = 200;

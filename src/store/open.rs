@@ -195,6 +195,7 @@ impl Shared {
             // hole may be what the power loss before it left.
             self.write_unclean(&mut self.session.lock())?;
         }
+        layout::set_reserve_aside(&*self.disk);
         let scanned_bytes = scanned.load(Ordering::Relaxed);
         self.events.push(self.clock.now(), EventKind::Opened { clean, scanned_bytes });
         Ok(())
@@ -205,7 +206,7 @@ impl Shared {
     fn write_unclean(&self, session: &mut Session) -> Result<()> {
         let boot = self.disk.boot_id();
         let unclean = Session { clean: false, boot, ..session.clone() };
-        unclean.write(&*self.disk, self.id)?;
+        layout::with_reserve(&*self.disk, || unclean.write(&*self.disk, self.id))?;
         *session = Session { clean: session.clean, ..unclean };
         Ok(())
     }
