@@ -25,7 +25,7 @@ pub use log::{Iter, Records};
 pub use partition::{Appended, Event, EventKind, Events, ReadOptions, Ticket};
 pub use record::{Headers, Record, RecordView};
 pub use store::{
-    Damage, Partition, Store, StoreBuilder, TopicDescription, VerifyOptions, VerifyProgress,
+    Damage, DiskDescription, DiskState, Partition, Store, StoreBuilder, TopicDescription, VerifyOptions, VerifyProgress,
     VerifyReport,
 };
 pub use types::{

@@ -23,7 +23,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::record::{self, Draft};
+use crate::protocol::replication::EpochHistory;
+use crate::record::{self, BatchHeader, Draft};
 use crate::segment::{ActiveSegment, Place, Room, Segment, Staged, WriteHow, log_name, side_name};
 use crate::storage::File;
 use crate::types::{LeaderEpoch, Offset, Timestamp};
@@ -32,7 +33,7 @@ pub(crate) use marks::Marks;
 pub(crate) use reader::LogReader;
 pub(crate) use records::Part;
 pub use records::{Iter, Records};
-pub(crate) use recovery::{Evidence, Loss};
+pub(crate) use recovery::{Evidence, Loss, Recovered};
 
 /// How far a background pass works ahead of the appender.
 const AHEAD_BYTES: u64 = 4 << 20;
@@ -65,10 +66,17 @@ pub(crate) struct FlushPlan {
     active: Option<Staged>,
     sync_directory: bool,
     place: Place,
+    /// The log that it is of: while the flush is on its way, the log may change hands.
+    log: Arc<LogReader>,
     pub(crate) end: Offset,
 }
 
 impl FlushPlan {
+    /// Whether it is a flush of `log`.
+    pub(crate) fn is_of(&self, log: &Log) -> bool {
+        Arc::ptr_eq(&self.log, &log.reader)
+    }
+
     /// Does it. Takes no lock: appends go on meanwhile.
     ///
     /// # Errors
@@ -170,7 +178,7 @@ impl Log {
         draft: &Draft,
         buffer: &mut [u8],
         now: Timestamp,
-    ) -> Result<Range<Offset>, Error> {
+    ) -> Result<(Range<Offset>, BatchHeader), Error> {
         let base = self.end;
         let end = base.plus(draft.record_count().into());
         if !self.active.as_ref().is_some_and(|active| active.has_room_for(buffer.len(), end)) {
@@ -189,7 +197,123 @@ impl Log {
         let active = self.active.as_mut().expect("the roll above made one");
         active.append(buffer, &header, now)?;
         self.end = end;
-        Ok(base..end)
+        Ok((base..end, header))
+    }
+
+    /// Puts a batch that the leader sealed behind the last one, as it is (REPL-18).
+    ///
+    /// # Errors
+    /// As for [`Log::append`].
+    #[inline]
+    pub(crate) fn append_sealed(
+        &mut self,
+        bytes: &[u8],
+        header: &BatchHeader,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        assert_eq!(header.base_offset, self.end, "a follower goes on where it ends (LOG-18)");
+        let end = header.end_offset();
+        if !self.active.as_ref().is_some_and(|active| active.has_room_for(bytes.len(), end)) {
+            self.roll(bytes.len(), now)?;
+        }
+        let active = self.active.as_mut().expect("the roll above made one");
+        active.append(bytes, header, now)?;
+        self.end = end;
+        Ok(())
+    }
+
+    /// Whether a batch of the leader's can be appended now, without a call to the disk.
+    #[inline]
+    pub(crate) fn takes_inline(&self, bytes: usize, header: &BatchHeader) -> bool {
+        header.base_offset == self.end
+            && self.active.as_ref().is_some_and(|active| {
+                active.has_room_for(bytes, header.end_offset()) && active.is_ready_for(bytes)
+            })
+    }
+
+    /// Whether a batch of the leader's has to wait for the flush that is on its way.
+    pub(crate) fn sealed_waits_for_landing(&self, bytes: usize, header: &BatchHeader) -> bool {
+        self.active.as_ref().is_some_and(|active| {
+            active.is_in_flight() && !active.has_room_for(bytes, header.end_offset())
+        })
+    }
+
+    /// The batches that are in memory only, in two rows.
+    pub(crate) fn unwritten(&self) -> [&[u8]; 2] {
+        self.active.as_ref().map_or([&[], &[]], ActiveSegment::unwritten)
+    }
+
+    /// The reign under which batches are sealed from now on.
+    pub(crate) fn set_epoch(&mut self, epoch: LeaderEpoch) {
+        self.epoch = epoch;
+    }
+
+    /// Gives up everything, and goes on at `start`: the leader has nothing before it (REPL-19).
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn restart(&mut self, start: Offset) -> Result<(), Error> {
+        self.active = None;
+        self.sealed.clear();
+        let segments = self.reader.segments();
+        self.reader.clear();
+        for segment in segments.iter().rev() {
+            self.remove_files(segment)?;
+        }
+        self.reader.raise_log_start(start);
+        (self.end, self.flushed_end) = (start, start);
+        Ok(())
+    }
+
+    /// Cuts what a leader whose log ends at `leader_end` does not have. Returns the new end.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NoSpace`].
+    pub(crate) fn agree(
+        &mut self,
+        history: &EpochHistory,
+        leader_end: Offset,
+        now: Timestamp,
+    ) -> Result<Offset, Error> {
+        let start = self.reader.log_start();
+        let agreed = history.agreed_end(leader_end, self.end, |end| self.batch_before(start, end))?;
+        if agreed < start {
+            self.restart(agreed)?;
+        } else if agreed < self.end {
+            self.truncate(agreed, now)?;
+        }
+        Ok(self.end)
+    }
+
+    /// The epoch of the last batch, and where it begins.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn last_epoch(&self) -> Result<Option<LeaderEpoch>, Error> {
+        let last = self.batch_before(self.reader.log_start(), self.end)?;
+        Ok(last.map(|(epoch, _)| epoch))
+    }
+
+    /// The epoch of the batch before `end`, and where that batch begins. Damaged ones are passed over:
+    /// they are the leader's to replace.
+    fn batch_before(
+        &self,
+        start: Offset,
+        mut end: Offset,
+    ) -> Result<Option<(LeaderEpoch, Offset)>, Error> {
+        while end > start {
+            let last = Offset(end.0 - 1);
+            match self.reader.read(last, self.end, 1) {
+                Ok(fetched) => {
+                    let header =
+                        fetched.as_ref().and_then(|fetched| BatchHeader::trusted(&fetched.bytes));
+                    return Ok(header.map(|header| (header.leader_epoch, header.base_offset)));
+                }
+                Err(Error::Corrupt { offsets, .. }) => end = offsets.start.min(last),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 
     /// Whether the worker should look at this log: pages, or a checkpoint, are due. Says so once.
@@ -313,6 +437,7 @@ impl Log {
             active: self.active.as_mut().map(ActiveSegment::take_staged),
             sync_directory: self.directory_unsynced,
             place: self.place.clone(),
+            log: Arc::clone(&self.reader),
             end: self.end,
         })
     }
@@ -373,12 +498,14 @@ impl Log {
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::NoSpace`]; the log then ends somewhere between `to` and its old end.
-    #[cfg(test)]
     pub(crate) fn truncate(&mut self, to: Offset, now: Timestamp) -> Result<Offset, Error> {
         if to >= self.end {
             return Ok(self.end);
         }
-        self.active = None;
+        if let Some(mut active) = self.active.take() {
+            assert!(!active.is_in_flight(), "a log is cut while no flush is on its way");
+            active.write_out()?;
+        }
         let segments = self.reader.segments();
         let mut to = to.max(self.reader.log_start());
         for segment in segments.iter().rev() {
@@ -426,7 +553,6 @@ impl Log {
     ///
     /// # Errors
     /// [`Error::Io`]; a file that is gone already is none.
-    #[cfg(test)]
     fn remove_files(&self, segment: &Segment) -> Result<(), Error> {
         remove_segment_files(&self.place, segment.base)
     }
@@ -558,7 +684,7 @@ mod tests {
         let settings = DraftSettings::plain(NOW);
         let draft =
             Draft::encode(&records, &settings, &partition, &mut batch, &mut scratch).unwrap();
-        log.append(&draft, &mut batch, NOW).unwrap()
+        log.append(&draft, &mut batch, NOW).unwrap().0
     }
 
     fn values(log: &Log) -> Vec<u64> {

@@ -30,7 +30,7 @@ impl LogReader {
         Arc::clone(&self.segments.read())
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.segments.read().is_empty()
     }
 
@@ -51,12 +51,10 @@ impl LogReader {
         Arc::make_mut(&mut self.segments.write()).clear();
     }
 
-    #[cfg(test)]
     pub(super) fn pop(&self) {
         Arc::make_mut(&mut self.segments.write()).pop();
     }
 
-    #[cfg(test)]
     pub(super) fn replace_last(&self, segment: Arc<Segment>) {
         let mut segments = self.segments.write();
         let segments = Arc::make_mut(&mut segments);

@@ -50,6 +50,12 @@ impl Attention {
         Some(queue.iter().filter_map(Weak::upgrade).collect())
     }
 
+    /// Takes the partitions that are queued.
+    pub(crate) fn take(&self) -> Vec<Arc<Core>> {
+        let queue = std::mem::take(&mut self.state.lock().queue);
+        queue.iter().filter_map(Weak::upgrade).collect()
+    }
+
     /// Lets the worker end.
     pub(crate) fn stop(&self) {
         self.state.lock().stopped = true;

@@ -11,7 +11,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use crate::config::TopicConfig;
 use crate::error::{Error, ErrorClass, Written};
 use crate::log::{Log, LogReader, LogSettings, Marks, Part, Records};
-use crate::protocol::replication::Progress;
+use crate::protocol::replication::{EpochHistory, Progress};
 use crate::record::{Draft, DraftSettings, Record};
 use crate::storage::{Clock, ForkGuard};
 use crate::types::{
@@ -19,7 +19,8 @@ use crate::types::{
 };
 
 use super::events::EventKind;
-use super::flush::{Durable, Group};
+use super::flush::{Durable, Group, Sleeper, Until, Wait, Waited};
+use super::replica::Replica;
 use super::ticket::{Waiter, complete};
 use super::{Appended, Attention, EventLog, ReadOptions};
 
@@ -47,27 +48,44 @@ pub(crate) struct CoreSettings {
 #[derive(Debug)]
 pub(crate) struct CoreParts {
     pub(crate) partition: TopicPartition,
-    pub(crate) disk: DiskId,
-    pub(crate) epoch: LeaderEpoch,
+    pub(crate) reign: Reign,
+    /// The leader's.
     pub(crate) log: Log,
+    /// The leader's and the others', each with its log but the leader's.
+    pub(crate) leading: Arc<Replica>,
+    pub(crate) followers: Vec<Arc<Replica>>,
     pub(crate) settings: CoreSettings,
     pub(crate) clock: Clock,
     pub(crate) fork: Arc<ForkGuard>,
     pub(crate) events: Arc<EventLog>,
-    pub(crate) attention: Arc<Attention>,
+    /// Where the partition asks for changes of its reign to be made durable.
+    pub(crate) control: Arc<Attention>,
+    /// Whether threads do the background work; otherwise, who waits does it.
+    pub(crate) background: bool,
     /// Whether a page is kept for readers in other processes.
     pub(crate) show_marks: bool,
     /// How long an append waits for its acknowledgement.
     pub(crate) append_timeout: Duration,
 }
 
+/// Who leads, who is in sync, and since when, as the metadata say.
+#[derive(Clone, Debug)]
+pub(crate) struct Reign {
+    pub(crate) epoch: LeaderEpoch,
+    pub(crate) history: EpochHistory,
+    pub(crate) isr: Vec<DiskId>,
+    pub(crate) eligible: Vec<DiskId>,
+    /// All replicas, the preferred leader first.
+    pub(crate) preference: Vec<DiskId>,
+    pub(crate) high_watermark: Offset,
+}
+
 /// One partition, shared by everyone who uses it.
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(super) partition: TopicPartition,
-    pub(super) disk: DiskId,
-    epoch: LeaderEpoch,
-    pub(super) reader: Arc<LogReader>,
+    /// The leader's.
+    pub(super) reader: RwLock<Arc<LogReader>>,
     settings: RwLock<CoreSettings>,
     /// `max_batch_bytes` of a topic whose batches need nothing else from the settings; else 0. Saves
     /// the append a lock.
@@ -75,7 +93,8 @@ pub(crate) struct Core {
     pub(super) clock: Clock,
     fork: Arc<ForkGuard>,
     pub(super) events: Arc<EventLog>,
-    attention: Arc<Attention>,
+    control: Arc<Attention>,
+    pub(super) background: bool,
     show_marks: bool,
     append_timeout: Duration,
     this: Weak<Core>,
@@ -86,15 +105,52 @@ pub(crate) struct Core {
     /// Copies of the watermarks, for whoever only wants to look.
     high_watermark: AtomicU64,
     log_end: AtomicU64,
-    attention_queued: AtomicBool,
+    epoch: AtomicU32,
+    control_queued: AtomicBool,
+}
+
+/// What became of an append.
+#[derive(Clone, Debug)]
+pub(crate) enum Placed {
+    /// It is acknowledged as was asked.
+    Done(Appended),
+    /// It is in the leader's log.
+    Waits(Waiting),
+}
+
+/// An append that is not acknowledged yet, and the reign under which it was made.
+#[derive(Clone, Debug)]
+pub(crate) struct Waiting {
+    pub(crate) appended: Appended,
+    pub(crate) epoch: LeaderEpoch,
 }
 
 /// What the lock guards.
 #[derive(Debug)]
 pub(super) struct State {
+    /// The leader's.
     pub(super) log: Log,
-    pub(super) marks: Progress,
-    page: Option<Marks>,
+    pub(super) progress: Progress,
+    pub(super) leading: Arc<Replica>,
+    pub(super) followers: Vec<Arc<Replica>>,
+    /// The disk that leads by what is durable.
+    pub(super) leader: Option<DiskId>,
+    pub(super) epoch: LeaderEpoch,
+    pub(super) history: EpochHistory,
+    pub(super) isr: Vec<DiskId>,
+    pub(super) eligible: Vec<DiskId>,
+    pub(super) preference: Vec<DiskId>,
+    pub(super) replicas: usize,
+    pub(super) min_insync: u16,
+    /// The leader hands over as soon as somebody can take over; it takes no appends meanwhile.
+    pub(super) stepping_down: bool,
+    /// Because its disk is full.
+    pub(super) stuck: bool,
+    /// Something of the reign is to be made durable.
+    pub(super) unsettled: bool,
+    /// Replicas whose flush failed, and up to where each is believed; to be made durable.
+    pub(super) suspects: Vec<(DiskId, Offset)>,
+    pub(super) page: Option<Marks>,
     pub(super) flush: Flush,
     /// Why nothing can be appended any more.
     pub(super) fenced: Option<Fenced>,
@@ -125,29 +181,46 @@ pub(super) enum Ended {
 
 impl Core {
     pub(crate) fn new(parts: CoreParts) -> Arc<Self> {
-        let CoreParts { log, settings, .. } = parts;
+        let CoreParts { log, settings, reign, .. } = parts;
         let reader = Arc::clone(log.reader());
-        let marks = Progress::recovered(reader.log_start(), log.end(), log.flushed_end());
+        let progress = Progress::recovered(reader.log_start(), log.end(), log.flushed_end());
         let flush = settings.topic.flush;
-        Arc::new_cyclic(|this| Self {
+        let min_insync = settings.topic.min_insync_replicas;
+        let now = parts.clock.now();
+        let replicated = !parts.followers.is_empty();
+        let core = Arc::new_cyclic(|this| Self {
             partition: parts.partition,
-            disk: parts.disk,
-            epoch: parts.epoch,
-            reader,
+            reader: RwLock::new(reader),
             plain_bytes_max: AtomicU32::new(plain_bytes_max(&settings.topic)),
             settings: RwLock::new(settings),
             clock: parts.clock,
             fork: parts.fork,
             events: parts.events,
-            attention: parts.attention,
+            control: parts.control,
+            background: parts.background,
             show_marks: parts.show_marks,
             append_timeout: parts.append_timeout,
             this: this.clone(),
-            high_watermark: AtomicU64::new(marks.high_watermark().0),
-            log_end: AtomicU64::new(marks.log_end().0),
+            high_watermark: AtomicU64::new(progress.high_watermark().0),
+            log_end: AtomicU64::new(progress.log_end().0),
+            epoch: AtomicU32::new(reign.epoch.0),
             state: Mutex::new(State {
                 log,
-                marks,
+                progress,
+                leader: Some(parts.leading.disk),
+                leading: parts.leading,
+                followers: parts.followers,
+                epoch: reign.epoch,
+                history: reign.history,
+                isr: reign.isr,
+                eligible: reign.eligible,
+                replicas: reign.preference.len(),
+                preference: reign.preference,
+                min_insync,
+                stepping_down: false,
+                stuck: false,
+                unsettled: false,
+                suspects: Vec::new(),
                 page: None,
                 flush,
                 fenced: None,
@@ -161,41 +234,54 @@ impl Core {
             }),
             readable: Condvar::new(),
             group: Group::default(),
-            attention_queued: AtomicBool::new(false),
-        })
+            control_queued: AtomicBool::new(false),
+        });
+        if replicated {
+            let mut state = core.state.lock();
+            let start = state.history.reigns().last().map_or(Offset::ZERO, |reign| reign.start);
+            core.reign_over(&mut state, start, reign.high_watermark, now);
+            for replica in &state.followers {
+                replica.ask_for_attention(&core);
+            }
+            core.publish(state);
+        }
+        core
     }
 
-    /// Appends `records` as one batch and waits as `acks` says.
+    /// Appends `records` as one batch and waits as `acks` says. `Unsettled`: a change of the reign is to be
+    /// made durable first; then the caller tries again, or goes on waiting.
+    ///
+    /// # Errors
+    /// As for `Partition::append`.
     #[inline]
-    pub(crate) fn append(&self, records: &[Record<'_>], acks: Acks) -> Result<Appended, Error> {
-        let (appended, flush) = self.append_batch(records)?;
-        if flush == Flush::OnAck {
-            if acks == Acks::None {
-                self.ask_for_flush();
-            } else {
-                self.wait_durable(&appended.offsets, self.append_timeout)?;
-            }
+    pub(crate) fn append(&self, records: &[Record<'_>], acks: Acks) -> Result<Placed, Error> {
+        let placed = self.append_batch(records, acks)?;
+        if let Placed::Waits(appended) = &placed
+            && acks == Acks::None
+        {
+            self.ask_for_flush();
+            return Ok(Placed::Done(appended.appended.clone()));
         }
-        Ok(appended)
+        Ok(placed)
     }
 
     /// Appends `records` as one batch; the caller waits by itself.
-    pub(crate) fn append_only(&self, records: &[Record<'_>]) -> Result<Appended, Error> {
-        let (appended, flush) = self.append_batch(records)?;
-        if flush == Flush::OnAck {
+    pub(crate) fn append_only(&self, records: &[Record<'_>], acks: Acks) -> Result<Placed, Error> {
+        let placed = self.append_batch(records, acks)?;
+        if let Placed::Waits(_) = placed {
             self.ask_for_flush();
         }
-        Ok(appended)
+        Ok(placed)
     }
 
     #[inline]
-    fn append_batch(&self, records: &[Record<'_>]) -> Result<(Appended, Flush), Error> {
+    fn append_batch(&self, records: &[Record<'_>], acks: Acks) -> Result<Placed, Error> {
         if !self.fork.is_owner() {
             return Err(Error::Closed);
         }
         let now = self.clock.now();
         let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
-        let appended = self.append_with(records, now, &mut scratch);
+        let appended = self.append_with(records, acks, now, &mut scratch);
         if scratch.batch.capacity() + scratch.plain.capacity() > SCRATCH_BYTES_MAX {
             scratch = Scratch::default();
         }
@@ -208,12 +294,12 @@ impl Core {
     fn append_with(
         &self,
         records: &[Record<'_>],
+        acks: Acks,
         now: Timestamp,
         Scratch { batch, plain }: &mut Scratch,
-    ) -> Result<(Appended, Flush), Error> {
+    ) -> Result<Placed, Error> {
         let draft = self.draft(records, now, batch, plain)?;
-        let (offsets, flush) = self.place(&draft, batch, now)?;
-        Ok((Appended { offsets, timestamp: now, duplicate: false }, flush))
+        self.place(&draft, batch, acks, now)
     }
 
     #[inline]
@@ -249,73 +335,142 @@ impl Core {
         &self,
         draft: &Draft,
         batch: &mut [u8],
+        acks: Acks,
         now: Timestamp,
-    ) -> Result<(Range<Offset>, Flush), Error> {
+    ) -> Result<Placed, Error> {
         let mut state = self.state.lock();
-        self.check_open(&state)?;
+        self.check_leads(&state)?;
+        if acks == Acks::All && !state.followers.is_empty() {
+            self.check_in_sync(&state)?;
+        }
         while state.log.waits_for_landing(draft, batch.len()) {
             state = self.land(state)?;
         }
-        let offsets = match state.log.append(draft, batch, now) {
-            Ok(offsets) => offsets,
-            Err(error) => {
-                // Half a batch may be in the file: nothing may be put behind it (RELIABILITY S9).
-                if error.class() == ErrorClass::Fatal {
-                    self.fence(&mut state, &error);
-                    self.wake_all(state);
-                }
-                return Err(error);
-            }
+        let (offsets, header) = match state.log.append(draft, batch, now) {
+            Ok(placed) => placed,
+            Err(error) => return Err(self.append_failed(state, error)),
         };
-        let State { marks, flush, page, log, .. } = &mut *state;
-        let flush = *flush;
-        marks.on_appended(offsets.end, flush);
-        if let Some(page) = page {
-            page.show(marks, log.written_end());
+        let flush = state.flush;
+        state.progress.on_appended(offsets.end, flush);
+        if !state.followers.is_empty() {
+            self.append_inline(&mut state, batch, &header, now);
         }
+        let State { progress, page, log, durable, .. } = &mut *state;
+        if let Some(page) = page {
+            page.show(progress, log.written_end());
+        }
+        let high_watermark = progress.high_watermark();
+        let acknowledged = match acks {
+            Acks::All => high_watermark >= offsets.end,
+            Acks::None | Acks::Leader => progress.leader_acknowledged(flush) >= offsets.end,
+        };
+        let sleepers = !durable.is_idle();
         self.log_end.store(offsets.end.0, Ordering::Release);
-        self.high_watermark.store(marks.high_watermark().0, Ordering::Release);
+        self.high_watermark.store(high_watermark.0, Ordering::Release);
         let mut attention = log.wants_attention();
         if let (Flush::Interval(_), None) = (flush, state.unflushed_since) {
             state.unflushed_since = Some(now);
             attention = true;
         }
         let readers = state.readers > 0 && flush != Flush::OnAck;
-        let page_missing = state.page.is_none() && self.show_marks;
-        if page_missing {
+        if state.page.is_none() && self.show_marks {
             self.make_page(&mut state);
         }
-        drop(state);
+        let epoch = state.epoch;
+        if attention {
+            state.leading.ask_for_attention(self);
+        }
+        if sleepers && flush != Flush::OnAck {
+            self.publish(state);
+        } else {
+            drop(state);
+        }
         if readers {
             self.readable.notify_all();
         }
-        if attention {
-            self.ask_for_attention();
+        let appended = Appended { offsets, timestamp: now, duplicate: false };
+        Ok(if acknowledged {
+            Placed::Done(appended)
+        } else {
+            Placed::Waits(Waiting { appended, epoch })
+        })
+    }
+
+    /// The leader's log did not take a batch.
+    #[cold]
+    fn append_failed(&self, mut state: MutexGuard<'_, State>, error: Error) -> Error {
+        let replicated = !state.followers.is_empty();
+        match error.class() {
+            // Half a batch may be in the file: nothing may be put behind it (RELIABILITY S9).
+            ErrorClass::Fatal => {
+                self.fence(&mut state, &error);
+                self.wake_all(state);
+                // Another replica leads on, and has nothing of it.
+                if replicated { self.no_leader() } else { error }
+            }
+            _ if replicated && matches!(error, Error::NoSpace { .. }) => {
+                // A replica whose disk has room may lead instead.
+                if state.progress.in_sync() > 1 {
+                    state.stepping_down = true;
+                    state.stuck = true;
+                    self.ask_for_settling(&mut state);
+                    return self.no_leader();
+                }
+                error
+            }
+            _ => error,
         }
-        Ok((offsets, flush))
+    }
+
+    fn no_leader(&self) -> Error {
+        Error::NoLeader { partition: self.partition.clone() }
+    }
+
+    fn check_in_sync(&self, state: &State) -> Result<(), Error> {
+        let (in_sync, required) = (state.progress.in_sync(), state.progress.required());
+        if in_sync >= required {
+            return Ok(());
+        }
+        Err(Error::NotEnoughReplicas { partition: self.partition.clone(), in_sync, required })
+    }
+
+    /// As [`Core::check_open`], for appends: a partition whose leader is to change is `NoLeader`.
+    #[inline]
+    fn check_leads(&self, state: &State) -> Result<(), Error> {
+        if state.ended.is_none() && state.fenced.is_none() && !state.stopped && !state.stepping_down
+        {
+            return Ok(());
+        }
+        if state.ended.is_none() && !state.stopped && state.replicas > 1 {
+            return Err(self.no_leader());
+        }
+        Err(self.closed_error(state, Written::No))
     }
 
     /// Waits until what a flush has under way is in its file.
     #[cold]
     fn land<'a>(&'a self, state: MutexGuard<'a, State>) -> Result<MutexGuard<'a, State>, Error> {
-        let end = state.marks.log_end();
+        let end = state.progress.log_end();
+        let wait = Wait { offsets: end..end, until: Until::Flushed, epoch: state.epoch };
         drop(state);
-        self.wait_durable(&(end..end), self.append_timeout).map_err(|error| match error {
+        match self.wait_acknowledged(&wait, self.append_timeout) {
+            Ok(Waited::Acknowledged) => {}
+            Ok(Waited::Unsettled) => return Err(self.no_leader()),
             // Nothing of this append was written.
-            Error::TimedOut { what, timeout, .. } => {
-                Error::TimedOut { what, timeout, appended: None }
+            Err(Error::TimedOut { what, timeout, .. }) => {
+                return Err(Error::TimedOut { what, timeout, appended: None });
             }
-            other => other,
-        })?;
+            Err(error) => return Err(error),
+        }
         let state = self.state.lock();
-        self.check_open(&state)?;
+        self.check_leads(&state)?;
         Ok(state)
     }
 
     /// The page is a service to other processes: an append does not fail for want of it.
     #[cold]
     fn make_page(&self, state: &mut State) {
-        match Marks::create(state.log.place(), &state.marks, state.log.written_end()) {
+        match Marks::create(state.log.place(), &state.progress, state.log.written_end()) {
             Ok(page) => state.page = Some(page),
             Err(error) => {
                 let reason = format!("the page for readers in other processes: {error}");
@@ -334,7 +489,8 @@ impl Core {
             Isolation::ReadCommitted => self.last_stable_offset(),
         };
         self.check_range(offset)?;
-        let fetched = match self.reader.read(offset, upper, options.max_bytes) {
+        let reader = self.reader();
+        let fetched = match reader.read(offset, upper, options.max_bytes) {
             Err(error) => {
                 // Retention may have passed by between the check and the read.
                 self.check_range(offset)?;
@@ -360,7 +516,7 @@ impl Core {
     /// The first record whose timestamp is at least `timestamp`, below the high watermark.
     pub(crate) fn offset_for_time(&self, timestamp: Timestamp) -> Result<Option<Offset>, Error> {
         self.check_usable()?;
-        let found = self.reader.find_time(timestamp, self.log_start(), self.high_watermark());
+        let found = self.reader().find_time(timestamp, self.log_start(), self.high_watermark());
         if let Err(error) = &found {
             self.report_damage(error);
         }
@@ -376,7 +532,7 @@ impl Core {
         let mut state = self.state.lock();
         state.readers += 1;
         let outcome = loop {
-            if state.marks.high_watermark() > offset {
+            if state.progress.high_watermark() > offset {
                 break Ok(());
             }
             if let Some(ended) = state.ended {
@@ -389,7 +545,7 @@ impl Core {
                     false
                 }
             };
-            if timed_out && state.marks.high_watermark() <= offset {
+            if timed_out && state.progress.high_watermark() <= offset {
                 let what = format!("{}: waiting for offset {offset}", self.partition);
                 break Err(Error::TimedOut { what, timeout, appended: None });
             }
@@ -402,20 +558,65 @@ impl Core {
         &self.partition
     }
 
-    pub(crate) fn disk(&self) -> DiskId {
-        self.disk
+    /// The disk whose replica leads; `None` if none does.
+    pub(crate) fn leader(&self) -> Option<DiskId> {
+        let state = self.state.lock();
+        state.leader.filter(|_| state.fenced.is_none())
     }
 
     pub(crate) fn leader_epoch(&self) -> LeaderEpoch {
-        self.epoch
+        LeaderEpoch(self.epoch.load(Ordering::Acquire))
     }
 
-    pub(crate) fn reader(&self) -> &Arc<LogReader> {
-        &self.reader
+    pub(super) fn show_epoch(&self, epoch: LeaderEpoch) {
+        self.epoch.store(epoch.0, Ordering::Release);
+    }
+
+    /// All replicas, the preferred leader first.
+    pub(crate) fn replicas(&self) -> Vec<DiskId> {
+        self.state.lock().preference.clone()
+    }
+
+    /// The replicas in sync, by what is durable.
+    pub(crate) fn in_sync(&self) -> Vec<DiskId> {
+        let state = self.state.lock();
+        if state.fenced.is_some() && state.followers.is_empty() {
+            return Vec::new();
+        }
+        let mut disks = state.isr.clone();
+        disks.sort_unstable();
+        disks
+    }
+
+    /// The leader's log, as readers share it.
+    pub(crate) fn reader(&self) -> Arc<LogReader> {
+        Arc::clone(&self.reader.read())
+    }
+
+    /// Every replica's log that is in service, the leader's first.
+    pub(crate) fn readers(&self) -> Vec<(DiskId, Arc<LogReader>)> {
+        let state = self.state.lock();
+        let mut readers = vec![(state.leading.disk, Arc::clone(state.log.reader()))];
+        for replica in &state.followers {
+            if let Some(log) = &replica.state.lock().log {
+                readers.push((replica.disk, Arc::clone(log.reader())));
+            }
+        }
+        readers
+    }
+
+    pub(super) fn replica(&self, disk: DiskId) -> Option<Arc<Replica>> {
+        let state = self.state.lock();
+        let all = std::iter::once(&state.leading).chain(&state.followers);
+        all.into_iter().find(|replica| replica.disk == disk).cloned()
+    }
+
+    pub(super) fn weak(&self) -> Weak<Self> {
+        self.this.clone()
     }
 
     pub(crate) fn log_start(&self) -> Offset {
-        self.reader.log_start()
+        self.reader.read().log_start()
     }
 
     #[inline]
@@ -436,11 +637,6 @@ impl Core {
         self.state.lock().fenced.is_some()
     }
 
-    /// Everything below is on stable storage.
-    pub(crate) fn flushed_end(&self) -> Offset {
-        self.state.lock().marks.flushed()
-    }
-
     pub(crate) fn append_timeout(&self) -> Duration {
         self.append_timeout
     }
@@ -455,10 +651,23 @@ impl Core {
         if let Err(error) = state.log.set_settings(settings.log) {
             self.fence(&mut state, &error);
         }
+        let mut failed = Vec::new();
+        for replica in &state.followers {
+            let outcome = replica.state.lock().log.as_mut().map(|log| log.set_settings(settings.log));
+            if let Some(Err(error)) = outcome {
+                failed.push((Arc::clone(replica), error));
+            }
+        }
         state.flush = settings.topic.flush;
+        state.min_insync = settings.topic.min_insync_replicas;
+        let (min_insync, flush) = (state.min_insync, state.flush);
+        state.progress.set_min_insync(min_insync, flush);
         self.plain_bytes_max.store(plain_bytes_max(&settings.topic), Ordering::Relaxed);
         *self.settings.write() = settings;
-        self.wake_all(state);
+        self.publish(state);
+        for (replica, error) in failed {
+            self.fence_follower(&replica, &error);
+        }
     }
 
     /// Nothing is appended any more, and every wait ends.
@@ -469,6 +678,11 @@ impl Core {
             // Handles may be kept for long; the room of the files must not be.
             state.page = None;
             state.log.let_go();
+            for replica in &state.followers {
+                if let Some(mut log) = replica.state.lock().log.take() {
+                    log.let_go();
+                }
+            }
         }
         self.wake_all(state);
     }
@@ -508,7 +722,7 @@ impl Core {
         match (&state.fenced, state.ended) {
             (Some(fenced), _) => Error::DiskOffline {
                 partition: self.partition.clone(),
-                disk: self.disk,
+                disk: state.leading.disk,
                 at_risk: fenced.at_risk.clone(),
                 cause: Arc::clone(&fenced.cause),
                 written,
@@ -532,60 +746,74 @@ impl Core {
         if state.fenced.is_some() {
             return;
         }
-        let mut words = cause.to_string();
-        let mut source = std::error::Error::source(cause);
-        while let Some(inner) = source {
-            words = format!("{words}: {inner}");
-            source = inner.source();
-        }
-        let at_risk = state.marks.flushed()..state.marks.log_end();
+        let words = words_of(cause);
+        let at_risk = state.progress.flushed()..state.progress.log_end();
         if let Some(page) = state.page.take() {
             page.distrust(at_risk.start);
         }
         state.fenced = Some(Fenced { cause: words.as_str().into(), at_risk: at_risk.clone() });
+        let disk = state.leading.disk;
+        state.suspects.push((disk, at_risk.start));
         self.report(EventKind::ReplicaFenced {
             partition: self.partition.clone(),
-            disk: self.disk,
+            disk,
             at_risk,
             cause: words,
         });
-        self.ask_for_attention();
+        self.ask_for_settling(state);
+    }
+
+    /// Asks for what is to be made durable; whoever waits for it is told to look.
+    pub(super) fn ask_for_settling(&self, state: &mut State) {
+        state.unsettled = true;
+        self.wake_sleepers(state);
+        if !self.control_queued.swap(true, Ordering::AcqRel) {
+            self.control.push(self.this.clone());
+        }
+    }
+
+    /// The control thread has taken the partition from its queue.
+    pub(crate) fn control_taken(&self) {
+        self.control_queued.store(false, Ordering::Release);
     }
 
     /// Shows new watermarks to everyone who looks or waits, and lets go of the lock.
     pub(super) fn publish(&self, mut state: MutexGuard<'_, State>) {
-        let State { marks, page, log, .. } = &mut *state;
+        let State { progress, page, log, .. } = &mut *state;
         if let Some(page) = page {
-            page.show(marks, log.written_end());
+            page.show(progress, log.written_end());
         }
-        self.log_end.store(marks.log_end().0, Ordering::Release);
-        self.high_watermark.store(marks.high_watermark().0, Ordering::Release);
+        self.log_end.store(progress.log_end().0, Ordering::Release);
+        self.high_watermark.store(progress.high_watermark().0, Ordering::Release);
         self.wake_all(state);
     }
 
-    fn wake_all(&self, mut state: MutexGuard<'_, State>) {
+    pub(super) fn wake_all(&self, mut state: MutexGuard<'_, State>) {
         let readers = state.readers > 0;
         let done = self.finished_tickets(&mut state);
         if state.fenced.is_some() || state.ended.is_some() {
             self.wake_sleepers(&mut state);
         }
+        let served = self.take_served(&mut state);
         drop(state);
         if readers {
             self.readable.notify_all();
         }
+        served.into_iter().for_each(Sleeper::serve);
         complete(done);
     }
 
-    /// Queues the partition for its disk's worker, once.
-    pub(super) fn ask_for_attention(&self) {
-        if !self.attention_queued.swap(true, Ordering::AcqRel) {
-            self.attention.push(self.this.clone());
+    /// The worker of `disk` has taken the partition from its queue.
+    pub(crate) fn attention_taken(&self, disk: DiskId) {
+        if let Some(replica) = self.replica(disk) {
+            replica.attention_taken();
         }
     }
 
-    /// The worker has taken the partition from the queue.
-    pub(crate) fn attention_taken(&self) {
-        self.attention_queued.store(false, Ordering::Release);
+    /// Queues the partition for the worker of the leader's disk.
+    pub(super) fn ask_for_attention(&self) {
+        let leading = Arc::clone(&self.state.lock().leading);
+        leading.ask_for_attention(self);
     }
 
     fn ask_for_flush(&self) {
@@ -593,7 +821,7 @@ impl Core {
         self.ask_for_attention();
     }
 
-    fn report_damage(&self, error: &Error) {
+    pub(super) fn report_damage(&self, error: &Error) {
         if let Error::Corrupt { offsets, path, source, .. } = error {
             self.report(EventKind::Damaged {
                 partition: self.partition.clone(),
@@ -607,6 +835,17 @@ impl Core {
     pub(super) fn report(&self, kind: EventKind) {
         self.events.push(self.clock.now(), kind);
     }
+}
+
+/// An error and what caused it, in one line.
+pub(super) fn words_of(cause: &Error) -> String {
+    let mut words = cause.to_string();
+    let mut source = std::error::Error::source(cause);
+    while let Some(inner) = source {
+        words = format!("{words}: {inner}");
+        source = inner.source();
+    }
+    words
 }
 
 fn plain_bytes_max(topic: &TopicConfig) -> u32 {

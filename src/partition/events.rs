@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::types::{DiskId, Offset, Timestamp, TopicPartition};
+use crate::types::{DiskId, LeaderEpoch, Offset, Timestamp, TopicPartition};
 
 /// Events kept for readers that come later or are slow.
 const EVENTS_MAX: usize = 4096;
@@ -74,6 +74,45 @@ pub enum EventKind {
         /// What failed.
         cause: String,
     },
+    /// Another replica leads a partition, or none can.
+    LeaderChanged {
+        /// The partition.
+        partition: TopicPartition,
+        /// The disk whose replica leads.
+        leader: Option<DiskId>,
+        /// Its reign.
+        epoch: LeaderEpoch,
+        /// Acknowledged records that nobody has any more: the topic allowed an unclean election.
+        lost: Option<Range<Offset>>,
+    },
+    /// Other replicas of a partition are in sync than before.
+    InSyncChanged {
+        /// The partition.
+        partition: TopicPartition,
+        /// The disks whose replicas are in sync, the leader's first.
+        in_sync: Vec<DiskId>,
+    },
+    /// A directory that was given is no disk of the store, and was left alone.
+    DirectoryLeftOut {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A disk was taken out of service, or could not be brought in.
+    DiskOffline {
+        /// The disk.
+        disk: DiskId,
+        /// Why.
+        cause: String,
+    },
+    /// A disk is in service again, or for the first time.
+    DiskOnline {
+        /// The disk.
+        disk: DiskId,
+        /// Its directory.
+        path: PathBuf,
+    },
     /// Old segments were removed, as the topic's retention says.
     RetentionApplied {
         /// The partition.
@@ -121,6 +160,26 @@ impl fmt::Display for Event {
                 "{partition}: replica on {disk} taken out of service, offsets {}..{} at risk: {cause}",
                 at_risk.start, at_risk.end
             ),
+            EventKind::LeaderChanged { partition, leader, epoch, lost } => {
+                match leader {
+                    Some(leader) => write!(out, "{partition}: {leader} leads in epoch {epoch}")?,
+                    None => write!(out, "{partition}: no replica can lead")?,
+                }
+                lost.as_ref().map_or(Ok(()), |lost| {
+                    write!(out, "; offsets {}..{} are lost", lost.start, lost.end)
+                })
+            }
+            EventKind::InSyncChanged { partition, in_sync } => {
+                let disks: Vec<_> = in_sync.iter().map(|disk| disk.0.to_string()).collect();
+                write!(out, "{partition}: in sync on disks {}", disks.join(", "))
+            }
+            EventKind::DirectoryLeftOut { path, reason } => {
+                write!(out, "{}: left out: {reason}", path.display())
+            }
+            EventKind::DiskOffline { disk, cause } => write!(out, "{disk} is offline: {cause}"),
+            EventKind::DiskOnline { disk, path } => {
+                write!(out, "{disk} is online: {}", path.display())
+            }
             EventKind::RetentionApplied { partition, log_start } => {
                 write!(out, "{partition}: retention moved the start to offset {log_start}")
             }

@@ -19,7 +19,7 @@ use parking_lot::MutexGuard;
 
 use crate::error::{Error, Written};
 use crate::log::FlushPlan;
-use crate::types::Offset;
+use crate::types::{Acks, Flush, LeaderEpoch, Offset};
 
 use super::core::{Core, State};
 
@@ -45,11 +45,64 @@ pub(super) struct Durable {
     company: u32,
 }
 
-/// An append that waits for somebody else's flush.
+/// An append that waits for somebody else's flush, or for the followers.
 #[derive(Debug)]
-struct Sleeper {
-    end: Offset,
+pub(super) struct Sleeper {
+    wait: Wait,
     bed: Arc<Bed>,
+}
+
+impl Sleeper {
+    pub(super) fn serve(self) {
+        self.bed.tell(SERVED);
+    }
+}
+
+/// What an append waits for.
+#[derive(Clone, Debug)]
+pub(crate) struct Wait {
+    pub(crate) offsets: Range<Offset>,
+    pub(super) until: Until,
+    /// The reign under which it was appended.
+    pub(super) epoch: LeaderEpoch,
+}
+
+/// Until what happens to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Until {
+    /// The leader's log has it, as the topic's flush level says.
+    Leader,
+    /// Every in-sync replica's has.
+    All,
+    /// It is on the leader's stable storage, whatever the level.
+    Flushed,
+}
+
+impl Wait {
+    pub(crate) fn new(offsets: Range<Offset>, acks: Acks, epoch: LeaderEpoch) -> Self {
+        let until = if acks == Acks::All { Until::All } else { Until::Leader };
+        Self { offsets, until, epoch }
+    }
+
+    fn needs_flush(&self, state: &State) -> bool {
+        let level = state.flush == Flush::OnAck || self.until == Until::Flushed;
+        level && state.fenced.is_none() && state.progress.flushed() < self.offsets.end
+    }
+}
+
+/// How a wait ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waited {
+    Acknowledged,
+    /// A change of the reign is to be made durable before it can go on.
+    Unsettled,
+}
+
+impl Durable {
+    /// Whether nobody sleeps.
+    pub(super) fn is_idle(&self) -> bool {
+        self.sleepers.is_empty()
+    }
 }
 
 /// Where one thread sleeps; used again for its next sleep.
@@ -95,42 +148,47 @@ impl Bed {
 }
 
 impl Core {
-    /// Waits until `offsets` are on stable storage, flushing them if nobody else does.
-    pub(super) fn wait_durable(
-        &self,
-        offsets: &Range<Offset>,
-        timeout: Duration,
-    ) -> Result<(), Error> {
+    /// Waits until what was appended is acknowledged, flushing the leader's log if nobody else does.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`], [`Error::NotEnoughReplicasAfterAppend`], [`Error::NoLeader`] when the records
+    /// are in no log that counts, and what closes the partition.
+    pub(super) fn wait_acknowledged(&self, wait: &Wait, timeout: Duration) -> Result<Waited, Error> {
         let started = Instant::now();
         let mut state = self.state.lock();
         let mut told_to_lead = false;
         loop {
-            if state.marks.flushed() >= offsets.end {
+            if let Some(outcome) = self.outcome_of(&state, wait) {
                 if told_to_lead {
                     self.hand_over(state);
                 }
-                return Ok(());
+                return outcome.map(|()| Waited::Acknowledged);
             }
-            if state.fenced.is_some() || state.ended.is_some() {
-                let error = self.closed_error(&state, Written::Unknown);
+            if state.unsettled {
                 if told_to_lead {
                     self.hand_over(state);
                 }
-                return Err(error);
+                return Ok(Waited::Unsettled);
             }
-            if told_to_lead || !state.durable.led {
+            let flush_due = wait.needs_flush(&state);
+            if flush_due && (told_to_lead || !state.durable.led) {
                 self.lead(state);
                 state = self.state.lock();
                 told_to_lead = false;
                 continue;
             }
+            if told_to_lead {
+                self.hand_over(state);
+                state = self.state.lock();
+                told_to_lead = false;
+            }
             let bed = Bed::of_this_thread();
-            state.durable.sleepers.push(Sleeper { end: offsets.end, bed: Arc::clone(&bed) });
+            state.durable.sleepers.push(Sleeper { wait: wait.clone(), bed: Arc::clone(&bed) });
             self.group.sleeping.fetch_add(1, Ordering::AcqRel);
             drop(state);
             let news = sleep(&bed, started, timeout);
             if news == SERVED {
-                return Ok(());
+                return Ok(Waited::Acknowledged);
             }
             state = self.state.lock();
             if news == NOTHING {
@@ -138,9 +196,12 @@ impl Core {
                 match bed.told.load(Ordering::Acquire) {
                     NOTHING => {
                         return Err(Error::TimedOut {
-                            what: format!("{}: flushing offset {}", self.partition, offsets.start),
+                            what: format!(
+                                "{}: acknowledging offset {}",
+                                self.partition, wait.offsets.start
+                            ),
                             timeout,
-                            appended: Some(offsets.clone()),
+                            appended: Some(wait.offsets.clone()),
                         });
                     }
                     // The news came with the end of the time.
@@ -152,13 +213,59 @@ impl Core {
         }
     }
 
+    /// How an append ended, if it has.
+    pub(super) fn outcome_of(&self, state: &State, wait: &Wait) -> Option<Result<(), Error>> {
+        if state.epoch != wait.epoch
+            && state.history.end_of(wait.epoch).is_some_and(|end| end < wait.offsets.end)
+        {
+            // The reign ended before these records: no log that counts has them.
+            return Some(Err(Error::NoLeader { partition: self.partition.clone() }));
+        }
+        if is_acknowledged(state, wait) {
+            return Some(Ok(()));
+        }
+        if state.ended.is_some() || (state.fenced.is_some() && state.replicas == 1) {
+            return Some(Err(self.closed_error(state, Written::Unknown)));
+        }
+        let (in_sync, required) = (state.progress.in_sync(), state.progress.required());
+        if wait.until == Until::All && in_sync < required && !state.unsettled {
+            return Some(Err(Error::NotEnoughReplicasAfterAppend {
+                partition: self.partition.clone(),
+                offsets: wait.offsets.clone(),
+                in_sync,
+                required,
+            }));
+        }
+        None
+    }
+
+    /// Takes out the sleepers whose wait is over.
+    pub(super) fn take_served(&self, state: &mut State) -> Vec<Sleeper> {
+        if state.durable.sleepers.is_empty() {
+            return Vec::new();
+        }
+        let sleepers = std::mem::take(&mut state.durable.sleepers);
+        let (served, late): (Vec<_>, Vec<_>) =
+            sleepers.into_iter().partition(|sleeper| is_acknowledged(state, &sleeper.wait));
+        self.group.sleeping.store(count(late.len()), Ordering::Release);
+        state.durable.sleepers = late;
+        served
+    }
+
     /// Flushes everything that is written by now. For the worker and for `close`.
     pub(super) fn flush_now(&self) -> Result<(), Error> {
         let state = self.state.lock();
-        let end = state.marks.log_end();
-        if state.durable.led || state.fenced.is_some() {
+        if state.fenced.is_some() {
+            return Err(self.closed_error(&state, Written::Unknown));
+        }
+        let end = state.log.end();
+        if state.durable.led {
+            let wait = Wait { offsets: end..end, until: Until::Flushed, epoch: state.epoch };
             drop(state);
-            return self.wait_durable(&(end..end), self.append_timeout());
+            return match self.wait_acknowledged(&wait, self.append_timeout())? {
+                Waited::Acknowledged => Ok(()),
+                Waited::Unsettled => Err(Error::NoLeader { partition: self.partition.clone() }),
+            };
         }
         self.lead(state);
         let state = self.state.lock();
@@ -187,32 +294,34 @@ impl Core {
             state = self.state.lock();
         }
         let plan = state.log.flush_plan();
+        let followers = state.followers.clone();
         drop(state);
+        // The others' disks flush at the same time.
+        if self.background {
+            followers.iter().for_each(|replica| replica.ask_for_flush(self));
+        }
         let outcome = plan.as_ref().map(FlushPlan::run);
+        if !self.background {
+            followers.iter().for_each(|replica| self.flush_follower(replica.disk));
+        }
         let mut state = self.state.lock();
-        let end = state.marks.log_end();
         match (plan, outcome) {
             (Some(plan), Some(outcome)) => self.finish_flush(&mut state, plan, outcome),
-            _ if state.log.flushed_end() >= end => {
-                let flush = state.flush;
-                state.marks.on_flushed(end, flush);
+            _ if state.log.flushed_end() >= state.log.end() => {
+                let (flush, end) = (state.flush, state.log.end());
+                state.progress.on_flushed(end, flush);
             }
             _ => {}
         }
-        let flushed = state.marks.flushed();
-        let (served, late): (Vec<_>, Vec<_>) = std::mem::take(&mut state.durable.sleepers)
-            .into_iter()
-            .partition(|sleeper| sleeper.end <= flushed);
-        state.durable.company = count(served.len() + late.len() + 1);
-        self.group.sleeping.store(count(late.len()), Ordering::Release);
-        state.durable.sleepers = late;
+        let served = self.take_served(&mut state);
+        state.durable.company = count(served.len() + state.durable.sleepers.len() + 1);
         if state.fenced.is_some() || state.ended.is_some() {
             self.wake_sleepers(&mut state);
         }
         let next = self.choose_leader(&mut state);
         self.publish(state);
         for sleeper in served {
-            sleeper.bed.tell(SERVED);
+            sleeper.serve();
         }
         if let Some(next) = next {
             next.bed.tell(LEAD);
@@ -221,10 +330,12 @@ impl Core {
 
     /// Takes the first sleeper out to lead; with none, nobody leads.
     fn choose_leader(&self, state: &mut State) -> Option<Sleeper> {
-        state.durable.led = !state.durable.sleepers.is_empty();
-        state.durable.led.then(|| {
+        // Those that only wait for the followers cannot hurry them.
+        let next = state.durable.sleepers.iter().position(|sleeper| sleeper.wait.needs_flush(state));
+        state.durable.led = next.is_some();
+        next.map(|at| {
             self.group.sleeping.fetch_sub(1, Ordering::AcqRel);
-            state.durable.sleepers.remove(0)
+            state.durable.sleepers.remove(at)
         })
     }
 
@@ -245,13 +356,38 @@ impl Core {
         }
     }
 
-    fn finish_flush(&self, state: &mut State, plan: FlushPlan, outcome: Result<(), Error>) {
+    /// Takes note of how a flush of the leader's log ended. By now the log may have changed hands.
+    pub(super) fn finish_flush(
+        &self,
+        state: &mut State,
+        plan: FlushPlan,
+        outcome: Result<(), Error>,
+    ) {
+        if !plan.is_of(&state.log) {
+            let holder = state.followers.iter().find(|replica| {
+                replica.state.lock().log.as_ref().is_some_and(|log| plan.is_of(log))
+            });
+            if let (Some(replica), Ok(())) = (holder, &outcome) {
+                let mut follower = replica.state.lock();
+                if let Some(log) = follower.log.as_mut() {
+                    log.on_flushed(plan);
+                }
+            } else if let Some(replica) = holder.cloned() {
+                // Its disk failed: what it holds is not to be believed.
+                let mut follower = replica.state.lock();
+                follower.log = None;
+                drop(follower);
+                state.progress.on_failed(replica.disk);
+                self.ask_for_settling(state);
+            }
+            return;
+        }
         match outcome {
             // A flush that succeeds after another failed proves nothing (RELIABILITY fact 2).
             Ok(()) if state.fenced.is_none() => {
                 let (end, flush) = (plan.end, state.flush);
                 state.log.on_flushed(plan);
-                state.marks.on_flushed(end, flush);
+                state.progress.on_flushed(end, flush);
             }
             Ok(()) => {}
             Err(error) => self.fence(state, &error),
@@ -265,6 +401,23 @@ impl Core {
             && started.elapsed() < GATHER
         {
             std::thread::yield_now();
+        }
+    }
+}
+
+fn is_acknowledged(state: &State, wait: &Wait) -> bool {
+    let end = wait.offsets.end;
+    // A reign that ended before these records does not acknowledge others in their place.
+    if state.epoch != wait.epoch
+        && state.history.end_of(wait.epoch).is_some_and(|reign_end| reign_end < end)
+    {
+        return false;
+    }
+    match wait.until {
+        Until::Flushed => state.fenced.is_none() && state.progress.flushed() >= end,
+        Until::All => state.progress.high_watermark() >= end,
+        Until::Leader => {
+            state.fenced.is_none() && state.progress.leader_acknowledged(state.flush) >= end
         }
     }
 }

@@ -15,13 +15,19 @@ mod attention;
 mod core;
 mod events;
 mod flush;
+mod follow;
+mod reign;
+mod replica;
 mod tend;
 mod ticket;
 
 pub(crate) use attention::Attention;
-pub(crate) use core::{Core, CoreParts, CoreSettings};
+pub(crate) use core::{Core, CoreParts, CoreSettings, Placed, Reign, Waiting};
 pub(crate) use events::EventLog;
 pub use events::{Event, EventKind, Events};
+pub(crate) use flush::Wait;
+pub(crate) use reign::Proposal;
+pub(crate) use replica::Replica;
 pub use ticket::Ticket;
 
 use crate::types::{Isolation, Offset, Timestamp};

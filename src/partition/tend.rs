@@ -5,17 +5,21 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::log::{Sealed, SettleError, settle};
+use crate::log::{Log, Sealed, SettleError, settle};
 use crate::protocol::retention::{SegmentAge, segments_to_delete};
-use crate::types::{Flush, Offset, Timestamp};
+use crate::types::{DiskId, Flush, Offset, Timestamp};
 
 use super::Core;
 use super::events::EventKind;
+use super::follow::Followed;
+use super::replica::Replica;
 
 /// How far the worker keeps pages ready ahead of the appender.
 const AHEAD_BYTES: u64 = 4 << 20;
 /// A sealed segment of an `Os` topic is flushed once the system has most likely done so by itself.
 const HARDEN_AFTER: Duration = Duration::from_secs(30);
+/// What could not be done now may be possible then.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// What a step leaves for later.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,17 +28,39 @@ pub(crate) struct Tended {
     pub(crate) again_in: Option<Duration>,
 }
 
+/// Rounds of following before the worker looks at something else.
+const ROUNDS_MAX: u32 = 64;
+
 impl Core {
-    /// Does what is due: flushes, readies pages, writes side files. `ahead`: whether to work ahead of
-    /// the appender, which only helps one that leaves the worker time to.
-    pub(crate) fn tend(&self, now: Timestamp, ahead: bool) -> Tended {
+    /// Does what is due for the replica on `disk`: follows, flushes, readies pages, writes side files.
+    /// `ahead`: whether to work ahead of the appender, which only helps one that leaves the worker time to.
+    pub(crate) fn tend(&self, disk: DiskId, now: Timestamp, ahead: bool) -> Tended {
         let mut tended = Tended::default();
-        if ahead {
-            self.work_ahead();
+        let (leads, replica) = {
+            let state = self.state.lock();
+            (state.leading.disk == disk, state.followers.iter().find(|r| r.disk == disk).cloned())
+        };
+        if let Some(replica) = &replica {
+            tended = self.tend_follower(replica, now);
         }
+        if ahead || !leads {
+            self.work_ahead(disk);
+        }
+        if leads {
+            tended = self.tend_flush(now);
+        }
+        let flush = self.state.lock().flush;
+        let harden = self.settle_sealed(disk, now, flush);
+        tended.again_in = [tended.again_in, harden].into_iter().flatten().min();
+        self.checkpoint(disk, flush, false);
+        tended
+    }
+
+    fn tend_flush(&self, now: Timestamp) -> Tended {
+        let mut tended = Tended::default();
         let (flush, unflushed) = {
             let state = self.state.lock();
-            (state.flush, state.marks.flushed() < state.marks.log_end())
+            (state.flush, state.progress.flushed() < state.log.end())
         };
         let wanted = self.group.wanted.swap(false, Ordering::AcqRel);
         match flush {
@@ -48,10 +74,46 @@ impl Core {
             }
             _ => {}
         }
-        let harden = self.settle_sealed(now, flush);
-        tended.again_in = [tended.again_in, harden].into_iter().flatten().min();
-        self.checkpoint(flush, false);
         tended
+    }
+
+    fn tend_follower(&self, replica: &Arc<Replica>, now: Timestamp) -> Tended {
+        for _ in 0..ROUNDS_MAX {
+            match self.follow(replica, now) {
+                Followed::CaughtUp | Followed::Idle => return Tended::default(),
+                Followed::Waits => return Tended { again_in: Some(RETRY_AFTER) },
+                Followed::More => {}
+            }
+        }
+        replica.ask_for_attention(self);
+        Tended::default()
+    }
+
+    /// Follows on all disks as far as it goes, on this thread: before a close, and for stores without
+    /// threads.
+    pub(crate) fn follow_all(&self, now: Timestamp) {
+        let followers = self.state.lock().followers.clone();
+        for replica in &followers {
+            while self.follow(replica, now) == Followed::More {}
+        }
+    }
+
+    /// Flushes all followers, on this thread.
+    pub(crate) fn flush_followers(&self) {
+        let followers = self.state.lock().followers.clone();
+        followers.iter().for_each(|replica| self.flush_follower(replica.disk));
+    }
+
+    /// Does something with the log on `disk`, if it is in service.
+    fn with_log<T>(&self, disk: DiskId, then: impl FnOnce(&mut Log) -> T) -> Option<T> {
+        let mut state = self.state.lock();
+        if state.leading.disk == disk {
+            return state.fenced.is_none().then(|| then(&mut state.log));
+        }
+        let replica = state.followers.iter().find(|replica| replica.disk == disk).cloned()?;
+        drop(state);
+        let mut follower = replica.state.lock();
+        follower.log.as_mut().map(then)
     }
 
     /// Seals the active segment when the topic's `segment_age` has passed.
@@ -61,6 +123,14 @@ impl Core {
             return;
         }
         let rolled = state.log.roll_if_old(now);
+        // Followers roll on their own: where segments end is no part of the log.
+        for replica in &state.followers {
+            if let Some(log) = &mut replica.state.lock().log
+                && !matches!(log.roll_if_old(now), Ok(false))
+            {
+                replica.ask_for_attention(self);
+            }
+        }
         drop(state);
         match rolled {
             Ok(true) => self.ask_for_attention(),
@@ -76,7 +146,7 @@ impl Core {
         if policy.is_forever() {
             return None;
         }
-        let segments = self.reader.segments();
+        let segments = self.reader().segments();
         let ages: Vec<_> = segments
             .iter()
             .map(|segment| SegmentAge {
@@ -105,12 +175,19 @@ impl Core {
     /// [`Error::Io`] when a file cannot be removed.
     pub(crate) fn raise_log_start(&self, start: Offset) -> Result<(), Error> {
         let mut state = self.state.lock();
-        state.marks.on_log_start(start);
-        let gone = state.log.raise_log_start(start);
-        let place = state.log.place().clone();
+        state.progress.on_log_start(start);
+        state.history.drop_below(start);
+        let mut gone = vec![(state.log.place().clone(), state.log.raise_log_start(start))];
+        for replica in &state.followers {
+            if let Some(log) = &mut replica.state.lock().log {
+                gone.push((log.place().clone(), log.raise_log_start(start)));
+            }
+        }
         self.publish(state);
-        for segment in gone {
-            crate::log::remove_segment_files(&place, segment.base)?;
+        for (place, segments) in gone {
+            for segment in segments {
+                crate::log::remove_segment_files(&place, segment.base)?;
+            }
         }
         Ok(())
     }
@@ -122,9 +199,9 @@ impl Core {
     pub(crate) fn check_delete(&self, before: Offset) -> Result<(), Error> {
         let state = self.state.lock();
         self.check_open(&state)?;
-        let end = state.marks.high_watermark();
+        let end = state.progress.high_watermark();
         if before > end {
-            let (partition, start) = (self.partition.clone(), state.marks.log_start());
+            let (partition, start) = (self.partition.clone(), state.progress.log_start());
             return Err(Error::OffsetOutOfRange { partition, offset: before, start, end });
         }
         Ok(())
@@ -135,37 +212,51 @@ impl Core {
     ///
     /// # Errors
     /// [`Error::DiskOffline`] when the disk failed, now or before; [`Error::NoSpace`].
-    pub(crate) fn settle_for_close(&self, now: Timestamp) -> Result<Offset, Error> {
-        self.flush_now()?;
-        {
-            let mut state = self.state.lock();
-            self.wait_for_quiet(&mut state)?;
-            state.log.finish(now);
+    pub(crate) fn settle_for_close(&self, now: Timestamp) -> Vec<(DiskId, Result<Offset, Error>)> {
+        self.follow_all(now);
+        let (leading, followers) = {
+            let state = self.state.lock();
+            (state.leading.disk, state.followers.clone())
+        };
+        let mut outcomes = Vec::new();
+        for replica in &followers {
+            if replica.state.lock().log.is_some() {
+                self.flush_follower(replica.disk);
+                outcomes.push((replica.disk, self.finish_replica(replica.disk, now)));
+            }
         }
-        let sealed = self.state.lock().log.sealed().to_vec();
+        let led = self.flush_now().and_then(|()| self.finish_replica(leading, now));
+        outcomes.push((leading, led));
+        outcomes
+    }
+
+    /// Seals the log on `disk`, all of which is flushed, and writes what side files it lacks.
+    fn finish_replica(&self, disk: DiskId, now: Timestamp) -> Result<Offset, Error> {
+        let unflushed = || Error::Io {
+            path: std::path::PathBuf::new(),
+            action: "flush before the close",
+            written: crate::error::Written::Unknown,
+            source: Arc::new(std::io::ErrorKind::Other.into()),
+        };
+        let finished = self.with_log(disk, |log| {
+            let whole = log.flushed_end() >= log.end();
+            whole.then(|| {
+                log.finish(now);
+                (log.sealed().to_vec(), log.end())
+            })
+        });
+        let Some((sealed, end)) = finished.flatten() else {
+            return Err(unflushed());
+        };
         for sealed in sealed {
-            self.settle_one(&sealed, true)?;
+            self.settle_one(disk, &sealed, true)?;
         }
-        Ok(self.state.lock().marks.log_end())
+        Ok(end)
     }
 
-    fn wait_for_quiet(&self, state: &mut super::core::State) -> Result<(), Error> {
-        if state.fenced.is_some() {
-            return Err(self.closed_error(state, crate::error::Written::Unknown));
-        }
-        Ok(())
-    }
-
-    fn work_ahead(&self) {
+    fn work_ahead(&self, disk: DiskId) {
         loop {
-            let room = {
-                let state = self.state.lock();
-                if state.fenced.is_some() || state.ended.is_some() {
-                    None
-                } else {
-                    state.log.room()
-                }
-            };
+            let room = self.with_log(disk, |log| log.room()).flatten();
             let Some((room, position)) = room else { return };
             // A full disk is the appender's to report; here it only means that nothing is ready.
             if !matches!(room.work_ahead(position, AHEAD_BYTES.min(position / 2)), Ok(true)) {
@@ -188,8 +279,8 @@ impl Core {
         let _ = self.flush_now();
     }
 
-    fn settle_sealed(&self, now: Timestamp, flush: Flush) -> Option<Duration> {
-        let sealed = self.state.lock().log.sealed().to_vec();
+    fn settle_sealed(&self, disk: DiskId, now: Timestamp, flush: Flush) -> Option<Duration> {
+        let sealed = self.with_log(disk, |log| log.sealed().to_vec())?;
         let mut again = None;
         for sealed in sealed {
             let age = now.since(sealed.at);
@@ -198,9 +289,9 @@ impl Core {
                 again = Some(HARDEN_AFTER.saturating_sub(age));
                 continue;
             }
-            if self.settle_one(&sealed, durable).is_err() {
+            if self.settle_one(disk, &sealed, durable).is_err() {
                 // Later segments must not be vouched for before earlier ones.
-                return Some(Duration::from_secs(1));
+                return Some(RETRY_AFTER);
             }
             if !durable {
                 again = Some(HARDEN_AFTER);
@@ -209,23 +300,23 @@ impl Core {
         again
     }
 
-    fn settle_one(&self, sealed: &Sealed, durable: bool) -> Result<(), Error> {
+    fn settle_one(&self, disk: DiskId, sealed: &Sealed, durable: bool) -> Result<(), Error> {
         match settle(sealed, durable) {
             Ok(()) => {
-                self.state.lock().log.on_settled(&sealed.segment, durable);
+                self.with_log(disk, |log| log.on_settled(&sealed.segment, durable));
                 Ok(())
             }
             Err(SettleError::Flush(error)) => {
-                let mut state = self.state.lock();
-                self.fence(&mut state, &error);
-                self.publish(state);
+                self.fence_replica(disk, &error);
                 Err(error)
             }
             Err(SettleError::Other(error)) => {
                 // A segment that retention took meanwhile has no file to settle.
-                let gone =
-                    !self.reader.segments().iter().any(|kept| Arc::ptr_eq(kept, &sealed.segment));
-                if !gone {
+                let kept = self.with_log(disk, |log| {
+                    let segments = log.reader().segments();
+                    segments.iter().any(|kept| Arc::ptr_eq(kept, &sealed.segment))
+                });
+                if kept == Some(true) {
                     self.background_failed("writing a side file", &error);
                 }
                 Err(error)
@@ -233,29 +324,48 @@ impl Core {
         }
     }
 
+    /// Takes the replica on `disk` out of service, whether it leads or follows.
+    pub(crate) fn fence_replica(&self, disk: DiskId, cause: &Error) {
+        let mut state = self.state.lock();
+        if state.leading.disk == disk {
+            self.fence(&mut state, cause);
+            self.publish(state);
+            return;
+        }
+        let replica = state.followers.iter().find(|replica| replica.disk == disk).cloned();
+        drop(state);
+        if let Some(replica) = replica {
+            self.fence_follower(&replica, cause);
+        }
+    }
+
     /// Lets a side file vouch for the active segment as far as it is flushed or, at the `Os` level,
     /// written.
-    pub(crate) fn checkpoint(&self, flush: Flush, force: bool) {
-        let due = {
-            let state = self.state.lock();
-            let open = state.fenced.is_none() && state.ended.is_none();
-            open.then(|| state.log.checkpoint_due(force)).flatten()
-        };
-        let Some(segment) = due else { return };
+    pub(crate) fn checkpoint(&self, disk: DiskId, flush: Flush, force: bool) {
         let durable = flush == Flush::OnAck;
-        let head = {
-            // Under the lock, so that end and position belong to one another.
-            let _state = self.state.lock();
-            segment.head(segment.place.disk.boot_id(), durable)
-        };
-        if durable && self.flush_now().is_err() {
-            return;
-        }
-        if durable && self.state.lock().marks.flushed() < head.end {
-            return;
+        // Under the log's lock, so that end and position belong to one another.
+        let due = self.with_log(disk, |log| {
+            let segment = log.checkpoint_due(force)?;
+            let head = segment.head(segment.place.disk.boot_id(), durable);
+            Some((segment, head))
+        });
+        let Some((segment, head)) = due.flatten() else { return };
+        if durable {
+            let leads = self.state.lock().leading.disk == disk;
+            if leads {
+                let _ = self.flush_now();
+            } else {
+                self.flush_follower(disk);
+            }
+            let flushed = self.with_log(disk, |log| log.flushed_end() >= head.end);
+            if flushed != Some(true) {
+                return;
+            }
         }
         match segment.write_side_file(head) {
-            Ok(()) => self.state.lock().log.on_checkpointed(segment.base, head.position),
+            Ok(()) => {
+                self.with_log(disk, |log| log.on_checkpointed(segment.base, head.position));
+            }
             Err(error) => self.background_failed("writing a checkpoint", &error),
         }
     }

@@ -6,12 +6,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::error::{Error, Result, Written};
-use crate::types::{Acks, Flush, Offset};
+use crate::error::{Error, Result};
+use crate::types::{Acks, Offset};
 
-use super::core::State;
+use super::core::{Placed, State, Waiting};
+use super::flush::{Wait, Waited};
 use super::{Appended, Core};
 
 type Callback = Box<dyn FnOnce(Result<Appended>) + Send>;
@@ -19,7 +20,7 @@ type Callback = Box<dyn FnOnce(Result<Appended>) + Send>;
 /// Somebody who is told when the records below `end` are acknowledged.
 pub(super) struct Waiter {
     id: u64,
-    end: Offset,
+    wait: Wait,
     how: How,
 }
 
@@ -36,7 +37,7 @@ pub(super) enum Done {
 
 impl std::fmt::Debug for Waiter {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Waiter").field("end", &self.end).finish_non_exhaustive()
+        formatter.debug_struct("Waiter").field("wait", &self.wait).finish_non_exhaustive()
     }
 }
 
@@ -68,18 +69,35 @@ pub(super) fn complete(done: Vec<Done>) {
 /// }
 /// # Ok::<(), oncelog::Error>(())
 /// ```
-#[derive(Debug)]
 #[must_use = "a ticket tells whether the append was acknowledged"]
 pub struct Ticket {
     core: Arc<Core>,
     appended: Appended,
-    acks: Acks,
+    /// `None`: nothing has to be waited for.
+    wait: Option<Wait>,
+    settle: Option<Settle>,
     id: Option<u64>,
 }
 
+/// Makes changes of the partition's reign durable.
+type Settle = Box<dyn Fn() + Send + Sync>;
+
 impl Ticket {
-    pub(crate) fn new(core: Arc<Core>, appended: Appended, acks: Acks) -> Self {
-        Self { core, appended, acks, id: None }
+    pub(crate) fn new(
+        core: Arc<Core>,
+        placed: Placed,
+        acks: Acks,
+        settle: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
+        let (appended, wait) = match placed {
+            Placed::Done(appended) => (appended, None),
+            Placed::Waits(Waiting { appended, epoch }) => {
+                let wait = Wait::new(appended.offsets.clone(), acks, epoch);
+                (appended, (acks != Acks::None).then_some(wait))
+            }
+        };
+        let settle = wait.is_some().then(|| Box::new(settle) as Settle);
+        Self { core, appended, wait, settle, id: None }
     }
 
     /// Where the records are.
@@ -94,8 +112,8 @@ impl Ticket {
     /// [`Error::TimedOut`] with the offsets, which may still be acknowledged later;
     /// [`Error::DiskOffline`] when the flush failed; [`Error::Closed`].
     pub fn wait(&self, timeout: Duration) -> Result<Appended> {
-        if !self.is_settled() {
-            self.core.wait_durable(&self.appended.offsets, timeout)?;
+        if let (Some(wait), Some(settle)) = (&self.wait, &self.settle) {
+            self.core.wait_settled(wait, timeout, settle)?;
         }
         Ok(self.appended.clone())
     }
@@ -110,7 +128,8 @@ impl Ticket {
                 let id = state.next_ticket;
                 state.next_ticket += 1;
                 let how = How::Call(Box::new(callback), self.appended.clone());
-                state.tickets.push(Waiter { id, end: self.appended.offsets.end, how });
+                let wait = self.wait.clone().expect("an unknown outcome is waited for");
+                state.tickets.push(Waiter { id, wait, how });
                 Vec::new()
             }
         };
@@ -118,20 +137,18 @@ impl Ticket {
         complete(done);
     }
 
-    /// Whether nothing has to be waited for.
-    fn is_settled(&self) -> bool {
-        self.acks == Acks::None || self.core.high_watermark() >= self.appended.offsets.end
-    }
-
     fn outcome(&self, state: &State) -> Option<Result<Appended>> {
-        let acknowledged = self.acks == Acks::None
-            || state.flush != Flush::OnAck
-            || state.marks.flushed() >= self.appended.offsets.end;
-        if acknowledged {
+        let Some(wait) = &self.wait else {
             return Some(Ok(self.appended.clone()));
-        }
-        (state.fenced.is_some() || state.ended.is_some())
-            .then(|| Err(self.core.closed_error(state, Written::Unknown)))
+        };
+        let outcome = self.core.outcome_of(state, wait)?;
+        Some(outcome.map(|()| self.appended.clone()))
+    }
+}
+
+impl std::fmt::Debug for Ticket {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Ticket").field("appended", &self.appended).finish_non_exhaustive()
     }
 }
 
@@ -152,8 +169,8 @@ impl Future for Ticket {
                 let id = state.next_ticket;
                 state.next_ticket += 1;
                 self.id = Some(id);
-                let end = self.appended.offsets.end;
-                state.tickets.push(Waiter { id, end, how: How::Wake(waker) });
+                let wait = self.wait.clone().expect("an unknown outcome is waited for");
+                state.tickets.push(Waiter { id, wait, how: How::Wake(waker) });
             }
         }
         Poll::Pending
@@ -161,32 +178,52 @@ impl Future for Ticket {
 }
 
 impl Core {
+    /// Waits for an acknowledgement; what has to be durable before it can come, `settle` makes so.
+    ///
+    /// # Errors
+    /// As for [`Core::wait_acknowledged`].
+    pub(crate) fn wait_settled(
+        &self,
+        wait: &Wait,
+        timeout: Duration,
+        settle: &dyn Fn(),
+    ) -> Result<()> {
+        let deadline = Instant::now().checked_add(timeout);
+        loop {
+            let left = deadline.map_or(timeout, |at| at.saturating_duration_since(Instant::now()));
+            match self.wait_acknowledged(wait, left) {
+                Ok(Waited::Acknowledged) => return Ok(()),
+                Ok(Waited::Unsettled) if left.is_zero() => {
+                    return Err(Error::TimedOut {
+                        what: format!("{}: acknowledging offset {}", self.partition(), wait.offsets.start),
+                        timeout,
+                        appended: Some(wait.offsets.clone()),
+                    });
+                }
+                Ok(Waited::Unsettled) => settle(),
+                Err(Error::TimedOut { what, appended, .. }) => {
+                    return Err(Error::TimedOut { what, timeout, appended });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Takes out the waiters whose outcome is known.
     pub(super) fn finished_tickets(&self, state: &mut State) -> Vec<Done> {
         if state.tickets.is_empty() {
             return Vec::new();
         }
-        let over = state.fenced.is_some() || state.ended.is_some();
-        let settled =
-            if state.flush == Flush::OnAck { state.marks.flushed() } else { state.marks.log_end() };
         let waiters = std::mem::take(&mut state.tickets);
         let mut done = Vec::new();
         for waiter in waiters {
-            let acknowledged = waiter.end <= settled;
-            if !acknowledged && !over {
+            let Some(outcome) = self.outcome_of(state, &waiter.wait) else {
                 state.tickets.push(waiter);
                 continue;
-            }
+            };
             done.push(match waiter.how {
                 How::Wake(waker) => Done::Wake(waker),
-                How::Call(callback, appended) => {
-                    let result = if acknowledged {
-                        Ok(appended)
-                    } else {
-                        Err::<_, Error>(self.closed_error(state, Written::Unknown))
-                    };
-                    Done::Call(callback, result)
-                }
+                How::Call(callback, appended) => Done::Call(callback, outcome.map(|()| appended)),
             });
         }
         done

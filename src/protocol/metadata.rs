@@ -7,7 +7,7 @@
 //! Invariants:
 //! 1. A log begins with the store's creation; disks come before the replicas on them.
 //! 2. A topic has as many partitions as its settings say, each with replicas on different disks.
-//! 3. The leader is in sync, who is in sync is a replica, who is suspect is a replica.
+//! 3. The leader is in sync; who is in sync, eligible or suspect is a replica.
 //! 4. Topic ids, leader epochs and producer ids only rise; a new leader begins a new epoch.
 //!
 //! A frame carries the *term* (which opening of the store wrote it) and the *index* (how many records came
@@ -28,13 +28,15 @@ use crate::config::{TopicConfig, validate_topic_name};
 use crate::error::DecodeError;
 use crate::types::{DiskId, LeaderEpoch, Offset, StoreId, TopicId};
 
+use super::replication::EpochHistory;
+
 const HEAD_BYTES: usize = 25;
 /// A million partitions with thirty replicas each; nothing larger is written.
 const FRAME_BYTES_MAX: usize = 64 << 20;
 /// What a topic's lists of replicas may take of a frame; the rest is ample for its name and settings.
 const REPLICAS_BYTES_MAX: usize = FRAME_BYTES_MAX - (64 << 10);
 const PARTITIONS_MAX: usize = 1_000_000;
-const KIND_MAX: u8 = 15;
+const KIND_MAX: u8 = 16;
 
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,12 +95,23 @@ pub(crate) enum MetadataRecord {
         partition: u32,
         disk: DiskId,
     },
+    /// Who leads, who is in sync, and who else may lead. A new epoch begins at `start`, if that is known
+    /// to matter; up to `high_watermark` everything was readable then.
     LeaderChanged {
         id: TopicId,
         partition: u32,
         leader: Option<DiskId>,
         epoch: LeaderEpoch,
         isr: Vec<DiskId>,
+        eligible: Vec<DiskId>,
+        start: Option<Offset>,
+        high_watermark: Offset,
+    },
+    /// A partition's replicas moved.
+    ReplicasChanged {
+        id: TopicId,
+        partition: u32,
+        replicas: Vec<DiskId>,
     },
     /// Producer ids below `next` may have been given out.
     ProducerIdBlock {
@@ -122,6 +135,12 @@ pub(crate) struct PartitionState {
     pub(crate) leader: Option<DiskId>,
     pub(crate) leader_epoch: LeaderEpoch,
     pub(crate) isr: Vec<DiskId>,
+    /// Replicas that may lead although they are not in sync (KIP-966).
+    pub(crate) eligible: Vec<DiskId>,
+    /// Which reign wrote which offsets. Empty as long as there was only one replica.
+    pub(crate) history: EpochHistory,
+    /// Everything below could be read when that was last written down.
+    pub(crate) high_watermark: Offset,
     pub(crate) log_start: Offset,
     /// Replicas whose flush failed, and the offset up to which each is trusted.
     pub(crate) suspects: BTreeMap<DiskId, Offset>,
@@ -163,6 +182,11 @@ impl MetadataState {
 
     pub(crate) fn disk(&self, disk: DiskId) -> Option<&DiskState> {
         self.disks.get(&disk)
+    }
+
+    /// The disks of the store, whether they are there or not.
+    pub(crate) fn disks(&self) -> impl Iterator<Item = DiskId> {
+        self.disks.keys().copied()
     }
 
     pub(crate) fn topics(&self) -> impl Iterator<Item = &TopicState> {
@@ -237,6 +261,7 @@ impl MetadataState {
             MetadataRecord::LogStartRaised { id, partition, offset } => {
                 let partition = self.partition_mut(*id, *partition)?;
                 partition.log_start = partition.log_start.max(*offset);
+                partition.history.drop_below(partition.log_start);
             }
             MetadataRecord::ReplicaSuspect { id, partition, disk, durable } => {
                 let partition = self.partition_mut(*id, *partition)?;
@@ -249,8 +274,37 @@ impl MetadataState {
                 let partition = self.partition_mut(*id, *partition)?;
                 partition.suspects.remove(disk).ok_or("the replica is not suspect")?;
             }
-            MetadataRecord::LeaderChanged { id, partition, leader, epoch, isr } => {
-                self.partition_mut(*id, *partition)?.lead(*leader, *epoch, isr)?;
+            MetadataRecord::LeaderChanged {
+                id,
+                partition,
+                leader,
+                epoch,
+                isr,
+                eligible,
+                start,
+                high_watermark,
+            } => {
+                let partition = self.partition_mut(*id, *partition)?;
+                let known = eligible.iter().all(|disk| partition.replicas.contains(disk));
+                ensure(known, "no replica is on a disk that is to be eligible")?;
+                let renewed = *epoch > partition.leader_epoch;
+                partition.lead(*leader, *epoch, isr)?;
+                partition.eligible.clone_from(eligible);
+                partition.high_watermark = *high_watermark;
+                if let (true, Some(start)) = (renewed, start) {
+                    partition.history.begin(*epoch, *start);
+                }
+            }
+            MetadataRecord::ReplicasChanged { id, partition, replicas } => {
+                self.check_replicas(std::slice::from_ref(replicas))?;
+                let partition = self.partition_mut(*id, *partition)?;
+                let stay = |disk: &DiskId| replicas.contains(disk);
+                let leader_stays = partition.leader.is_none_or(|leader| stay(&leader));
+                ensure(leader_stays, "the leader is to lose its replica")?;
+                partition.replicas.clone_from(replicas);
+                partition.isr.retain(stay);
+                partition.eligible.retain(stay);
+                partition.suspects.retain(|disk, _| replicas.contains(disk));
             }
             MetadataRecord::ProducerIdBlock { next } => {
                 ensure(*next >= self.next_producer, "those producer ids were given out before")?;
@@ -278,8 +332,11 @@ impl MetadataState {
         let partitions = || self.topics.values().flat_map(|topic| &topic.partitions);
         let room = partitions().all(|partition| partition.leader_epoch.0 < u32::MAX);
         ensure(room, "the leader epochs are used up")?;
+        // Where there are several replicas, an election begins the new reign.
         for partition in self.topics.values_mut().flat_map(|topic| &mut topic.partitions) {
-            partition.leader_epoch.0 += 1;
+            if partition.replicas.len() == 1 {
+                partition.leader_epoch.0 += 1;
+            }
         }
         Ok(())
     }
@@ -337,26 +394,15 @@ impl MetadataState {
                 id: topic.id,
                 name: topic.name.clone(),
                 config: topic.config.clone(),
-                replicas: topic
-                    .partitions
-                    .iter()
-                    .map(|partition| partition.replicas.clone())
-                    .collect(),
+                replicas: topic.partitions.iter().map(first_replicas).collect(),
             });
             for (number, partition) in (0..).zip(&topic.partitions) {
-                let fresh = new_partition(&partition.replicas);
                 let id = topic.id;
-                if (partition.leader, partition.leader_epoch, &partition.isr)
-                    != (fresh.leader, fresh.leader_epoch, &fresh.isr)
-                {
-                    records.push(MetadataRecord::LeaderChanged {
-                        id,
-                        partition: number,
-                        leader: partition.leader,
-                        epoch: partition.leader_epoch,
-                        isr: partition.isr.clone(),
-                    });
+                if first_replicas(partition) != partition.replicas {
+                    let replicas = partition.replicas.clone();
+                    records.push(MetadataRecord::ReplicasChanged { id, partition: number, replicas });
                 }
+                push_reigns(&mut records, id, number, partition);
                 if partition.log_start > Offset::ZERO {
                     let offset = partition.log_start;
                     records.push(MetadataRecord::LogStartRaised { id, partition: number, offset });
@@ -425,9 +471,63 @@ fn new_partition(replicas: &[DiskId]) -> PartitionState {
         leader: replicas.first().copied(),
         leader_epoch: LeaderEpoch(0),
         isr: replicas.to_vec(),
+        eligible: Vec::new(),
+        history: EpochHistory::default(),
+        high_watermark: Offset::ZERO,
         log_start: Offset::ZERO,
         suspects: BTreeMap::new(),
     }
+}
+
+/// The replicas with which a partition is to be made so that it has its leader: a new one is led by its
+/// first.
+fn first_replicas(partition: &PartitionState) -> Vec<DiskId> {
+    let mut replicas = partition.replicas.clone();
+    if let (LeaderEpoch(0), Some(leader)) = (partition.leader_epoch, partition.leader) {
+        replicas.sort_by_key(|disk| *disk != leader);
+    }
+    replicas
+}
+
+/// The records that give a new partition the leader and the history of this one.
+fn push_reigns(
+    records: &mut Vec<MetadataRecord>,
+    id: TopicId,
+    number: u32,
+    partition: &PartitionState,
+) {
+    let PartitionState { leader, leader_epoch, isr, eligible, history, .. } = partition;
+    let fresh = new_partition(&partition.replicas);
+    let untouched = PartitionState {
+        log_start: partition.log_start,
+        suspects: partition.suspects.clone(),
+        ..fresh
+    };
+    if *partition == untouched {
+        return;
+    }
+    let last = history.reigns().last().filter(|last| last.epoch == *leader_epoch);
+    let reigns = history.reigns().iter().filter(|reign| Some(*reign) != last);
+    records.extend(reigns.map(|reign| MetadataRecord::LeaderChanged {
+        id,
+        partition: number,
+        leader: None,
+        epoch: reign.epoch,
+        isr: Vec::new(),
+        eligible: Vec::new(),
+        start: Some(reign.start),
+        high_watermark: Offset::ZERO,
+    }));
+    records.push(MetadataRecord::LeaderChanged {
+        id,
+        partition: number,
+        leader: *leader,
+        epoch: *leader_epoch,
+        isr: isr.clone(),
+        eligible: eligible.clone(),
+        start: last.map(|last| last.start),
+        high_watermark: partition.high_watermark,
+    });
 }
 
 /// The number of a topic's partitions, if all of them can be written in one frame.
@@ -639,9 +739,20 @@ fn encode_record(record: &MetadataRecord, target: &mut Vec<u8>) {
         MetadataRecord::ReplicaCleared { id, partition, disk } => {
             out.u8(11).u64(id.0).u32(*partition).u16(disk.0);
         }
-        MetadataRecord::LeaderChanged { id, partition, leader, epoch, isr } => {
+        MetadataRecord::LeaderChanged {
+            id,
+            partition,
+            leader,
+            epoch,
+            isr,
+            eligible,
+            start,
+            high_watermark,
+        } => {
             out.u8(12).u64(id.0).u32(*partition).u8(u8::from(leader.is_some()));
-            out.u16(leader.map_or(0, |leader| leader.0)).u32(epoch.0).disks(isr);
+            out.u16(leader.map_or(0, |leader| leader.0)).u32(epoch.0).disks(isr).disks(eligible);
+            out.u8(u8::from(start.is_some())).u64(start.map_or(0, |start| start.0));
+            out.u64(high_watermark.0);
         }
         MetadataRecord::ProducerIdBlock { next } => {
             out.u8(13).u64(*next);
@@ -651,6 +762,9 @@ fn encode_record(record: &MetadataRecord, target: &mut Vec<u8>) {
         }
         MetadataRecord::TopicGone { id, name } => {
             out.u8(15).u64(id.0).text(name);
+        }
+        MetadataRecord::ReplicasChanged { id, partition, replicas } => {
+            out.u8(16).u64(id.0).u32(*partition).disks(replicas);
         }
     }
 }
@@ -698,17 +812,28 @@ fn decode_record(fields: &mut Fields<'_>) -> Result<MetadataRecord, DecodeError>
             let (id, partition) = (TopicId(fields.u64()?), fields.u32()?);
             let has_leader = fields.flag()?;
             let leader = DiskId(fields.u16()?);
+            let epoch = LeaderEpoch(fields.u32()?);
+            let (isr, eligible) = (fields.disks()?, fields.disks()?);
+            let (has_start, start) = (fields.flag()?, fields.offset()?);
             MetadataRecord::LeaderChanged {
                 id,
                 partition,
                 leader: has_leader.then_some(leader),
-                epoch: LeaderEpoch(fields.u32()?),
-                isr: fields.disks()?,
+                epoch,
+                isr,
+                eligible,
+                start: has_start.then_some(start),
+                high_watermark: fields.offset()?,
             }
         }
         13 => MetadataRecord::ProducerIdBlock { next: fields.u64()? },
         14 => MetadataRecord::Counters { next_topic: fields.u64()? },
         15 => MetadataRecord::TopicGone { id: TopicId(fields.u64()?), name: fields.text()? },
+        16 => MetadataRecord::ReplicasChanged {
+            id: TopicId(fields.u64()?),
+            partition: fields.u32()?,
+            replicas: fields.disks()?,
+        },
         _ => return Err(DecodeError::Field("kind of metadata record")),
     })
 }
@@ -897,15 +1022,19 @@ mod tests {
             }),
             2 => (id(), 0u32..4, disk())
                 .prop_map(|(id, partition, disk)| MetadataRecord::ReplicaCleared { id, partition, disk }),
-            6 => (id(), 0u32..4, proptest::option::of(disk()), 0u32..6, disks()).prop_map(
-                |(id, partition, leader, epoch, isr)| MetadataRecord::LeaderChanged {
-                    id,
-                    partition,
-                    leader,
-                    epoch: LeaderEpoch(epoch),
-                    isr,
-                }
-            ),
+            6 => (
+                (id(), 0u32..4, proptest::option::of(disk()), 0u32..6, disks()),
+                (disks(), proptest::option::of(offset()), offset()),
+            )
+                .prop_map(|((id, partition, leader, epoch, isr), (eligible, start, high_watermark))| {
+                    let epoch = LeaderEpoch(epoch);
+                    MetadataRecord::LeaderChanged {
+                        id, partition, leader, epoch, isr, eligible, start, high_watermark,
+                    }
+                }),
+            2 => (id(), 0u32..4, disks()).prop_map(|(id, partition, replicas)| {
+                MetadataRecord::ReplicasChanged { id, partition, replicas }
+            }),
             2 => (0u64..9).prop_map(|next| MetadataRecord::ProducerIdBlock { next }),
             1 => (0u64..4).prop_map(|next_topic| MetadataRecord::Counters { next_topic }),
             1 => (id(), "[a-c]").prop_map(|(id, name)| MetadataRecord::TopicGone { id, name }),
@@ -947,6 +1076,9 @@ mod tests {
             leader: disk.map(DiskId),
             epoch: LeaderEpoch(epoch),
             isr: isr.iter().copied().map(DiskId).collect(),
+            eligible: Vec::new(),
+            start: Some(Offset(u64::from(epoch) * 10)),
+            high_watermark: Offset(u64::from(epoch)),
         }
     }
 

@@ -7,6 +7,5 @@
 
 pub(crate) mod metadata;
 pub(crate) mod recovery;
-#[cfg_attr(not(test), expect(dead_code, reason = "the store takes it up next"))]
 pub(crate) mod replication;
 pub(crate) mod retention;

@@ -166,7 +166,9 @@ impl Segment {
     }
 
     /// The start of the batch that holds `offset`, as offset and byte: where a log can be cut.
-    #[cfg(test)]
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if damage lies before it; [`Error::Io`].
     pub(crate) fn boundary(&self, offset: Offset) -> Result<(Offset, u64), Error> {
         let mut walk = self.start_before(offset)?;
         let limit = self.position();

@@ -145,7 +145,7 @@ fn zeroes() -> &'static [u8] {
 pub(crate) struct Staged {
     file: Arc<dyn File>,
     position: u64,
-    bytes: Vec<u8>,
+    bytes: Arc<Vec<u8>>,
     /// The file holds other bytes that no flush has covered.
     sync_all: bool,
 }
@@ -189,7 +189,8 @@ pub(crate) struct ActiveSegment {
     spare: Vec<u8>,
     /// One past the last offset that is not in the stage.
     unstaged_end: Offset,
-    in_flight: bool,
+    /// What a flush has on its way, in that order before the stage.
+    in_flight: Option<Arc<Vec<u8>>>,
     /// Bytes were written that no flush has covered.
     dirty: bool,
 }
@@ -328,7 +329,7 @@ impl ActiveSegment {
             stage: Vec::new(),
             spare: Vec::new(),
             unstaged_end: end,
-            in_flight: false,
+            in_flight: None,
             dirty: true,
         })
     }
@@ -395,7 +396,7 @@ impl ActiveSegment {
     /// Shows to readers what is in the file without a gap.
     #[inline]
     fn publish(&self) {
-        if !self.in_flight {
+        if self.in_flight.is_none() {
             self.segment.end.store(self.unstaged_end.0, Ordering::Relaxed);
             let position = self.position - self.stage.len() as u64;
             self.segment.position.store(position, Ordering::Release);
@@ -428,8 +429,8 @@ impl ActiveSegment {
     /// What a flush has to write and to make durable. One at a time, until [`ActiveSegment::landed`].
     pub(crate) fn take_staged(&mut self) -> Staged {
         let spare = std::mem::take(&mut self.spare);
-        let bytes = std::mem::replace(&mut self.stage, spare);
-        self.in_flight = !bytes.is_empty();
+        let bytes = Arc::new(std::mem::replace(&mut self.stage, spare));
+        self.in_flight = (!bytes.is_empty()).then(|| Arc::clone(&bytes));
         self.unstaged_end = self.end;
         Staged {
             file: Arc::clone(&self.file),
@@ -441,15 +442,28 @@ impl ActiveSegment {
 
     /// Takes note that the flush succeeded.
     pub(crate) fn landed(&mut self, staged: Staged) {
-        self.in_flight = false;
-        self.spare = staged.bytes;
+        self.in_flight = None;
+        self.spare = Arc::try_unwrap(staged.bytes).unwrap_or_default();
         self.spare.clear();
         self.publish();
     }
 
     /// Whether a flush is on its way: until it landed, the segment must not be sealed.
     pub(crate) fn is_in_flight(&self) -> bool {
-        self.in_flight
+        self.in_flight.is_some()
+    }
+
+    /// Whether that many bytes can be appended without a call to the disk.
+    #[inline]
+    pub(crate) fn is_ready_for(&self, bytes: usize) -> bool {
+        let in_memory =
+            self.map.is_some() || (self.staging && self.stage.len() + bytes <= STAGE_BYTES_MAX);
+        in_memory && self.position + bytes as u64 <= self.room.ready.load(Ordering::Acquire)
+    }
+
+    /// The batches that are in no file yet, in two rows.
+    pub(crate) fn unwritten(&self) -> [&[u8]; 2] {
+        [self.in_flight.as_ref().map_or(&[], |bytes| bytes.as_slice()), &self.stage]
     }
 
     #[cold]

@@ -153,6 +153,10 @@ impl Disk for MemoryDisk {
         Ok(Box::new(lock))
     }
 
+    fn free_bytes(&self) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
+
     fn boot_id(&self) -> u128 {
         1
     }

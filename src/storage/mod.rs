@@ -97,6 +97,8 @@ pub(crate) trait Disk: Send + Sync + fmt::Debug {
     /// Takes the file at `path` (made if needed) for this opener alone; freed when the guard drops or
     /// the process dies. `WouldBlock` if another opener holds it. `note` is written into the file.
     fn lock(&self, path: &str, note: &str) -> io::Result<Box<dyn DiskLock>>;
+    /// Bytes that files can still take.
+    fn free_bytes(&self) -> io::Result<u64>;
     /// Which run of the machine this is: the page cache of one run is gone in the next.
     fn boot_id(&self) -> u128;
     /// 128 random bits.

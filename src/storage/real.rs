@@ -109,6 +109,10 @@ impl Disk for RealDisk {
         Ok(Box::new(file))
     }
 
+    fn free_bytes(&self) -> io::Result<u64> {
+        free_bytes(&self.root)
+    }
+
     fn boot_id(&self) -> u128 {
         self.boot
     }
@@ -305,6 +309,27 @@ fn allocate_blocks(file: &fs::File, position: u64, len: u64) -> io::Result<bool>
 #[cfg(not(target_os = "linux"))]
 fn allocate_blocks(_: &fs::File, _: u64, _: u64) -> io::Result<bool> {
     Ok(false)
+}
+
+/// Bytes that an unprivileged process can still write below `path`.
+#[cfg(unix)]
+fn free_bytes(path: &Path) -> io::Result<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
+    let mut found = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path ends in a zero, and the system fills in the structure that it is given.
+    if unsafe { libc::statvfs(path.as_ptr(), found.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call above succeeded, so it was filled in.
+    let found = unsafe { found.assume_init() };
+    #[allow(clippy::unnecessary_cast, reason = "narrower on some systems")]
+    Ok((found.f_bavail as u64).saturating_mul(found.f_frsize as u64))
+}
+
+#[cfg(not(unix))]
+fn free_bytes(_: &Path) -> io::Result<u64> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// The kernel's name for this run of the machine; 0 where it has none.

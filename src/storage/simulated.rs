@@ -668,6 +668,10 @@ impl Disk for SimDisk {
         Ok(Box::new(SimLock { handle: self.handle(&mut world, number, true) }))
     }
 
+    fn free_bytes(&self) -> io::Result<u64> {
+        Ok(self.world.lock().free.unwrap_or(u64::MAX))
+    }
+
     fn boot_id(&self) -> u128 {
         self.world.lock().boot
     }

@@ -1,33 +1,39 @@
-//! The store's background work, and the one thread that does it.
+//! The store's background work, and the threads that do it.
 //!
-//! One disk, one worker. It sleeps until a partition asks for attention or something is due at a
-//! time. All it does are steps of `partition::Core` and [`Shared`], so a test can do them one by one.
+//! Each disk has a worker, so that a slow disk slows its own replicas only. Where there are several, each
+//! also has a thread that flushes its followers, so that all disks flush at the same time, and one thread,
+//! *control*, makes changes of leaders durable and looks after retention; with one disk its worker does
+//! that. All they do are steps of `partition::Core` and [`Shared`], so a test can do them one by one.
 
 use std::collections::HashMap;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::partition::{Core, EventKind};
+use crate::partition::{Attention, Core, EventKind};
 use crate::protocol::metadata::MetadataRecord;
-use crate::types::{DiskId, Timestamp};
+use crate::types::Timestamp;
 
+use super::disks::StoreDisk;
 use super::{Shared, Topic};
 
 /// An appender that comes back sooner than this outruns the worker; it readies its pages itself.
 const PACED: Duration = Duration::from_millis(20);
 
-/// The running thread.
+/// The running threads.
 #[derive(Debug)]
-pub(super) struct Worker {
-    thread: JoinHandle<()>,
-    done: Receiver<()>,
+pub(super) struct Workers {
+    threads: Vec<JoinHandle<()>>,
+    queues: Vec<Arc<Attention>>,
+    /// Each thread has a sender; there is an end of it when all are gone.
+    running: Sender<()>,
+    ended: Receiver<()>,
     shared: Weak<Shared>,
 }
 
-/// What the worker remembers between its rounds.
+/// What a worker remembers between its rounds.
 #[derive(Debug, Default)]
 struct Agenda {
     /// When each partition that wants to be seen again is due.
@@ -38,42 +44,114 @@ struct Agenda {
 
 // The pointers in an agenda are names, never followed.
 
-/// Starts the worker.
-pub(super) fn start(shared: &Arc<Shared>) -> Result<Worker> {
-    let (sender, done) = channel();
-    let own = Arc::clone(shared);
-    let thread = std::thread::Builder::new()
-        .name("oncelog-disk-0".into())
-        .spawn(move || {
-            let mut agenda = Agenda::default();
-            while own.work(&mut agenda) {}
-            drop(own);
-            // Nobody listens any more when the store was dropped in a hurry.
-            let _ = sender.send(());
-        })
-        .map_err(|error| Error::io(shared.disk.root(), "start a thread", error))?;
-    Ok(Worker { thread, done, shared: Arc::downgrade(shared) })
+/// Starts the threads of every disk in service.
+pub(super) fn start(shared: &Arc<Shared>) -> Result<Workers> {
+    let (running, ended) = channel();
+    let mut workers = Workers {
+        threads: Vec::new(),
+        queues: Vec::new(),
+        running,
+        ended,
+        shared: Arc::downgrade(shared),
+    };
+    for disk in shared.online_disks() {
+        start_disk(shared, &mut workers, &disk)?;
+    }
+    Ok(workers)
 }
 
-impl Worker {
-    /// Ends the thread and does `last` when it has ended, both within `timeout`.
+/// Starts the threads of one disk, and those that a second disk makes necessary.
+pub(super) fn start_disk(
+    shared: &Shared,
+    workers: &mut Workers,
+    disk: &Arc<StoreDisk>,
+) -> Result<()> {
+    let (own, worked) = (workers.shared.clone(), Arc::clone(disk));
+    let name = format!("oncelog-disk-{}", disk.id.0);
+    workers.spawn(name, &disk.attention, move || {
+        let mut agenda = Agenda::default();
+        loop {
+            let Some(shared) = own.upgrade() else { return };
+            let due = shared.next_due(&agenda);
+            drop(shared);
+            let Some(cores) = worked.attention.wait(due) else { return };
+            let Some(shared) = own.upgrade() else { return };
+            shared.round(&worked, &mut agenda, cores);
+        }
+    })?;
+    if !shared.has_control() {
+        return Ok(());
+    }
+    for disk in shared.online_disks() {
+        if workers.queues.iter().any(|queue| Arc::ptr_eq(queue, &disk.flushes)) {
+            continue;
+        }
+        let flushed = Arc::clone(&disk);
+        workers.spawn(format!("oncelog-flush-{}", disk.id.0), &disk.flushes, move || {
+            while let Some(cores) = flushed.flushes.wait(Duration::MAX) {
+                cores.iter().for_each(|core| core.flush_follower(flushed.id));
+            }
+        })?;
+    }
+    if workers.queues.iter().any(|queue| Arc::ptr_eq(queue, &shared.control)) {
+        return Ok(());
+    }
+    let (own, queue) = (workers.shared.clone(), Arc::clone(&shared.control));
+    workers.spawn("oncelog-control".into(), &shared.control, move || {
+        let mut next = Duration::ZERO;
+        loop {
+            let Some(shared) = own.upgrade() else { return };
+            let due = next.saturating_sub(shared.clock.elapsed());
+            drop(shared);
+            let Some(cores) = queue.wait(due) else { return };
+            let Some(shared) = own.upgrade() else { return };
+            shared.control_round(&cores, &mut next);
+        }
+    })
+}
+
+impl Workers {
+    fn spawn(
+        &mut self,
+        name: String,
+        queue: &Arc<Attention>,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<()> {
+        let running = self.running.clone();
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            work();
+            drop(running);
+        });
+        let thread = thread.map_err(|error| Error::io("", "start a thread", error))?;
+        self.threads.push(thread);
+        self.queues.push(Arc::clone(queue));
+        Ok(())
+    }
+
+    /// Ends the threads and does `last` when they have ended, all of it within `timeout`.
     ///
     /// # Errors
-    /// [`Error::TimedOut`]: the disk hangs. What is under way goes on by itself.
+    /// [`Error::TimedOut`]: a disk hangs. What is under way goes on by itself.
     pub(super) fn finish<T: Send + 'static>(
         self,
         timeout: Duration,
         last: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T> {
-        if let Some(shared) = self.shared.upgrade() {
-            shared.attention.stop();
+        for queue in &self.queues {
+            queue.stop();
         }
         let (sender, finished) = channel();
-        let Self { thread, done, .. } = self;
+        let Self { threads, running, ended, .. } = self;
+        drop(running);
+        let own = std::thread::current().id();
         let finisher = std::thread::Builder::new().name("oncelog-close".into()).spawn(move || {
-            // An end of the channel is an end of the thread as well.
-            let _ = done.recv();
-            let _ = thread.join();
+            if !threads.iter().any(|thread| thread.thread().id() == own) {
+                // An end of the channel is an end of the threads.
+                let _ = ended.recv();
+                for thread in threads {
+                    let _ = thread.join();
+                }
+            }
             let _ = sender.send(last());
         });
         let late = || Error::TimedOut { what: "closing the store".into(), timeout, appended: None };
@@ -85,22 +163,22 @@ impl Worker {
 }
 
 impl Shared {
-    /// One round: waits for work, does it. False: the store closes.
-    fn work(&self, agenda: &mut Agenda) -> bool {
-        let now = self.clock.elapsed();
-        let due = agenda.again.values().map(|(_, due)| *due).min();
-        let wake = due.unwrap_or(Duration::MAX).min(agenda.next_retention);
-        let Some(cores) = self.attention.wait(wake.saturating_sub(now)) else {
-            return false;
-        };
-        self.round(agenda, cores);
-        true
+    /// Whether replicas on several disks need looking after.
+    fn has_control(&self) -> bool {
+        self.disks.read().len() > 1
     }
 
-    fn round(&self, agenda: &mut Agenda, mut cores: Vec<Arc<Core>>) {
+    fn next_due(&self, agenda: &Agenda) -> Duration {
+        let due = agenda.again.values().map(|(_, due)| *due).min();
+        let wake = due.unwrap_or(Duration::MAX).min(agenda.next_retention);
+        wake.saturating_sub(self.clock.elapsed())
+    }
+
+    /// One round of a disk's worker.
+    fn round(&self, disk: &StoreDisk, agenda: &mut Agenda, mut cores: Vec<Arc<Core>>) {
         let elapsed = self.clock.elapsed();
         let now = self.clock.now();
-        cores.iter().for_each(|core| core.attention_taken());
+        cores.iter().for_each(|core| core.attention_taken(disk.id));
         agenda.again.retain(|_, (core, due)| {
             if *due > elapsed {
                 return true;
@@ -112,35 +190,84 @@ impl Shared {
             let name = Arc::as_ptr(core);
             let last = agenda.seen.insert(name, elapsed);
             let paced = last.is_none_or(|last| elapsed.saturating_sub(last) >= PACED);
-            let tended = core.tend(now, paced);
+            let tended = core.tend(disk.id, now, paced);
             if let Some(span) = tended.again_in {
                 agenda.again.insert(name, (Arc::downgrade(core), elapsed + span));
             }
-            if core.is_fenced() {
-                self.note_suspect(core);
-            } else {
+            if core.leader() == Some(disk.id) {
                 self.apply_retention(core, now);
             }
         }
         if elapsed >= agenda.next_retention {
             agenda.next_retention = elapsed + self.options.retention_check;
             agenda.seen.retain(|_, last| elapsed.saturating_sub(*last) < PACED * 100);
-            for (_, core) in self.cores() {
-                core.roll_if_old(now);
-                self.apply_retention(&core, now);
+            if !self.has_control() {
+                self.retain_all(now);
+                self.settle_reigns();
             }
+        }
+        if !self.has_control() {
+            self.settle_reigns();
         }
     }
 
-    /// Everything that is due, for stores without a thread.
+    /// One round of the control thread.
+    fn control_round(&self, cores: &[Arc<Core>], next: &mut Duration) {
+        for core in cores {
+            core.control_taken();
+            self.settle_one(core);
+        }
+        let elapsed = self.clock.elapsed();
+        if elapsed >= *next {
+            // Twice within the lag that is allowed (REPL-13), and often enough for those that wait to join.
+            let tick = (self.options.lag_max / 2).min(Duration::from_millis(50));
+            *next = elapsed + tick.max(Duration::from_millis(1));
+            let now = self.clock.now();
+            for (_, core) in self.cores() {
+                core.tick(now, self.options.lag_max);
+            }
+            self.settle_reigns();
+            self.retain_if_due(now);
+        }
+    }
+
+    fn retain_if_due(&self, now: Timestamp) {
+        let elapsed = self.clock.elapsed();
+        let mut next = self.next_retention.lock();
+        if elapsed >= *next {
+            *next = elapsed + self.options.retention_check;
+            drop(next);
+            self.retain_all(now);
+        }
+    }
+
+    fn retain_all(&self, now: Timestamp) {
+        for (_, core) in self.cores() {
+            core.roll_if_old(now);
+            self.apply_retention(&core, now);
+        }
+    }
+
+    /// Everything that is due, for stores without threads.
     #[cfg(any(test, feature = "simulation"))]
     pub(super) fn run_background(&self) {
-        let mut agenda = Agenda::default();
-        let queued = self.attention.wait(Duration::ZERO).unwrap_or_default();
-        let mut cores: Vec<_> = self.cores().into_iter().map(|(_, core)| core).collect();
-        cores.retain(|core| !queued.iter().any(|other| Arc::ptr_eq(core, other)));
-        cores.extend(queued);
-        self.round(&mut agenda, cores);
+        for disk in self.online_disks() {
+            let mut agenda = Agenda { next_retention: Duration::MAX, ..Agenda::default() };
+            let queued = disk.attention.take();
+            let mut cores: Vec<_> = self.cores().into_iter().map(|(_, core)| core).collect();
+            cores.retain(|core| !queued.iter().any(|other| Arc::ptr_eq(core, other)));
+            cores.extend(queued);
+            self.round(&disk, &mut agenda, cores);
+            for core in disk.flushes.take() {
+                core.flush_follower(disk.id);
+            }
+        }
+        let now = self.clock.now();
+        for (_, core) in self.cores() {
+            core.tick(now, self.options.lag_max);
+        }
+        self.settle_reigns();
+        self.retain_all(now);
     }
 
     /// Removes the segments that the topic's retention lets go: first durably from the metadata, then
@@ -177,32 +304,5 @@ impl Shared {
             partition: core.partition().partition(),
             offset: start,
         })
-    }
-
-    /// Writes down that a flush failed, so that the next open trusts nothing that was not flushed.
-    fn note_suspect(&self, core: &Core) {
-        let Some(topic) = self.topics.read().get(core.partition().topic()).map(Arc::clone) else {
-            return;
-        };
-        let partition = core.partition().partition();
-        let mut metadata = self.metadata.lock();
-        let known = metadata
-            .state()
-            .partition(topic.id, partition)
-            .is_none_or(|described| described.suspects.contains_key(&DiskId(0)));
-        if known || metadata.is_poisoned() {
-            return;
-        }
-        let durable = core.flushed_end();
-        let noted = metadata.commit(&MetadataRecord::ReplicaSuspect {
-            id: topic.id,
-            partition,
-            disk: DiskId(0),
-            durable,
-        });
-        drop(metadata);
-        if let Err(error) = noted {
-            core.background_failed("noting a failed flush", &error);
-        }
     }
 }

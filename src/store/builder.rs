@@ -12,6 +12,9 @@ use crate::types::{DiskId, Flush, StorageMode};
 use super::Store;
 use super::open::open;
 
+/// More directories than that are no store.
+const DISKS_MAX: usize = 64;
+
 /// Settings of a store that are not a topic's.
 #[derive(Clone, Debug)]
 pub(super) struct Options {
@@ -23,6 +26,10 @@ pub(super) struct Options {
     /// Background work runs on a thread; otherwise whoever opened the store drives it.
     pub(super) background: bool,
     pub(super) read_only: bool,
+    /// Disks that the store may be opened without.
+    pub(super) allow_missing: Vec<DiskId>,
+    /// How long a follower may lag before it leaves the in-sync set.
+    pub(super) lag_max: Duration,
 }
 
 /// Describes a store before it is opened. Made by [`Store::builder`].
@@ -62,6 +69,8 @@ impl StoreBuilder {
                 retention_check: Duration::from_secs(10),
                 background: true,
                 read_only: false,
+                allow_missing: Vec::new(),
+                lag_max: Duration::from_secs(30),
             },
             properties: Properties::new(),
             fault: None,
@@ -87,15 +96,17 @@ impl StoreBuilder {
         self
     }
 
-    /// Opens the store although this disk is missing and could hold newer decisions.
+    /// Opens the store although this disk is missing and could hold newer decisions. Without it, a store
+    /// opens with a majority of three or more disks, and with both of two.
     pub fn allow_missing(mut self, disk: DiskId) -> Self {
-        if disk != DiskId(0) || self.disks.len() < 2 {
-            self.fault = self.fault.or(Some(Error::InvalidConfig {
-                key: "allow_missing".into(),
-                value: disk.to_string(),
-                reason: "a store on one disk cannot do without it".into(),
-            }));
-        }
+        self.options.allow_missing.push(disk);
+        self
+    }
+
+    /// How long a replica may lag behind its leader before it leaves the in-sync set
+    /// (`replica.lag.time.max.ms`). Default: 30 seconds.
+    pub fn replica_lag_max(mut self, lag: Duration) -> Self {
+        self.options.lag_max = lag.max(Duration::from_millis(1));
         self
     }
 
@@ -177,22 +188,41 @@ impl StoreBuilder {
         let defaults = self.properties.topic_defaults();
         let chosen = self.properties.sets_flush();
         self.options.topic_defaults = if chosen { defaults } else { defaults.flush(flush) };
-        let mut disks = self.disks.into_iter();
-        let (Some(place), None) = (disks.next(), disks.next()) else {
+        let mut absent = Vec::new();
+        if self.disks.is_empty() || self.disks.len() > DISKS_MAX {
             return Err(Error::InvalidConfig {
                 key: "log.dirs".into(),
-                value: "not one directory".into(),
-                reason: "this version keeps a store on exactly one disk".into(),
+                value: self.disks.len().to_string(),
+                reason: format!("a store is on 1 to {DISKS_MAX} disks"),
             });
-        };
-        let disk = match place {
-            Place::Ready(disk) => disk,
-            Place::Directory(path) => Arc::new(
-                RealDisk::open(&path, !self.options.read_only)
-                    .map_err(|error| Error::io(path, "open directory", error))?,
-            ),
-        };
-        open(disk, self.options, self.clock)
+        }
+        let alone = self.disks.len() == 1;
+        let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
+        for place in self.disks {
+            match place {
+                Place::Ready(disk) => disks.push(disk),
+                Place::Directory(path) => {
+                    match RealDisk::open(&path, alone && !self.options.read_only) {
+                        Ok(disk) => disks.push(Arc::new(disk)),
+                        // Of several, one that is not there may be made, or is missing.
+                        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !alone => {
+                            absent.push((disks.len(), path));
+                        }
+                        Err(error) => return Err(Error::io(path, "open directory", error)),
+                    }
+                }
+            }
+        }
+        // A new store makes its directories; one that exists does not, for a lost mount point must not
+        // be taken for an empty disk.
+        if disks.is_empty() || disks.iter().all(|disk| super::disks::is_blank(&**disk)) {
+            for (at, path) in absent {
+                let made = RealDisk::open(&path, true)
+                    .map_err(|error| Error::io(path, "open directory", error))?;
+                disks.insert(at.min(disks.len()), Arc::new(made));
+            }
+        }
+        open(disks, self.options, self.clock)
     }
 }
 
@@ -226,7 +256,7 @@ impl Store {
     /// flush succeeds at once.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] unless `disks` is 1, as long as stores keep to one disk.
+    /// [`Error::InvalidConfig`] unless `disks` is 1 to 64.
     pub fn in_memory(disks: usize) -> Result<Self> {
         (0..disks).fold(Self::builder(), |builder, _| builder.memory_disk()).open()
     }

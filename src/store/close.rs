@@ -1,14 +1,14 @@
 //! Closing a store: flush, vouch, write down, let go.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::partition::Core;
 
+use super::Shared;
 use super::session::Session;
-use super::{Shared, Topic};
 
 impl Shared {
     /// Closes the store once. The work is done on a thread of its own where there may be a disk that
@@ -20,27 +20,39 @@ impl Shared {
         if self.options.read_only {
             return Ok(());
         }
-        let worker = self.worker.lock().take();
-        match worker {
-            None => self.settle(&self.cores()),
-            Some(worker) => {
+        let workers = self.workers.lock().take();
+        match workers {
+            None => self.close_all(),
+            Some(workers) => {
                 let shared = Arc::clone(self);
-                worker.finish(timeout, move || shared.settle(&shared.cores()))?
+                workers.finish(timeout, move || shared.close_all())?
             }
         }
     }
 
-    /// Ends appends, flushes every log, and writes the session file if all of it went well.
-    fn settle(&self, cores: &[(Arc<Topic>, Arc<Core>)]) -> Result<()> {
+    /// Ends appends, flushes every log, and writes the session files of the disks on which all of that went
+    /// well.
+    fn close_all(&self) -> Result<()> {
         let mut outcome = Ok(());
-        let mut session = self.session.lock().clone();
-        for (topic, core) in cores {
+        let disks = self.online_disks();
+        let mut sessions: BTreeMap<_, _> =
+            disks.iter().map(|disk| (disk.id, Some(disk.session.lock().clone()))).collect();
+        for (topic, core) in self.cores() {
             core.stop_appends();
-            match core.settle_for_close(self.clock.now()) {
-                Ok(end) => {
-                    session.ends.insert((topic.id, core.partition().partition()), end);
+            let key = (topic.id, core.partition().partition());
+            for (disk, settled) in core.settle_for_close(self.clock.now()) {
+                match (settled, sessions.get_mut(&disk)) {
+                    (Ok(end), Some(Some(session))) => {
+                        session.ends.insert(key, end);
+                    }
+                    (Err(error), session) => {
+                        if let Some(session) = session {
+                            *session = None;
+                        }
+                        outcome = outcome.and(Err(error));
+                    }
+                    _ => {}
                 }
-                Err(error) => outcome = outcome.and(Err(error)),
             }
             core.close();
         }
@@ -48,14 +60,17 @@ impl Shared {
         if metadata.is_poisoned() {
             outcome = outcome.and(Err(Error::Closed));
         }
-        if outcome.is_ok() {
-            let boot = self.disk.boot_id();
-            let position = metadata.position();
-            let session = Session { clean: true, boot, metadata: position, ends: session.ends };
-            outcome = session.write(&*self.disk, self.id);
+        for disk in disks.iter().filter(|_| !metadata.is_poisoned()) {
+            if let Some(Some(session)) = sessions.remove(&disk.id) {
+                let (boot, metadata) = (disk.disk.boot_id(), metadata.position());
+                let session = Session { clean: true, boot, metadata, ends: session.ends };
+                outcome = outcome.and(session.write(&*disk.disk, self.id));
+            }
         }
         drop(metadata);
-        self.lock.lock().take();
+        for disk in self.disks.read().values() {
+            disk.lock.lock().take();
+        }
         outcome
     }
 }

@@ -1,10 +1,13 @@
-//! The metadata log on its disk: two copies of one file of frames.
+//! The metadata log on its disks: on each, two copies of one file of frames.
 //!
 //! A change is written and synced in both copies, one after the other, before it counts. So a frame at
 //! the end of a copy that does not decode is either torn (then the other copy does not have it, or has
 //! it whole) or damaged (then the other copy has it whole): the longer sound copy is always the truth,
-//! and a single flipped byte costs nothing. With several disks, each keeps such a log, and the newest by
-//! (term, index) wins.
+//! and a single flipped byte costs nothing.
+//!
+//! All disks hold the same bytes. A change counts once a majority of three or more configured disks has
+//! it, or one of fewer; a disk that fails to take one is left out until it is brought in again, which
+//! writes the log to it anew. At open the newest by (term, index) wins: each opening begins a new term.
 //!
 //! Space is allocated ahead, with a reserve that only deletions may use: on a full disk, a topic can
 //! always be deleted and records can always be let go.
@@ -48,14 +51,136 @@ struct Bad {
     followed: bool,
 }
 
+/// What the disks of a store say, before anything is changed.
+#[derive(Debug)]
+pub(super) struct Found {
+    state: MetadataState,
+    /// The sound bytes of the newest copy.
+    bytes: Vec<u8>,
+    last: (u64, u64),
+    disks: Vec<FoundDisk>,
+}
+
+/// One disk's copies, held against the newest.
+#[derive(Clone, Debug, Default)]
+struct FoundDisk {
+    /// The last record it has.
+    last: (u64, u64),
+    present: bool,
+    /// Copies that are not what they should be, by their place in [`METADATA`].
+    damaged: Vec<usize>,
+    stale: Vec<usize>,
+}
+
+impl Found {
+    /// Reads the log's copies on all `disks`. `None`: there is none.
+    ///
+    /// # Errors
+    /// [`Error::CorruptMetadata`] if the newest is not sound to its end; nothing was changed then.
+    pub(super) fn read(disks: &[Arc<dyn Disk>], expected: Option<StoreId>) -> Result<Option<Self>> {
+        let mut copies = Vec::new();
+        for (at, disk) in disks.iter().enumerate() {
+            for (name_at, name) in METADATA.iter().enumerate() {
+                match read_small(&**disk, name, BYTES_MAX) {
+                    Ok(bytes) => copies.push((at, name_at, decode(&bytes, expected), bytes)),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(Error::io(disk.root().join(name), "read", error)),
+                }
+            }
+        }
+        // What several decode, the longest decides; frames behind a break count only if no copy is whole
+        // up to there.
+        let best = copies
+            .iter()
+            .enumerate()
+            .max_by_key(|(at, (_, _, copy, _))| (copy.last, std::cmp::Reverse(*at)))
+            .map(|(at, _)| at);
+        let Some(best) = best else {
+            return Ok(None);
+        };
+        let (disk, name_at, chosen, bytes) = &copies[best];
+        if chosen.last == (0, 0) {
+            let empty = copies
+                .iter()
+                .all(|(_, _, copy, bytes)| copy.end.is_none() && bytes.iter().all(|byte| *byte == 0));
+            return if empty { Ok(None) } else { Err(corrupt(&disks[*disk], *name_at, chosen)) };
+        }
+        if chosen.end.as_ref().is_some_and(|bad| bad.followed) {
+            return Err(corrupt(&disks[*disk], *name_at, chosen));
+        }
+        let sound = &bytes[..usize::try_from(chosen.position).expect("within the bytes")];
+        let mut found = vec![FoundDisk { stale: vec![0, 1], ..FoundDisk::default() }; disks.len()];
+        for (at, name_at, copy, bytes) in &copies {
+            let found = &mut found[*at];
+            found.present = true;
+            found.last = found.last.max(copy.last);
+            if copy.end.is_none() && bytes.get(..sound.len()) == Some(sound) {
+                found.stale.retain(|stale| stale != name_at);
+            }
+            if copy.end.is_some() {
+                found.damaged.push(*name_at);
+            }
+        }
+        Ok(Some(Self {
+            state: chosen.state.clone(),
+            bytes: sound.to_vec(),
+            last: chosen.last,
+            disks: found,
+        }))
+    }
+
+    pub(super) fn state(&self) -> &MetadataState {
+        &self.state
+    }
+
+    /// The last record that the disk at place `at` has.
+    pub(super) fn last_of(&self, at: usize) -> (u64, u64) {
+        self.disks[at].last
+    }
+
+    /// Whether the disk at place `at` has a copy, however old.
+    pub(super) fn is_on(&self, at: usize) -> bool {
+        self.disks[at].present
+    }
+
+    /// Opens the log on the disks that take part, by their places. Copies that are behind or damaged are
+    /// written anew; returns those that were damaged, or lost.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NoSpace`].
+    pub(super) fn open(
+        self,
+        disks: &[(usize, DiskId, Arc<dyn Disk>)],
+        read_only: bool,
+    ) -> Result<(MetadataLog, Vec<PathBuf>)> {
+        let mut repaired = Vec::new();
+        let mut log = MetadataLog::over(self.state, self.bytes.len() as u64, self.last);
+        for (at, id, disk) in disks {
+            let found = &self.disks[*at];
+            for name_at in found.stale.iter().filter(|_| !read_only) {
+                let path = disk.root().join(METADATA[*name_at]);
+                replace_file(&**disk, METADATA[*name_at], &self.bytes)
+                    .map_err(|error| Error::io(&path, "repair", error))?;
+                // A whole copy that is merely behind is brought up to date without a word.
+                if found.damaged.contains(name_at) || found.last == self.last {
+                    repaired.push(path);
+                }
+            }
+            log.join(*id, disk, read_only)?;
+        }
+        log.term = self.last.0 + 1;
+        Ok((log, repaired))
+    }
+}
+
 /// The metadata log, open.
 #[derive(Debug)]
 pub(super) struct MetadataLog {
-    disk: Arc<dyn Disk>,
-    files: Vec<Arc<dyn File>>,
+    members: Vec<Member>,
+    /// Disks that failed to take a change, and why, for the store to act on.
+    failed: Vec<(DiskId, Error)>,
     state: MetadataState,
     position: u64,
-    allocated: u64,
     /// The reign of this opening; rises with its first change.
     term: u64,
     last: (u64, u64),
@@ -63,13 +188,55 @@ pub(super) struct MetadataLog {
     poisoned: bool,
 }
 
+/// A disk that takes every change.
+#[derive(Debug)]
+struct Member {
+    id: DiskId,
+    disk: Arc<dyn Disk>,
+    files: Vec<Arc<dyn File>>,
+    allocated: u64,
+}
+
+impl Member {
+    fn fault(&self, action: &'static str, error: io::Error) -> Error {
+        Error::io(self.disk.root().join(METADATA[0]), action, error)
+    }
+
+    /// Allocates room for frames up to `end`, and the reserve behind it.
+    fn make_room(&mut self, end: u64, may_use_reserve: bool) -> io::Result<()> {
+        let wanted = end + RESERVE_BYTES;
+        if self.allocated >= wanted {
+            return Ok(());
+        }
+        let target = wanted.next_multiple_of(STEP_BYTES);
+        for file in &self.files {
+            if let Err(error) = file.allocate(self.allocated, target - self.allocated) {
+                if may_use_reserve && self.allocated >= end {
+                    return Ok(());
+                }
+                return Err(error);
+            }
+        }
+        self.allocated = target;
+        Ok(())
+    }
+
+    fn write(&self, position: u64, frames: &[u8]) -> io::Result<()> {
+        for file in &self.files {
+            write_all_at(&**file, position, frames)?;
+            file.sync_data()?;
+        }
+        Ok(())
+    }
+}
+
 impl MetadataLog {
     /// Begins the log of a new store.
     ///
     /// # Errors
-    /// [`Error::NoSpace`], [`Error::Io`]; the directory is then no store yet.
+    /// [`Error::NoSpace`], [`Error::Io`]; the directories are then no store yet.
     pub(super) fn create(
-        disk: &Arc<dyn Disk>,
+        disks: &[(DiskId, Arc<dyn Disk>)],
         store: StoreId,
         first: &[MetadataRecord],
     ) -> Result<Self> {
@@ -81,117 +248,71 @@ impl MetadataLog {
             apply(&mut state, record)?;
             encode_frame(1, index, record, seed(store), &mut bytes);
         }
-        for name in METADATA {
-            replace_file(&**disk, name, &bytes)
-                .map_err(|error| Error::io(disk.root().join(name), "write", error))?;
+        let mut log = Self::over(state, bytes.len() as u64, (1, index));
+        for (id, disk) in disks {
+            for name in METADATA {
+                replace_file(&**disk, name, &bytes)
+                    .map_err(|error| Error::io(disk.root().join(name), "write", error))?;
+            }
+            log.join(*id, disk, false)?;
         }
-        let position = bytes.len() as u64;
-        let mut log = Self::over(disk, state, position, (1, index))?;
         log.term = 1;
         Ok(log)
     }
 
-    /// Opens the log of a store. `None`: there is none. Also returns the copies that were written anew.
-    ///
-    /// # Errors
-    /// [`Error::CorruptMetadata`] if neither copy is sound to its end; nothing was changed then.
-    pub(super) fn open(
-        disk: &Arc<dyn Disk>,
-        expected: Option<StoreId>,
-        read_only: bool,
-    ) -> Result<Option<(Self, Vec<PathBuf>)>> {
-        let mut copies = Vec::new();
-        for name in METADATA {
-            copies.push(match read_small(&**disk, name, BYTES_MAX) {
-                Ok(bytes) => Some((decode(&bytes, expected), bytes)),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-                Err(error) => return Err(Error::io(disk.root().join(name), "read", error)),
-            });
-        }
-        // What both decode, the longer one decides; frames behind a break count only if no copy is
-        // whole up to there.
-        let best = copies
-            .iter()
-            .enumerate()
-            .filter_map(|(at, copy)| Some((at, &copy.as_ref()?.0)))
-            .max_by_key(|(at, copy)| (copy.last, std::cmp::Reverse(*at)))
-            .map(|(at, _)| at);
-        let Some(best) = best else {
-            return Ok(None);
-        };
-        let other = copies[1 - best].as_ref().map_or((0, 0), |(copy, _)| copy.last);
-        let (chosen, bytes) = copies[best].take().expect("the best copy is there");
-        if chosen.last == (0, 0) {
-            return if bytes.iter().all(|byte| *byte == 0) && chosen.end.is_none() {
-                Ok(None)
-            } else {
-                Err(corrupt(disk, best, &chosen))
-            };
-        }
-        let followed = chosen.end.as_ref().is_some_and(|bad| bad.followed);
-        if followed {
-            return Err(corrupt(disk, best, &chosen));
-        }
-        let sound = &bytes[..usize::try_from(chosen.position).expect("within the bytes")];
-        let mut repaired = Vec::new();
-        if !read_only {
-            for (at, name) in METADATA.into_iter().enumerate() {
-                let whole = if at == best { chosen.end.is_none() } else { other == chosen.last };
-                let same = at == best
-                    || copies[at].as_ref().is_some_and(|(copy, bytes)| {
-                        copy.end.is_none() && bytes.get(..sound.len()) == Some(sound)
-                    });
-                if !(whole && same) {
-                    let path = disk.root().join(name);
-                    replace_file(&**disk, name, sound)
-                        .map_err(|error| Error::io(&path, "repair", error))?;
-                    repaired.push(path);
-                }
-            }
-        }
-        let mut log = if read_only {
-            Self::reading(disk, chosen.state, chosen.position, chosen.last)
-        } else {
-            Self::over(disk, chosen.state, chosen.position, chosen.last)?
-        };
-        log.term = chosen.last.0 + 1;
-        Ok(Some((log, repaired)))
-    }
-
-    fn reading(
-        disk: &Arc<dyn Disk>,
-        state: MetadataState,
-        position: u64,
-        last: (u64, u64),
-    ) -> Self {
+    fn over(state: MetadataState, position: u64, last: (u64, u64)) -> Self {
         Self {
-            disk: Arc::clone(disk),
-            files: Vec::new(),
+            members: Vec::new(),
+            failed: Vec::new(),
             state,
             position,
-            allocated: 0,
-            term: 0,
+            term: last.0,
             last,
             compacted: position,
             poisoned: false,
         }
     }
 
-    fn over(
-        disk: &Arc<dyn Disk>,
-        state: MetadataState,
-        position: u64,
-        last: (u64, u64),
-    ) -> Result<Self> {
-        let mut log = Self::reading(disk, state, position, last);
-        for name in METADATA {
+    /// A disk whose copies are up to date takes every change from now on.
+    fn join(&mut self, id: DiskId, disk: &Arc<dyn Disk>, read_only: bool) -> Result<()> {
+        let mut files = Vec::new();
+        for name in METADATA.iter().filter(|_| !read_only) {
             let file = disk
                 .open(name, OpenMode::Write)
                 .map_err(|error| Error::io(disk.root().join(name), "open", error))?;
-            log.files.push(file);
+            files.push(file);
         }
-        log.allocated = position;
-        Ok(log)
+        let allocated = self.position;
+        self.members.push(Member { id, disk: Arc::clone(disk), files, allocated });
+        Ok(())
+    }
+
+    /// Brings a disk in: writes the log to it, and to it from now on.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NoSpace`]; it takes no part then.
+    pub(super) fn add_disk(&mut self, id: DiskId, disk: &Arc<dyn Disk>) -> Result<()> {
+        self.remove_disk(id);
+        let Some(store) = self.state.store() else {
+            return Err(corrupt_state("the log names no store"));
+        };
+        // Frames are the same on every disk: the log is compacted, and what all have now is written.
+        let bytes = self.rewrite(store);
+        for name in METADATA {
+            replace_file(&**disk, name, &bytes)
+                .map_err(|error| Error::io(disk.root().join(name), "write", error))?;
+        }
+        self.join(id, disk, false)
+    }
+
+    /// A disk takes no further change.
+    pub(super) fn remove_disk(&mut self, id: DiskId) {
+        self.members.retain(|member| member.id != id);
+    }
+
+    /// Disks that failed to take a change since the last call.
+    pub(super) fn take_failed(&mut self) -> Vec<(DiskId, Error)> {
+        std::mem::take(&mut self.failed)
     }
 
     /// What has been decided.
@@ -209,18 +330,8 @@ impl MetadataLog {
         self.poisoned
     }
 
-    /// The store's id and the disk's, as the log knows them.
-    ///
-    /// # Errors
-    /// [`Error::CorruptMetadata`] if the log does not say.
-    pub(super) fn identity(&self, disk: DiskId) -> Result<(StoreId, u128, u64)> {
-        let known = self.state.store().zip(self.state.disk(disk));
-        let missing = || Error::CorruptMetadata {
-            path: self.disk.root().join(METADATA[0]),
-            position: 0,
-            source: DecodeError::Missing,
-        };
-        known.map(|(store, disk)| (store, disk.uuid, disk.incarnation)).ok_or_else(missing)
+    fn path(&self) -> PathBuf {
+        self.members.first().map_or_else(PathBuf::new, |member| member.disk.root().join(METADATA[0]))
     }
 
     /// Refuses a log that ends before a record that is known to have been durable.
@@ -231,129 +342,177 @@ impl MetadataLog {
         if self.last >= proven {
             return Ok(());
         }
-        Err(Error::CorruptMetadata {
-            path: self.disk.root().join(METADATA[0]),
-            position: self.position,
-            source: DecodeError::Missing,
-        })
+        let source = DecodeError::Missing;
+        Err(Error::CorruptMetadata { path: self.path(), position: self.position, source })
     }
 
     /// Reads on from what the owner has written since. For readers.
     ///
     /// # Errors
-    /// As for [`MetadataLog::open`].
+    /// As for [`Found::read`].
     pub(super) fn reload(&mut self) -> Result<()> {
-        let store = self.state.store();
-        if let Some((log, _)) = Self::open(&self.disk, store, true)?
-            && log.last >= self.last
+        let disks: Vec<_> = self.members.iter().map(|member| Arc::clone(&member.disk)).collect();
+        if let Some(found) = Found::read(&disks, self.state.store())?
+            && found.last >= self.last
         {
-            *self = log;
+            let members: Vec<_> = self
+                .members
+                .iter()
+                .enumerate()
+                .map(|(at, member)| (at, member.id, Arc::clone(&member.disk)))
+                .collect();
+            *self = found.open(&members, true)?.0;
         }
         Ok(())
     }
 
-    /// Makes a change: durable in both copies when this returns.
+    /// Makes a change: durable when this returns, in both copies on every disk that takes part.
     ///
     /// # Errors
-    /// [`Error::NoSpace`]: nothing was changed. After [`Error::Io`], whether the change will be there at
-    /// the next open is not known, and no further one is accepted until then.
+    /// As for [`MetadataLog::commit_all`].
     pub(super) fn commit(&mut self, record: &MetadataRecord) -> Result<()> {
+        self.commit_all(std::slice::from_ref(record))
+    }
+
+    /// Makes changes with one write and one flush a copy. A disk that fails is left out, as long as enough
+    /// are left (DESIGN.md section 11): a majority of three or more, else one.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::MissingDisk`]: nothing was changed. After [`Error::Io`], whether the
+    /// change will be there at the next open is not known, and no further one is accepted until then.
+    pub(super) fn commit_all(&mut self, records: &[MetadataRecord]) -> Result<()> {
         if self.poisoned {
             return Err(Error::Io {
-                path: self.disk.root().join(METADATA[0]),
+                path: self.path(),
                 action: "write after a failed write",
                 written: crate::error::Written::No,
                 source: Arc::new(io::ErrorKind::Other.into()),
             });
         }
-        let store = self.state.store().or(match record {
-            MetadataRecord::StoreCreated { store, .. } => Some(*store),
-            _ => None,
-        });
-        let Some(store) = store else {
-            return Err(corrupt_state("the log names no store"));
-        };
-        let next = (self.term.max(self.last.0), self.last.1 + 1);
-        let mut frame = Vec::new();
-        encode_frame(next.0, next.1, record, seed(store), &mut frame);
-        self.make_room(frame.len() as u64, frees_space(record))?;
-        let mut state = self.state.clone();
-        apply(&mut state, record)?;
-        for (file, name) in self.files.iter().zip(METADATA) {
-            let written =
-                write_all_at(&**file, self.position, &frame).and_then(|()| file.sync_data());
-            if let Err(error) = written {
-                self.poisoned = true;
-                return Err(Error::Io {
-                    path: self.disk.root().join(name),
-                    action: "write",
-                    written: crate::error::Written::Unknown,
-                    source: Arc::new(error),
-                });
-            }
-        }
-        self.state = state;
-        self.position += frame.len() as u64;
-        self.last = next;
-        if self.position > COMPACT_BYTES && self.position > 4 * self.compacted {
-            self.compact(store);
-        }
-        Ok(())
-    }
-
-    /// Allocates room for a frame of `bytes`, and the reserve behind it.
-    fn make_room(&mut self, bytes: u64, may_use_reserve: bool) -> Result<()> {
-        let end = self.position + bytes;
-        let wanted = end + RESERVE_BYTES;
-        if self.allocated >= wanted {
+        if records.is_empty() {
             return Ok(());
         }
-        let target = wanted.next_multiple_of(STEP_BYTES);
-        for (file, name) in self.files.iter().zip(METADATA) {
-            let from = self.allocated.min(target);
-            let allocated = file.allocate(from, target - from);
-            if let Err(error) = allocated {
-                if may_use_reserve && self.allocated >= end {
-                    return Ok(());
-                }
-                return Err(Error::io(self.disk.root().join(name), "allocate", error));
-            }
+        let Some(store) = self.state.store() else {
+            return Err(corrupt_state("the log names no store"));
+        };
+        let term = self.term.max(self.last.0);
+        let (mut state, mut frames, mut index) = (self.state.clone(), Vec::new(), self.last.1);
+        for record in records {
+            index += 1;
+            apply(&mut state, record)?;
+            encode_frame(term, index, record, seed(store), &mut frames);
         }
-        self.allocated = target;
+        self.check_quorum()?;
+        let end = self.position + frames.len() as u64;
+        self.make_room(end, records.iter().all(frees_space))?;
+        self.write_to_all(&frames)?;
+        self.state = state;
+        self.position = end;
+        self.last = (term, index);
+        if self.position > COMPACT_BYTES && self.position > 4 * self.compacted {
+            let _ = self.rewrite(store);
+        }
         Ok(())
     }
 
-    /// Writes the log anew, without what no longer matters. A failure leaves the old log, which is good.
-    fn compact(&mut self, store: StoreId) {
+    /// How many disks have to take a change.
+    fn quorum(&self) -> usize {
+        match self.state.disks().count() {
+            0..3 => 1,
+            configured => configured / 2 + 1,
+        }
+    }
+
+    fn check_quorum(&self) -> Result<()> {
+        if self.members.len() >= self.quorum() {
+            return Ok(());
+        }
+        let present = |disk: &DiskId| self.members.iter().any(|member| member.id == *disk);
+        let absent = self.state.disks().find(|disk| !present(disk));
+        Err(Error::MissingDisk { disk: absent.unwrap_or_default(), path: self.path() })
+    }
+
+    /// A full disk refuses the change, and is no reason to do without that disk.
+    fn make_room(&mut self, end: u64, may_use_reserve: bool) -> Result<()> {
+        let mut failed = Vec::new();
+        for (at, member) in self.members.iter_mut().enumerate() {
+            match member.make_room(end, may_use_reserve) {
+                Ok(()) => {}
+                Err(error) => {
+                    let error = member.fault("allocate", error);
+                    if matches!(error, Error::NoSpace { .. }) {
+                        return Err(error);
+                    }
+                    failed.push((at, error));
+                }
+            }
+        }
+        self.leave_out(failed)
+    }
+
+    fn write_to_all(&mut self, frames: &[u8]) -> Result<()> {
+        let mut failed = Vec::new();
+        for (at, member) in self.members.iter().enumerate() {
+            if let Err(error) = member.write(self.position, frames) {
+                failed.push((
+                    at,
+                    Error::Io {
+                        path: member.disk.root().join(METADATA[0]),
+                        action: "write",
+                        written: crate::error::Written::Unknown,
+                        source: Arc::new(error),
+                    },
+                ));
+            }
+        }
+        let outcome = self.leave_out(failed);
+        self.poisoned |= outcome.is_err();
+        outcome
+    }
+
+    /// Goes on without the members at these places, if enough are left.
+    fn leave_out(&mut self, mut failed: Vec<(usize, Error)>) -> Result<()> {
+        if self.members.len() - failed.len() < self.quorum()
+            && let Some((_, error)) = failed.pop()
+        {
+            return Err(error);
+        }
+        for (at, error) in failed.into_iter().rev() {
+            let member = self.members.remove(at);
+            self.failed.push((member.id, error));
+        }
+        Ok(())
+    }
+
+    /// Writes the log anew, without what no longer matters, and returns its bytes. A member that cannot
+    /// take it keeps the old log, which is sound, and is left out.
+    fn rewrite(&mut self, store: StoreId) -> Vec<u8> {
         let mut bytes = Vec::new();
         let (term, mut index) = self.last;
-        let records = self.state.snapshot();
-        for record in &records {
+        for record in &self.state.snapshot() {
             index += 1;
             encode_frame(term, index, record, seed(store), &mut bytes);
         }
-        self.compacted = bytes.len() as u64;
-        if bytes.len() as u64 >= self.position {
-            return;
-        }
-        for name in METADATA {
-            if replace_file(&*self.disk, name, &bytes).is_err() {
-                // One copy may be new and one old: both are sound, and the new one is the longer by
-                // index. The handles may point at either, so nothing more is written to them.
-                self.poisoned = true;
-                return;
+        let mut failed = Vec::new();
+        for (at, member) in self.members.iter_mut().enumerate() {
+            let rewritten = (|| {
+                let mut files = Vec::new();
+                for name in METADATA {
+                    replace_file(&*member.disk, name, &bytes)?;
+                    files.push(member.disk.open(name, OpenMode::Write)?);
+                }
+                member.disk.sync_dir(parent(METADATA[0])).map(|()| files)
+            })();
+            match rewritten {
+                Ok(files) => (member.files, member.allocated) = (files, bytes.len() as u64),
+                Err(error) => failed.push((at, member.fault("compact", error))),
             }
         }
-        let _ = self.disk.sync_dir(parent(METADATA[0]));
-        match Self::over(
-            &self.disk,
-            std::mem::take(&mut self.state),
-            bytes.len() as u64,
-            (term, index),
-        ) {
-            Ok(log) => *self = Self { term: self.term, compacted: self.compacted, ..log },
-            Err(_) => self.poisoned = true,
-        }
+        self.poisoned |= self.leave_out(failed).is_err();
+        self.position = bytes.len() as u64;
+        self.compacted = self.position;
+        self.last = (term, index);
+        bytes
     }
 }
 

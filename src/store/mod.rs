@@ -10,22 +10,26 @@
 //! metadata log, and a deleted topic's files are removed again at the next open until a second record
 //! says that they are gone.
 //!
-//! Lock order: `Shared::metadata`, then the topic registry, then a slot, then a partition's own.
+//! Lock order: a slot (while its logs are opened), `Shared::metadata`, the disks, the topic registry, then a
+//! partition's own.
 
 mod background;
 mod builder;
 mod close;
+mod disks;
 mod layout;
 mod metadata_log;
 mod open;
+mod operations;
 mod partition;
+mod reigns;
 mod session;
 mod topics;
 mod verify;
 mod view;
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -35,17 +39,18 @@ use parking_lot::{Mutex, RwLock};
 use crate::config::TopicConfig;
 use crate::error::{Error, Result};
 use crate::partition::{Attention, Core, EventLog, Events};
-use crate::storage::{BufferPool, Clock, Disk, DiskLock, ForkGuard, TemporaryDirectory};
-use crate::types::{StoreId, TopicId, TopicPartition};
+use crate::storage::{BufferPool, Clock, ForkGuard, TemporaryDirectory};
+use crate::types::{DiskId, StoreId, TopicId, TopicPartition};
 
 pub use builder::StoreBuilder;
+pub use operations::{DiskDescription, DiskState};
 pub use partition::Partition;
 pub use topics::TopicDescription;
 pub use verify::{Damage, VerifyOptions, VerifyProgress, VerifyReport};
 
 use builder::Options;
+use disks::StoreDisk;
 use metadata_log::MetadataLog;
-use session::Session;
 
 /// How long a store that is dropped without `close` takes at most to flush.
 const DROP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -75,22 +80,22 @@ impl Drop for Handle {
 /// What all handles, and the background, share.
 #[derive(Debug)]
 struct Shared {
-    disk: Arc<dyn Disk>,
     id: StoreId,
+    /// The first of its directories, for messages.
+    home: PathBuf,
+    disks: RwLock<BTreeMap<DiskId, Arc<StoreDisk>>>,
     options: Options,
     clock: Clock,
     fork: Arc<ForkGuard>,
     buffers: BufferPool,
     events: Arc<EventLog>,
-    attention: Arc<Attention>,
+    /// Partitions whose leader or in-sync set is to change.
+    control: Arc<Attention>,
     metadata: Mutex<MetadataLog>,
     topics: RwLock<HashMap<Arc<str>, Arc<Topic>>>,
-    session: Mutex<Session>,
-    same_boot: bool,
+    next_retention: Mutex<Duration>,
     closed: AtomicBool,
-    worker: Mutex<Option<background::Worker>>,
-    /// Held while the store is open; `None` for a reader.
-    lock: Mutex<Option<Box<dyn DiskLock>>>,
+    workers: Mutex<Option<background::Workers>>,
 }
 
 /// A topic as the running store knows it.
@@ -116,10 +121,10 @@ impl Store {
         self.handle.shared.events.subscribe()
     }
 
-    /// The directory that the store is in.
+    /// The directory that the store is in; of several, that of its first disk.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.handle.shared.disk.root()
+        &self.handle.shared.home
     }
 
     /// Flushes everything, writes down how far each log reaches, and lets go of the directory. Every
@@ -161,6 +166,19 @@ impl Shared {
     fn check_writable(&self) -> Result<()> {
         self.check_open()?;
         if self.options.read_only { Err(Error::ReadOnly) } else { Ok(()) }
+    }
+
+    fn disk(&self, id: DiskId) -> Option<Arc<StoreDisk>> {
+        self.disks.read().get(&id).cloned()
+    }
+
+    fn online_disk(&self, id: DiskId) -> Option<Arc<StoreDisk>> {
+        self.disk(id).filter(|disk| disk.is_online())
+    }
+
+    /// The disks in service, by their ids.
+    fn online_disks(&self) -> Vec<Arc<StoreDisk>> {
+        self.disks.read().values().filter(|disk| disk.is_online()).cloned().collect()
     }
 
     /// The partitions that are in use, in no order.

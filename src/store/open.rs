@@ -16,169 +16,175 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::config::TopicConfig;
 use crate::error::{Error, Result};
-use crate::log::{Evidence, Log, LogSettings, Loss, Marks};
-use crate::partition::{Attention, Core, CoreParts, CoreSettings, EventKind, EventLog};
-use crate::protocol::metadata::MetadataRecord;
+use crate::log::{Evidence, Log, LogSettings, Loss, Marks, Recovered};
+use crate::partition::{
+    Attention, Core, CoreParts, CoreSettings, EventKind, EventLog, Proposal, Reign, Replica,
+};
+use crate::protocol::metadata::{MetadataRecord, PartitionState};
+use crate::protocol::replication::{Candidate, elect, eligible_after};
 use crate::segment::{Identity, Place, WriteHow};
-use crate::storage::{BufferPool, Clock, Disk, DiskLock, EntryKind, ForkGuard};
-use crate::types::{DiskId, Flush, StorageMode, StoreId, TopicPartition};
+use crate::storage::{BufferPool, Clock, Disk, ForkGuard};
+use crate::types::{DiskId, Flush, LeaderEpoch, Offset, StorageMode, StoreId, TopicPartition};
 
 use super::builder::Options;
+use super::disks::{self, Given, LeftOut, StoreDisk};
 use super::layout::{self, DirectoryIdentity, IdentityFile};
-use super::metadata_log::MetadataLog;
+use super::metadata_log::{Found, MetadataLog};
 use super::session::Session;
 use super::{Handle, Shared, Slot, Store, Topic, background};
 
-/// Opens or makes the store on `disk`.
-pub(super) fn open(disk: Arc<dyn Disk>, options: Options, clock: Clock) -> Result<Store> {
-    let known = DirectoryIdentity::read(&*disk)?;
-    if let IdentityFile::Newer(version) = known {
-        return Err(Error::UnsupportedFormat {
-            path: disk.root().join(layout::IDENTITY),
-            reason: format!("a store of version {version}, this is version {}", layout::VERSION),
-        });
+/// Opens or makes the store on `disks`.
+pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) -> Result<Store> {
+    let alone = disks.len() == 1;
+    let mut given = Vec::new();
+    let mut unreadable = Vec::new();
+    for disk in disks {
+        let path = disk.root().to_owned();
+        match disks::look(disk, options.read_only, alone) {
+            Ok(looked) => given.push(looked),
+            // A dead disk among others is missing; alone, it is the answer.
+            Err(error @ Error::Io { .. }) if !alone => {
+                unreadable.push(LeftOut { path, reason: error.to_string() });
+            }
+            Err(error) => return Err(error),
+        }
     }
-    if known == IdentityFile::Absent {
-        check_vacant(&*disk, options.read_only)?;
-    }
-    let lock = if options.read_only { None } else { Some(take_lock(&*disk)?) };
     let events = Arc::new(EventLog::default());
-    let (metadata, id) = open_metadata(&disk, &known, &options, &events, &clock)?;
-    let session = Session::read(&*disk, id)?;
-    metadata.check_proven(session.metadata)?;
-    let same_boot = session.boot != 0 && session.boot == disk.boot_id();
-    let fork = ForkGuard::new().map_err(|error| Error::io(disk.root(), "guard", error))?;
+    let opened = open_metadata(&mut given, unreadable, &options, &events, &clock)?;
+    let (metadata, id, members) = (opened.metadata, opened.store, opened.members);
+    let first = members.first().expect("a store has a disk");
+    let fork = ForkGuard::new().map_err(|error| Error::io(first.disk.root(), "guard", error))?;
     let shared = Arc::new(Shared {
         id,
+        home: first.disk.root().to_owned(),
+        disks: RwLock::new(members.iter().map(|disk| (disk.id, Arc::clone(disk))).collect()),
         clock,
         fork: Arc::new(fork),
         buffers: BufferPool::default(),
         events,
-        attention: Arc::new(Attention::default()),
+        control: Arc::new(Attention::default()),
         metadata: Mutex::new(metadata),
         topics: RwLock::new(HashMap::new()),
-        session: Mutex::new(session),
-        same_boot,
+        next_retention: Mutex::new(std::time::Duration::ZERO),
         closed: AtomicBool::new(false),
-        worker: Mutex::new(None),
-        lock: Mutex::new(lock),
-        disk,
+        workers: Mutex::new(None),
         options,
     });
     shared.load_topics(shared.metadata.lock().state());
     if !shared.options.read_only {
         shared.begin_session()?;
         if shared.options.background {
-            *shared.worker.lock() = Some(background::start(&shared)?);
+            *shared.workers.lock() = Some(background::start(&shared)?);
         }
     }
     Ok(Store { handle: Arc::new(Handle { shared, _temporary: None }) })
 }
 
-/// A directory without an identity becomes a store only if it is empty, or if all that is in it is
-/// what an interrupted first open left.
-fn check_vacant(disk: &dyn Disk, read_only: bool) -> Result<()> {
-    let entries = disk.list("").map_err(|error| Error::io(disk.root(), "list", error))?;
-    let metadata = layout::METADATA;
-    let foreign = entries.iter().find(|entry| {
-        let stem = entry.name.strip_suffix(".tmp").unwrap_or(&entry.name);
-        let leftover = entry.kind == EntryKind::File
-            && (stem == layout::LOCK || stem == layout::IDENTITY || stem == layout::SESSION);
-        !leftover && !metadata.contains(&stem) && entry.name != "lost+found"
-    });
-    let has_metadata = entries.iter().any(|entry| metadata.contains(&entry.name.as_str()));
-    let reason = match foreign {
-        // The identity was lost; the metadata know it.
-        _ if has_metadata => return Ok(()),
-        Some(entry) => format!("no store, and not empty: it holds {}", entry.name),
-        None if read_only => "no store".to_owned(),
-        None => return Ok(()),
-    };
-    Err(Error::UnsupportedFormat { path: disk.root().to_owned(), reason })
+struct Opened {
+    metadata: MetadataLog,
+    store: StoreId,
+    members: Vec<Arc<StoreDisk>>,
 }
 
-fn take_lock(disk: &dyn Disk) -> Result<Box<dyn DiskLock>> {
-    let path = disk.root().join(layout::LOCK);
-    disk.lock(layout::LOCK, &crate::storage::process_id().to_string()).map_err(|error| {
-        if error.kind() != io::ErrorKind::WouldBlock {
-            return Error::io(path, "lock", error);
-        }
-        let note = crate::storage::read_small(disk, layout::LOCK, 32).unwrap_or_default();
-        let pid = std::str::from_utf8(&note).ok().and_then(|note| note.trim().parse().ok());
-        Error::Locked { path: disk.root().to_owned(), pid }
-    })
-}
-
-/// Opens the metadata log, or begins it in a new directory, and settles who we are.
+/// Opens the metadata log, or begins it in new directories, and settles which directory is which disk.
 fn open_metadata(
-    disk: &Arc<dyn Disk>,
-    known: &IdentityFile,
+    given: &mut Vec<Given>,
+    mut unreadable: Vec<LeftOut>,
     options: &Options,
     events: &EventLog,
     clock: &Clock,
-) -> Result<(MetadataLog, StoreId)> {
-    let expected = match known {
-        IdentityFile::Intact(identity) => Some(identity.store),
-        _ => None,
+) -> Result<Opened> {
+    let expected = disks::store_of(given)?;
+    let all: Vec<_> = given.iter().map(|given| Arc::clone(&given.disk)).collect();
+    let Some(found) = Found::read(&all, expected)? else {
+        let known = given.iter().find(|given| {
+            matches!(given.identity, IdentityFile::Intact(_) | IdentityFile::Damaged(_))
+        });
+        let missing = known.or(given.first().filter(|_| options.read_only));
+        return match (missing, unreadable.pop()) {
+            (Some(given), _) => Err(Error::CorruptMetadata {
+                path: given.disk.root().join(layout::METADATA[0]),
+                position: 0,
+                source: crate::error::DecodeError::Missing,
+            }),
+            // Of the one that cannot be read nobody knows whether it holds the store.
+            (None, Some(LeftOut { path, reason })) => {
+                Err(Error::UnsupportedFormat { path, reason })
+            }
+            (None, None) => create(std::mem::take(given)),
+        };
     };
-    if let Some((metadata, repaired)) = MetadataLog::open(disk, expected, options.read_only)? {
-        for path in repaired {
+    let mut roll = disks::call_the_roll(given, &found)?;
+    roll.left_out.append(&mut unreadable);
+    disks::check_present(given, &roll, found.state(), &options.allow_missing)?;
+    let lasts: Vec<_> = roll.members.iter().map(|(at, _)| found.last_of(*at)).collect();
+    let places: Vec<_> =
+        roll.members.iter().map(|(at, id)| (*at, *id, Arc::clone(&all[*at]))).collect();
+    let (metadata, repaired) = found.open(&places, options.read_only)?;
+    for path in repaired {
+        events.push(clock.now(), EventKind::Repaired { path });
+    }
+    for LeftOut { path, reason } in roll.left_out {
+        events.push(clock.now(), EventKind::DirectoryLeftOut { path, reason });
+    }
+    let store = metadata.state().store().expect("a log begins with its store");
+    let mut members = Vec::new();
+    for (at, id) in &roll.members {
+        let disk = Arc::clone(&all[*at]);
+        if roll.nameless.contains(at) && !options.read_only {
+            let known = metadata.state().disk(*id).expect("a member is known");
+            let (uuid, incarnation) = (known.uuid, known.incarnation);
+            DirectoryIdentity { store, disk: *id, uuid, incarnation }.write(&*disk)?;
+            let path = disk.root().join(layout::IDENTITY);
             events.push(clock.now(), EventKind::Repaired { path });
         }
-        let (store, uuid, incarnation) = metadata.identity(DiskId(0))?;
-        let identity = DirectoryIdentity { store, disk: DiskId(0), uuid, incarnation };
-        match known {
-            IdentityFile::Intact(found) if *found == identity => {}
-            IdentityFile::Intact(_) => {
-                return Err(Error::UnsupportedFormat {
-                    path: disk.root().join(layout::IDENTITY),
-                    reason: "the directory's identity is not the one in its metadata".into(),
-                });
-            }
-            _ if options.read_only => {}
-            _ => {
-                identity.write(&**disk)?;
-                let path = disk.root().join(layout::IDENTITY);
-                events.push(clock.now(), EventKind::Repaired { path });
-            }
-        }
-        return Ok((metadata, store));
+        let session = Session::read(&*disk, store)?;
+        members.push(StoreDisk::new(*id, disk, session, given[*at].lock.take()));
     }
-    if let (IdentityFile::Intact(_) | IdentityFile::Damaged(_), _) | (_, true) =
-        (known, options.read_only)
-    {
-        return Err(Error::CorruptMetadata {
-            path: disk.root().join(layout::METADATA[0]),
-            position: 0,
-            source: crate::error::DecodeError::Missing,
-        });
+    let proven = members.iter().map(|disk| disk.session.lock().metadata).max().unwrap_or_default();
+    metadata.check_proven(proven)?;
+    for (disk, last) in members.iter().zip(lasts) {
+        // It was there when that was written, or it is out of every in-sync set anyway.
+        disk.stale.store(last < proven, Ordering::Release);
     }
-    let store = StoreId(disk.entropy());
-    let uuid = disk.entropy();
-    let identity = DirectoryIdentity { store, disk: DiskId(0), uuid, incarnation: 1 };
-    let first = [
-        MetadataRecord::StoreCreated { store, format: layout::VERSION },
-        MetadataRecord::DiskAdded { disk: DiskId(0), uuid, incarnation: 1 },
-    ];
-    let metadata = MetadataLog::create(disk, store, &first)?;
-    let session = Session { clean: true, boot: disk.boot_id(), ..Session::default() };
-    session.write(&**disk, store)?;
-    identity.write(&**disk)?;
-    Ok((metadata, store))
+    Ok(Opened { metadata, store, members })
+}
+
+/// Makes a store on empty directories. It is there once their identities are.
+fn create(mut given: Vec<Given>) -> Result<Opened> {
+    let first = Arc::clone(&given.first().expect("a builder has a disk").disk);
+    let store = StoreId(first.entropy());
+    let mut records = vec![MetadataRecord::StoreCreated { store, format: layout::VERSION }];
+    let mut disks = Vec::new();
+    for (number, given) in (0..).zip(&given) {
+        let (disk, uuid) = (DiskId(number), given.disk.entropy());
+        records.push(MetadataRecord::DiskAdded { disk, uuid, incarnation: 1 });
+        disks.push((disk, uuid, Arc::clone(&given.disk)));
+    }
+    let places: Vec<_> = disks.iter().map(|(id, _, disk)| (*id, Arc::clone(disk))).collect();
+    let metadata = MetadataLog::create(&places, store, &records)?;
+    let mut members = Vec::new();
+    for ((id, _, disk), given) in disks.iter().zip(&mut given) {
+        let session = Session { clean: true, boot: disk.boot_id(), ..Session::default() };
+        session.write(&**disk, store)?;
+        members.push(StoreDisk::new(*id, Arc::clone(disk), session, given.lock.take()));
+    }
+    for (id, uuid, disk) in &disks {
+        DirectoryIdentity { store, disk: *id, uuid: *uuid, incarnation: 1 }.write(&**disk)?;
+    }
+    Ok(Opened { metadata, store, members })
 }
 
 impl Shared {
     /// Makes the store's stop unclean until it is closed, and recovers what the last one left.
     fn begin_session(&self) -> Result<()> {
-        let clean = {
-            let mut session = self.session.lock();
-            let clean = session.clean;
-            if clean {
-                self.write_unclean(&mut session)?;
-            }
-            clean
-        };
+        let disks = self.online_disks();
+        let clean = disks.iter().all(|disk| disk.session.lock().clean && !disk.is_stale());
         let mut metadata = self.metadata.lock();
+        let position = metadata.position();
+        for disk in disks.iter().filter(|disk| disk.session.lock().clean) {
+            disk.write_unclean(self.id, position)?;
+        }
         if !clean {
             metadata.commit(&MetadataRecord::Opened { clean })?;
         }
@@ -187,61 +193,83 @@ impl Shared {
         for (id, name) in deleted {
             self.remove_topic_files(&mut metadata, id, &name)?;
         }
+        let position = metadata.position();
         drop(metadata);
         let scanned = AtomicU64::new(0);
         if !clean {
             self.recover_all(&scanned)?;
             // Only now does all that lies in the files belong to this run of the machine: until here, a
             // hole may be what the power loss before it left.
-            self.write_unclean(&mut self.session.lock())?;
+            for disk in self.online_disks() {
+                disk.write_unclean(self.id, position)?;
+            }
         }
-        layout::set_reserve_aside(&*self.disk);
+        for disk in self.online_disks() {
+            layout::set_reserve_aside(&*disk.disk);
+        }
         let scanned_bytes = scanned.load(Ordering::Relaxed);
         self.events.push(self.clock.now(), EventKind::Opened { clean, scanned_bytes });
-        Ok(())
-    }
-
-    /// Says in the session file that the store is in use. In memory, the session stays what the last
-    /// stop left: `recover` goes by it.
-    fn write_unclean(&self, session: &mut Session) -> Result<()> {
-        let boot = self.disk.boot_id();
-        let unclean = Session { clean: false, boot, ..session.clone() };
-        layout::with_reserve(&*self.disk, || unclean.write(&*self.disk, self.id))?;
-        *session = Session { clean: session.clean, ..unclean };
         Ok(())
     }
 
     fn recover_all(&self, scanned: &AtomicU64) -> Result<()> {
         let topics: Vec<_> = self.topics.read().values().cloned().collect();
         for topic in topics {
-            let directory = layout::topic_directory(topic.id, &topic.name);
-            let in_use = match self.disk.list(&directory) {
-                Ok(entries) => entries,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-                Err(error) => {
-                    return Err(Error::io(self.disk.root().join(&directory), "list", error));
-                }
-            };
-            let proven = self.session.lock().ends.clone();
             let slots = topic.slots.read().clone();
             let mut used = vec![false; slots.len()];
-            for entry in in_use {
-                if let Some(used) = entry.name.parse().ok().and_then(|at: usize| used.get_mut(at)) {
-                    *used = true;
+            for disk in self.online_disks() {
+                let directory = layout::topic_directory(topic.id, &topic.name);
+                let entries = match disk.disk.list(&directory) {
+                    Ok(entries) => entries,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+                    Err(error) => {
+                        let path = disk.disk.root().join(&directory);
+                        let error = Error::io(path, "list", error);
+                        self.lose_disk_at_open(&disk, error)?;
+                        continue;
+                    }
+                };
+                let named = entries.iter().filter_map(|entry| entry.name.parse().ok());
+                let ended = disk.session.lock();
+                let ended = ended.ends.keys().filter(|(id, _)| *id == topic.id);
+                for number in named.chain(ended.map(|(_, number)| *number)) {
+                    if let Some(used) = used.get_mut(number as usize) {
+                        *used = true;
+                    }
                 }
             }
             for (slot, used) in slots.iter().zip(used) {
-                if used || proven.contains_key(&(topic.id, slot.partition.partition())) {
-                    let (core, bytes) = self.recover(&topic, slot)?;
-                    scanned.fetch_add(bytes, Ordering::Relaxed);
-                    *slot.core.lock() = Some(core);
+                if used {
+                    let mut core = slot.core.lock();
+                    match self.recover(&topic, slot) {
+                        Ok((opened, bytes)) => {
+                            scanned.fetch_add(bytes, Ordering::Relaxed);
+                            *core = Some(opened);
+                        }
+                        // It is asked again when it is used.
+                        Err(Error::NoLeader { .. }) => {}
+                        Err(error) => return Err(error),
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    /// The partition's core; its log is opened if it is not in use yet.
+    /// A disk that fails while the store is opened is done without, if the others are enough.
+    fn lose_disk_at_open(&self, disk: &Arc<StoreDisk>, error: Error) -> Result<()> {
+        let mut metadata = self.metadata.lock();
+        let others = self.online_disks().len() > 1;
+        if !others {
+            return Err(error);
+        }
+        metadata.remove_disk(disk.id);
+        drop(metadata);
+        self.note_offline(disk, &error.to_string());
+        Ok(())
+    }
+
+    /// The partition's core; its logs are opened if it is not in use yet.
     pub(super) fn open_core(&self, topic: &Topic, slot: &Slot) -> Result<Arc<Core>> {
         let mut core = slot.core.lock();
         if let Some(core) = &*core {
@@ -253,82 +281,263 @@ impl Shared {
         Ok(opened)
     }
 
-    /// Opens a partition's log with everything that is known of it. Returns the bytes scanned.
+    /// Opens a partition's logs with everything that is known of them. Returns the bytes scanned.
     fn recover(&self, topic: &Topic, slot: &Slot) -> Result<(Arc<Core>, u64)> {
-        let number = slot.partition.partition();
+        let partition = &slot.partition;
+        let number = partition.partition();
         let config = Arc::clone(&*topic.config.read());
-        let place = self.place(topic, &slot.partition);
-        let (log_start, epoch, suspect) = {
-            let metadata = self.metadata.lock();
-            let described = metadata.state().partition(topic.id, number).ok_or_else(|| {
-                Error::UnknownTopicOrPartition { partition: slot.partition.clone() }
+        let described =
+            self.metadata.lock().state().partition(topic.id, number).cloned().ok_or_else(|| {
+                Error::UnknownTopicOrPartition { partition: partition.clone() }
             })?;
-            (
-                described.log_start,
-                described.leader_epoch,
-                described.suspects.contains_key(&DiskId(0)),
-            )
+        let alone = described.replicas.len() == 1;
+        let mut found = Vec::new();
+        let mut scanned_bytes = 0;
+        for id in &described.replicas {
+            let Some(disk) = self.online_disk(*id) else { continue };
+            match self.open_replica(topic, partition, &disk, &described, &config) {
+                Ok(recovered) => {
+                    scanned_bytes += recovered.scanned_bytes;
+                    found.push((disk, recovered.log));
+                }
+                Err(error) if alone => return Err(error),
+                Err(error) => self.replica_failed(partition, &disk, &error),
+            }
+        }
+        let (reign, leader) = if alone {
+            (reign_of(&described), found.first().map(|(disk, _)| disk.id))
+        } else {
+            self.choose_leader(topic, partition, &described, &config, &mut found)?
         };
+        let Some(at) = found.iter().position(|(disk, _)| Some(disk.id) == leader) else {
+            let absent = described.replicas.first().copied().unwrap_or_default();
+            return Err(if alone {
+                Error::MissingDisk { disk: absent, path: self.home.clone() }
+            } else {
+                Error::NoLeader { partition: partition.clone() }
+            });
+        };
+        let (disk, mut log) = found.remove(at);
+        log.set_epoch(reign.epoch);
+        let leading = replica(&disk, None);
+        let mut followers: Vec<_> =
+            found.into_iter().map(|(disk, log)| replica(&disk, Some(log))).collect();
+        for id in &described.replicas {
+            if *id != leading.disk && !followers.iter().any(|follower| follower.disk == *id) {
+                // Its disk is away; when it comes back, the replica is here.
+                let disk = self.disk(*id);
+                followers.push(disk.map_or_else(
+                    || Replica::new(*id, Arc::default(), Arc::default(), None),
+                    |disk| replica(&disk, None),
+                ));
+            }
+        }
+        let core = Core::new(CoreParts {
+            partition: partition.clone(),
+            reign,
+            log,
+            leading,
+            followers,
+            settings: self.core_settings(&config),
+            clock: self.clock.clone(),
+            fork: Arc::clone(&self.fork),
+            events: Arc::clone(&self.events),
+            control: Arc::clone(&self.control),
+            background: self.options.background,
+            show_marks: self.options.mode != StorageMode::Write,
+            append_timeout: self.options.append_timeout,
+        });
+        Ok((core, scanned_bytes))
+    }
+
+    /// Opens the log of one replica.
+    pub(super) fn open_replica(
+        &self,
+        topic: &Topic,
+        partition: &TopicPartition,
+        disk: &StoreDisk,
+        described: &PartitionState,
+        config: &Arc<TopicConfig>,
+    ) -> Result<Recovered> {
+        let place = self.place(topic, partition, &disk.disk);
+        let suspect = described.suspects.get(&disk.id).copied();
         let (clean, proven) = {
-            let session = self.session.lock();
-            let end = session.ends.get(&(topic.id, number)).copied().unwrap_or_default();
+            let session = disk.session.lock();
+            let key = (topic.id, partition.partition());
+            let end = session.ends.get(&key).copied().unwrap_or_default();
             // After an unclean stop everything was recovered when the store was opened; a log that is
             // first used later has no files, or had none then.
-            (session.clean && !suspect, end)
+            (session.clean && suspect.is_none() && !disk.is_stale(), end)
         };
-        let shown = if self.same_boot {
+        let shown = if disk.same_boot && !disk.is_stale() {
             Marks::peek(&place).and_then(|marks| marks.log_end)
         } else {
             Marks::forget(&place)
                 .map_err(|error| place.io_error("marks", "remove", error))
                 .map(|()| None)?
         };
-        let settings = self.core_settings(&config);
-        let recovered = Log::open(
+        let replicated = described.replicas.len() > 1;
+        let mut recovered = Log::open(
             place,
-            settings.log,
+            self.core_settings(config).log,
             Evidence {
-                proven_end: proven.max(shown.unwrap_or_default()),
+                proven_end: if disk.is_stale() {
+                    Offset::ZERO
+                } else {
+                    proven.max(shown.unwrap_or_default())
+                },
                 clean,
-                same_boot: self.same_boot,
-                log_start,
-                rewrite: config.flush == Flush::OnAck || suspect,
-                epoch,
+                same_boot: disk.same_boot,
+                log_start: described.log_start,
+                rewrite: config.flush == Flush::OnAck || suspect.is_some(),
+                epoch: described.leader_epoch,
                 now: self.clock.now(),
                 repair: true,
             },
         )?;
-        for loss in recovered.losses {
-            self.events.push(self.clock.now(), event_of(&slot.partition, loss));
+        for loss in std::mem::take(&mut recovered.losses) {
+            self.events.push(self.clock.now(), event_of(partition, loss));
         }
-        if suspect {
+        if let Some(durable) = suspect {
+            if replicated {
+                // Its tail is copied anew, into new files, from a replica that flushed it.
+                recovered.log.truncate(durable, self.clock.now())?;
+            }
             self.metadata.lock().commit(&MetadataRecord::ReplicaCleared {
                 id: topic.id,
-                partition: number,
-                disk: DiskId(0),
+                partition: partition.partition(),
+                disk: disk.id,
             })?;
         }
-        let core = Core::new(CoreParts {
-            partition: slot.partition.clone(),
-            disk: DiskId(0),
-            epoch,
-            log: recovered.log,
-            settings,
-            clock: self.clock.clone(),
-            fork: Arc::clone(&self.fork),
-            events: Arc::clone(&self.events),
-            attention: Arc::clone(&self.attention),
-            show_marks: self.options.mode != StorageMode::Write,
-            append_timeout: self.options.append_timeout,
-        });
-        Ok((core, recovered.scanned_bytes))
+        Ok(recovered)
     }
 
-    pub(super) fn place(&self, topic: &Topic, partition: &TopicPartition) -> Place {
+    /// Who leads a partition with several replicas: the one that did, after a clean stop; else the best of
+    /// those that may. Cuts the others' logs to what it has.
+    fn choose_leader(
+        &self,
+        topic: &Topic,
+        partition: &TopicPartition,
+        described: &PartitionState,
+        config: &TopicConfig,
+        found: &mut Vec<(Arc<StoreDisk>, Log)>,
+    ) -> Result<(Reign, Option<DiskId>)> {
+        let now = self.clock.now();
+        let mut reign = reign_of(described);
+        let mut failed = Vec::new();
+        let mut candidates = Vec::new();
+        for (disk, log) in found.iter_mut() {
+            let own_end = log.end();
+            let looked = log.agree(&reign.history, own_end, now).and_then(|_| log.last_epoch());
+            let last_epoch = match looked {
+                Ok(epoch) => epoch.unwrap_or_default(),
+                Err(error) => {
+                    failed.push((disk.id, error));
+                    continue;
+                }
+            };
+            candidates.push(Candidate {
+                disk: disk.id,
+                in_sync: described.isr.contains(&disk.id) && !disk.is_stale(),
+                eligible: described.eligible.contains(&disk.id) && !disk.is_stale(),
+                suspect: described.suspects.contains_key(&disk.id) && described.isr.len() > 1,
+                sound: true,
+                last_epoch,
+                end: log.end(),
+            });
+        }
+        for (id, error) in failed {
+            if let Some(disk) = self.disk(id) {
+                self.replica_failed(partition, &disk, &error);
+            }
+            found.retain(|(disk, _)| disk.id != id);
+        }
+        let clean = found.iter().all(|(disk, _)| disk.session.lock().clean && !disk.is_stale());
+        let best = candidates.iter().filter(|c| c.in_sync).map(|c| (c.last_epoch, c.end)).max();
+        let stays = described.leader.filter(|leader| {
+            let same = candidates.iter().find(|candidate| candidate.disk == *leader);
+            let whole = same.is_some_and(|same| best <= Some((same.last_epoch, same.end)));
+            clean && whole && described.isr.iter().all(|disk| found.iter().any(|(f, _)| f.id == *disk))
+        });
+        let leader = match stays {
+            Some(leader) => Some(leader),
+            None => {
+                let Some(elected) = elect(&candidates, config.unclean_leader_election) else {
+                    return Ok((reign, None));
+                };
+                let mut isr = vec![elected.disk];
+                if elected.clean {
+                    let stays = |c: &&Candidate| c.in_sync && !c.suspect && c.disk != elected.disk;
+                    isr.extend(candidates.iter().filter(stays).map(|c| c.disk));
+                }
+                let required = usize::from(config.min_insync_replicas)
+                    .clamp(1, described.replicas.len());
+                let high_watermark = described.high_watermark.min(elected.end);
+                let lost = (!elected.clean && elected.end < described.high_watermark)
+                    .then_some(elected.end..described.high_watermark);
+                let proposal = Proposal {
+                    leader: Some(elected.disk),
+                    epoch: LeaderEpoch(described.leader_epoch.0.saturating_add(1)),
+                    eligible: eligible_after(&described.isr, &described.eligible, &isr, required),
+                    isr,
+                    start: Some(elected.end),
+                    high_watermark,
+                    suspects: Vec::new(),
+                    lost: lost.clone(),
+                };
+                self.metadata
+                    .lock()
+                    .commit_all(&super::reigns::records_of(topic.id, partition, &proposal))?;
+                reign.epoch = proposal.epoch;
+                reign.history.begin(proposal.epoch, elected.end);
+                reign.isr = proposal.isr;
+                reign.eligible = proposal.eligible;
+                reign.high_watermark = high_watermark;
+                self.events.push(
+                    now,
+                    EventKind::LeaderChanged {
+                        partition: partition.clone(),
+                        leader: Some(elected.disk),
+                        epoch: reign.epoch,
+                        lost,
+                    },
+                );
+                Some(elected.disk)
+            }
+        };
+        let leader_end = candidates.iter().find(|c| Some(c.disk) == leader).map(|c| c.end);
+        for (disk, log) in found.iter_mut().filter(|(disk, _)| Some(disk.id) != leader) {
+            log.agree(&reign.history, leader_end.unwrap_or_default(), now)?;
+            let place = log.place();
+            // A page that says how far a leader wrote must not be believed of a follower.
+            Marks::forget(place).map_err(|error| place.io_error("marks", "remove", error))?;
+            let _ = disk;
+        }
+        Ok((reign, leader))
+    }
+
+    fn replica_failed(&self, partition: &TopicPartition, disk: &StoreDisk, error: &Error) {
+        self.events.push(
+            self.clock.now(),
+            EventKind::ReplicaFenced {
+                partition: partition.clone(),
+                disk: disk.id,
+                at_risk: Offset::ZERO..Offset::ZERO,
+                cause: error.to_string(),
+            },
+        );
+    }
+
+    pub(super) fn place(
+        &self,
+        topic: &Topic,
+        partition: &TopicPartition,
+        disk: &Arc<dyn Disk>,
+    ) -> Place {
         let directory = layout::partition_directory(topic.id, &topic.name, partition.partition());
         Place {
             identity: Arc::new(Identity::new(self.id, topic.id, partition.clone())),
-            disk: Arc::clone(&self.disk),
+            disk: Arc::clone(disk),
             directory: directory.into(),
             buffers: self.buffers.clone(),
             map_sealed: self.options.mode == StorageMode::Mmap,
@@ -354,6 +563,22 @@ impl Shared {
                 checkpoint_bytes: self.options.checkpoint_bytes,
             },
         }
+    }
+}
+
+/// A replica on `disk`.
+pub(super) fn replica(disk: &StoreDisk, log: Option<Log>) -> Arc<Replica> {
+    Replica::new(disk.id, Arc::clone(&disk.attention), Arc::clone(&disk.flushes), log)
+}
+
+fn reign_of(described: &PartitionState) -> Reign {
+    Reign {
+        epoch: described.leader_epoch,
+        history: described.history.clone(),
+        isr: described.isr.clone(),
+        eligible: described.eligible.clone(),
+        preference: described.replicas.clone(),
+        high_watermark: described.high_watermark,
     }
 }
 

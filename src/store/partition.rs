@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::log::{LogReader, Records};
-use crate::partition::{Appended, Core, ReadOptions, Ticket};
+use crate::partition::{Appended, Core, Placed, ReadOptions, Ticket, Wait, Waiting};
 use crate::protocol::metadata::MetadataRecord;
 use crate::record::Record;
 use crate::types::{Acks, DiskId, LeaderEpoch, Offset, Timestamp, TopicId, TopicPartition};
@@ -83,7 +83,44 @@ impl Partition {
     /// ```
     #[inline]
     pub fn append(&self, records: &[Record<'_>], acks: Acks) -> Result<Appended> {
-        self.live()?.append(records, acks)
+        match self.live()?.append(records, acks) {
+            Ok(Placed::Done(appended)) => Ok(appended),
+            Ok(Placed::Waits(waiting)) => self.wait(waiting, acks),
+            Err(error) => self.append_again(error, records, acks),
+        }
+    }
+
+    /// Waits for the acknowledgement of an append.
+    fn wait(&self, waiting: Waiting, acks: Acks) -> Result<Appended> {
+        let core = self.live()?;
+        let Waiting { appended, epoch } = waiting;
+        let wait = Wait::new(appended.offsets.clone(), acks, epoch);
+        let shared = &self.handle.shared;
+        core.wait_settled(&wait, core.append_timeout(), &|| shared.settle_one(core))?;
+        Ok(appended)
+    }
+
+    /// After an append for which there was no leader: settles who leads, and tries again.
+    #[cold]
+    fn append_again(
+        &self,
+        mut error: Error,
+        records: &[Record<'_>],
+        acks: Acks,
+    ) -> Result<Appended> {
+        let core = self.live()?;
+        for _ in 0..core.replicas().len() {
+            if !matches!(error, Error::NoLeader { .. }) {
+                break;
+            }
+            self.handle.shared.settle_one(core);
+            match core.append(records, acks) {
+                Ok(Placed::Done(appended)) => return Ok(appended),
+                Ok(Placed::Waits(waiting)) => return self.wait(waiting, acks),
+                Err(again) => error = again,
+            }
+        }
+        Err(error)
     }
 
     /// Appends `records` as one batch and returns without waiting for the acknowledgement.
@@ -92,8 +129,20 @@ impl Partition {
     /// As for [`Partition::append`], without those of the wait.
     pub fn append_nowait(&self, records: &[Record<'_>], acks: Acks) -> Result<Ticket> {
         let core = self.live()?;
-        let appended = core.append_only(records)?;
-        Ok(Ticket::new(Arc::clone(core), appended, acks))
+        let placed = match core.append_only(records, acks) {
+            Err(Error::NoLeader { .. }) => {
+                self.handle.shared.settle_one(core);
+                core.append_only(records, acks)?
+            }
+            placed => placed?,
+        };
+        let (shared, settled) = (Arc::downgrade(&self.handle.shared), Arc::clone(core));
+        let settler = move || {
+            if let Some(shared) = shared.upgrade() {
+                shared.settle_one(&settled);
+            }
+        };
+        Ok(Ticket::new(Arc::clone(core), placed, acks, settler))
     }
 
     /// Returns whole batches from `offset` on, every checksum verified. Does not block: at the end
@@ -160,7 +209,7 @@ impl Partition {
     #[must_use]
     pub fn leader(&self) -> Option<DiskId> {
         match &self.inner {
-            Inner::Live(core) => (!core.is_fenced()).then(|| core.disk()),
+            Inner::Live(core) => core.leader(),
             Inner::View(_) => None,
         }
     }
@@ -177,13 +226,19 @@ impl Partition {
     /// The disks that hold a replica.
     #[must_use]
     pub fn replicas(&self) -> Vec<DiskId> {
-        vec![DiskId(0)]
+        match &self.inner {
+            Inner::Live(core) => core.replicas(),
+            Inner::View(view) => view.replicas(),
+        }
     }
 
     /// The disks whose replicas are in sync.
     #[must_use]
     pub fn in_sync_replicas(&self) -> Vec<DiskId> {
-        self.leader().into_iter().collect()
+        match &self.inner {
+            Inner::Live(core) => core.in_sync(),
+            Inner::View(_) => Vec::new(),
+        }
     }
 
     /// Topic and number.
@@ -228,11 +283,11 @@ impl Partition {
         Ok(core.log_start())
     }
 
-    /// What a verification walks over.
-    pub(super) fn log_reader(&self) -> Arc<LogReader> {
+    /// What a verification walks over: every replica's log.
+    pub(super) fn log_readers(&self) -> Vec<Arc<LogReader>> {
         match &self.inner {
-            Inner::Live(core) => Arc::clone(core.reader()),
-            Inner::View(view) => view.reader(),
+            Inner::Live(core) => core.readers().into_iter().map(|(_, reader)| reader).collect(),
+            Inner::View(view) => vec![view.reader()],
         }
     }
 

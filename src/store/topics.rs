@@ -8,6 +8,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::config::{TopicConfig, TopicUpdate, collides, validate_topic_name};
 use crate::error::{Error, Result};
 use crate::protocol::metadata::{MetadataRecord, MetadataState};
+use crate::protocol::replication::Load;
 use crate::types::{DiskId, TopicId, TopicPartition};
 
 use super::{Shared, Slot, Store, Topic, layout};
@@ -38,7 +39,7 @@ impl Store {
         shared.check_writable()?;
         validate_topic_name(name)?;
         let config = config.or_defaults(&shared.options.topic_defaults);
-        config.validate(1)?;
+        config.validate(shared.online_disks().len())?;
         let mut metadata = shared.metadata.lock();
         if metadata.state().topic_by_name(name).is_some() {
             return Err(Error::TopicExists { topic: name.to_owned() });
@@ -48,10 +49,12 @@ impl Store {
             return Err(Error::InvalidTopic { topic: name.to_owned(), reason });
         }
         let id = metadata.state().next_topic_id();
+        let replicas =
+            shared.spread(metadata.state(), config.partitions, config.replication_factor);
         metadata.commit(&MetadataRecord::TopicCreated {
             id,
             name: name.to_owned(),
-            replicas: on_the_disk(config.partitions),
+            replicas,
             config,
         })?;
         shared.load_topics(metadata.state());
@@ -91,7 +94,7 @@ impl Store {
         let topic = shared.topic(name)?;
         let mut metadata = shared.metadata.lock();
         let config = update.apply(&topic.config.read());
-        config.validate(1)?;
+        config.validate(metadata.state().disks().count())?;
         metadata.commit(&MetadataRecord::TopicAltered { id: topic.id, config: config.clone() })?;
         let config = Arc::new(config);
         *topic.config.write() = Arc::clone(&config);
@@ -124,8 +127,9 @@ impl Store {
                 reason: format!("the topic has {present} partitions, which cannot become fewer"),
             });
         }
-        config.validate(1)?;
-        let replicas = on_the_disk(total - present);
+        config.validate(shared.online_disks().len())?;
+        let replicas =
+            shared.spread(metadata.state(), total - present, config.replication_factor);
         metadata.commit(&MetadataRecord::PartitionsAdded { id: topic.id, replicas })?;
         *topic.config.write() = Arc::new(config);
         shared.load_topics(metadata.state());
@@ -149,7 +153,9 @@ impl Store {
                 core.delete();
             }
         }
-        shared.session.lock().ends.retain(|(id, _), _| *id != topic.id);
+        for disk in shared.online_disks() {
+            disk.session.lock().ends.retain(|(id, _), _| *id != topic.id);
+        }
         shared.remove_topic_files(&mut metadata, topic.id, &topic.name)
     }
 }
@@ -200,15 +206,28 @@ impl Shared {
         name: &str,
     ) -> Result<()> {
         let directory = layout::topic_directory(id, name);
-        remove_tree(&*self.disk, &directory)
-            .map_err(|error| Error::io(self.disk.root().join(&directory), "remove", error))?;
+        for disk in self.online_disks() {
+            remove_tree(&*disk.disk, &directory)
+                .map_err(|error| Error::io(disk.disk.root().join(&directory), "remove", error))?;
+        }
+        // A disk that is away still has its files: they go when it is back.
+        if metadata.state().disks().any(|disk| self.online_disk(disk).is_none()) {
+            return Ok(());
+        }
         metadata.commit(&MetadataRecord::TopicRemoved { id })
+    }
+
+    /// Disks for new partitions: leaders and followers each on the disk that has the fewest so far.
+    fn spread(&self, state: &MetadataState, partitions: u32, replicas: u16) -> Vec<Vec<DiskId>> {
+        let online: Vec<_> = self.online_disks().iter().map(|disk| disk.id).collect();
+        let mut load = Load::of(state);
+        (0..partitions).map(|_| load.place(&online, replicas)).collect()
     }
 }
 
 /// Removes a partition tree, two levels deep as they are; what else is in it stays, and with it the
 /// directories above.
-fn remove_tree(disk: &dyn crate::storage::Disk, directory: &str) -> std::io::Result<()> {
+pub(super) fn remove_tree(disk: &dyn crate::storage::Disk, directory: &str) -> std::io::Result<()> {
     let absent = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
     let entries = match disk.list(directory) {
         Err(error) if absent(&error) => return Ok(()),
@@ -228,10 +247,6 @@ fn remove_tree(disk: &dyn crate::storage::Disk, directory: &str) -> std::io::Res
         }
         removed => removed,
     }
-}
-
-fn on_the_disk(partitions: u32) -> Vec<Vec<DiskId>> {
-    vec![vec![DiskId(0)]; partitions as usize]
 }
 
 fn describe(topic: &Topic) -> TopicDescription {

@@ -108,7 +108,10 @@ impl Store {
         for topic in self.topics() {
             for number in 0..topic.partitions {
                 let partition = self.partition(&topic.name, number)?;
-                readers.push((partition.name().clone(), partition.log_reader()));
+                report.partitions += 1;
+                let name = partition.name().clone();
+                let logs = partition.log_readers().into_iter();
+                readers.extend(logs.map(|reader| (name.clone(), reader)));
             }
         }
         let bytes_total = readers
@@ -118,7 +121,6 @@ impl Store {
             })
             .sum();
         for (partition, reader) in readers {
-            report.partitions += 1;
             verify_log(&partition, &reader, &mut report, &mut |bytes| {
                 if let Some(progress) = &mut options.progress {
                     progress(VerifyProgress { bytes, bytes_total });

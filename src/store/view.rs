@@ -15,7 +15,7 @@ use crate::log::{LogReader, Marks, Part, Records};
 use crate::partition::ReadOptions;
 use crate::segment::{Place, Scan, Scanner, Segment, SparseIndex, log_name, parse_log_name};
 use crate::storage::{EntryKind, OpenMode};
-use crate::types::{LeaderEpoch, Offset, Timestamp, TopicPartition};
+use crate::types::{DiskId, LeaderEpoch, Offset, Timestamp, TopicPartition};
 
 use super::{Shared, Slot, Topic};
 
@@ -28,6 +28,7 @@ pub(super) struct View {
     place: Place,
     partition: TopicPartition,
     epoch: LeaderEpoch,
+    replicas: Vec<DiskId>,
     /// What the metadata said when the view was opened; the page may know of a higher one.
     log_start: Offset,
     state: Mutex<State>,
@@ -58,6 +59,10 @@ impl View {
 
     pub(super) fn leader_epoch(&self) -> LeaderEpoch {
         self.epoch
+    }
+
+    pub(super) fn replicas(&self) -> Vec<DiskId> {
+        self.replicas.clone()
     }
 
     /// Start, high watermark and end as they are now, or as they were when the disk last answered.
@@ -226,19 +231,25 @@ impl Shared {
     /// A view of a partition. Views are not shared: each keeps its own place.
     pub(super) fn open_view(&self, topic: &Topic, slot: &Slot) -> Result<Arc<View>> {
         let partition = slot.partition.clone();
-        let place = self.place(topic, &partition);
         let described = {
             let metadata = self.metadata.lock();
             metadata
                 .state()
                 .partition(topic.id, partition.partition())
-                .map(|described| (described.log_start, described.leader_epoch))
+                .cloned()
         };
-        let (log_start, epoch) = described
+        let described = described
             .ok_or_else(|| Error::UnknownTopicOrPartition { partition: partition.clone() })?;
+        let (log_start, epoch) = (described.log_start, described.leader_epoch);
+        // Only the leader's disk tells how far a log may be read.
+        let disk = described.leader.and_then(|leader| self.disk(leader));
+        let disk = disk.ok_or_else(|| Error::NoLeader { partition: partition.clone() })?;
+        let place = self.place(topic, &partition, &disk.disk);
         let reader = Arc::new(LogReader::new(place.clone(), Vec::new(), log_start));
         let state = State { reader, log_start, high_watermark: log_start, tail: None };
-        let view = View { place, partition, epoch, log_start, state: Mutex::new(state) };
+        let replicas = described.replicas;
+        let view =
+            View { place, partition, epoch, replicas, log_start, state: Mutex::new(state) };
         view.refresh(&mut view.state.lock())?;
         Ok(Arc::new(view))
     }

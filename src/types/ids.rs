@@ -14,7 +14,7 @@ impl fmt::Display for StoreId {
 }
 
 /// One directory of a store, in the order in which the directories were added.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DiskId(pub u16);
 
 impl fmt::Display for DiskId {

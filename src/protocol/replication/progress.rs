@@ -210,6 +210,27 @@ impl Progress {
         follower.leave()
     }
 
+    /// A follower cannot take what the leader has, for now: its disk is full. Returns whether its leaving
+    /// is to be made durable.
+    pub(crate) fn on_stuck(&mut self, disk: DiskId) -> bool {
+        self.follower_mut(disk).is_some_and(Follower::leave)
+    }
+
+    /// Whether a follower's replica is in service.
+    pub(crate) fn is_online(&self, disk: DiskId) -> bool {
+        self.follower(disk).is_some_and(|follower| follower.online)
+    }
+
+    /// Whether a follower in service lacks what the leader has.
+    pub(crate) fn is_behind(&self, disk: DiskId) -> bool {
+        self.follower(disk).is_some_and(|follower| follower.online && follower.end < self.log_end)
+    }
+
+    /// Where the leader's reign begins.
+    pub(crate) fn epoch_start(&self) -> Offset {
+        self.epoch_start
+    }
+
     /// A follower's replica is back, with a log that ends at `end` and agrees with the leader's.
     pub(crate) fn on_returned(&mut self, disk: DiskId, end: Offset, flushed: Offset) {
         let log_end = self.log_end;

@@ -1,0 +1,321 @@
+//! Following: how batches get from the leader's log to the others.
+//!
+//! A follower that stands where the leader stands, and whose log takes the batch without a call to its
+//! disk, is appended to by the caller, under the partition's lock. Any other is brought up by its disk's
+//! worker, which reads the leader's log, checks every checksum on the way, and appends the batches as
+//! they are: first without the partition's lock, the last stretch, and what is still in the leader's
+//! memory, with it. Offsets are the only order, so the two ways never meet.
+
+use std::sync::Arc;
+
+use crate::error::{Error, ErrorClass};
+use crate::log::{FlushPlan, Log};
+use crate::record::BatchHeader;
+use crate::types::{DiskId, Flush, Offset, Timestamp};
+
+use super::core::{Core, Fenced, State};
+use super::replica::Replica;
+use super::events::EventKind;
+
+/// How much of the leader's log is copied at a time.
+const COPY_BYTES: usize = 1 << 20;
+/// A follower that is no further behind is brought up under the partition's lock.
+const NEAR_BYTES: usize = 64 << 10;
+
+/// How far a round of following came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Followed {
+    /// It holds all that the leader holds.
+    CaughtUp,
+    /// There is more to copy.
+    More,
+    /// Nothing can be done now; somebody will ask again.
+    Waits,
+    /// The replica is out of service, leads, or is none.
+    Idle,
+}
+
+impl Core {
+    /// Appends a batch to the followers that take it without waiting; the others are left to their workers.
+    pub(super) fn append_inline(
+        &self,
+        state: &mut State,
+        batch: &[u8],
+        header: &BatchHeader,
+        now: Timestamp,
+    ) {
+        let State { progress, followers, flush, .. } = state;
+        for replica in followers.iter() {
+            let appended = replica.state.try_lock().is_some_and(|mut follower| {
+                let Some(log) = follower.log.as_mut() else { return false };
+                if !log.takes_inline(batch.len(), header) {
+                    return false;
+                }
+                let appended = log.append_sealed(batch, header, now);
+                // Memory takes it, or says nothing was written.
+                let done = appended.is_ok();
+                if done && log.wants_attention() {
+                    replica.ask_for_attention(self);
+                }
+                done
+            });
+            if appended {
+                progress.on_followed(replica.disk, header.end_offset(), *flush);
+            } else {
+                replica.ask_for_attention(self);
+            }
+        }
+    }
+
+    /// One round of bringing the replica on `disk` up to the leader.
+    pub(super) fn follow(&self, replica: &Arc<Replica>, now: Timestamp) -> Followed {
+        let (reader, written, start, epoch) = {
+            let state = self.state.lock();
+            if !self.may_follow(&state, replica) {
+                return Followed::Idle;
+            }
+            let reader = Arc::clone(state.log.reader());
+            (reader, state.log.written_end(), state.progress.log_start(), state.epoch)
+        };
+        let mut follower = replica.state.lock();
+        if follower.epoch != epoch {
+            return Followed::More;
+        }
+        let Some(log) = follower.log.as_mut() else { return Followed::Idle };
+        if log.end() < start
+            && let Err(error) = log.restart(start)
+        {
+            drop(follower);
+            return self.follower_failed(replica, &error);
+        }
+        if log.end() < written {
+            let copied = match reader.read(log.end(), written, COPY_BYTES) {
+                Ok(Some(fetched)) => {
+                    let copied = append_batches(log, &fetched.bytes, now);
+                    copied.map(|whole| (whole, fetched.bytes.len()))
+                }
+                Ok(None) => Ok((true, 0)),
+                Err(error) => {
+                    drop(follower);
+                    self.report_damage(&error);
+                    return Followed::Waits;
+                }
+            };
+            drop(follower);
+            self.note_follower(replica);
+            return match copied {
+                Ok((true, bytes)) if bytes >= NEAR_BYTES => Followed::More,
+                Ok((true, _)) => self.follow_closely(replica, now),
+                Ok((false, _)) => Followed::Waits,
+                Err(error) => self.follower_failed(replica, &error),
+            };
+        }
+        drop(follower);
+        self.follow_closely(replica, now)
+    }
+
+    /// The last stretch: with the partition's lock, so that the leader stands still meanwhile.
+    fn follow_closely(&self, replica: &Arc<Replica>, now: Timestamp) -> Followed {
+        let mut state = self.state.lock();
+        if !self.may_follow(&state, replica) {
+            return Followed::Idle;
+        }
+        match self.copy_rest(&mut state, replica, now) {
+            Ok(whole) => {
+                let durable = state.flush == Flush::OnAck;
+                self.publish(state);
+                if durable {
+                    self.want_follower_flush(replica);
+                }
+                if whole { Followed::CaughtUp } else { Followed::Waits }
+            }
+            Err(error) => {
+                drop(state);
+                self.follower_failed(replica, &error)
+            }
+        }
+    }
+
+    /// Copies everything that the leader has and the follower has not, from its files and its memory. False:
+    /// it has to wait for a flush of its own.
+    pub(super) fn copy_rest(
+        &self,
+        state: &mut State,
+        replica: &Replica,
+        now: Timestamp,
+    ) -> Result<bool, Error> {
+        let mut follower = replica.state.lock();
+        let Some(log) = follower.log.as_mut() else { return Ok(false) };
+        let written = state.log.written_end();
+        let mut whole = true;
+        let copied = (|| {
+            while whole && log.end() < written {
+                match state.log.reader().read(log.end(), written, COPY_BYTES)? {
+                    Some(fetched) => whole = append_batches(log, &fetched.bytes, now)?,
+                    None => break,
+                }
+            }
+            for bytes in state.log.unwritten() {
+                if whole {
+                    whole = append_batches(log, bytes, now)?;
+                }
+            }
+            Ok(())
+        })();
+        let end = log.end();
+        drop(follower);
+        let flush = state.flush;
+        state.progress.on_followed(replica.disk, end, flush);
+        copied.map(|()| whole && end == state.log.end())
+    }
+
+    fn may_follow(&self, state: &State, replica: &Replica) -> bool {
+        state.fenced.is_none() && state.ended.is_none() && state.leading.disk != replica.disk
+    }
+
+    /// A follower could not be appended to. A full disk leaves it behind; anything worse fences it.
+    fn follower_failed(&self, replica: &Arc<Replica>, error: &Error) -> Followed {
+        if error.class() == ErrorClass::Fatal {
+            self.fence_follower(replica, error);
+            return Followed::Idle;
+        }
+        let mut state = self.state.lock();
+        if state.progress.on_stuck(replica.disk) {
+            self.ask_for_settling(&mut state);
+        }
+        drop(state);
+        self.background_failed("following the leader", error);
+        Followed::Waits
+    }
+
+    /// Takes a follower out of service.
+    pub(super) fn fence_follower(&self, replica: &Arc<Replica>, cause: &Error) {
+        let mut state = self.state.lock();
+        let mut follower = replica.state.lock();
+        if follower.fenced.is_some() || state.leading.disk == replica.disk {
+            return;
+        }
+        let log = follower.log.take();
+        let at_risk = log.map_or(Offset::ZERO..Offset::ZERO, |log| log.flushed_end()..log.end());
+        let words = super::core::words_of(cause);
+        follower.fenced =
+            Some(Fenced { cause: words.as_str().into(), at_risk: at_risk.clone() });
+        drop(follower);
+        state.suspects.push((replica.disk, at_risk.start));
+        state.progress.on_failed(replica.disk);
+        self.ask_for_settling(&mut state);
+        self.report(EventKind::ReplicaFenced {
+            partition: self.partition.clone(),
+            disk: replica.disk,
+            at_risk,
+            cause: words,
+        });
+        self.publish(state);
+    }
+
+    /// Flushes the follower on `disk`, if there is anything to flush.
+    pub(crate) fn flush_follower(&self, disk: DiskId) {
+        let Some(replica) = self.replica(disk) else { return };
+        replica.flush_taken();
+        let plan = {
+            let mut follower = replica.state.lock();
+            if follower.flushing {
+                follower.flush_again = true;
+                return;
+            }
+            let plan = follower.log.as_mut().and_then(Log::flush_plan);
+            follower.flushing = plan.is_some();
+            plan
+        };
+        let Some(plan) = plan else {
+            self.note_follower(&replica);
+            return;
+        };
+        let outcome = plan.run();
+        self.complete_follower_flush(&replica, plan, outcome);
+    }
+
+    fn complete_follower_flush(
+        &self,
+        replica: &Arc<Replica>,
+        plan: FlushPlan,
+        outcome: Result<(), Error>,
+    ) {
+        let mut follower = replica.state.lock();
+        follower.flushing = false;
+        if follower.log.as_ref().is_some_and(|log| plan.is_of(log)) {
+            match outcome {
+                Ok(()) => {
+                    let log = follower.log.as_mut().expect("looked at just now");
+                    log.on_flushed(plan);
+                    let again = std::mem::take(&mut follower.flush_again);
+                    drop(follower);
+                    self.note_follower(replica);
+                    if again {
+                        self.want_follower_flush(replica);
+                    }
+                    // One that waited for this flush to begin a new segment goes on.
+                    if self.state.lock().progress.is_behind(replica.disk) {
+                        replica.ask_for_attention(self);
+                    }
+                }
+                Err(error) => {
+                    drop(follower);
+                    self.fence_follower(replica, &error);
+                }
+            }
+            return;
+        }
+        drop(follower);
+        // The log leads by now.
+        let mut state = self.state.lock();
+        if plan.is_of(&state.log) {
+            self.finish_flush(&mut state, plan, outcome);
+            self.publish(state);
+        }
+    }
+
+    /// Has the follower's log flushed soon: by its disk's thread, or at once where there is none.
+    pub(super) fn want_follower_flush(&self, replica: &Replica) {
+        if self.background {
+            replica.ask_for_flush(self);
+        } else {
+            self.flush_follower(replica.disk);
+        }
+    }
+
+    /// Counts how far a follower is. With both locks: between them, a new reign could cut it.
+    fn note_follower(&self, replica: &Replica) {
+        let mut state = self.state.lock();
+        let ends = {
+            let follower = replica.state.lock();
+            follower.log.as_ref().map(|log| (log.end(), log.flushed_end()))
+        };
+        if let Some((end, flushed)) = ends {
+            let flush = state.flush;
+            state.progress.on_followed(replica.disk, end, flush);
+            state.progress.on_follower_flushed(replica.disk, flushed, flush);
+            self.publish(state);
+        }
+    }
+}
+
+/// Appends whole batches from where the log ends. False: it has to wait for its own flush first.
+fn append_batches(log: &mut Log, mut bytes: &[u8], now: Timestamp) -> Result<bool, Error> {
+    while let Some(header) = BatchHeader::trusted(bytes) {
+        let (batch, rest) = bytes.split_at(header.len());
+        bytes = rest;
+        if header.end_offset() <= log.end() {
+            continue;
+        }
+        if log.reader().is_empty() && header.base_offset != log.end() {
+            // The leader's log starts inside a batch (LOG-19).
+            log.restart(header.base_offset)?;
+        }
+        if log.sealed_waits_for_landing(batch.len(), &header) {
+            return Ok(false);
+        }
+        log.append_sealed(batch, &header, now)?;
+    }
+    Ok(true)
+}

@@ -1,0 +1,446 @@
+//! Who leads and who is in sync: what the partition proposes, and what it does once that is durable.
+//!
+//! The store asks for a proposal ([`Core::proposal`]), writes it into the metadata, and tells the
+//! partition ([`Core::install`]). In between, nothing that depends on it is acknowledged: who leaves the
+//! in-sync set still holds the watermark, and a partition without a leader takes no appends.
+//!
+//! ```text
+//! Leading --- a flush or an append fails -----------> Leaderless --- elected, durable ---> Leading
+//!    |                                                    |
+//!    +--- asked to step down (disk stops, is full) -------+   nobody can lead: stays
+//! ```
+//!
+//! A leader that steps down is copied from first, so that no record is lost by it; the tail of one that
+//! failed is copied as far as memory still gives it.
+
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::log::{Log, Marks};
+use crate::protocol::replication::{
+    Candidate, EpochHistory, FollowerStart, Progress, elect, eligible_after,
+};
+use crate::types::{DiskId, LeaderEpoch, Offset, Timestamp};
+
+use super::core::{Core, Fenced, State};
+use super::events::EventKind;
+use super::replica::Replica;
+
+/// A change of leader or of the in-sync set, to be made durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Proposal {
+    pub(crate) leader: Option<DiskId>,
+    pub(crate) epoch: LeaderEpoch,
+    pub(crate) isr: Vec<DiskId>,
+    pub(crate) eligible: Vec<DiskId>,
+    /// Where a new reign begins.
+    pub(crate) start: Option<Offset>,
+    pub(crate) high_watermark: Offset,
+    /// Replicas that are not to be believed behind an offset.
+    pub(crate) suspects: Vec<(DiskId, Offset)>,
+    /// Records that nobody has any more, by an unclean election.
+    pub(crate) lost: Option<std::ops::Range<Offset>>,
+}
+
+impl Core {
+    /// What should be made durable now; `None`: nothing.
+    pub(crate) fn proposal(&self, now: Timestamp) -> Option<Proposal> {
+        let mut state = self.state.lock();
+        state.unsettled = false;
+        if state.ended.is_some() || (state.followers.is_empty() && state.replicas == 1) {
+            return None;
+        }
+        let suspects = std::mem::take(&mut state.suspects);
+        let leaderless = state.fenced.is_some() || state.stepping_down;
+        if leaderless && let Some(proposal) = self.propose_leader(&mut state, &suspects, now) {
+            return Some(proposal);
+        }
+        if !leaderless && let Some(followers) = state.progress.proposal() {
+            let mut isr = vec![state.leading.disk];
+            isr.extend(followers);
+            let required = usize::from(state.progress.required());
+            let eligible = eligible_after(&state.isr, &state.eligible, &isr, required);
+            return Some(Proposal {
+                leader: Some(state.leading.disk),
+                epoch: state.epoch,
+                isr,
+                eligible,
+                start: None,
+                high_watermark: state.progress.high_watermark(),
+                suspects,
+                lost: None,
+            });
+        }
+        if suspects.is_empty() {
+            return None;
+        }
+        Some(Proposal {
+            leader: state.leader,
+            epoch: state.epoch,
+            isr: state.isr.clone(),
+            eligible: state.eligible.clone(),
+            start: None,
+            high_watermark: state.progress.high_watermark(),
+            suspects,
+            lost: None,
+        })
+    }
+
+    fn propose_leader(
+        &self,
+        state: &mut State,
+        suspects: &[(DiskId, Offset)],
+        now: Timestamp,
+    ) -> Option<Proposal> {
+        let followers = state.followers.clone();
+        let (isr, eligible) = (state.isr.clone(), state.eligible.clone());
+        let mut candidates = Vec::new();
+        for replica in &followers {
+            if !state.progress.is_online(replica.disk) {
+                continue;
+            }
+            if state.leader.is_some() {
+                // From the leader's memory, as far as it goes; an error of its disk is no news.
+                let _ = self.copy_rest(state, replica, now);
+            }
+            let follower = replica.state.lock();
+            let Some(log) = &follower.log else { continue };
+            let last_epoch = log.last_epoch().ok().flatten().unwrap_or_default();
+            candidates.push(Candidate {
+                disk: replica.disk,
+                in_sync: isr.contains(&replica.disk),
+                eligible: eligible.contains(&replica.disk),
+                suspect: suspects.iter().any(|(disk, _)| *disk == replica.disk),
+                sound: true,
+                last_epoch,
+                end: log.end(),
+            });
+        }
+        candidates.sort_by_key(|candidate| {
+            state.preference.iter().position(|disk| *disk == candidate.disk)
+        });
+        let unclean = self.settings().topic.unclean_leader_election && state.fenced.is_some();
+        let elected = elect(&candidates, unclean);
+        let required = usize::from(state.progress.required());
+        let high_watermark = state.progress.high_watermark();
+        let Some(elected) = elected else {
+            if state.stepping_down && state.fenced.is_none() {
+                // Nobody can take over: it stays.
+                state.stepping_down = false;
+                return None;
+            }
+            if state.leader.is_none() {
+                return None;
+            }
+            return Some(Proposal {
+                leader: None,
+                epoch: state.epoch,
+                isr: Vec::new(),
+                eligible: eligible_after(&isr, &eligible, &[], required),
+                start: None,
+                high_watermark,
+                suspects: suspects.to_vec(),
+                lost: None,
+            });
+        };
+        let mut new_isr = vec![elected.disk];
+        if elected.clean {
+            let stays = |c: &&Candidate| c.in_sync && c.disk != elected.disk;
+            new_isr.extend(candidates.iter().filter(stays).map(|c| c.disk));
+            // One that steps down holds everything; whether it stays in sync is seen like anybody's.
+            if state.fenced.is_none() && !state.stuck {
+                new_isr.push(state.leading.disk);
+            }
+        }
+        let lost = (!elected.clean && elected.end < high_watermark)
+            .then_some(elected.end..high_watermark);
+        Some(Proposal {
+            leader: Some(elected.disk),
+            epoch: LeaderEpoch(state.epoch.0.saturating_add(1)),
+            eligible: eligible_after(&isr, &eligible, &new_isr, required),
+            isr: new_isr,
+            start: Some(elected.end),
+            high_watermark: high_watermark.min(elected.end),
+            suspects: suspects.to_vec(),
+            lost,
+        })
+    }
+
+    /// The proposal is durable: it holds from here on.
+    pub(crate) fn install(&self, proposal: Proposal, now: Timestamp) {
+        let mut state = self.state.lock();
+        if state.ended.is_some() {
+            return;
+        }
+        let before = (state.leader, state.isr.clone());
+        state.isr.clone_from(&proposal.isr);
+        state.eligible.clone_from(&proposal.eligible);
+        match (proposal.leader, proposal.start) {
+            (Some(leader), Some(start)) => self.begin_reign(&mut state, leader, start, &proposal, now),
+            (Some(leader), None) if leader == state.leading.disk && state.fenced.is_none() => {
+                let flush = state.flush;
+                let followers: Vec<_> =
+                    proposal.isr.iter().copied().filter(|disk| *disk != leader).collect();
+                state.progress.on_isr(&followers, flush);
+            }
+            (None, _) => state.leader = None,
+            _ => {}
+        }
+        if state.progress.proposal().is_some() {
+            self.ask_for_settling(&mut state);
+        }
+        let (leader, isr, epoch) = (state.leader, state.isr.clone(), state.epoch);
+        if before.0 != leader {
+            self.report(EventKind::LeaderChanged {
+                partition: self.partition.clone(),
+                leader,
+                epoch,
+                lost: proposal.lost,
+            });
+        }
+        if before.1 != isr {
+            self.report(EventKind::InSyncChanged {
+                partition: self.partition.clone(),
+                in_sync: isr,
+            });
+        }
+        // Whoever waits looks anew at what it waits for.
+        self.wake_sleepers(&mut state);
+        self.publish(state);
+    }
+
+    fn begin_reign(
+        &self,
+        state: &mut State,
+        leader: DiskId,
+        start: Offset,
+        proposal: &Proposal,
+        now: Timestamp,
+    ) {
+        let Some(replica) = state.followers.iter().find(|r| r.disk == leader).cloned() else {
+            return;
+        };
+        let taken = replica.state.lock().log.take();
+        let Some(mut log) = taken else {
+            // It failed since it was elected: the next election finds another.
+            self.ask_for_settling(state);
+            return;
+        };
+        log.set_epoch(proposal.epoch);
+        state.history.begin(proposal.epoch, start);
+        let old = std::mem::replace(&mut state.log, log);
+        let old_replica = std::mem::replace(&mut state.leading, replica);
+        let old_place = old.place().clone();
+        let failed = state.fenced.take();
+        state.page = None;
+        {
+            let mut held = old_replica.state.lock();
+            match failed {
+                Some(fenced) => held.fenced = Some(fenced),
+                None => held.log = Some(old),
+            }
+        }
+        // A page that says how far a leader wrote must not be believed of a follower.
+        let _ = Marks::forget(&old_place);
+        state.followers.retain(|replica| replica.disk != leader);
+        if old_replica.disk != leader {
+            state.followers.push(old_replica);
+        }
+        state.leader = Some(leader);
+        state.epoch = proposal.epoch;
+        state.stepping_down = false;
+        state.stuck = false;
+        self.reign_over(state, start, proposal.high_watermark, now);
+        for replica in &state.followers {
+            replica.ask_for_attention(self);
+        }
+    }
+
+    /// Counts replicas anew, for the leader whose log is in `state`.
+    pub(super) fn reign_over(
+        &self,
+        state: &mut State,
+        start: Offset,
+        high_watermark: Offset,
+        now: Timestamp,
+    ) {
+        let reader = Arc::clone(state.log.reader());
+        let leader_end = state.log.end();
+        let mut starts = Vec::new();
+        for replica in &state.followers {
+            let mut follower = replica.state.lock();
+            follower.epoch = state.epoch;
+            // Candidates were copied to before: whoever is longer has what nobody counts any more.
+            let agreed = match follower.log.as_mut() {
+                Some(log) if log.end() > leader_end => {
+                    log.agree(&state.history, leader_end, now).map(|_| ())
+                }
+                _ => Ok(()),
+            };
+            if agreed.is_err() {
+                follower.log = None;
+            }
+            let log = follower.log.as_ref();
+            starts.push(FollowerStart {
+                disk: replica.disk,
+                end: log.map_or(Offset::ZERO, Log::end),
+                flushed: log.map_or(Offset::ZERO, Log::flushed_end),
+                in_sync: state.isr.contains(&replica.disk),
+                online: log.is_some(),
+            });
+        }
+        let min_insync = state.min_insync;
+        let mut progress =
+            Progress::recovered(reader.log_start(), state.log.end(), state.log.flushed_end());
+        progress.begin_reign(start, high_watermark, min_insync, &starts, state.flush, now);
+        state.progress = progress;
+        *self.reader.write() = reader;
+        self.show_epoch(state.epoch);
+    }
+
+    /// The proposal could not be made durable.
+    pub(crate) fn refuse(&self, proposal: &Proposal, error: &Error) {
+        let mut state = self.state.lock();
+        state.progress.on_isr_refused();
+        state.suspects.extend(proposal.suspects.iter().copied());
+        drop(state);
+        self.background_failed("writing down a change of replicas", error);
+    }
+
+    /// Lets laggards leave the in-sync set and those that caught up join it.
+    pub(crate) fn tick(&self, now: Timestamp, lag_max: std::time::Duration) {
+        let mut state = self.state.lock();
+        if state.followers.is_empty() || state.ended.is_some() {
+            return;
+        }
+        if state.fenced.is_some() {
+            self.ask_for_settling(&mut state);
+            return;
+        }
+        let flush = state.flush;
+        if state.progress.tick(now, lag_max, flush) {
+            self.ask_for_settling(&mut state);
+        }
+        let behind: Vec<_> = state
+            .followers
+            .iter()
+            .filter(|replica| state.progress.is_behind(replica.disk))
+            .cloned()
+            .collect();
+        self.publish(state);
+        for replica in behind {
+            replica.ask_for_attention(self);
+        }
+    }
+
+    /// The replica on `disk` is taken out of service: its disk stops. A leader hands over first.
+    pub(crate) fn step_down(&self, disk: DiskId) {
+        let mut state = self.state.lock();
+        if state.leading.disk == disk && state.leader == Some(disk) && state.fenced.is_none() {
+            state.stepping_down = true;
+            self.ask_for_settling(&mut state);
+        }
+    }
+
+    /// Closes the follower's log on `disk`. False: it leads.
+    pub(crate) fn stop_replica(&self, disk: DiskId, cause: &str) -> bool {
+        let mut state = self.state.lock();
+        if state.leading.disk == disk && state.leader == Some(disk) && state.fenced.is_none() {
+            return false;
+        }
+        let Some(replica) = state.followers.iter().find(|replica| replica.disk == disk).cloned()
+        else {
+            return true;
+        };
+        {
+            let mut follower = replica.state.lock();
+            follower.log = None;
+            let at_risk = Offset::ZERO..Offset::ZERO;
+            follower.fenced.get_or_insert(Fenced { cause: cause.into(), at_risk });
+        }
+        state.progress.on_failed(disk);
+        self.ask_for_settling(&mut state);
+        self.publish(state);
+        true
+    }
+
+    /// A leader whose disk is gone is not asked: it is fenced where it stands.
+    pub(crate) fn fence_leader(&self, disk: DiskId, cause: &Error) {
+        let mut state = self.state.lock();
+        if state.leading.disk == disk && state.fenced.is_none() {
+            self.fence(&mut state, cause);
+            self.publish(state);
+        }
+    }
+
+    /// A replica is back, with the log that was found on its disk.
+    ///
+    /// # Errors
+    /// What cutting it to what the leader has runs into.
+    pub(crate) fn return_replica(
+        &self,
+        replica: Arc<Replica>,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let mut state = self.state.lock();
+        let leaderless = state.fenced.is_some();
+        if state.leading.disk == replica.disk && !leaderless {
+            return Ok(());
+        }
+        let (end, flushed) = {
+            let mut follower = replica.state.lock();
+            follower.epoch = state.epoch;
+            let Some(log) = follower.log.as_mut() else { return Ok(()) };
+            let own_end = log.end();
+            // First against its own end: it may have led, and gone on after the next reign began.
+            log.agree(&state.history, own_end, now)?;
+            if !leaderless {
+                log.agree(&state.history, state.log.end(), now)?;
+            }
+            let place = log.place();
+            Marks::forget(place).map_err(|error| place.io_error("marks", "remove", error))?;
+            (log.end(), log.flushed_end())
+        };
+        state.followers.retain(|known| known.disk != replica.disk);
+        state.followers.push(Arc::clone(&replica));
+        if leaderless {
+            let (start, high_watermark) =
+                (state.progress.epoch_start(), state.progress.high_watermark());
+            self.reign_over(&mut state, start, high_watermark, now);
+            self.ask_for_settling(&mut state);
+        } else {
+            state.progress.on_returned(replica.disk, end, flushed);
+        }
+        replica.ask_for_attention(self);
+        self.publish(state);
+        Ok(())
+    }
+
+    /// The replicas are on other disks from now on; new ones begin empty.
+    pub(crate) fn set_replicas(&self, preference: &[DiskId], added: Vec<Arc<Replica>>, now: Timestamp) {
+        let mut state = self.state.lock();
+        state.preference = preference.to_vec();
+        state.replicas = preference.len();
+        state.followers.retain(|replica| preference.contains(&replica.disk));
+        state.followers.extend(added);
+        state.isr.retain(|disk| preference.contains(disk));
+        state.eligible.retain(|disk| preference.contains(disk));
+        let high_watermark = state.progress.high_watermark();
+        let start = state.progress.epoch_start();
+        self.reign_over(&mut state, start, high_watermark, now);
+        for replica in &state.followers {
+            replica.ask_for_attention(self);
+        }
+        self.publish(state);
+    }
+
+    /// Whether the follower on `disk` holds all that is acknowledged.
+    pub(crate) fn is_in_sync(&self, disk: DiskId) -> bool {
+        let state = self.state.lock();
+        state.leader == Some(disk) || state.isr.contains(&disk)
+    }
+
+    pub(crate) fn history(&self) -> EpochHistory {
+        self.state.lock().history.clone()
+    }
+}

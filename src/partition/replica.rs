@@ -1,0 +1,81 @@
+//! One replica of a partition, as the partition holds it: the leader's, or a follower's with its log.
+//!
+//! The leader's log is in `Core::state`; here its place is empty. A follower's log has its own lock, taken
+//! behind the partition's, so that a disk that is slow holds up nobody but its own worker.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::log::Log;
+use crate::types::{DiskId, LeaderEpoch};
+
+use super::core::Fenced;
+use super::{Attention, Core};
+
+/// What the partition knows of one disk's replica.
+#[derive(Debug)]
+pub(crate) struct Replica {
+    pub(crate) disk: DiskId,
+    /// The queue of the disk's worker, and of the thread that flushes its followers.
+    attention: Arc<Attention>,
+    flushes: Arc<Attention>,
+    queued: AtomicBool,
+    flush_queued: AtomicBool,
+    pub(super) state: Mutex<ReplicaState>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct ReplicaState {
+    /// `None`: it leads, or is out of service.
+    pub(super) log: Option<Log>,
+    /// Why it is out of service.
+    pub(super) fenced: Option<Fenced>,
+    /// A flush of it is on its way.
+    pub(super) flushing: bool,
+    /// Another was asked for meanwhile.
+    pub(super) flush_again: bool,
+    /// The reign that it follows: what was read of an earlier leader's log is not for it.
+    pub(super) epoch: LeaderEpoch,
+}
+
+impl Replica {
+    pub(crate) fn new(
+        disk: DiskId,
+        attention: Arc<Attention>,
+        flushes: Arc<Attention>,
+        log: Option<Log>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            disk,
+            attention,
+            flushes,
+            queued: AtomicBool::new(false),
+            flush_queued: AtomicBool::new(false),
+            state: Mutex::new(ReplicaState { log, ..ReplicaState::default() }),
+        })
+    }
+
+    /// Queues the partition for the disk's worker, once.
+    pub(super) fn ask_for_attention(&self, core: &Core) {
+        if !self.queued.swap(true, Ordering::AcqRel) {
+            self.attention.push(core.weak());
+        }
+    }
+
+    /// Queues the partition for the thread that flushes this disk's followers, once.
+    pub(super) fn ask_for_flush(&self, core: &Core) {
+        if !self.flush_queued.swap(true, Ordering::AcqRel) {
+            self.flushes.push(core.weak());
+        }
+    }
+
+    pub(super) fn attention_taken(&self) {
+        self.queued.store(false, Ordering::Release);
+    }
+
+    pub(super) fn flush_taken(&self) {
+        self.flush_queued.store(false, Ordering::Release);
+    }
+}

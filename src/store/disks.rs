@@ -1,0 +1,276 @@
+//! The disks of a store: which directory is which, and which of them are there.
+//!
+//! A directory knows which disk of which store it is (`store.id`), and the metadata know which directory
+//! that is to be: its uuid, and an incarnation that rises when the directory is replaced. Whatever does
+//! not fit is left out, never written to, and never leads: an empty directory (a mount point whose disk
+//! is away), a copy, a directory that was replaced. One that fits but is older than what another disk
+//! proves it should hold was restored from a backup: it follows and does not lead ([`StoreDisk::stale`]).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+use crate::partition::Attention;
+use crate::protocol::metadata::MetadataState;
+use crate::storage::{Disk, DiskLock, EntryKind};
+use crate::types::{DiskId, StoreId};
+
+use super::layout::{self, DirectoryIdentity, IdentityFile};
+use super::metadata_log::Found;
+use super::session::Session;
+
+/// A directory that was given, and what it says of itself.
+#[derive(Debug)]
+pub(super) struct Given {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) identity: IdentityFile,
+    pub(super) lock: Option<Box<dyn DiskLock>>,
+}
+
+/// A disk that is open.
+#[derive(Debug)]
+pub(super) struct StoreDisk {
+    pub(super) id: DiskId,
+    pub(super) disk: Arc<dyn Disk>,
+    /// Its worker's queue, and that of the thread that flushes its followers.
+    pub(super) attention: Arc<Attention>,
+    pub(super) flushes: Arc<Attention>,
+    /// How it was left.
+    pub(super) session: Mutex<Session>,
+    pub(super) same_boot: bool,
+    /// It lacks what it once held.
+    pub(super) stale: AtomicBool,
+    /// Why it is out of service.
+    pub(super) offline: Mutex<Option<String>>,
+    pub(super) lock: Mutex<Option<Box<dyn DiskLock>>>,
+}
+
+impl StoreDisk {
+    pub(super) fn new(
+        id: DiskId,
+        disk: Arc<dyn Disk>,
+        session: Session,
+        lock: Option<Box<dyn DiskLock>>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            same_boot: session.boot != 0 && session.boot == disk.boot_id(),
+            disk,
+            attention: Arc::default(),
+            flushes: Arc::default(),
+            session: Mutex::new(session),
+            stale: AtomicBool::new(false),
+            offline: Mutex::new(None),
+            lock: Mutex::new(lock),
+        })
+    }
+
+    pub(super) fn is_online(&self) -> bool {
+        self.offline.lock().is_none()
+    }
+
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::Acquire)
+    }
+
+    /// Says in the session file that the store is in use. In memory, the session stays what the last stop
+    /// left: recovery goes by it.
+    pub(super) fn write_unclean(&self, store: StoreId, metadata: (u64, u64)) -> Result<()> {
+        let mut session = self.session.lock();
+        let boot = self.disk.boot_id();
+        let unclean = Session { clean: false, boot, metadata, ..session.clone() };
+        layout::with_reserve(&*self.disk, || unclean.write(&*self.disk, store))?;
+        *session = Session { clean: session.clean, ..unclean };
+        Ok(())
+    }
+}
+
+/// A directory that takes no part, and why.
+#[derive(Clone, Debug)]
+pub(super) struct LeftOut {
+    pub(super) path: PathBuf,
+    pub(super) reason: String,
+}
+
+/// Which of the given directories is which disk.
+#[derive(Debug, Default)]
+pub(super) struct Roll {
+    /// Place among the given, and which disk it is.
+    pub(super) members: Vec<(usize, DiskId)>,
+    pub(super) left_out: Vec<LeftOut>,
+    /// Members whose identity file is to be written anew.
+    pub(super) nameless: Vec<usize>,
+}
+
+/// Reads who each directory says it is, and takes its lock.
+pub(super) fn look(disk: Arc<dyn Disk>, read_only: bool, alone: bool) -> Result<Given> {
+    let identity = DirectoryIdentity::read(&*disk)?;
+    if let IdentityFile::Newer(version) = identity {
+        return Err(Error::UnsupportedFormat {
+            path: disk.root().join(layout::IDENTITY),
+            reason: format!("a store of version {version}, this is version {}", layout::VERSION),
+        });
+    }
+    if identity == IdentityFile::Absent {
+        check_vacant(&*disk, read_only && alone)?;
+    }
+    let lock = if read_only { None } else { Some(take_lock(&*disk)?) };
+    Ok(Given { disk, identity, lock })
+}
+
+/// The store that the directories say they are of.
+///
+/// # Errors
+/// [`Error::UnsupportedFormat`] if they are of different ones.
+pub(super) fn store_of(given: &[Given]) -> Result<Option<StoreId>> {
+    let mut store = None;
+    for given in given {
+        if let IdentityFile::Intact(identity) = &given.identity {
+            if store.is_some_and(|store| store != identity.store) {
+                return Err(Error::UnsupportedFormat {
+                    path: given.disk.root().join(layout::IDENTITY),
+                    reason: "a disk of another store than the directories before it".into(),
+                });
+            }
+            store = Some(identity.store);
+        }
+    }
+    Ok(store)
+}
+
+/// Holds the directories against the metadata.
+///
+/// # Errors
+/// [`Error::UnsupportedFormat`] if two directories are the same disk, or none is any.
+pub(super) fn call_the_roll(given: &[Given], found: &Found) -> Result<Roll> {
+    let state = found.state();
+    let mut roll = Roll::default();
+    let mut unnamed = Vec::new();
+    for (at, given) in given.iter().enumerate() {
+        let path = given.disk.root().to_owned();
+        match &given.identity {
+            IdentityFile::Intact(identity) => match misfit(identity, state) {
+                None if roll.members.iter().any(|(_, id)| *id == identity.disk) => {
+                    let reason = format!("a copy of {}, which was given as well", identity.disk);
+                    return Err(Error::UnsupportedFormat { path, reason });
+                }
+                None => roll.members.push((at, identity.disk)),
+                Some(reason) => roll.left_out.push(LeftOut { path, reason }),
+            },
+            _ if found.is_on(at) => unnamed.push(at),
+            _ => roll.left_out.push(LeftOut { path, reason: "empty, and not a new disk".into() }),
+        }
+    }
+    let absent: Vec<_> = state
+        .disks()
+        .filter(|disk| !roll.members.iter().any(|(_, id)| id == disk))
+        .collect();
+    // A directory that lost its name is known by who is missing, if that is one. In a store that was
+    // never used any order does.
+    let fresh = state.topics().next().is_none() && state.next_topic_id().0 == 1;
+    if !unnamed.is_empty() && (unnamed.len() == 1 && absent.len() == 1 || fresh) {
+        for (at, id) in unnamed.into_iter().zip(absent) {
+            roll.members.push((at, id));
+            roll.nameless.push(at);
+        }
+    } else {
+        roll.left_out.extend(unnamed.into_iter().map(|at| LeftOut {
+            path: given[at].disk.root().to_owned(),
+            reason: "its identity is lost, and it may be one of several disks".into(),
+        }));
+    }
+    roll.members.sort_by_key(|(_, id)| *id);
+    match (roll.members.is_empty(), roll.left_out.first()) {
+        (true, Some(LeftOut { path, reason })) => {
+            Err(Error::UnsupportedFormat { path: path.clone(), reason: reason.clone() })
+        }
+        _ => Ok(roll),
+    }
+}
+
+/// Why a directory is not the disk that it says it is.
+fn misfit(identity: &DirectoryIdentity, state: &MetadataState) -> Option<String> {
+    let Some(known) = state.disk(identity.disk) else {
+        return Some(format!("{} is no disk of the store", identity.disk));
+    };
+    let same = known.uuid == identity.uuid && known.incarnation == identity.incarnation;
+    (!same).then(|| {
+        if known.incarnation > identity.incarnation {
+            format!("{} was replaced by another directory", identity.disk)
+        } else {
+            "the directory's identity is not the one in its metadata".to_owned()
+        }
+    })
+}
+
+/// Refuses to open with too few disks (DESIGN.md section 6).
+///
+/// # Errors
+/// [`Error::MissingDisk`].
+pub(super) fn check_present(
+    given: &[Given],
+    roll: &Roll,
+    state: &MetadataState,
+    allowed: &[DiskId],
+) -> Result<()> {
+    let configured = state.disks().count();
+    let missing: Vec<_> =
+        state.disks().filter(|disk| !roll.members.iter().any(|(_, id)| id == disk)).collect();
+    let majority = configured >= 3 && roll.members.len() > configured / 2;
+    let Some(disk) = missing.iter().find(|disk| !allowed.contains(disk)) else {
+        return Ok(());
+    };
+    if majority {
+        return Ok(());
+    }
+    let path = match roll.left_out.as_slice() {
+        [only] => only.path.clone(),
+        _ => given.first().map_or_else(PathBuf::new, |given| given.disk.root().to_owned()),
+    };
+    Err(Error::MissingDisk { disk: *disk, path })
+}
+
+/// A directory without an identity becomes a store only if it is empty, or if all that is in it is
+/// what an interrupted first open left.
+fn check_vacant(disk: &dyn Disk, must_hold: bool) -> Result<()> {
+    let entries = disk.list("").map_err(|error| Error::io(disk.root(), "list", error))?;
+    let metadata = layout::METADATA;
+    let foreign = entries.iter().find(|entry| {
+        let stem = entry.name.strip_suffix(".tmp").unwrap_or(&entry.name);
+        let leftover = entry.kind == EntryKind::File
+            && (stem == layout::LOCK || stem == layout::IDENTITY || stem == layout::SESSION);
+        !leftover && !metadata.contains(&stem) && entry.name != "lost+found"
+    });
+    let has_metadata = entries.iter().any(|entry| metadata.contains(&entry.name.as_str()));
+    let reason = match foreign {
+        // The identity was lost; the metadata know it.
+        _ if has_metadata => return Ok(()),
+        Some(entry) => format!("no store, and not empty: it holds {}", entry.name),
+        None if must_hold => "no store".to_owned(),
+        None => return Ok(()),
+    };
+    Err(Error::UnsupportedFormat { path: disk.root().to_owned(), reason })
+}
+
+fn take_lock(disk: &dyn Disk) -> Result<Box<dyn DiskLock>> {
+    let path = disk.root().join(layout::LOCK);
+    disk.lock(layout::LOCK, &crate::storage::process_id().to_string()).map_err(|error| {
+        if error.kind() != std::io::ErrorKind::WouldBlock {
+            return Error::io(path, "lock", error);
+        }
+        let note = crate::storage::read_small(disk, layout::LOCK, 32).unwrap_or_default();
+        let pid = std::str::from_utf8(&note).ok().and_then(|note| note.trim().parse().ok());
+        Error::Locked { path: disk.root().to_owned(), pid }
+    })
+}
+
+/// Whether a directory holds nothing that tells of a store.
+pub(super) fn is_blank(disk: &dyn Disk) -> bool {
+    DirectoryIdentity::read(disk).is_ok_and(|identity| identity == IdentityFile::Absent)
+        && disk.list("").is_ok_and(|entries| {
+            !entries.iter().any(|entry| layout::METADATA.contains(&entry.name.as_str()))
+        })
+}

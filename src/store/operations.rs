@@ -1,0 +1,417 @@
+//! What an operator does to the disks of a running store.
+//!
+//! Appends go on meanwhile. A leader on a disk that stops hands over first; whatever cannot be handed over
+//! waits until its disk is back. A new or returning disk first gets the metadata, then its replicas are
+//! opened, cut to what their leaders have, and brought up by the disk's worker.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::partition::EventKind;
+use crate::protocol::metadata::MetadataRecord;
+use crate::storage::{Disk, RealDisk};
+use crate::types::{DiskId, TopicPartition};
+
+use super::disks::{self, Given, StoreDisk};
+use super::layout::{self, DirectoryIdentity, IdentityFile};
+use super::open::replica;
+use super::session::Session;
+use super::{Shared, Slot, Store, Topic, background};
+
+/// How a disk is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DiskState {
+    /// In service.
+    Online,
+    /// Out of service.
+    Offline {
+        /// What took it out.
+        cause: String,
+    },
+    /// Its directory was not given, or is not the one that it should be.
+    Missing,
+}
+
+/// A disk of the store, as it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskDescription {
+    /// Its number.
+    pub id: DiskId,
+    /// Its directory, if it is there.
+    pub path: Option<PathBuf>,
+    /// How it is.
+    pub state: DiskState,
+    /// Bytes that are free on it, if it says.
+    pub free_bytes: Option<u64>,
+    /// Replicas that are on it.
+    pub replicas: usize,
+    /// How many of them lead.
+    pub leaders: usize,
+}
+
+impl Store {
+    /// The disks of the store, by number.
+    #[must_use]
+    pub fn disks(&self) -> Vec<DiskDescription> {
+        let shared = self.shared();
+        let metadata = shared.metadata.lock();
+        let state = metadata.state();
+        let partitions: Vec<_> = state.topics().flat_map(|topic| &topic.partitions).collect();
+        state
+            .disks()
+            .map(|id| {
+                let disk = shared.disk(id);
+                let offline = disk.as_ref().and_then(|disk| disk.offline.lock().clone());
+                DiskDescription {
+                    id,
+                    path: disk.as_ref().map(|disk| disk.disk.root().to_owned()),
+                    state: match (&disk, offline) {
+                        (None, _) => DiskState::Missing,
+                        (Some(_), Some(cause)) => DiskState::Offline { cause },
+                        (Some(_), None) => DiskState::Online,
+                    },
+                    free_bytes: disk.and_then(|disk| disk.disk.free_bytes().ok()),
+                    replicas: partitions.iter().filter(|p| p.replicas.contains(&id)).count(),
+                    leaders: partitions.iter().filter(|p| p.leader == Some(id)).count(),
+                }
+            })
+            .collect()
+    }
+
+    /// Takes a disk out of service. Its leaders hand over to other replicas first; partitions that have
+    /// no other wait for the disk's return.
+    ///
+    /// # Errors
+    /// [`Error::MissingDisk`] if there is no such disk in service, or too few would be left.
+    pub fn stop_disk(&self, disk: DiskId) -> Result<()> {
+        let shared = self.shared();
+        shared.check_writable()?;
+        let disk = shared.in_service(disk)?;
+        shared.stop(&disk, "stopped by its operator")
+    }
+
+    /// Brings a disk back into service, in the directory where it was.
+    ///
+    /// # Errors
+    /// [`Error::MissingDisk`] if the store was opened without it; [`Error::UnsupportedFormat`] if the
+    /// directory is not the disk's any more; [`Error::Locked`], [`Error::Io`].
+    pub fn start_disk(&self, disk: DiskId) -> Result<()> {
+        let shared = self.shared();
+        shared.check_writable()?;
+        let known = shared.disk(disk).ok_or_else(|| shared.missing(disk))?;
+        if known.is_online() {
+            return Ok(());
+        }
+        shared.start(disk, Arc::clone(&known.disk), false)
+    }
+
+    /// Puts an empty directory in the place of a disk that is lost. Its replicas are copied anew; the old
+    /// directory is not a disk of the store any more.
+    ///
+    /// # Errors
+    /// [`Error::MissingDisk`] if the store never had the disk; [`Error::UnsupportedFormat`] if the directory
+    /// is not empty; [`Error::Io`], [`Error::NoSpace`].
+    pub fn replace_disk(&self, disk: DiskId, path: impl AsRef<Path>) -> Result<()> {
+        let directory = open_directory(path.as_ref())?;
+        self.replace_with(disk, directory)
+    }
+
+    /// Adds an empty directory as one more disk. New topics use it; those that are there can be moved with
+    /// [`Store::reassign`].
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedFormat`] if the directory is not empty; [`Error::Io`], [`Error::NoSpace`].
+    pub fn add_disk(&self, path: impl AsRef<Path>) -> Result<DiskId> {
+        let directory = open_directory(path.as_ref())?;
+        self.add(directory)
+    }
+
+    /// As [`Store::replace_disk`], with a simulated disk.
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn replace_simulated_disk(
+        &self,
+        disk: DiskId,
+        with: crate::storage::simulated::SimDisk,
+    ) -> Result<()> {
+        self.replace_with(disk, Arc::new(with))
+    }
+
+    fn replace_with(&self, id: DiskId, directory: Arc<dyn Disk>) -> Result<()> {
+        let shared = self.shared();
+        shared.check_writable()?;
+        let known = shared.metadata.lock().state().disk(id).copied();
+        let incarnation = known.ok_or_else(|| shared.missing(id))?.incarnation + 1;
+        let given = vacant(directory)?;
+        if let Some(old) = shared.disk(id).filter(|disk| disk.is_online()) {
+            shared.stop(&old, "replaced by another directory")?;
+        }
+        shared.admit(id, given, incarnation)
+    }
+
+    fn add(&self, directory: Arc<dyn Disk>) -> Result<DiskId> {
+        let shared = self.shared();
+        shared.check_writable()?;
+        let given = vacant(directory)?;
+        let last = shared.metadata.lock().state().disks().last();
+        let id = DiskId(last.map_or(0, |last| last.0.saturating_add(1)));
+        shared.admit(id, given, 1)?;
+        Ok(id)
+    }
+
+    /// Moves the replicas of a partition to `disks`, the preferred leader first. Returns when the new
+    /// replicas are in sync and the old ones are gone.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] if the list is empty or names a disk twice; [`Error::MissingDisk`] if one is
+    /// not in service; [`Error::TimedOut`] when the copy takes longer than the store's append timeout: the
+    /// partition then has both the old replicas and the new ones.
+    pub fn reassign(&self, topic: &str, partition: u32, disks: &[DiskId]) -> Result<()> {
+        let shared = self.shared();
+        shared.check_writable()?;
+        let refuse = |reason: &str| {
+            let value = disks.iter().map(|disk| disk.0.to_string()).collect::<Vec<_>>().join(",");
+            Err(Error::InvalidConfig { key: "replicas".into(), value, reason: reason.into() })
+        };
+        if disks.is_empty() {
+            return refuse("a partition needs a replica");
+        }
+        if disks.iter().enumerate().any(|(at, disk)| disks[..at].contains(disk)) {
+            return refuse("a disk is named twice");
+        }
+        for disk in disks {
+            shared.in_service(*disk)?;
+        }
+        let topic = shared.topic(topic)?;
+        let slot = topic.slots.read().get(partition as usize).cloned().ok_or_else(|| {
+            let partition = TopicPartition::new(Arc::clone(&topic.name), partition);
+            Error::UnknownTopicOrPartition { partition }
+        })?;
+        shared.move_replicas(&topic, &slot, disks)
+    }
+}
+
+fn open_directory(path: &Path) -> Result<Arc<dyn Disk>> {
+    let disk = RealDisk::open(path, true)
+        .map_err(|error| Error::io(path, "open directory", error))?;
+    Ok(Arc::new(disk))
+}
+
+/// An empty directory, locked.
+fn vacant(directory: Arc<dyn Disk>) -> Result<Given> {
+    let path = directory.root().to_owned();
+    let given = disks::look(directory, false, false)?;
+    if given.identity != IdentityFile::Absent || !disks::is_blank(&*given.disk) {
+        let reason = "not empty: it holds a store, or a disk of one".into();
+        return Err(Error::UnsupportedFormat { path, reason });
+    }
+    Ok(given)
+}
+
+impl Shared {
+    fn missing(&self, disk: DiskId) -> Error {
+        Error::MissingDisk { disk, path: self.home.clone() }
+    }
+
+    fn in_service(&self, disk: DiskId) -> Result<Arc<StoreDisk>> {
+        self.online_disk(disk).ok_or_else(|| self.missing(disk))
+    }
+
+    /// Hands over what leads on the disk, closes its logs, and lets go of the directory.
+    fn stop(&self, disk: &Arc<StoreDisk>, cause: &str) -> Result<()> {
+        if self.online_disks().len() == 1 {
+            return Err(self.missing(disk.id));
+        }
+        let cores: Vec<_> = self
+            .cores()
+            .into_iter()
+            .map(|(_, core)| core)
+            .filter(|core| core.replicas().contains(&disk.id))
+            .collect();
+        for core in &cores {
+            core.step_down(disk.id);
+        }
+        self.settle_reigns();
+        self.note_offline(disk, cause);
+        self.metadata.lock().remove_disk(disk.id);
+        let stopped = Error::Io {
+            path: disk.disk.root().to_owned(),
+            action: "stop",
+            written: crate::error::Written::No,
+            source: Arc::new(std::io::ErrorKind::NotConnected.into()),
+        };
+        for core in &cores {
+            if !core.stop_replica(disk.id, cause) {
+                core.fence_leader(disk.id, &stopped);
+            }
+        }
+        self.settle_reigns();
+        disk.attention.stop();
+        disk.flushes.stop();
+        disk.lock.lock().take();
+        Ok(())
+    }
+
+    /// Takes a directory that is the disk's into service.
+    fn start(&self, id: DiskId, directory: Arc<dyn Disk>, fresh: bool) -> Result<()> {
+        let given = disks::look(directory, false, false)?;
+        let known = self.metadata.lock().state().disk(id).copied();
+        let fits = match (&given.identity, known) {
+            (IdentityFile::Intact(identity), Some(known)) => {
+                identity.store == self.id
+                    && identity.disk == id
+                    && (identity.uuid, identity.incarnation) == (known.uuid, known.incarnation)
+            }
+            _ => false,
+        };
+        if !fits {
+            return Err(Error::UnsupportedFormat {
+                path: given.disk.root().to_owned(),
+                reason: format!("the directory is not {id} of this store"),
+            });
+        }
+        self.metadata.lock().add_disk(id, &given.disk)?;
+        let session = if fresh {
+            Session { clean: true, boot: given.disk.boot_id(), ..Session::default() }
+        } else {
+            Session { clean: false, ..Session::read(&*given.disk, self.id)? }
+        };
+        let disk = StoreDisk::new(id, given.disk, session, given.lock);
+        let position = self.metadata.lock().position();
+        disk.write_unclean(self.id, position)?;
+        self.disks.write().insert(id, Arc::clone(&disk));
+        if let Some(workers) = &mut *self.workers.lock() {
+            background::start_disk(self, workers, &disk)?;
+        }
+        self.open_replicas(&disk);
+        disk.write_unclean(self.id, position)?;
+        let path = disk.disk.root().to_owned();
+        self.events.push(self.clock.now(), EventKind::DiskOnline { disk: id, path });
+        let mut metadata = self.metadata.lock();
+        let deleted: Vec<_> =
+            metadata.state().deleted_topics().map(|(id, name)| (id, name.to_owned())).collect();
+        for (id, name) in deleted {
+            self.remove_topic_files(&mut metadata, id, &name)?;
+        }
+        drop(metadata);
+        self.settle_reigns();
+        Ok(())
+    }
+
+    /// Opens the logs on a disk that came into service, for the partitions that are in use. One that cannot
+    /// be opened stays out of service.
+    fn open_replicas(&self, disk: &Arc<StoreDisk>) {
+        let topics: Vec<_> = self.topics.read().values().cloned().collect();
+        for topic in topics {
+            for slot in topic.slots.read().clone() {
+                let Some(core) = slot.core.lock().clone() else { continue };
+                if core.replicas().contains(&disk.id)
+                    && let Err(error) = self.open_one(&topic, &slot, &core, disk)
+                {
+                    core.background_failed("opening a replica", &error);
+                }
+            }
+        }
+    }
+
+    fn open_one(
+        &self,
+        topic: &Topic,
+        slot: &Slot,
+        core: &crate::partition::Core,
+        disk: &Arc<StoreDisk>,
+    ) -> Result<()> {
+        let number = slot.partition.partition();
+        let described = self.metadata.lock().state().partition(topic.id, number).cloned();
+        let Some(described) = described else { return Ok(()) };
+        let config = Arc::clone(&*topic.config.read());
+        let opened = self.open_replica(topic, &slot.partition, disk, &described, &config)?;
+        core.return_replica(replica(disk, Some(opened.log)), self.clock.now())
+    }
+
+    /// Makes an empty directory a disk of the store.
+    fn admit(&self, id: DiskId, given: Given, incarnation: u64) -> Result<()> {
+        let uuid = given.disk.entropy();
+        let directory = Arc::clone(&given.disk);
+        {
+            let mut metadata = self.metadata.lock();
+            metadata.commit(&MetadataRecord::DiskAdded { disk: id, uuid, incarnation })?;
+            metadata.add_disk(id, &directory)?;
+        }
+        let session = Session { clean: true, boot: directory.boot_id(), ..Session::default() };
+        session.write(&*directory, self.id)?;
+        DirectoryIdentity { store: self.id, disk: id, uuid, incarnation }.write(&*directory)?;
+        layout::set_reserve_aside(&*directory);
+        drop(given);
+        self.start(id, directory, true)
+    }
+
+    fn move_replicas(&self, topic: &Topic, slot: &Arc<Slot>, disks: &[DiskId]) -> Result<()> {
+        let core = self.open_core(topic, slot)?;
+        let (id, number) = (topic.id, slot.partition.partition());
+        let old = core.replicas();
+        // First the union: nothing goes before the new replicas hold all of it.
+        let mut union: Vec<_> = disks.to_vec();
+        union.extend(old.iter().filter(|disk| !disks.contains(disk)));
+        self.change_replicas(topic, slot, &core, &union)?;
+        let started = self.clock.elapsed();
+        while !disks.iter().all(|disk| core.is_in_sync(*disk)) {
+            let elapsed = self.clock.elapsed().saturating_sub(started);
+            if elapsed >= self.options.append_timeout {
+                let what = format!("{}: copying to its new disks", slot.partition);
+                return Err(Error::TimedOut { what, timeout: elapsed, appended: None });
+            }
+            core.follow_all(self.clock.now());
+            core.flush_followers();
+            core.tick(self.clock.now(), self.options.lag_max);
+            self.settle_reigns();
+        }
+        for disk in old.iter().filter(|disk| !disks.contains(disk)) {
+            core.step_down(*disk);
+        }
+        self.settle_reigns();
+        self.change_replicas(topic, slot, &core, disks)?;
+        for gone in old.iter().filter(|disk| !disks.contains(disk)) {
+            if let Some(disk) = self.online_disk(*gone) {
+                let place = self.place(topic, &slot.partition, &disk.disk);
+                super::topics::remove_tree(&*disk.disk, &place.directory)
+                    .map_err(|error| place.io_error("", "remove", error))?;
+                disk.session.lock().ends.remove(&(id, number));
+            }
+        }
+        Ok(())
+    }
+
+    fn change_replicas(
+        &self,
+        topic: &Topic,
+        slot: &Slot,
+        core: &Arc<crate::partition::Core>,
+        replicas: &[DiskId],
+    ) -> Result<()> {
+        let present = core.replicas();
+        if present == replicas {
+            return Ok(());
+        }
+        let (id, partition) = (topic.id, slot.partition.partition());
+        let mut metadata = self.metadata.lock();
+        let record = MetadataRecord::ReplicasChanged { id, partition, replicas: replicas.to_vec() };
+        metadata.commit(&record)?;
+        let described = metadata.state().partition(id, partition).cloned();
+        drop(metadata);
+        let Some(described) = described else { return Ok(()) };
+        let config = Arc::clone(&*topic.config.read());
+        let mut added = Vec::new();
+        for disk in replicas.iter().filter(|disk| !present.contains(disk)) {
+            let disk = self.in_service(*disk)?;
+            let opened = self.open_replica(topic, &slot.partition, &disk, &described, &config)?;
+            added.push(replica(&disk, Some(opened.log)));
+        }
+        core.set_replicas(replicas, added, self.clock.now());
+        Ok(())
+    }
+}

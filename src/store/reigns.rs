@@ -1,0 +1,137 @@
+//! Making changes of leaders and in-sync sets durable, and telling the partitions.
+//!
+//! All partitions that ask are settled together: their changes are one write of the metadata. Whoever
+//! waits for a change settles it himself, so that a failure costs an append no hand-off; the control
+//! thread does it for those for whom nobody waits.
+
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::partition::{Core, EventKind, Proposal};
+use crate::protocol::metadata::MetadataRecord;
+use crate::types::{TopicId, TopicPartition};
+
+use super::Shared;
+use super::disks::StoreDisk;
+
+/// The records of a proposal.
+pub(super) fn records_of(
+    id: TopicId,
+    partition: &TopicPartition,
+    proposal: &Proposal,
+) -> Vec<MetadataRecord> {
+    let number = partition.partition();
+    let mut records: Vec<_> = proposal
+        .suspects
+        .iter()
+        .map(|(disk, durable)| MetadataRecord::ReplicaSuspect {
+            id,
+            partition: number,
+            disk: *disk,
+            durable: *durable,
+        })
+        .collect();
+    records.push(MetadataRecord::LeaderChanged {
+        id,
+        partition: number,
+        leader: proposal.leader,
+        epoch: proposal.epoch,
+        isr: proposal.isr.clone(),
+        eligible: proposal.eligible.clone(),
+        start: proposal.start,
+        high_watermark: proposal.high_watermark,
+    });
+    records
+}
+
+impl Shared {
+    /// Settles whatever partitions have asked for.
+    pub(super) fn settle_reigns(&self) {
+        let queued = self.control.take();
+        for core in &queued {
+            core.control_taken();
+        }
+        self.settle(&queued);
+    }
+
+    /// Settles one partition, for whoever waits for it.
+    pub(super) fn settle_one(&self, core: &Arc<Core>) {
+        self.settle(std::slice::from_ref(core));
+        self.settle_reigns();
+    }
+
+    fn settle(&self, cores: &[Arc<Core>]) {
+        if cores.is_empty() {
+            return;
+        }
+        let mut metadata = self.metadata.lock();
+        let now = self.clock.now();
+        let (mut records, mut proposals) = (Vec::new(), Vec::new());
+        for core in cores {
+            let topic = self.topics.read().get(core.partition().topic()).map(Arc::clone);
+            let (Some(topic), Some(proposal)) = (topic, core.proposal(now)) else { continue };
+            let number = core.partition().partition();
+            let known = metadata.state().partition(topic.id, number);
+            if let Some(known) = known
+                && known.replicas.len() == 1
+            {
+                // One replica: what is to be remembered is that its tail is not to be believed.
+                let new = |record: &MetadataRecord| {
+                    matches!(record, MetadataRecord::ReplicaSuspect { disk, .. }
+                        if !known.suspects.contains_key(disk))
+                };
+                records.extend(
+                    records_of(topic.id, core.partition(), &proposal).into_iter().filter(new),
+                );
+                continue;
+            }
+            records.extend(records_of(topic.id, core.partition(), &proposal));
+            proposals.push((Arc::clone(core), proposal));
+        }
+        let outcome = if metadata.is_poisoned() {
+            Err(Error::Closed)
+        } else {
+            metadata.commit_all(&records)
+        };
+        let failed = metadata.take_failed();
+        match outcome {
+            Ok(()) => {
+                for (core, proposal) in proposals {
+                    core.install(proposal, now);
+                }
+            }
+            Err(error) => {
+                for (core, proposal) in proposals {
+                    core.refuse(&proposal, &error);
+                }
+            }
+        }
+        drop(metadata);
+        for (id, error) in failed {
+            if let Some(disk) = self.disk(id) {
+                self.lose_disk(&disk, &error);
+            }
+        }
+    }
+
+    /// A disk failed: its replicas are out of service, and others lead.
+    pub(super) fn lose_disk(&self, disk: &Arc<StoreDisk>, cause: &Error) {
+        if !disk.is_online() {
+            return;
+        }
+        self.note_offline(disk, &cause.to_string());
+        self.metadata.lock().remove_disk(disk.id);
+        for (_, core) in self.cores() {
+            if core.replicas().contains(&disk.id) && core.replicas().len() > 1 {
+                core.fence_replica(disk.id, cause);
+            }
+        }
+        self.settle_reigns();
+    }
+
+    pub(super) fn note_offline(&self, disk: &StoreDisk, cause: &str) {
+        *disk.offline.lock() = Some(cause.to_owned());
+        let kind = EventKind::DiskOffline { disk: disk.id, cause: cause.to_owned() };
+        self.events.push(self.clock.now(), kind);
+    }
+}
