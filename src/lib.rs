@@ -25,8 +25,8 @@ pub use log::{Iter, Records};
 pub use partition::{Appended, Event, EventKind, Events, ReadOptions, Ticket};
 pub use record::{Headers, Record, RecordView};
 pub use store::{
-    Damage, DiskDescription, DiskState, Partition, Store, StoreBuilder, TopicDescription, VerifyOptions, VerifyProgress,
-    VerifyReport,
+    Damage, DiskDescription, DiskState, Partition, Store, StoreBuilder, TopicDescription,
+    VerifyOptions, VerifyProgress, VerifyReport,
 };
 pub use types::{
     Acks, Compression, DiskId, Flush, Isolation, LeaderEpoch, Offset, ProducerEpoch, ProducerId,

@@ -276,7 +276,8 @@ impl Log {
         now: Timestamp,
     ) -> Result<Offset, Error> {
         let start = self.reader.log_start();
-        let agreed = history.agreed_end(leader_end, self.end, |end| self.batch_before(start, end))?;
+        let agreed =
+            history.agreed_end(leader_end, self.end, |end| self.batch_before(start, end))?;
         if agreed < start {
             self.restart(agreed)?;
         } else if agreed < self.end {

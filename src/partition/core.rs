@@ -427,7 +427,7 @@ impl Core {
     }
 
     fn check_in_sync(&self, state: &State) -> Result<(), Error> {
-        let (in_sync, required) = (state.progress.in_sync(), state.progress.required());
+        let (in_sync, required) = (state.progress.live_in_sync(), state.progress.required());
         if in_sync >= required {
             return Ok(());
         }
@@ -633,10 +633,6 @@ impl Core {
         Offset(self.log_end.load(Ordering::Acquire))
     }
 
-    pub(crate) fn is_fenced(&self) -> bool {
-        self.state.lock().fenced.is_some()
-    }
-
     pub(crate) fn append_timeout(&self) -> Duration {
         self.append_timeout
     }
@@ -653,7 +649,8 @@ impl Core {
         }
         let mut failed = Vec::new();
         for replica in &state.followers {
-            let outcome = replica.state.lock().log.as_mut().map(|log| log.set_settings(settings.log));
+            let outcome =
+                replica.state.lock().log.as_mut().map(|log| log.set_settings(settings.log));
             if let Some(Err(error)) = outcome {
                 failed.push((Arc::clone(replica), error));
             }

@@ -153,10 +153,14 @@ impl Core {
     /// # Errors
     /// [`Error::TimedOut`], [`Error::NotEnoughReplicasAfterAppend`], [`Error::NoLeader`] when the records
     /// are in no log that counts, and what closes the partition.
-    pub(super) fn wait_acknowledged(&self, wait: &Wait, timeout: Duration) -> Result<Waited, Error> {
+    pub(super) fn wait_acknowledged(
+        &self,
+        wait: &Wait,
+        timeout: Duration,
+    ) -> Result<Waited, Error> {
         let started = Instant::now();
         let mut state = self.state.lock();
-        let mut told_to_lead = false;
+        let (mut told_to_lead, mut driven) = (false, false);
         loop {
             if let Some(outcome) = self.outcome_of(&state, wait) {
                 if told_to_lead {
@@ -177,10 +181,18 @@ impl Core {
                 told_to_lead = false;
                 continue;
             }
-            if told_to_lead {
+            if std::mem::take(&mut told_to_lead) {
                 self.hand_over(state);
                 state = self.state.lock();
-                told_to_lead = false;
+            }
+            if !self.background && !driven {
+                // There are no threads that follow: who waits does it.
+                driven = true;
+                drop(state);
+                self.follow_all(self.clock.now());
+                self.flush_followers();
+                state = self.state.lock();
+                continue;
             }
             let bed = Bed::of_this_thread();
             state.durable.sleepers.push(Sleeper { wait: wait.clone(), bed: Arc::clone(&bed) });
@@ -227,7 +239,7 @@ impl Core {
         if state.ended.is_some() || (state.fenced.is_some() && state.replicas == 1) {
             return Some(Err(self.closed_error(state, Written::Unknown)));
         }
-        let (in_sync, required) = (state.progress.in_sync(), state.progress.required());
+        let (in_sync, required) = (state.progress.live_in_sync(), state.progress.required());
         if wait.until == Until::All && in_sync < required && !state.unsettled {
             return Some(Err(Error::NotEnoughReplicasAfterAppend {
                 partition: self.partition.clone(),
@@ -331,7 +343,8 @@ impl Core {
     /// Takes the first sleeper out to lead; with none, nobody leads.
     fn choose_leader(&self, state: &mut State) -> Option<Sleeper> {
         // Those that only wait for the followers cannot hurry them.
-        let next = state.durable.sleepers.iter().position(|sleeper| sleeper.wait.needs_flush(state));
+        let next =
+            state.durable.sleepers.iter().position(|sleeper| sleeper.wait.needs_flush(state));
         state.durable.led = next.is_some();
         next.map(|at| {
             self.group.sleeping.fetch_sub(1, Ordering::AcqRel);

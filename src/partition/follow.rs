@@ -14,8 +14,8 @@ use crate::record::BatchHeader;
 use crate::types::{DiskId, Flush, Offset, Timestamp};
 
 use super::core::{Core, Fenced, State};
-use super::replica::Replica;
 use super::events::EventKind;
+use super::replica::Replica;
 
 /// How much of the leader's log is copied at a time.
 const COPY_BYTES: usize = 1 << 20;
@@ -198,8 +198,7 @@ impl Core {
         let log = follower.log.take();
         let at_risk = log.map_or(Offset::ZERO..Offset::ZERO, |log| log.flushed_end()..log.end());
         let words = super::core::words_of(cause);
-        follower.fenced =
-            Some(Fenced { cause: words.as_str().into(), at_risk: at_risk.clone() });
+        follower.fenced = Some(Fenced { cause: words.as_str().into(), at_risk: at_risk.clone() });
         drop(follower);
         state.suspects.push((replica.disk, at_risk.start));
         state.progress.on_failed(replica.disk);

@@ -17,9 +17,7 @@ use std::sync::Arc;
 
 use crate::error::Error;
 use crate::log::{Log, Marks};
-use crate::protocol::replication::{
-    Candidate, EpochHistory, FollowerStart, Progress, elect, eligible_after,
-};
+use crate::protocol::replication::{Candidate, FollowerStart, Progress, elect, eligible_after};
 use crate::types::{DiskId, LeaderEpoch, Offset, Timestamp};
 
 use super::core::{Core, Fenced, State};
@@ -129,9 +127,7 @@ impl Core {
                 state.stepping_down = false;
                 return None;
             }
-            if state.leader.is_none() {
-                return None;
-            }
+            state.leader?;
             return Some(Proposal {
                 leader: None,
                 epoch: state.epoch,
@@ -152,8 +148,8 @@ impl Core {
                 new_isr.push(state.leading.disk);
             }
         }
-        let lost = (!elected.clean && elected.end < high_watermark)
-            .then_some(elected.end..high_watermark);
+        let lost =
+            (!elected.clean && elected.end < high_watermark).then_some(elected.end..high_watermark);
         Some(Proposal {
             leader: Some(elected.disk),
             epoch: LeaderEpoch(state.epoch.0.saturating_add(1)),
@@ -176,7 +172,9 @@ impl Core {
         state.isr.clone_from(&proposal.isr);
         state.eligible.clone_from(&proposal.eligible);
         match (proposal.leader, proposal.start) {
-            (Some(leader), Some(start)) => self.begin_reign(&mut state, leader, start, &proposal, now),
+            (Some(leader), Some(start)) => {
+                self.begin_reign(&mut state, leader, start, &proposal, now);
+            }
             (Some(leader), None) if leader == state.leading.disk && state.fenced.is_none() => {
                 let flush = state.flush;
                 let followers: Vec<_> =
@@ -379,7 +377,7 @@ impl Core {
     /// What cutting it to what the leader has runs into.
     pub(crate) fn return_replica(
         &self,
-        replica: Arc<Replica>,
+        replica: &Arc<Replica>,
         now: Timestamp,
     ) -> Result<(), Error> {
         let mut state = self.state.lock();
@@ -402,7 +400,7 @@ impl Core {
             (log.end(), log.flushed_end())
         };
         state.followers.retain(|known| known.disk != replica.disk);
-        state.followers.push(Arc::clone(&replica));
+        state.followers.push(Arc::clone(replica));
         if leaderless {
             let (start, high_watermark) =
                 (state.progress.epoch_start(), state.progress.high_watermark());
@@ -417,7 +415,12 @@ impl Core {
     }
 
     /// The replicas are on other disks from now on; new ones begin empty.
-    pub(crate) fn set_replicas(&self, preference: &[DiskId], added: Vec<Arc<Replica>>, now: Timestamp) {
+    pub(crate) fn set_replicas(
+        &self,
+        preference: &[DiskId],
+        added: Vec<Arc<Replica>>,
+        now: Timestamp,
+    ) {
         let mut state = self.state.lock();
         state.preference = preference.to_vec();
         state.replicas = preference.len();
@@ -434,13 +437,24 @@ impl Core {
         self.publish(state);
     }
 
+    /// What is to be remembered of the reign at a clean stop: how far the partition could be read.
+    pub(crate) fn last_words(&self) -> Option<Proposal> {
+        let state = self.state.lock();
+        (state.replicas > 1 && state.fenced.is_none()).then(|| Proposal {
+            leader: state.leader,
+            epoch: state.epoch,
+            isr: state.isr.clone(),
+            eligible: state.eligible.clone(),
+            start: None,
+            high_watermark: state.progress.high_watermark(),
+            suspects: Vec::new(),
+            lost: None,
+        })
+    }
+
     /// Whether the follower on `disk` holds all that is acknowledged.
     pub(crate) fn is_in_sync(&self, disk: DiskId) -> bool {
         let state = self.state.lock();
         state.leader == Some(disk) || state.isr.contains(&disk)
-    }
-
-    pub(crate) fn history(&self) -> EpochHistory {
-        self.state.lock().history.clone()
     }
 }

@@ -195,7 +195,11 @@ impl Core {
                 Ok(Waited::Acknowledged) => return Ok(()),
                 Ok(Waited::Unsettled) if left.is_zero() => {
                     return Err(Error::TimedOut {
-                        what: format!("{}: acknowledging offset {}", self.partition(), wait.offsets.start),
+                        what: format!(
+                            "{}: acknowledging offset {}",
+                            self.partition(),
+                            wait.offsets.start
+                        ),
                         timeout,
                         appended: Some(wait.offsets.clone()),
                     });

@@ -400,7 +400,11 @@ impl MetadataState {
                 let id = topic.id;
                 if first_replicas(partition) != partition.replicas {
                     let replicas = partition.replicas.clone();
-                    records.push(MetadataRecord::ReplicasChanged { id, partition: number, replicas });
+                    records.push(MetadataRecord::ReplicasChanged {
+                        id,
+                        partition: number,
+                        replicas,
+                    });
                 }
                 push_reigns(&mut records, id, number, partition);
                 if partition.log_start > Offset::ZERO {

@@ -6,8 +6,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::protocol::metadata::MetadataRecord;
 
 use super::Shared;
+use super::reigns::records_of;
 use super::session::Session;
 
 impl Shared {
@@ -34,6 +36,7 @@ impl Shared {
     /// well.
     fn close_all(&self) -> Result<()> {
         let mut outcome = Ok(());
+        let mut last_words = Vec::new();
         let disks = self.online_disks();
         let mut sessions: BTreeMap<_, _> =
             disks.iter().map(|disk| (disk.id, Some(disk.session.lock().clone()))).collect();
@@ -54,9 +57,24 @@ impl Shared {
                     _ => {}
                 }
             }
+            if let Some(words) = core.last_words() {
+                last_words.extend(records_of(topic.id, core.partition(), &words));
+            }
             core.close();
         }
-        let metadata = self.metadata.lock();
+        let mut metadata = self.metadata.lock();
+        // Without it, the next open knows a lower watermark until enough replicas are in sync.
+        let known = |record: &MetadataRecord| match record {
+            MetadataRecord::LeaderChanged { id, partition, high_watermark, .. } => metadata
+                .state()
+                .partition(*id, *partition)
+                .is_none_or(|known| known.high_watermark == *high_watermark),
+            _ => false,
+        };
+        last_words.retain(|record| !known(record));
+        if outcome.is_ok() {
+            outcome = metadata.commit_all(&last_words);
+        }
         if metadata.is_poisoned() {
             outcome = outcome.and(Err(Error::Closed));
         }

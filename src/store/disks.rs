@@ -164,10 +164,8 @@ pub(super) fn call_the_roll(given: &[Given], found: &Found) -> Result<Roll> {
             _ => roll.left_out.push(LeftOut { path, reason: "empty, and not a new disk".into() }),
         }
     }
-    let absent: Vec<_> = state
-        .disks()
-        .filter(|disk| !roll.members.iter().any(|(_, id)| id == disk))
-        .collect();
+    let absent: Vec<_> =
+        state.disks().filter(|disk| !roll.members.iter().any(|(_, id)| id == disk)).collect();
     // A directory that lost its name is known by who is missing, if that is one. In a store that was
     // never used any order does.
     let fresh = state.topics().next().is_none() && state.next_topic_id().0 == 1;

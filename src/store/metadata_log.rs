@@ -100,9 +100,9 @@ impl Found {
         };
         let (disk, name_at, chosen, bytes) = &copies[best];
         if chosen.last == (0, 0) {
-            let empty = copies
-                .iter()
-                .all(|(_, _, copy, bytes)| copy.end.is_none() && bytes.iter().all(|byte| *byte == 0));
+            let empty = copies.iter().all(|(_, _, copy, bytes)| {
+                copy.end.is_none() && bytes.iter().all(|byte| *byte == 0)
+            });
             return if empty { Ok(None) } else { Err(corrupt(&disks[*disk], *name_at, chosen)) };
         }
         if chosen.end.as_ref().is_some_and(|bad| bad.followed) {
@@ -331,7 +331,9 @@ impl MetadataLog {
     }
 
     fn path(&self) -> PathBuf {
-        self.members.first().map_or_else(PathBuf::new, |member| member.disk.root().join(METADATA[0]))
+        self.members
+            .first()
+            .map_or_else(PathBuf::new, |member| member.disk.root().join(METADATA[0]))
     }
 
     /// Refuses a log that ends before a record that is known to have been durable.

@@ -286,10 +286,13 @@ impl Shared {
         let partition = &slot.partition;
         let number = partition.partition();
         let config = Arc::clone(&*topic.config.read());
-        let described =
-            self.metadata.lock().state().partition(topic.id, number).cloned().ok_or_else(|| {
-                Error::UnknownTopicOrPartition { partition: partition.clone() }
-            })?;
+        let described = self
+            .metadata
+            .lock()
+            .state()
+            .partition(topic.id, number)
+            .cloned()
+            .ok_or_else(|| Error::UnknownTopicOrPartition { partition: partition.clone() })?;
         let alone = described.replicas.len() == 1;
         let mut found = Vec::new();
         let mut scanned_bytes = 0;
@@ -457,7 +460,9 @@ impl Shared {
         let stays = described.leader.filter(|leader| {
             let same = candidates.iter().find(|candidate| candidate.disk == *leader);
             let whole = same.is_some_and(|same| best <= Some((same.last_epoch, same.end)));
-            clean && whole && described.isr.iter().all(|disk| found.iter().any(|(f, _)| f.id == *disk))
+            clean
+                && whole
+                && described.isr.iter().all(|disk| found.iter().any(|(f, _)| f.id == *disk))
         });
         let leader = match stays {
             Some(leader) => Some(leader),
@@ -470,8 +475,8 @@ impl Shared {
                     let stays = |c: &&Candidate| c.in_sync && !c.suspect && c.disk != elected.disk;
                     isr.extend(candidates.iter().filter(stays).map(|c| c.disk));
                 }
-                let required = usize::from(config.min_insync_replicas)
-                    .clamp(1, described.replicas.len());
+                let required =
+                    usize::from(config.min_insync_replicas).clamp(1, described.replicas.len());
                 let high_watermark = described.high_watermark.min(elected.end);
                 let lost = (!elected.clean && elected.end < described.high_watermark)
                     .then_some(elected.end..described.high_watermark);

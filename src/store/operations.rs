@@ -141,6 +141,15 @@ impl Store {
         self.replace_with(disk, Arc::new(with))
     }
 
+    /// As [`Store::add_disk`], with a simulated disk.
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn add_simulated_disk(&self, disk: crate::storage::simulated::SimDisk) -> Result<DiskId> {
+        self.add(Arc::new(disk))
+    }
+
     fn replace_with(&self, id: DiskId, directory: Arc<dyn Disk>) -> Result<()> {
         let shared = self.shared();
         shared.check_writable()?;
@@ -196,8 +205,8 @@ impl Store {
 }
 
 fn open_directory(path: &Path) -> Result<Arc<dyn Disk>> {
-    let disk = RealDisk::open(path, true)
-        .map_err(|error| Error::io(path, "open directory", error))?;
+    let disk =
+        RealDisk::open(path, true).map_err(|error| Error::io(path, "open directory", error))?;
     Ok(Arc::new(disk))
 }
 
@@ -330,7 +339,7 @@ impl Shared {
         let Some(described) = described else { return Ok(()) };
         let config = Arc::clone(&*topic.config.read());
         let opened = self.open_replica(topic, &slot.partition, disk, &described, &config)?;
-        core.return_replica(replica(disk, Some(opened.log)), self.clock.now())
+        core.return_replica(&replica(disk, Some(opened.log)), self.clock.now())
     }
 
     /// Makes an empty directory a disk of the store.

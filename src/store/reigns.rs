@@ -88,11 +88,8 @@ impl Shared {
             records.extend(records_of(topic.id, core.partition(), &proposal));
             proposals.push((Arc::clone(core), proposal));
         }
-        let outcome = if metadata.is_poisoned() {
-            Err(Error::Closed)
-        } else {
-            metadata.commit_all(&records)
-        };
+        let outcome =
+            if metadata.is_poisoned() { Err(Error::Closed) } else { metadata.commit_all(&records) };
         let failed = metadata.take_failed();
         match outcome {
             Ok(()) => {

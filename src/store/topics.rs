@@ -128,8 +128,7 @@ impl Store {
             });
         }
         config.validate(shared.online_disks().len())?;
-        let replicas =
-            shared.spread(metadata.state(), total - present, config.replication_factor);
+        let replicas = shared.spread(metadata.state(), total - present, config.replication_factor);
         metadata.commit(&MetadataRecord::PartitionsAdded { id: topic.id, replicas })?;
         *topic.config.write() = Arc::new(config);
         shared.load_topics(metadata.state());

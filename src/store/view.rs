@@ -233,10 +233,7 @@ impl Shared {
         let partition = slot.partition.clone();
         let described = {
             let metadata = self.metadata.lock();
-            metadata
-                .state()
-                .partition(topic.id, partition.partition())
-                .cloned()
+            metadata.state().partition(topic.id, partition.partition()).cloned()
         };
         let described = described
             .ok_or_else(|| Error::UnknownTopicOrPartition { partition: partition.clone() })?;
@@ -248,8 +245,7 @@ impl Shared {
         let reader = Arc::new(LogReader::new(place.clone(), Vec::new(), log_start));
         let state = State { reader, log_start, high_watermark: log_start, tail: None };
         let replicas = described.replicas;
-        let view =
-            View { place, partition, epoch, replicas, log_start, state: Mutex::new(state) };
+        let view = View { place, partition, epoch, replicas, log_start, state: Mutex::new(state) };
         view.refresh(&mut view.state.lock())?;
         Ok(Arc::new(view))
     }

@@ -36,7 +36,8 @@ impl Load {
 
     /// The disks of one more partition, of those that are `online`, the leader's first.
     pub(crate) fn place(&mut self, online: &[DiskId], replicas: u16) -> Vec<DiskId> {
-        let count = |map: &BTreeMap<DiskId, usize>, disk: &DiskId| map.get(disk).copied().unwrap_or(0);
+        let count =
+            |map: &BTreeMap<DiskId, usize>, disk: &DiskId| map.get(disk).copied().unwrap_or(0);
         let mut chosen = Vec::new();
         let leader = online
             .iter()

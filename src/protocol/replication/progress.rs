@@ -160,7 +160,15 @@ impl Progress {
         u16::try_from(followers).unwrap_or(u16::MAX).saturating_add(1)
     }
 
+    /// Of those in sync, the replicas that are in service: what can acknowledge from now on.
+    pub(crate) fn live_in_sync(&self) -> u16 {
+        let live = |follower: &&Follower| follower.membership == Membership::In && follower.online;
+        let followers = self.followers.iter().filter(live).count();
+        u16::try_from(followers).unwrap_or(u16::MAX).saturating_add(1)
+    }
+
     /// Whether a follower is in sync by what is durable.
+    #[cfg(test)]
     pub(crate) fn is_in_sync(&self, disk: DiskId) -> bool {
         self.follower(disk).is_some_and(Follower::is_committed)
     }
