@@ -769,36 +769,32 @@ impl Group {
         &self.target
     }
 
-    /// All that decides how the group goes on, with times left out, and ids and generations by rank: groups
-    /// of equal shape behave alike.
-    pub(super) fn shape(&self, ids: &[Option<MemberId>], generations: &[u64]) -> String {
+    /// All that decides how the group goes on, with times left out, members by rank, and of generations only
+    /// how they compare; `told` is the generation that each handle knows. Groups of equal shape behave alike.
+    pub(super) fn shape(&self, told: &BTreeMap<MemberId, u64>) -> String {
         use std::fmt::Write;
-        let mut ranks: BTreeSet<u64> = generations.iter().copied().collect();
-        ranks.extend(self.members.values().map(|member| member.generation));
-        ranks.extend(self.holds.values().map(|hold| hold.since));
-        ranks.insert(self.generation);
-        let rank = |generation: u64| ranks.range(..generation).count();
-        let slot = |id: MemberId| ids.iter().position(|other| *other == Some(id));
+        let rank = |id: MemberId| self.members.range(..id).count();
+        let told = |id: MemberId| told.get(&id).copied().unwrap_or_default();
         let mut shape = String::new();
         for (id, member) in &self.members {
             let Member { topics, revoking, present, .. } = member;
-            let generation = rank(member.generation);
+            let (late, behind) =
+                (member.generation < self.generation, told(*id) < member.generation);
             let topics: Vec<u64> = topics.iter().map(|topic| topic.0).collect();
-            write!(shape, "{:?}{topics:?}{revoking}{present}{generation};", slot(*id)).unwrap();
+            write!(shape, "{topics:?}{revoking}{present}{late}{behind};").unwrap();
         }
         for (partition, hold) in &self.holds {
-            let Hold { member, since, revoking } = *hold;
-            let slot = slot(member);
-            write!(shape, "{partition}{slot:?}{}{revoking};", rank(since)).unwrap();
+            let known = hold.since <= told(hold.member);
+            write!(shape, "{partition}{}{known}{};", rank(hold.member), hold.revoking).unwrap();
         }
         for (partition, member) in &self.target {
-            write!(shape, "{partition}>{:?};", slot(*member)).unwrap();
+            let gone = !self.members.contains_key(member);
+            write!(shape, "{partition}>{}{gone};", rank(*member)).unwrap();
         }
         for topic in self.topics.values() {
             write!(shape, "{}*{};", topic.id, topic.partitions).unwrap();
         }
-        let seen: Vec<usize> = generations.iter().map(|generation| rank(*generation)).collect();
-        write!(shape, "{} {seen:?} {:?}", self.clearing, self.assignor()).unwrap();
+        write!(shape, "{} {:?}", self.clearing, self.assignor()).unwrap();
         shape
     }
 }
