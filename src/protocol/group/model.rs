@@ -355,12 +355,17 @@ impl World {
     /// Everybody polls and confirms until nothing is left to do; then nothing may be left undone.
     fn check_rest(mut self) -> Result<(), String> {
         for _ in 0..12 {
+            let mut idle = true;
             for slot in 0..SLOTS {
                 for action in [Action::Poll(slot), Action::Confirm(slot)] {
                     if self.actions().contains(&action) {
+                        idle = false;
                         self.act(action)?;
                     }
                 }
+            }
+            if idle {
+                break;
             }
         }
         ensure(!self.group.is_rebalancing(), || "it does not come to rest".to_owned())?;

@@ -476,7 +476,7 @@ mod tests {
                 })
             };
             for partition in [PEAR, PLUM] {
-                let last = counting(partition).last().and_then(|(_, value)| value);
+                let last = counting(partition).next_back().and_then(|(_, value)| value);
                 let read = table.committed("g", partition).map(|held| held.offset.0);
                 prop_assert_eq!(read, last, "GRP-22, GRP-28");
             }
