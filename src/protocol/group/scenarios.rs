@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::types::{Timestamp, TopicId};
 
-use super::assignment::{
-    AssignmentFault, Assignor, MemberId, PartitionId, Situation, TopicView, partitions_of,
-};
+use super::assignment::{AssignmentFault, Assignor, MemberId, PartitionId, Situation, TopicView};
 use super::assignors::{Range, Sticky};
 use super::membership::{
     CommitRefusal, Effect, Event, FenceReason, Group, Join, JoinRefusal, MEMBERS_MAX, Subscription,
@@ -471,53 +469,61 @@ fn a_newcomer_takes_its_share_from_the_others_and_nothing_else_moves() {
     assert!(world.holds().values().all(|own| own.len() == 100), "GRP-49");
 }
 
-#[test]
-#[ignore = "a measurement: run it alone, in release"]
-fn rebalance_of_100_members_over_10_000_partitions() {
-    let time = |what: &str, work: &mut dyn FnMut()| {
-        let start = Instant::now();
-        work();
-        println!("{what}: {:?}", start.elapsed());
-    };
-    let mut world = crowd(99, 10_000);
-    let mut effects = Vec::new();
-    time("the 100th joins, cooperative", &mut || effects = world.join(100));
-    time("all confirm", &mut || world.settle(std::mem::take(&mut effects)));
-    time("one leaves", &mut || effects = world.leave(50));
-    world.settle(effects.clone());
-    for assignor in [Arc::new(Range) as Arc<dyn Assignor>, Arc::new(Sticky { cooperative: false })]
-    {
-        let mut world = World::new(assignor.clone(), vec![topic(1, "t", 10_000)]);
+#[cfg(test)]
+mod measurement {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    #[ignore = "a measurement: run it alone, in release"]
+    fn rebalance_of_100_members_over_10_000_partitions() {
+        let time = |what: &str, work: &mut dyn FnMut()| {
+            let start = Instant::now();
+            work();
+            println!("{what}: {:?}", start.elapsed());
+        };
+        let mut world = crowd(99, 10_000);
+        let mut effects = Vec::new();
+        time("the 100th joins, cooperative", &mut || effects = world.join(100));
+        time("all confirm", &mut || world.settle(std::mem::take(&mut effects)));
+        time("one leaves", &mut || effects = world.leave(50));
+        world.settle(effects.clone());
+        for assignor in
+            [Arc::new(Range) as Arc<dyn Assignor>, Arc::new(Sticky { cooperative: false })]
+        {
+            let mut world = World::new(assignor.clone(), vec![topic(1, "t", 10_000)]);
+            for member in 1..100 {
+                let effects = world.join(member);
+                world.settle(effects);
+            }
+            let name = assignor.name();
+            time(
+                &format!("the 100th joins, {name}, until all have stopped and got theirs"),
+                &mut || {
+                    let effects = world.join(100);
+                    world.settle(effects);
+                },
+            );
+        }
+        // A thousand topics, each member subscribed to half of them, then half of the members go.
+        let topics: Vec<TopicView> =
+            (0..1000).map(|id| topic(id, &format!("t{id:03}"), 10)).collect();
+        let mut world = World::new(cooperative(), topics.clone());
+        let join = |world: &World, member: u64| {
+            let wanted = topics.iter().filter(|topic| (topic.id.0 + member).is_multiple_of(2));
+            let names: Vec<&str> = wanted.map(|topic| &*topic.name).collect();
+            Event::Join(world.join_as(member, None, &names))
+        };
         for member in 1..100 {
-            let effects = world.join(member);
+            let event = join(&world, member);
+            let effects = world.step(event);
             world.settle(effects);
         }
-        let name = assignor.name();
-        time(
-            &format!("the 100th joins, {name}, until all have stopped and got theirs"),
-            &mut || {
-                let effects = world.join(100);
-                world.settle(effects);
-            },
-        );
-    }
-    // A thousand topics, each member subscribed to half of them, then half of the members go.
-    let topics: Vec<TopicView> = (0..1000).map(|id| topic(id, &format!("t{id:03}"), 10)).collect();
-    let mut world = World::new(cooperative(), topics.clone());
-    let join = |world: &World, member: u64| {
-        let wanted = topics.iter().filter(|topic| (topic.id.0 + member).is_multiple_of(2));
-        let names: Vec<&str> = wanted.map(|topic| &*topic.name).collect();
-        Event::Join(world.join_as(member, None, &names))
-    };
-    for member in 1..100 {
-        let event = join(&world, member);
-        let effects = world.step(event);
+        let event = join(&world, 100);
+        time("the 100th joins, mixed subscriptions to 1000 topics", &mut || {
+            effects = world.step(event.clone());
+        });
         world.settle(effects);
     }
-    let event = join(&world, 100);
-    time("the 100th joins, mixed subscriptions to 1000 topics", &mut || {
-        effects = world.step(event.clone());
-    });
-    world.settle(effects);
-    assert_eq!(topics.iter().flat_map(partitions_of).count(), 10_000);
 }
