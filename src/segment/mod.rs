@@ -34,6 +34,8 @@ pub(crate) use file_header::{DATA_START, FILE_HEADER_BYTES, FileHeader, HeaderFa
 pub(crate) use index::{IndexEntry, SparseIndex};
 pub(crate) use reader::Fetched;
 pub(crate) use scan::{Scan, ScanEnd, Scanner};
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) use side_file::put_checksums as put_side_checksums;
 pub(crate) use side_file::{SideFile, SideHead};
 pub(crate) use writer::{ActiveSegment, Room, Staged, WriteHow};
 

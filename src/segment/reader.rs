@@ -93,6 +93,7 @@ impl Segment {
         let upper = upper.min(self.end());
         let mut walk = self.start_before(from)?;
         let mut want = bytes_max.saturating_add(SLACK_BYTES);
+        let mut behind_damage = false;
         loop {
             let limit = self.position();
             if walk.position >= limit || from >= upper {
@@ -103,7 +104,7 @@ impl Segment {
             if bytes.is_empty() {
                 return Err(self.missing(walk.expected));
             }
-            match self.take_batches(&bytes, walk, from, upper, bytes_max) {
+            match self.take_batches(&bytes, walk, from, upper, bytes_max, behind_damage) {
                 Taken::Batches { range, unpacked, next } => {
                     return Ok(Some(Fetched { bytes: bytes.keep(range), unpacked, next }));
                 }
@@ -116,6 +117,7 @@ impl Segment {
                     let loaded_all = end >= limit || bytes.len() < asked;
                     if stopped.position == walk.position && loaded_all {
                         walk = self.step_over(stopped, from, short(&bytes, need))?;
+                        behind_damage = true;
                     } else {
                         walk = stopped;
                         want = want.max(need);
@@ -123,6 +125,7 @@ impl Segment {
                 }
                 Taken::Damage { walk: stopped, source } => {
                     walk = self.step_over(stopped, from, source)?;
+                    behind_damage = true;
                 }
             }
         }
@@ -192,6 +195,7 @@ impl Segment {
         from: Offset,
         upper: Offset,
         bytes_max: usize,
+        behind_damage: bool,
     ) -> Taken {
         let seed = self.place.identity.seed;
         let mut at = 0;
@@ -223,7 +227,13 @@ impl Segment {
             if header.end_offset() > upper {
                 break Taken::Nothing;
             }
-            if header.end_offset() > from {
+            if header.end_offset() <= from {
+                // Behind damage, a batch that is passed over has to be whole for its length to count:
+                // an append may have gone on within what a batch that was moved seems to span.
+                if let Some(source) = behind_damage.then(|| batch.check().err()).flatten() {
+                    break Taken::Damage { walk, source };
+                }
+            } else {
                 let begin = *first.get_or_insert(at);
                 if at > begin && at + header.len() - begin > bytes_max {
                     break Taken::Nothing;
@@ -251,18 +261,22 @@ impl Segment {
         let limit = self.position();
         let seed = self.place.identity.seed;
         let mut position = stopped.position;
-        // A batch whose header is intact is damaged in its own offsets only.
+        // A batch whose header is intact is damaged in its own offsets only, if the row goes on behind it.
         let head = self.load(position, HEADER_BYTES, limit)?;
         let own = BatchHeader::decode(&head, seed).ok();
         drop(head);
         if let Some(header) = own.filter(|header| header.base_offset == stopped.expected) {
             let next = Walk {
-                position: (position + u64::from(header.length)).min(limit),
+                position: position + u64::from(header.length),
                 expected: header.end_offset().min(self.end()),
             };
-            return self.reachable(stopped, next, from, source);
+            if self.goes_on(next, limit)? {
+                return self.reachable(stopped, next, from, source);
+            }
         }
-        position += 4;
+        // An intact header of later offsets is where the row goes on.
+        let later = own.is_some_and(|header| header.base_offset > stopped.expected);
+        position += if later { 0 } else { 4 };
         while position < limit {
             let bytes = self.load(position, SEARCH_BYTES, limit)?;
             let mut at = 0;
@@ -280,6 +294,16 @@ impl Segment {
             position += (SEARCH_BYTES - HEADER_BYTES) as u64;
         }
         self.reachable(stopped, Walk { position: limit, expected: self.end() }, from, source)
+    }
+
+    /// Whether the batch that is expected begins at `walk`, or everything ends there.
+    fn goes_on(&self, walk: Walk, limit: u64) -> Result<bool, Error> {
+        if walk.position >= limit {
+            return Ok(walk.position == limit);
+        }
+        let head = self.load(walk.position, HEADER_BYTES, limit)?;
+        let header = BatchHeader::decode(&head, self.place.identity.seed);
+        Ok(header.is_ok_and(|header| header.base_offset == walk.expected))
     }
 
     fn reachable(

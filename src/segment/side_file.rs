@@ -29,6 +29,7 @@ use std::sync::Arc;
 use crate::error::DecodeError;
 use crate::types::{Offset, Timestamp};
 
+use super::file_header::DATA_START;
 use super::index::{IndexEntry, SparseIndex};
 
 const MAGIC: &[u8; 8] = b"oncside\0";
@@ -115,7 +116,7 @@ impl SideFile {
             let len = reader.u32()? as usize;
             let section = reader.take(len)?;
             if kind == SECTION_INDEX {
-                index = decode_index(section)?;
+                index = decode_index(section, &head)?;
             }
         }
         Ok(Self { head, index: Arc::new(index) })
@@ -130,6 +131,16 @@ impl SideHead {
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         decode_head(bytes).map(|(head, _, _)| head)
     }
+}
+
+/// Puts the length of the sections and both checksums right, where there is a head to put them.
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) fn put_checksums(bytes: &mut [u8]) {
+    let Some((head, sections)) = bytes.split_at_mut_checked(HEAD_BYTES) else { return };
+    head[76..80].copy_from_slice(&length(sections.len()).to_le_bytes());
+    head[80..84].copy_from_slice(&crc32fast::hash(sections).to_le_bytes());
+    let crc = crc32fast::hash(&head[..84]);
+    head[84..].copy_from_slice(&crc.to_le_bytes());
 }
 
 fn decode_head(bytes: &[u8]) -> Result<(SideHead, u32, u32), DecodeError> {
@@ -160,6 +171,9 @@ fn decode_head(bytes: &[u8]) -> Result<(SideHead, u32, u32), DecodeError> {
     if base > end || end > Offset::MAX {
         return Err(DecodeError::Field("end"));
     }
+    if position < DATA_START {
+        return Err(DecodeError::Field("position"));
+    }
     let durable = flags & DURABLE != 0;
     let head = SideHead { seed, base, end, position, max_timestamp, last_append, boot, durable };
     Ok((head, sections_len, sections_crc))
@@ -169,18 +183,31 @@ fn length(bytes: usize) -> u32 {
     u32::try_from(bytes).expect("an index is far smaller than its segment")
 }
 
-fn decode_index(section: &[u8]) -> Result<SparseIndex, DecodeError> {
+/// Entries that are out of order, or point behind what the side file vouches for, are no index: where
+/// appends go on is reckoned from the last one.
+fn decode_index(section: &[u8], head: &SideHead) -> Result<SparseIndex, DecodeError> {
     if !section.len().is_multiple_of(ENTRY_BYTES) {
         return Err(DecodeError::Field("index length"));
     }
     let mut reader = Reader { bytes: section };
     let mut index = SparseIndex::with_capacity(section.len() / ENTRY_BYTES);
     while !reader.bytes.is_empty() {
-        index.push(IndexEntry {
+        let entry = IndexEntry {
             relative_offset: reader.u32()?,
             position: reader.u32()?,
             time_before: Timestamp(reader.u64()?.cast_signed()),
+        };
+        let rises = index.entries.last().is_none_or(|last| {
+            last.relative_offset < entry.relative_offset
+                && last.position < entry.position
+                && last.time_before <= entry.time_before
         });
+        let within = (DATA_START..head.position).contains(&entry.position.into())
+            && u64::from(entry.relative_offset) < head.end.since(head.base);
+        if !rises || !within {
+            return Err(DecodeError::Field("index entry"));
+        }
+        index.push(entry);
     }
     Ok(index)
 }
@@ -206,5 +233,68 @@ impl<'a> Reader<'a> {
     fn u64(&mut self) -> Result<u64, DecodeError> {
         let bytes = self.take(8)?;
         Ok(u64::from_le_bytes(bytes.try_into().expect("eight bytes were taken")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn side(places: &[(u32, u32, i64)]) -> SideFile {
+        let mut index = SparseIndex::default();
+        for &(relative_offset, position, time) in places {
+            index.push(IndexEntry { relative_offset, position, time_before: Timestamp(time) });
+        }
+        let head = SideHead {
+            seed: 7,
+            base: Offset(100),
+            end: Offset(120),
+            position: 1000,
+            max_timestamp: Timestamp(9),
+            last_append: Timestamp(9),
+            boot: 3 << 80,
+            durable: true,
+        };
+        SideFile { head, index: Arc::new(index) }
+    }
+
+    #[test]
+    fn s6_an_index_that_is_out_of_order_or_points_behind_the_end_is_refused_under_good_checksums() {
+        for (places, sound) in [
+            (&[(0, 64, 1), (5, 400, 1), (19, 999, 3)][..], true),
+            (&[], true),
+            (&[(0, 63, 1)], false),
+            (&[(0, 1000, 1)], false),
+            (&[(0, u32::MAX, 1)], false),
+            (&[(20, 400, 1)], false),
+            (&[(0, 400, 1), (1, 400, 1)], false),
+            (&[(3, 400, 1), (3, 500, 1)], false),
+            (&[(3, 400, 5), (4, 500, 4)], false),
+        ] {
+            let side = side(places);
+            let read = SideFile::decode(&side.encode());
+            let expected = if sound { Ok(side) } else { Err(DecodeError::Field("index entry")) };
+            assert_eq!(read, expected, "{places:?}");
+        }
+    }
+
+    #[test]
+    fn s6_every_flipped_byte_and_every_cut_is_noticed() {
+        let bytes = side(&[(0, 64, 1), (5, 400, 1)]).encode();
+        for at in 0..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 0x10;
+            assert!(SideFile::decode(&flipped).is_err(), "byte {at}");
+            assert!(SideFile::decode(&bytes[..at]).is_err(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn a_section_of_a_later_version_is_passed_over() {
+        let side = side(&[(0, 64, 1)]);
+        let mut bytes = side.encode();
+        bytes.splice(HEAD_BYTES..HEAD_BYTES, *b"\x09\0\0\0\x03\0\0\0new");
+        put_checksums(&mut bytes);
+        assert_eq!(SideFile::decode(&bytes), Ok(side));
     }
 }
