@@ -277,13 +277,20 @@ pub fn sample_metadata() -> Vec<u8> {
             leader: Some(other),
             epoch: LeaderEpoch(7),
             isr: vec![other],
+            eligible: vec![disk],
+            start: Some(Offset(4)),
+            high_watermark: Offset(3),
         },
+        MetadataRecord::ReplicasChanged { id, partition: 1, replicas: vec![other] },
         MetadataRecord::LeaderChanged {
             id,
             partition: 0,
             leader: None,
             epoch: LeaderEpoch(2),
             isr: both,
+            eligible: Vec::new(),
+            start: None,
+            high_watermark: Offset(0),
         },
         MetadataRecord::ProducerIdBlock { next: 1000 },
         MetadataRecord::TopicCreated {
@@ -651,7 +658,7 @@ mod tests {
         assert_eq!(frames.last().unwrap().end, METADATA.len(), "to its end");
         let kinds: std::collections::HashSet<_> =
             frames.iter().map(|frame| std::mem::discriminant(&frame.record)).collect();
-        assert_eq!(kinds.len(), 15, "every kind of record");
+        assert_eq!(kinds.len(), 16, "every kind of record");
         let mut state = MetadataState::default();
         for frame in &frames {
             state.apply(&frame.record).unwrap();
