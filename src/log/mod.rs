@@ -16,6 +16,7 @@ mod marks;
 mod reader;
 mod records;
 mod recovery;
+mod repair;
 
 use std::io;
 use std::ops::Range;
@@ -26,7 +27,7 @@ use crate::error::Error;
 use crate::protocol::replication::EpochHistory;
 use crate::record::{self, BatchHeader, Draft};
 use crate::segment::{ActiveSegment, Place, Room, Segment, Staged, WriteHow, log_name, side_name};
-use crate::storage::File;
+use crate::storage::{File, OpenMode};
 use crate::types::{LeaderEpoch, Offset, Timestamp};
 
 pub(crate) use marks::Marks;
@@ -522,7 +523,16 @@ impl Log {
             to = end;
             let cut = Arc::new(Segment::sealed(self.place.clone(), last.base, end, position));
             cut.assume_last_append(now);
+            let name = log_name(last.base);
+            let file = self
+                .place
+                .disk
+                .open(&self.place.path(&name), OpenMode::Write)
+                .map_err(|error| self.place.io_error(&name, "open", error))?;
             self.sealed.retain(|sealed| !Arc::ptr_eq(&sealed.segment, last));
+            // Its batches are flushed like any others; its file is not shortened.
+            let segment = Arc::clone(&cut);
+            self.sealed.push(Sealed { segment, file, at: now, settled: true });
             self.reader.replace_last(cut);
             let side = self.place.path(&side_name(last.base));
             match self.place.disk.remove(&side) {

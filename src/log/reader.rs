@@ -55,6 +55,14 @@ impl LogReader {
         Arc::make_mut(&mut self.segments.write()).pop();
     }
 
+    pub(super) fn replace(&self, old: &Arc<Segment>, new: Arc<Segment>) {
+        let mut segments = self.segments.write();
+        let found = segments.iter().position(|segment| Arc::ptr_eq(segment, old));
+        if let Some(at) = found {
+            Arc::make_mut(&mut segments)[at] = new;
+        }
+    }
+
     pub(super) fn replace_last(&self, segment: Arc<Segment>) {
         let mut segments = self.segments.write();
         let segments = Arc::make_mut(&mut segments);

@@ -144,6 +144,8 @@ impl Opening {
     fn finish(self) -> Result<Recovered, Error> {
         let log_start = self.evidence.log_start.min(self.end);
         let segments = self.segments.clone();
+        // Without a file there may be no directory either.
+        let directory_unsynced = !self.evidence.clean && !segments.is_empty();
         let reader = Arc::new(LogReader::new(self.place.clone(), segments, log_start));
         // A crash may have come between the record of a deletion and the removal of the files.
         let gone = reader.raise_log_start(log_start);
@@ -163,7 +165,7 @@ impl Opening {
             end,
             flushed_end,
             sealed,
-            directory_unsynced: !evidence.clean,
+            directory_unsynced,
             attention_at: 0,
             checkpointed: if evidence.clean { checkpointed } else { 0 },
         };

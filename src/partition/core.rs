@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorClass, Written};
 use crate::log::{Log, LogReader, LogSettings, Marks, Part, Records};
 use crate::protocol::replication::{EpochHistory, Progress};
 use crate::record::{Draft, DraftSettings, Record};
+use crate::segment::Fetched;
 use crate::storage::{Clock, ForkGuard};
 use crate::types::{
     Acks, DiskId, Flush, Isolation, LeaderEpoch, Offset, Timestamp, TopicPartition,
@@ -150,6 +151,8 @@ pub(super) struct State {
     pub(super) unsettled: bool,
     /// Replicas whose flush failed, and up to where each is believed; to be made durable.
     pub(super) suspects: Vec<(DiskId, Offset)>,
+    /// Damage that was met and is to be repaired from another replica: on which disk, and where.
+    pub(super) damaged: Vec<(DiskId, Offset)>,
     pub(super) page: Option<Marks>,
     pub(super) flush: Flush,
     /// Why nothing can be appended any more.
@@ -221,6 +224,7 @@ impl Core {
                 stuck: false,
                 unsettled: false,
                 suspects: Vec::new(),
+                damaged: Vec::new(),
                 page: None,
                 flush,
                 fenced: None,
@@ -496,12 +500,22 @@ impl Core {
                 self.check_range(offset)?;
                 self.check_usable()?;
                 self.report_damage(&error);
-                return Err(error);
+                match self.read_elsewhere(offset, upper, options.max_bytes) {
+                    Some(fetched) => Some(fetched),
+                    None => return Err(error),
+                }
             }
             Ok(fetched) => fetched,
         };
         let next = fetched.as_ref().map_or(offset, |fetched| fetched.next);
         Ok(Records::of(Part { partition: self.partition.clone(), from: offset, next, fetched }))
+    }
+
+    /// Reads from another replica what the leader's has lost.
+    #[cold]
+    fn read_elsewhere(&self, offset: Offset, upper: Offset, bytes_max: usize) -> Option<Fetched> {
+        let others = self.readers().into_iter().skip(1);
+        others.into_iter().find_map(|(_, reader)| reader.read(offset, upper, bytes_max).ok()?)
     }
 
     fn check_range(&self, offset: Offset) -> Result<(), Error> {
@@ -820,6 +834,13 @@ impl Core {
 
     pub(super) fn report_damage(&self, error: &Error) {
         if let Error::Corrupt { offsets, path, source, .. } = error {
+            let mut state = self.state.lock();
+            if state.replicas > 1 {
+                let disk = state.leading.disk;
+                state.damaged.push((disk, offsets.start));
+                self.ask_for_settling(&mut state);
+            }
+            drop(state);
             self.report(EventKind::Damaged {
                 partition: self.partition.clone(),
                 offsets: offsets.clone(),

@@ -14,6 +14,7 @@
 //! failed is copied as far as memory still gives it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::Error;
 use crate::log::{Log, Marks};
@@ -23,6 +24,9 @@ use crate::types::{DiskId, LeaderEpoch, Offset, Timestamp};
 use super::core::{Core, Fenced, State};
 use super::events::EventKind;
 use super::replica::Replica;
+
+/// How long a replica that failed is left alone.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// A change of leader or of the in-sync set, to be made durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +44,11 @@ pub(crate) struct Proposal {
     pub(crate) lost: Option<std::ops::Range<Offset>>,
 }
 
+/// Whether a failed flush leaves the replica on `disk` without something that was acknowledged.
+fn lacks(suspects: &[(DiskId, Offset)], disk: DiskId, high_watermark: Offset) -> bool {
+    suspects.iter().any(|(suspect, durable)| *suspect == disk && *durable < high_watermark)
+}
+
 impl Core {
     /// What should be made durable now; `None`: nothing.
     pub(crate) fn proposal(&self, now: Timestamp) -> Option<Proposal> {
@@ -49,6 +58,9 @@ impl Core {
             return None;
         }
         let suspects = std::mem::take(&mut state.suspects);
+        // One that may lack what was acknowledged must not lead for want of another.
+        let high_watermark = state.progress.high_watermark();
+        state.eligible.retain(|disk| !lacks(&suspects, *disk, high_watermark));
         let leaderless = state.fenced.is_some() || state.stepping_down;
         if leaderless && let Some(proposal) = self.propose_leader(&mut state, &suspects, now) {
             return Some(proposal);
@@ -57,7 +69,8 @@ impl Core {
             let mut isr = vec![state.leading.disk];
             isr.extend(followers);
             let required = usize::from(state.progress.required());
-            let eligible = eligible_after(&state.isr, &state.eligible, &isr, required);
+            let mut eligible = eligible_after(&state.isr, &state.eligible, &isr, required);
+            eligible.retain(|disk| !lacks(&suspects, *disk, high_watermark));
             return Some(Proposal {
                 leader: Some(state.leading.disk),
                 epoch: state.epoch,
@@ -121,6 +134,10 @@ impl Core {
         let elected = elect(&candidates, unclean);
         let required = usize::from(state.progress.required());
         let high_watermark = state.progress.high_watermark();
+        let without = |mut eligible: Vec<DiskId>| {
+            eligible.retain(|disk| !lacks(suspects, *disk, high_watermark));
+            eligible
+        };
         let Some(elected) = elected else {
             if state.stepping_down && state.fenced.is_none() {
                 // Nobody can take over: it stays.
@@ -132,7 +149,7 @@ impl Core {
                 leader: None,
                 epoch: state.epoch,
                 isr: Vec::new(),
-                eligible: eligible_after(&isr, &eligible, &[], required),
+                eligible: without(eligible_after(&isr, &eligible, &[], required)),
                 start: None,
                 high_watermark,
                 suspects: suspects.to_vec(),
@@ -153,7 +170,7 @@ impl Core {
         Some(Proposal {
             leader: Some(elected.disk),
             epoch: LeaderEpoch(state.epoch.0.saturating_add(1)),
-            eligible: eligible_after(&isr, &eligible, &new_isr, required),
+            eligible: without(eligible_after(&isr, &eligible, &new_isr, required)),
             isr: new_isr,
             start: Some(elected.end),
             high_watermark: high_watermark.min(elected.end),
@@ -306,7 +323,7 @@ impl Core {
     }
 
     /// Lets laggards leave the in-sync set and those that caught up join it.
-    pub(crate) fn tick(&self, now: Timestamp, lag_max: std::time::Duration) {
+    pub(crate) fn tick(&self, now: Timestamp, lag_max: Duration) {
         let mut state = self.state.lock();
         if state.followers.is_empty() || state.ended.is_some() {
             return;
@@ -412,6 +429,63 @@ impl Core {
         replica.ask_for_attention(self);
         self.publish(state);
         Ok(())
+    }
+
+    /// Replicas that failed and may be tried again: they are rebuilt from what their disks still hold.
+    pub(crate) fn failed_replicas(&self, now: Timestamp) -> Vec<DiskId> {
+        let state = self.state.lock();
+        if state.ended.is_some() || state.replicas == 1 || !state.suspects.is_empty() {
+            return Vec::new();
+        }
+        let leading = state.fenced.is_some().then_some(&state.leading);
+        let failed = |replica: &&Arc<Replica>| {
+            let mut held = replica.state.lock();
+            let due = held.log.is_none() && held.retry_at <= now;
+            if due {
+                held.retry_at = now.plus(RETRY_AFTER);
+            }
+            due
+        };
+        let all = state.followers.iter().chain(leading);
+        all.filter(failed).map(|replica| replica.disk).collect()
+    }
+
+    /// Repairs the damage that was met since the last call.
+    pub(crate) fn repair_damage(&self, now: Timestamp) {
+        let damaged = std::mem::take(&mut self.state.lock().damaged);
+        for (disk, offset) in damaged {
+            if let Err(error) = self.repair(disk, offset, now) {
+                self.background_failed("repairing a segment", &error);
+            }
+        }
+    }
+
+    /// Writes the segment of the replica on `disk` that holds `offset` anew, taking what is damaged from
+    /// the other replicas. False: no other has it.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NoSpace`].
+    pub(crate) fn repair(
+        &self,
+        disk: DiskId,
+        offset: Offset,
+        now: Timestamp,
+    ) -> Result<bool, Error> {
+        let readers = self.readers().into_iter().filter(|(other, _)| *other != disk);
+        let sources: Vec<_> = readers.map(|(_, reader)| reader).collect();
+        if sources.is_empty() {
+            return Ok(false);
+        }
+        let outcome = self.with_log(disk, |log| {
+            let path = log.place().full_path("");
+            log.repair(offset, &sources, now).map(|repaired| (repaired, path))
+        });
+        let Some(outcome) = outcome else { return Ok(false) };
+        let (repaired, path) = outcome?;
+        if repaired {
+            self.report(EventKind::Repaired { path });
+        }
+        Ok(repaired)
     }
 
     /// The replicas are on other disks from now on; new ones begin empty.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use crate::log::Log;
-use crate::types::{DiskId, LeaderEpoch};
+use crate::types::{DiskId, LeaderEpoch, Timestamp};
 
 use super::core::Fenced;
 use super::{Attention, Core};
@@ -32,6 +32,8 @@ pub(super) struct ReplicaState {
     pub(super) log: Option<Log>,
     /// Why it is out of service.
     pub(super) fenced: Option<Fenced>,
+    /// When it is to be tried again, if its disk is in service.
+    pub(super) retry_at: Timestamp,
     /// A flush of it is on its way.
     pub(super) flushing: bool,
     /// Another was asked for meanwhile.

@@ -105,7 +105,7 @@ impl Core {
     }
 
     /// Does something with the log on `disk`, if it is in service.
-    fn with_log<T>(&self, disk: DiskId, then: impl FnOnce(&mut Log) -> T) -> Option<T> {
+    pub(super) fn with_log<T>(&self, disk: DiskId, then: impl FnOnce(&mut Log) -> T) -> Option<T> {
         let mut state = self.state.lock();
         if state.leading.disk == disk {
             return state.fenced.is_none().then(|| then(&mut state.log));

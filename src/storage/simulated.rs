@@ -22,6 +22,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -86,7 +87,8 @@ struct World {
     /// Bytes that files may still grow by.
     free: Option<u64>,
     calls: u64,
-    dead: bool,
+    /// Shared by the disks of one process.
+    dead: Arc<AtomicBool>,
     crash_at: Option<u64>,
     fault_at: Option<(u64, Fault)>,
     fault_from: Option<(u64, Fault)>,
@@ -114,7 +116,7 @@ impl SimDisk {
                 locks: BTreeSet::new(),
                 free: None,
                 calls: 0,
-                dead: false,
+                dead: Arc::default(),
                 crash_at: None,
                 fault_at: None,
                 fault_from: None,
@@ -155,10 +157,16 @@ impl SimDisk {
         world.crash_at = Some(world.calls + n);
     }
 
+    /// The same process uses this disk and `other`: it dies on both at once.
+    pub fn share_process(&self, other: &Self) {
+        let process = Arc::clone(&other.world.lock().dead);
+        self.world.lock().dead = process;
+    }
+
     /// Whether the process has died.
     #[must_use]
     pub fn is_dead(&self) -> bool {
-        self.world.lock().dead
+        self.world.lock().is_dead()
     }
 
     /// No more faults.
@@ -260,6 +268,7 @@ impl SimDisk {
     #[must_use]
     pub fn fork(&self) -> Self {
         let mut world = self.world.lock().clone();
+        world.dead = Arc::default();
         world.end_process();
         Self { world: Arc::new(Mutex::new(world)) }
     }
@@ -328,17 +337,21 @@ fn device_error() -> io::Error {
 }
 
 impl World {
+    fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Acquire)
+    }
+
     /// Counts an event that cannot fail. True: the process dies in it.
     fn tick(&mut self) -> bool {
         self.calls += 1;
         if self.crash_at == Some(self.calls) {
-            self.dead = true;
+            self.dead.store(true, Ordering::Release);
         }
-        self.dead
+        self.is_dead()
     }
 
     fn begin(&mut self, call: Call) -> io::Result<Way> {
-        if self.dead {
+        if self.is_dead() {
             return Err(crashed());
         }
         if self.tick() {
@@ -497,7 +510,7 @@ impl World {
 
     fn end_process(&mut self) {
         self.incarnation += 1;
-        self.dead = false;
+        self.dead.store(false, Ordering::Release);
         self.crash_at = None;
         self.locks.clear();
         for image in self.images.values_mut() {
@@ -700,7 +713,7 @@ impl Handle {
     /// The world, if the process that opened the handle lives.
     fn world(&self) -> Option<MutexGuard<'_, World>> {
         let world = self.world.lock();
-        let alive = !world.dead && world.incarnation == self.incarnation;
+        let alive = !world.is_dead() && world.incarnation == self.incarnation;
         alive.then_some(world)
     }
 

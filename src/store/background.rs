@@ -227,6 +227,7 @@ impl Shared {
                 core.tick(now, self.options.lag_max);
             }
             self.settle_reigns();
+            self.rebuild_failed();
             self.retain_if_due(now);
         }
     }
@@ -267,6 +268,7 @@ impl Shared {
             core.tick(now, self.options.lag_max);
         }
         self.settle_reigns();
+        self.rebuild_failed();
         self.retain_all(now);
     }
 

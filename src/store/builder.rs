@@ -13,7 +13,7 @@ use super::Store;
 use super::open::open;
 
 /// More directories than that are no store.
-const DISKS_MAX: usize = 64;
+pub(super) const DISKS_MAX: usize = 64;
 
 /// Settings of a store that are not a topic's.
 #[derive(Clone, Debug)]

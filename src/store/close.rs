@@ -57,6 +57,8 @@ impl Shared {
                     _ => {}
                 }
             }
+            // A flush that failed just now must be known to the next open.
+            self.settle_one(&core);
             if let Some(words) = core.last_words() {
                 last_words.extend(records_of(topic.id, core.partition(), &words));
             }
@@ -80,8 +82,8 @@ impl Shared {
         }
         for disk in disks.iter().filter(|_| !metadata.is_poisoned()) {
             if let Some(Some(session)) = sessions.remove(&disk.id) {
-                let (boot, metadata) = (disk.disk.boot_id(), metadata.position());
-                let session = Session { clean: true, boot, metadata, ends: session.ends };
+                let (boot, (metadata, disks)) = (disk.disk.boot_id(), metadata.witnessed());
+                let session = Session { clean: true, boot, metadata, disks, ends: session.ends };
                 outcome = outcome.and(session.write(&*disk.disk, self.id));
             }
         }

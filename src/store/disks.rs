@@ -78,10 +78,14 @@ impl StoreDisk {
 
     /// Says in the session file that the store is in use. In memory, the session stays what the last stop
     /// left: recovery goes by it.
-    pub(super) fn write_unclean(&self, store: StoreId, metadata: (u64, u64)) -> Result<()> {
+    pub(super) fn write_unclean(
+        &self,
+        store: StoreId,
+        (metadata, disks): ((u64, u64), u64),
+    ) -> Result<()> {
         let mut session = self.session.lock();
         let boot = self.disk.boot_id();
-        let unclean = Session { clean: false, boot, metadata, ..session.clone() };
+        let unclean = Session { clean: false, boot, metadata, disks, ..session.clone() };
         layout::with_reserve(&*self.disk, || unclean.write(&*self.disk, store))?;
         *session = Session { clean: session.clean, ..unclean };
         Ok(())

@@ -24,6 +24,7 @@ use crate::storage::{Disk, File, OpenMode, parent, read_small, replace_file, wri
 use crate::types::{DiskId, StoreId};
 
 use super::layout::METADATA;
+use super::session::bit_of;
 
 /// Allocated ahead of the last frame, in steps of that size.
 const STEP_BYTES: u64 = 64 << 10;
@@ -320,9 +321,10 @@ impl MetadataLog {
         &self.state
     }
 
-    /// The last durable record.
-    pub(super) fn position(&self) -> (u64, u64) {
-        self.last
+    /// The last durable record, and which disks have it.
+    pub(super) fn witnessed(&self) -> ((u64, u64), u64) {
+        let bits = self.members.iter().map(|member| bit_of(member.id));
+        (self.last, bits.fold(0, |all, bit| all | bit))
     }
 
     /// Whether a write failed: nothing can be changed any more.

@@ -30,7 +30,7 @@ use super::builder::Options;
 use super::disks::{self, Given, LeftOut, StoreDisk};
 use super::layout::{self, DirectoryIdentity, IdentityFile};
 use super::metadata_log::{Found, MetadataLog};
-use super::session::Session;
+use super::session::{self, Session};
 use super::{Handle, Shared, Slot, Store, Topic, background};
 
 /// Opens or makes the store on `disks`.
@@ -141,11 +141,15 @@ fn open_metadata(
         let session = Session::read(&*disk, store)?;
         members.push(StoreDisk::new(*id, disk, session, given[*at].lock.take()));
     }
-    let proven = members.iter().map(|disk| disk.session.lock().metadata).max().unwrap_or_default();
+    let sessions: Vec<_> = members.iter().map(|disk| disk.session.lock().clone()).collect();
+    let proven = sessions.iter().map(|session| session.metadata).max().unwrap_or_default();
     metadata.check_proven(proven)?;
     for (disk, last) in members.iter().zip(lasts) {
-        // It was there when that was written, or it is out of every in-sync set anyway.
-        disk.stale.store(last < proven, Ordering::Release);
+        // It had what it lacks now: an older copy of it was put in its place.
+        let witness = |session: &Session| {
+            session.disks & session::bit_of(disk.id) != 0 && last < session.metadata
+        };
+        disk.stale.store(sessions.iter().any(witness), Ordering::Release);
     }
     Ok(Opened { metadata, store, members })
 }
@@ -181,7 +185,7 @@ impl Shared {
         let disks = self.online_disks();
         let clean = disks.iter().all(|disk| disk.session.lock().clean && !disk.is_stale());
         let mut metadata = self.metadata.lock();
-        let position = metadata.position();
+        let position = metadata.witnessed();
         for disk in disks.iter().filter(|disk| disk.session.lock().clean) {
             disk.write_unclean(self.id, position)?;
         }
@@ -193,7 +197,7 @@ impl Shared {
         for (id, name) in deleted {
             self.remove_topic_files(&mut metadata, id, &name)?;
         }
-        let position = metadata.position();
+        let position = metadata.witnessed();
         drop(metadata);
         let scanned = AtomicU64::new(0);
         if !clean {
@@ -294,13 +298,14 @@ impl Shared {
             .cloned()
             .ok_or_else(|| Error::UnknownTopicOrPartition { partition: partition.clone() })?;
         let alone = described.replicas.len() == 1;
-        let mut found = Vec::new();
+        let (mut found, mut damages) = (Vec::new(), Vec::new());
         let mut scanned_bytes = 0;
         for id in &described.replicas {
             let Some(disk) = self.online_disk(*id) else { continue };
-            match self.open_replica(topic, partition, &disk, &described, &config) {
-                Ok(recovered) => {
+            match self.open_replica(topic, partition, &disk, &described, &config, true) {
+                Ok((recovered, damaged)) => {
                     scanned_bytes += recovered.scanned_bytes;
+                    damages.extend(damaged.into_iter().map(|offset| (disk.id, offset)));
                     found.push((disk, recovered.log));
                 }
                 Err(error) if alone => return Err(error),
@@ -310,7 +315,9 @@ impl Shared {
         let (reign, leader) = if alone {
             (reign_of(&described), found.first().map(|(disk, _)| disk.id))
         } else {
-            self.choose_leader(topic, partition, &described, &config, &mut found)?
+            let chosen = self.choose_leader(topic, partition, &described, &config, &mut found)?;
+            self.repair_all(partition, &mut found, &damages);
+            chosen
         };
         let Some(at) = found.iter().position(|(disk, _)| Some(disk.id) == leader) else {
             let absent = described.replicas.first().copied().unwrap_or_default();
@@ -353,7 +360,8 @@ impl Shared {
         Ok((core, scanned_bytes))
     }
 
-    /// Opens the log of one replica.
+    /// Opens the log of one replica; `first`: for the first time since its disk came into service, so that
+    /// what the disk's last session left holds. Also returns where it is damaged.
     pub(super) fn open_replica(
         &self,
         topic: &Topic,
@@ -361,7 +369,8 @@ impl Shared {
         disk: &StoreDisk,
         described: &PartitionState,
         config: &Arc<TopicConfig>,
-    ) -> Result<Recovered> {
+        first: bool,
+    ) -> Result<(Recovered, Vec<Offset>)> {
         let place = self.place(topic, partition, &disk.disk);
         let suspect = described.suspects.get(&disk.id).copied();
         let (clean, proven) = {
@@ -370,7 +379,7 @@ impl Shared {
             let end = session.ends.get(&key).copied().unwrap_or_default();
             // After an unclean stop everything was recovered when the store was opened; a log that is
             // first used later has no files, or had none then.
-            (session.clean && suspect.is_none() && !disk.is_stale(), end)
+            (first && session.clean && suspect.is_none() && !disk.is_stale(), end)
         };
         let shown = if disk.same_boot && !disk.is_stale() {
             Marks::peek(&place).and_then(|marks| marks.log_end)
@@ -398,7 +407,11 @@ impl Shared {
                 repair: true,
             },
         )?;
+        let mut damaged = Vec::new();
         for loss in std::mem::take(&mut recovered.losses) {
+            if let Loss::Damaged { from, .. } = &loss {
+                damaged.push(*from);
+            }
             self.events.push(self.clock.now(), event_of(partition, loss));
         }
         if let Some(durable) = suspect {
@@ -412,7 +425,7 @@ impl Shared {
                 disk: disk.id,
             })?;
         }
-        Ok(recovered)
+        Ok((recovered, damaged))
     }
 
     /// Who leads a partition with several replicas: the one that did, after a clean stop; else the best of
@@ -511,14 +524,42 @@ impl Shared {
             }
         };
         let leader_end = candidates.iter().find(|c| Some(c.disk) == leader).map(|c| c.end);
-        for (disk, log) in found.iter_mut().filter(|(disk, _)| Some(disk.id) != leader) {
+        for (_, log) in found.iter_mut().filter(|(disk, _)| Some(disk.id) != leader) {
             log.agree(&reign.history, leader_end.unwrap_or_default(), now)?;
             let place = log.place();
             // A page that says how far a leader wrote must not be believed of a follower.
             Marks::forget(place).map_err(|error| place.io_error("marks", "remove", error))?;
-            let _ = disk;
         }
         Ok((reign, leader))
+    }
+
+    /// Takes what one replica has lost from the others. What nobody has stays damaged.
+    fn repair_all(
+        &self,
+        partition: &TopicPartition,
+        found: &mut [(Arc<StoreDisk>, Log)],
+        damages: &[(DiskId, Offset)],
+    ) {
+        for (id, offset) in damages {
+            let readers = found.iter().filter(|(disk, _)| disk.id != *id);
+            let sources: Vec<_> = readers.map(|(_, log)| Arc::clone(log.reader())).collect();
+            let Some((_, log)) = found.iter_mut().find(|(disk, _)| disk.id == *id) else {
+                continue;
+            };
+            if *offset >= log.end() || *offset < log.reader().log_start() {
+                continue;
+            }
+            let path = log.place().full_path("");
+            let kind = match log.repair(*offset, &sources, self.clock.now()) {
+                Ok(true) => EventKind::Repaired { path },
+                Ok(false) => continue,
+                Err(error) => EventKind::BackgroundFailed {
+                    partition: Some(partition.clone()),
+                    reason: format!("repairing a segment: {error}"),
+                },
+            };
+            self.events.push(self.clock.now(), kind);
+        }
     }
 
     fn replica_failed(&self, partition: &TopicPartition, disk: &StoreDisk, error: &Error) {

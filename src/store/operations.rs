@@ -13,6 +13,7 @@ use crate::protocol::metadata::MetadataRecord;
 use crate::storage::{Disk, RealDisk};
 use crate::types::{DiskId, TopicPartition};
 
+use super::builder::DISKS_MAX;
 use super::disks::{self, Given, StoreDisk};
 use super::layout::{self, DirectoryIdentity, IdentityFile};
 use super::open::replica;
@@ -168,6 +169,13 @@ impl Store {
         let given = vacant(directory)?;
         let last = shared.metadata.lock().state().disks().last();
         let id = DiskId(last.map_or(0, |last| last.0.saturating_add(1)));
+        if usize::from(id.0) >= DISKS_MAX {
+            return Err(Error::InvalidConfig {
+                key: "log.dirs".into(),
+                value: id.0.to_string(),
+                reason: format!("a store is on 1 to {DISKS_MAX} disks"),
+            });
+        }
         shared.admit(id, given, 1)?;
         Ok(id)
     }
@@ -259,9 +267,6 @@ impl Shared {
             }
         }
         self.settle_reigns();
-        disk.attention.stop();
-        disk.flushes.stop();
-        disk.lock.lock().take();
         Ok(())
     }
 
@@ -290,7 +295,7 @@ impl Shared {
             Session { clean: false, ..Session::read(&*given.disk, self.id)? }
         };
         let disk = StoreDisk::new(id, given.disk, session, given.lock);
-        let position = self.metadata.lock().position();
+        let position = self.metadata.lock().witnessed();
         disk.write_unclean(self.id, position)?;
         self.disks.write().insert(id, Arc::clone(&disk));
         if let Some(workers) = &mut *self.workers.lock() {
@@ -327,6 +332,22 @@ impl Shared {
         }
     }
 
+    /// Tries the replicas anew that failed although their disks are in service.
+    pub(super) fn rebuild_failed(&self) {
+        let now = self.clock.now();
+        for (topic, core) in self.cores() {
+            for id in core.failed_replicas(now) {
+                let Some(disk) = self.online_disk(id) else { continue };
+                let slot = topic.slots.read().get(core.partition().partition() as usize).cloned();
+                if let Some(slot) = slot
+                    && let Err(error) = self.open_one(&topic, &slot, &core, &disk)
+                {
+                    core.background_failed("opening a replica anew", &error);
+                }
+            }
+        }
+    }
+
     fn open_one(
         &self,
         topic: &Topic,
@@ -338,8 +359,13 @@ impl Shared {
         let described = self.metadata.lock().state().partition(topic.id, number).cloned();
         let Some(described) = described else { return Ok(()) };
         let config = Arc::clone(&*topic.config.read());
-        let opened = self.open_replica(topic, &slot.partition, disk, &described, &config)?;
-        core.return_replica(&replica(disk, Some(opened.log)), self.clock.now())
+        let (opened, damaged) =
+            self.open_replica(topic, &slot.partition, disk, &described, &config, false)?;
+        core.return_replica(&replica(disk, Some(opened.log)), self.clock.now())?;
+        for offset in damaged {
+            core.repair(disk.id, offset, self.clock.now())?;
+        }
+        Ok(())
     }
 
     /// Makes an empty directory a disk of the store.
@@ -417,7 +443,8 @@ impl Shared {
         let mut added = Vec::new();
         for disk in replicas.iter().filter(|disk| !present.contains(disk)) {
             let disk = self.in_service(*disk)?;
-            let opened = self.open_replica(topic, &slot.partition, &disk, &described, &config)?;
+            let (opened, _) =
+                self.open_replica(topic, &slot.partition, &disk, &described, &config, false)?;
             added.push(replica(&disk, Some(opened.log)));
         }
         core.set_replicas(replicas, added, self.clock.now());

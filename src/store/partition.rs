@@ -284,10 +284,13 @@ impl Partition {
     }
 
     /// What a verification walks over: every replica's log.
-    pub(super) fn log_readers(&self) -> Vec<Arc<LogReader>> {
+    pub(super) fn log_readers(&self) -> Vec<(DiskId, Arc<LogReader>)> {
         match &self.inner {
-            Inner::Live(core) => core.readers().into_iter().map(|(_, reader)| reader).collect(),
-            Inner::View(view) => vec![view.reader()],
+            Inner::Live(core) => core.readers(),
+            Inner::View(view) => {
+                let disk = view.replicas().first().copied().unwrap_or_default();
+                vec![(disk, view.reader())]
+            }
         }
     }
 

@@ -52,6 +52,9 @@ impl Shared {
             core.control_taken();
         }
         self.settle(&queued);
+        for core in &queued {
+            core.repair_damage(self.clock.now());
+        }
     }
 
     /// Settles one partition, for whoever waits for it.
@@ -126,8 +129,12 @@ impl Shared {
         self.settle_reigns();
     }
 
+    /// The disk is out of service from here on: its threads end, and its directory is let go of.
     pub(super) fn note_offline(&self, disk: &StoreDisk, cause: &str) {
         *disk.offline.lock() = Some(cause.to_owned());
+        disk.attention.stop();
+        disk.flushes.stop();
+        disk.lock.lock().take();
         let kind = EventKind::DiskOffline { disk: disk.id, cause: cause.to_owned() };
         self.events.push(self.clock.now(), kind);
     }

@@ -7,19 +7,19 @@
 //! counts as an unclean stop of which nothing is known.
 //!
 //! Bytes: magic (8), version u32, flags u32 (bit 0: clean), boot u128, seed u32, count u32, metadata
-//! term u64 and index u64, then `count` entries (topic u64, partition u32, end u64), CRC-32 of it all.
+//! term u64 and index u64, disks u64 (bit n: disk n was in service), then `count` entries (topic u64, partition u32, end u64), CRC-32 of it all.
 
 use std::collections::BTreeMap;
 
 use crate::error::Error;
 use crate::storage::{Disk, read_small, replace_file};
-use crate::types::{Offset, StoreId, TopicId};
+use crate::types::{DiskId, Offset, StoreId, TopicId};
 
 use super::layout::SESSION;
 
 const MAGIC: &[u8; 8] = b"oncesess";
 const VERSION: u32 = 1;
-const HEAD_BYTES: usize = 56;
+const HEAD_BYTES: usize = 64;
 const ENTRY_BYTES: usize = 20;
 const CLEAN: u32 = 1;
 /// A million partitions; a longer file is not one of ours.
@@ -32,6 +32,8 @@ pub(super) struct Session {
     pub(super) boot: u128,
     /// The last metadata record that was durable, as (term, index).
     pub(super) metadata: (u64, u64),
+    /// The disks that have it, a bit for each.
+    pub(super) disks: u64,
     /// Ends of logs that were flushed and had their side files written.
     pub(super) ends: BTreeMap<(TopicId, u32), Offset>,
 }
@@ -48,6 +50,7 @@ impl Session {
         bytes.extend_from_slice(&count.to_le_bytes());
         bytes.extend_from_slice(&self.metadata.0.to_le_bytes());
         bytes.extend_from_slice(&self.metadata.1.to_le_bytes());
+        bytes.extend_from_slice(&self.disks.to_le_bytes());
         for ((topic, partition), end) in &self.ends {
             bytes.extend_from_slice(&topic.0.to_le_bytes());
             bytes.extend_from_slice(&partition.to_le_bytes());
@@ -81,6 +84,7 @@ impl Session {
             clean: u32_at(12)? & CLEAN != 0,
             boot: u128::from(u64_at(16)?) | u128::from(u64_at(24)?) << 64,
             metadata: (u64_at(40)?, u64_at(48)?),
+            disks: u64_at(56)?,
             ends,
         })
     }
@@ -107,6 +111,11 @@ impl Session {
     }
 }
 
+/// The bit of a disk among [`Session::disks`]; none beyond the first 64.
+pub(super) fn bit_of(disk: DiskId) -> u64 {
+    1_u64.checked_shl(disk.0.into()).unwrap_or(0)
+}
+
 fn seed(store: StoreId) -> u32 {
     crc32fast::hash(&store.0.to_le_bytes())
 }
@@ -119,7 +128,7 @@ mod tests {
     fn a_session_comes_back_as_it_was_written_and_no_flipped_byte_is_believed() {
         let store = StoreId(7);
         let ends = BTreeMap::from([((TopicId(1), 0), Offset(5)), ((TopicId(2), 3), Offset(9))]);
-        let session = Session { clean: true, boot: 3 << 70, metadata: (2, 17), ends };
+        let session = Session { clean: true, boot: 3 << 70, metadata: (2, 17), disks: 5, ends };
         let bytes = session.encode(store);
         assert_eq!(Session::decode(&bytes, store), Some(session));
         assert_eq!(Session::decode(&bytes, StoreId(8)), None);

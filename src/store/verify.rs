@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::log::LogReader;
 use crate::segment::{ScanEnd, Scanner, Segment, log_name};
 use crate::storage::OpenMode;
-use crate::types::{Offset, TopicPartition};
+use crate::types::{DiskId, Offset, TopicPartition};
 
 use super::Store;
 
@@ -36,8 +36,8 @@ impl VerifyOptions {
         Self::default()
     }
 
-    /// Whether damage is repaired from another replica. With one replica there is none to repair from:
-    /// what is damaged is reported either way.
+    /// Whether damage is repaired from another replica; the damaged bytes are kept in `quarantine/`. With
+    /// one replica there is none to repair from: what is damaged is reported either way.
     pub fn repair(mut self, repair: bool) -> Self {
         self.repair = repair;
         self
@@ -94,6 +94,8 @@ pub struct Damage {
     pub path: PathBuf,
     /// What is wrong.
     pub reason: String,
+    /// Whether it was put right from another replica.
+    pub repaired: bool,
 }
 
 impl Store {
@@ -111,23 +113,40 @@ impl Store {
                 report.partitions += 1;
                 let name = partition.name().clone();
                 let logs = partition.log_readers().into_iter();
-                readers.extend(logs.map(|reader| (name.clone(), reader)));
+                readers.extend(logs.map(|(disk, reader)| (name.clone(), disk, reader)));
             }
         }
         let bytes_total = readers
             .iter()
-            .flat_map(|(_, reader)| {
+            .flat_map(|(_, _, reader)| {
                 reader.segments().iter().map(|segment| segment.position()).collect::<Vec<_>>()
             })
             .sum();
-        for (partition, reader) in readers {
+        for (partition, disk, reader) in readers {
+            let known = report.damages.len();
             verify_log(&partition, &reader, &mut report, &mut |bytes| {
                 if let Some(progress) = &mut options.progress {
                     progress(VerifyProgress { bytes, bytes_total });
                 }
             })?;
+            if options.repair {
+                for damage in &mut report.damages[known..] {
+                    damage.repaired = self.repair(&partition, disk, damage.offsets.start)?;
+                }
+            }
         }
         Ok(report)
+    }
+}
+
+impl Store {
+    fn repair(&self, partition: &TopicPartition, disk: DiskId, offset: Offset) -> Result<bool> {
+        let shared = self.shared();
+        shared.check_writable()?;
+        let topic = shared.topic(partition.topic())?;
+        let slot = topic.slots.read().get(partition.partition() as usize).cloned();
+        let Some(slot) = slot else { return Ok(false) };
+        shared.open_core(&topic, &slot)?.repair(disk, offset, shared.clock.now())
     }
 }
 
@@ -211,5 +230,5 @@ fn damage(
     reason: String,
 ) -> Damage {
     let path = segment.place.full_path(&log_name(segment.base));
-    Damage { partition: partition.clone(), offsets, path, reason }
+    Damage { partition: partition.clone(), offsets, path, reason, repaired: false }
 }

@@ -1,0 +1,147 @@
+//! Putting a damaged segment right, with batches that other replicas still hold.
+//!
+//! The segment is written anew beside the damaged one: its own batches where they are sound, another
+//! replica's where they are not. The damaged bytes are kept aside, then the new file takes the old one's
+//! name. A crash before that leaves the damage, to be found and repaired again; after it, the repaired
+//! segment.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::segment::{DATA_START, FileHeader, Segment, log_name, side_name};
+use crate::storage::{File, OpenMode, parent, write_all_at};
+use crate::types::{Offset, Timestamp};
+
+use super::recovery::QUARANTINE;
+use super::{Log, LogReader, Sealed};
+
+const COPY_BYTES: usize = 1 << 20;
+
+/// A file and how many bytes of it are in use.
+type Written = (Arc<dyn File>, u64);
+
+impl Log {
+    /// Writes the segment that holds `offset` anew, taking what is damaged from `sources`. False: none of
+    /// them has it, or the log has no such segment.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NoSpace`]; the segment is then as it was.
+    pub(crate) fn repair(
+        &mut self,
+        offset: Offset,
+        sources: &[Arc<LogReader>],
+        now: Timestamp,
+    ) -> Result<bool, Error> {
+        if self.active.as_ref().is_some_and(|active| active.segment().base <= offset) {
+            if self.active.as_ref().is_some_and(|active| active.is_in_flight()) {
+                return Ok(false);
+            }
+            self.seal(now)?;
+        }
+        let segments = self.reader.segments();
+        let Some(damaged) = segments.iter().rev().find(|segment| segment.base <= offset) else {
+            return Ok(false);
+        };
+        let damaged = Arc::clone(damaged);
+        let next = segments.iter().find(|segment| segment.base > damaged.base);
+        // A segment whose last batches are gone ends where the next one begins.
+        let end = next.map_or(self.end, |next| next.base).max(damaged.end());
+        let Some((file, position)) = self.write_anew(&damaged, end, sources, now)? else {
+            return Ok(false);
+        };
+        self.keep_aside(&damaged)?;
+        let name = log_name(damaged.base);
+        let place = &self.place;
+        let fault = |error| place.io_error(&name, "repair", error);
+        let temporary = place.path(&format!("{name}.tmp"));
+        place.disk.rename(&temporary, &place.path(&name)).map_err(fault)?;
+        match place.disk.remove(&place.path(&side_name(damaged.base))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fault(error)),
+            _ => {}
+        }
+        place.disk.sync_dir(&place.directory).map_err(fault)?;
+        let repaired = Arc::new(Segment::sealed(place.clone(), damaged.base, end, position));
+        repaired.assume_last_append(damaged.last_append_or_load().unwrap_or(now));
+        self.sealed.retain(|sealed| !Arc::ptr_eq(&sealed.segment, &damaged));
+        self.sealed.push(Sealed { segment: Arc::clone(&repaired), file, at: now, settled: true });
+        self.reader.replace(&damaged, repaired);
+        Ok(true)
+    }
+
+    /// Writes the temporary file. `None`: something is nowhere to be had; no file is left.
+    fn write_anew(
+        &self,
+        damaged: &Segment,
+        end: Offset,
+        sources: &[Arc<LogReader>],
+        now: Timestamp,
+    ) -> Result<Option<Written>, Error> {
+        let place = &self.place;
+        let name = log_name(damaged.base);
+        let temporary = place.path(&format!("{name}.tmp"));
+        let fault = |error| place.io_error(&name, "repair", error);
+        match place.disk.remove(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fault(error)),
+            _ => {}
+        }
+        let file = place.disk.open(&temporary, OpenMode::Create).map_err(fault)?;
+        let header = FileHeader::new(&place.identity, damaged.base, now).encode();
+        let written = (|| {
+            write_all_at(&*file, 0, &header).map_err(fault)?;
+            let (mut position, mut next) = (DATA_START, damaged.base);
+            while next < end {
+                let own = damaged.read(next, end, COPY_BYTES);
+                let fetched = match own {
+                    Ok(Some(fetched)) => Some(fetched),
+                    _ => sources
+                        .iter()
+                        .find_map(|source| source.read(next, end, COPY_BYTES).ok().flatten()),
+                };
+                let Some(fetched) = fetched else { return Ok(None) };
+                write_all_at(&*file, position, &fetched.bytes).map_err(fault)?;
+                position += fetched.bytes.len() as u64;
+                next = fetched.next;
+            }
+            file.sync_data().map_err(fault)?;
+            Ok(Some((Arc::clone(&file), position)))
+        })();
+        if !matches!(written, Ok(Some(_))) {
+            // Half a file under a temporary name is in nobody's way; the next attempt clears it as well.
+            let _ = place.disk.remove(&temporary);
+        }
+        written
+    }
+
+    /// Copies the damaged file to the quarantine, as far as it can be read.
+    fn keep_aside(&self, damaged: &Segment) -> Result<(), Error> {
+        let place = &self.place;
+        let name = log_name(damaged.base);
+        let fault = |error| place.io_error(&name, "keep aside", error);
+        let Ok(from) = place.disk.open(&place.path(&name), OpenMode::Read) else {
+            return Ok(()); // there is nothing to keep
+        };
+        match place.disk.create_dir(QUARANTINE) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(fault(error)),
+            _ => {}
+        }
+        let stem = place.directory.replace('/', "-");
+        let mut number = 0;
+        let (path, to) = loop {
+            let path = format!("{QUARANTINE}/{stem}-{name}.damaged-{number}");
+            match place.disk.open(&path, OpenMode::Create) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                opened => break (path, opened.map_err(fault)?),
+            }
+        };
+        let mut buffer = vec![0; COPY_BYTES];
+        let mut position = 0;
+        // What cannot be read is lost already.
+        while let Ok(count @ 1..) = from.read_at(position, &mut buffer) {
+            write_all_at(&*to, position, &buffer[..count]).map_err(fault)?;
+            position += count as u64;
+        }
+        to.sync_data().map_err(fault)?;
+        place.disk.sync_dir(parent(&path)).map_err(fault)
+    }
+}
