@@ -371,6 +371,8 @@ fn hashed_entropy() -> u128 {
 #[derive(Debug)]
 pub(crate) struct TemporaryDirectory {
     path: PathBuf,
+    /// The process that made it. A forked child must not take it away.
+    owner: u32,
 }
 
 impl TemporaryDirectory {
@@ -381,8 +383,10 @@ impl TemporaryDirectory {
 
 impl Drop for TemporaryDirectory {
     fn drop(&mut self) {
-        // Whatever cannot be removed now is the temporary directory's business.
-        let _ = fs::remove_dir_all(&self.path);
+        if self.owner == std::process::id() {
+            // Whatever cannot be removed now is the temporary directory's business.
+            let _ = fs::remove_dir_all(&self.path);
+        }
     }
 }
 
@@ -390,7 +394,7 @@ impl Drop for TemporaryDirectory {
 pub(crate) fn temporary_directory() -> io::Result<TemporaryDirectory> {
     let path = std::env::temp_dir().join(format!("oncelog-{:032x}", entropy()));
     fs::create_dir(&path)?;
-    Ok(TemporaryDirectory { path })
+    Ok(TemporaryDirectory { path, owner: std::process::id() })
 }
 
 /// This process, as lock files name it.
