@@ -106,7 +106,7 @@ impl Disk for RealDisk {
         if file.set_len(0).is_ok() {
             let _ = file.write_all(note.as_bytes());
         }
-        Ok(Box::new(file))
+        Ok(Box::new(RealLock { file, owner: std::process::id() }))
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
@@ -119,6 +119,23 @@ impl Disk for RealDisk {
 
     fn entropy(&self) -> u128 {
         entropy()
+    }
+}
+
+/// A lock on a file, which every forked child of its process holds as well.
+#[derive(Debug)]
+struct RealLock {
+    file: fs::File,
+    owner: u32,
+}
+
+impl Drop for RealLock {
+    fn drop(&mut self) {
+        // Closing the file is not enough while a child lives that inherited it; and what a child lets
+        // go of is still its parent's.
+        if self.owner == std::process::id() {
+            let _ = self.file.unlock();
+        }
     }
 }
 
