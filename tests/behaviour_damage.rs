@@ -79,8 +79,8 @@ fn contents(partition: &Partition) -> (Vec<u64>, Vec<(u64, u64)>) {
     (found, damages)
 }
 
-fn offsets(ranges: &[std::ops::Range<u64>]) -> Vec<u64> {
-    ranges.iter().cloned().flatten().collect()
+fn offsets(ranges: &[(u64, u64)]) -> Vec<u64> {
+    ranges.iter().flat_map(|(from, to)| *from..*to).collect()
 }
 
 fn logs(disk: &SimDisk) -> Vec<String> {
@@ -154,14 +154,14 @@ fn s1_a_hole_that_no_flush_covered_is_where_a_power_loss_cuts_the_tail() {
     assert_eq!(cut(&store), Some(5));
     assert_eq!(damaged(&store), []);
     assert_eq!(partition.log_end_offset(), Offset(5));
-    assert_eq!(contents(&partition), (offsets(&[0..5]), vec![]));
+    assert_eq!(contents(&partition), (offsets(&[(0, 5)]), vec![]));
     // What lay behind the hole must not come back behind what is appended now.
     append(&partition, 5..6);
     disk.power_loss();
     drop((partition, store));
     let store = open(&disk).unwrap();
     let (found, damages) = contents(&store.partition("t", 0).unwrap());
-    assert!(found == offsets(&[0..6]) || found == offsets(&[0..5]), "{found:?}");
+    assert!(found == offsets(&[(0, 6)]) || found == offsets(&[(0, 5)]), "{found:?}");
     assert_eq!(damages, []);
 }
 
@@ -177,7 +177,7 @@ fn s2_the_same_hole_is_damage_when_it_was_flushed_or_only_the_process_died() {
             if again == 0 {
                 assert_eq!(damaged(&store), [(5, 6)], "{context}: told at once, and exactly");
             }
-            let expected = (offsets(&[0..5, 6..10]), vec![(5, 6)]);
+            let expected = (offsets(&[(0, 5), (6, 10)]), vec![(5, 6)]);
             assert_eq!(contents(&partition), expected, "{context}");
             let report = store.verify(VerifyOptions::new().repair(true)).unwrap();
             assert_eq!(report.damages.len(), 1, "{context}: there is nothing to repair from");
@@ -188,10 +188,10 @@ fn s2_the_same_hole_is_damage_when_it_was_flushed_or_only_the_process_died() {
         let store = open(&disk).unwrap();
         let partition = store.partition("t", 0).unwrap();
         append(&partition, 10..12);
-        assert_eq!(contents(&partition), (offsets(&[0..5, 6..12]), vec![(5, 6)]));
+        assert_eq!(contents(&partition), (offsets(&[(0, 5), (6, 12)]), vec![(5, 6)]));
         // The damaged record can be let go of, and then there is no damage any more.
         partition.delete_records(Offset(6)).unwrap();
-        assert_eq!(contents(&partition), (offsets(&[6..12]), vec![]));
+        assert_eq!(contents(&partition), (offsets(&[(6, 12)]), vec![]));
     }
 }
 
@@ -239,7 +239,7 @@ fn s1_whatever_lies_behind_the_last_whole_batch_is_no_record() {
         for again in 0..2 {
             let store = open(&disk).unwrap();
             let partition = store.partition("t", 0).unwrap();
-            let wanted = (offsets(&[0..expected]), vec![]);
+            let wanted = (offsets(&[(0, expected)]), vec![]);
             assert_eq!(contents(&partition), wanted, "kind {kind}, opening {again}");
             assert_eq!(damaged(&store), [], "kind {kind}, opening {again}");
             assert!(again == 0 || cut(&store).is_none(), "kind {kind}: cut once, and for good");
@@ -248,7 +248,7 @@ fn s1_whatever_lies_behind_the_last_whole_batch_is_no_record() {
         let store = open(&disk).unwrap();
         let partition = store.partition("t", 0).unwrap();
         append(&partition, expected..30);
-        assert_eq!(contents(&partition), (offsets(&[0..30]), vec![]));
+        assert_eq!(contents(&partition), (offsets(&[(0, 30)]), vec![]));
     }
 }
 
@@ -268,7 +268,7 @@ fn s6_without_its_side_files_a_log_gives_the_same_answers() {
                 records.iter().map(|record| record.offset().0).collect::<Vec<_>>()
             })
             .collect();
-        assert_eq!(contents(&partition), (offsets(&[0..100]), vec![]));
+        assert_eq!(contents(&partition), (offsets(&[(0, 100)]), vec![]));
         (times, reads)
     };
     let expected = answers(&disk.fork());
@@ -334,13 +334,13 @@ fn s8_a_failed_flush_is_told_to_everyone_and_never_tried_again() {
         assert!(partition.wait_for(Offset(5), Duration::from_millis(1)).is_err());
         assert!(partition.delete_records(Offset(6)).is_err());
         assert_eq!(partition.high_watermark(), Offset(5));
-        assert_eq!(contents(&partition), (offsets(&[0..5]), vec![]));
+        assert_eq!(contents(&partition), (offsets(&[(0, 5)]), vec![]));
         let _ = store.close(SECOND);
         drop((partition, store));
         let store = open(&disk).unwrap();
         let partition = store.partition("t", 0).unwrap();
         let (found, damages) = contents(&partition);
-        assert!(found.starts_with(&offsets(&[0..5])) && damages.is_empty(), "{found:?}");
+        assert!(found.starts_with(&offsets(&[(0, 5)])) && damages.is_empty(), "{found:?}");
         let end = partition.log_end_offset().0;
         append(&partition, end..end + 3);
     }
@@ -365,7 +365,7 @@ fn s11_an_open_without_handles_fails_for_now_and_a_roll_does_so_too() {
         disk.heal();
         let store = open(&disk).unwrap();
         let partition = store.partition("t", 0).unwrap();
-        assert_eq!(contents(&partition), (offsets(&[0..100]), vec![]), "call {n}");
+        assert_eq!(contents(&partition), (offsets(&[(0, 100)]), vec![]), "call {n}");
         if over {
             break;
         }
@@ -383,11 +383,13 @@ fn s11_an_open_without_handles_fails_for_now_and_a_roll_does_so_too() {
         assert!(next < 300, "a roll needs a handle");
     };
     assert_eq!((error.written(), error.class()), (Written::No, ErrorClass::Retriable), "{error:?}");
-    let error = store.create_topic("u", TopicConfig::new()).map(|()| store.partition("u", 0));
-    assert!(!matches!(error, Ok(Ok(_))) || store.topics().len() == 2);
+    match store.create_topic("u", TopicConfig::new()) {
+        Ok(()) => assert!(store.topic("u").is_ok()),
+        Err(error) => assert_eq!(error.class(), ErrorClass::Retriable, "{error:?}"),
+    }
     full.heal();
     append(&partition, next..next + 100);
-    assert_eq!(contents(&partition), (offsets(&[0..next + 100]), vec![]));
+    assert_eq!(contents(&partition), (offsets(&[(0, next + 100)]), vec![]));
 }
 
 #[test]
@@ -408,7 +410,7 @@ fn s16_a_missing_beginning_or_end_is_a_hole_and_what_is_there_twice_is_read_once
         let store = open(&disk).unwrap();
         let partition = store.partition("t", 0).unwrap();
         assert_eq!(partition.log_start_offset(), Offset(0), "clean {clean}");
-        let expected = (offsets(&[bases[1]..100]), vec![(0, bases[1])]);
+        let expected = (offsets(&[(bases[1], 100)]), vec![(0, bases[1])]);
         assert_eq!(contents(&partition), expected, "clean {clean}");
         drop((partition, store));
         // A copy of a file under the name of another place in the same log.
@@ -431,7 +433,7 @@ fn s16_a_missing_beginning_or_end_is_a_hole_and_what_is_there_twice_is_read_once
             assert!((0..100).all(|at| found.contains(&at) != hidden(&at)), "{damages:?}");
             assert!(damages.iter().all(|(from, to)| to - from <= bases[2]), "{damages:?}");
         } else {
-            assert_eq!((found, damages), (offsets(&[0..100]), vec![]));
+            assert_eq!((found, damages), (offsets(&[(0, 100)]), vec![]));
         }
         assert!(disk.files().len() >= before, "nothing that may hold data is removed");
         drop((partition, store));
@@ -442,7 +444,7 @@ fn s16_a_missing_beginning_or_end_is_a_hole_and_what_is_there_twice_is_read_once
         let partition = store.partition("t", 0).unwrap();
         assert_eq!(
             contents(&partition),
-            (offsets(&[0..100]), vec![]),
+            (offsets(&[(0, 100)]), vec![]),
             "clean {clean}: all is there"
         );
     }
@@ -453,9 +455,9 @@ fn s16_a_missing_beginning_or_end_is_a_hole_and_what_is_there_twice_is_read_once
     let partition = store.partition("t", 0).unwrap();
     let last = *bases.last().unwrap();
     assert_eq!(damaged(&store), [(last, 100)]);
-    assert_eq!(contents(&partition), (offsets(&[0..last]), vec![(last, 100)]));
+    assert_eq!(contents(&partition), (offsets(&[(0, last)]), vec![(last, 100)]));
     append(&partition, 100..110);
-    assert_eq!(contents(&partition), (offsets(&[0..last, 100..110]), vec![(last, 100)]));
+    assert_eq!(contents(&partition), (offsets(&[(0, last), (100, 110)]), vec![(last, 100)]));
 }
 
 /// A store of a hundred records with a file of another store at `place` in the same directory.
@@ -479,7 +481,7 @@ fn s15_a_segment_of_another_store_is_not_read_and_not_removed() {
         let (disk, name, foreign) = with_a_foreign_segment(5000, clean);
         let store = open(&disk).unwrap();
         let partition = store.partition("t", 0).unwrap();
-        assert_eq!(contents(&partition), (offsets(&[0..100]), vec![]), "clean {clean}");
+        assert_eq!(contents(&partition), (offsets(&[(0, 100)]), vec![]), "clean {clean}");
         assert!(store.events().any(|event| matches!(
             &event.kind,
             EventKind::ForeignFile { path } if name.ends_with(path.file_name().unwrap().to_str().unwrap())
@@ -488,7 +490,7 @@ fn s15_a_segment_of_another_store_is_not_read_and_not_removed() {
         store.close(SECOND).unwrap();
         let store = open(&disk).unwrap();
         let partition = store.partition("t", 0).unwrap();
-        assert_eq!(contents(&partition), (offsets(&[0..200]), vec![]), "clean {clean}");
+        assert_eq!(contents(&partition), (offsets(&[(0, 200)]), vec![]), "clean {clean}");
         assert_eq!(disk.read_file(&name), foreign);
     }
 }
@@ -504,7 +506,7 @@ fn s15_a_foreign_file_where_the_next_segment_goes_is_not_written_over() {
     let store = open(&disk).unwrap();
     let partition = store.partition("t", 0).unwrap();
     append(&partition, 100..200);
-    assert_eq!(contents(&partition), (offsets(&[0..200]), vec![]));
+    assert_eq!(contents(&partition), (offsets(&[(0, 200)]), vec![]));
     assert!(disk.files().iter().any(|name| disk.read_file(name) == foreign), "never deleted");
 }
 
@@ -572,9 +574,9 @@ fn s17_a_newer_data_file_is_refused_where_it_is_used_and_left_as_it_is() {
         let path = scratch.path().join("data");
         let partition = real_store(&path);
         let files = tree(&partition);
-        let log = files.keys().filter(|path| path.extension().is_some_and(|e| e == "log"));
+        let mut log = files.keys().filter(|path| path.extension().is_some_and(|e| e == "log"));
         // The one that is appended to; of sealed ones, each batch says how it is to be read.
-        make_newer(log.last().unwrap());
+        make_newer(log.next_back().unwrap());
         if !clean {
             std::fs::remove_file(path.join("session")).unwrap();
         }
@@ -649,7 +651,7 @@ fn s15_links_pipes_and_directories_named_like_segments_are_not_waited_for_or_tou
         let log = store.partition("t", 0).unwrap();
         let end = log.log_end_offset().0;
         append(&log, end..end + 100);
-        assert_eq!(contents(&log), (offsets(&[0..end + 100]), vec![]));
+        assert_eq!(contents(&log), (offsets(&[(0, end + 100)]), vec![]));
         let report = store.verify(VerifyOptions::new()).unwrap();
         assert!(report.damages.is_empty(), "{report:?}");
         let events: Vec<_> = store.events().map(|event| event.to_string()).collect();
