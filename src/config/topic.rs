@@ -269,9 +269,10 @@ impl TopicConfig {
     /// The earliest timestamp that a record may bear at `now`.
     #[inline]
     pub(crate) fn timestamp_min(&self, now: Timestamp) -> Timestamp {
-        self.timestamp_before_max.map_or(Timestamp::MIN, |span| {
-            Timestamp(now.0.saturating_sub(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
-        })
+        // A span that no timestamp can hold reaches back to the first of them.
+        self.timestamp_before_max
+            .and_then(|span| i64::try_from(span.as_millis()).ok())
+            .map_or(Timestamp::MIN, |span| Timestamp(now.0.saturating_sub(span)))
     }
 
     /// The latest timestamp that a record may bear at `now`.

@@ -113,6 +113,12 @@ struct Found {
 impl Opening {
     fn run(mut self) -> Result<Recovered, Error> {
         let mut found = self.list()?;
+        // A clean stop is believed, and yet nothing is appended to a file of a newer version.
+        if let (true, Some(last)) = (self.evidence.clean, found.last())
+            && let Err(newer @ Error::UnsupportedFormat { .. }) = self.header(last.base)
+        {
+            return Err(newer);
+        }
         let log_start = self.evidence.log_start;
         if found.first().is_some_and(|first| first.base > log_start) {
             self.judge_start(&mut found)?;
@@ -209,18 +215,15 @@ impl Opening {
         Ok(found)
     }
 
-    /// Reads a data file's header after an unclean stop. `None`: the file belongs to another log.
+    /// Reads a data file's header after an unclean stop, or where a clean one left none. `None`: the
+    /// file belongs to another log.
     #[expect(clippy::option_option, reason = "is it ours, and when was it made, if it says so")]
     fn identify(&mut self, base: Offset, len: u64) -> Result<Option<Option<Timestamp>>, Error> {
-        if self.evidence.clean {
+        if self.evidence.clean && base <= self.evidence.proven_end {
             return Ok(Some(None));
         }
         let name = log_name(base);
-        let mut bytes = [0; FILE_HEADER_BYTES];
-        let file = self.open_file(base, OpenMode::Read)?;
-        let count = read_full_at(&*file, 0, &mut bytes)
-            .map_err(|error| self.place.io_error(&name, "read", error))?;
-        match FileHeader::decode(&bytes[..count]) {
+        match self.header(base)? {
             Ok(header) if header.belongs_to(&self.place.identity, base) => {
                 Ok(Some(Some(header.created)))
             }
@@ -228,12 +231,8 @@ impl Opening {
                 self.losses.push(Loss::Foreign { path: self.place.full_path(&name) });
                 Ok(None)
             }
-            Err(HeaderFault::Version(version)) => Err(Error::UnsupportedFormat {
-                path: self.place.full_path(&name),
-                reason: format!("data files of version {version}, this is version 1"),
-            }),
             // The header is for people; batches prove themselves. A file too short for one is empty.
-            Err(HeaderFault::Damaged(source)) => {
+            Err(source) => {
                 if len > DATA_START {
                     let path = self.place.full_path(&name);
                     let reason = source.to_string();
@@ -241,6 +240,23 @@ impl Opening {
                 }
                 Ok(Some(None))
             }
+        }
+    }
+
+    /// What a data file says of itself, or why it does not.
+    fn header(&self, base: Offset) -> Result<Result<FileHeader, DecodeError>, Error> {
+        let name = log_name(base);
+        let mut bytes = [0; FILE_HEADER_BYTES];
+        let file = self.open_file(base, OpenMode::Read)?;
+        let count = read_full_at(&*file, 0, &mut bytes)
+            .map_err(|error| self.place.io_error(&name, "read", error))?;
+        match FileHeader::decode(&bytes[..count]) {
+            Ok(header) => Ok(Ok(header)),
+            Err(HeaderFault::Damaged(source)) => Ok(Err(source)),
+            Err(HeaderFault::Version(version)) => Err(Error::UnsupportedFormat {
+                path: self.place.full_path(&name),
+                reason: format!("data files of version {version}, this is version 1"),
+            }),
         }
     }
 
@@ -306,15 +322,38 @@ impl Opening {
             }
             Verdict::Damaged { resume } => {
                 let end = next.unwrap_or(resume);
-                let reason = match &scan.stop {
-                    ScanEnd::Clean => DecodeError::Missing,
-                    ScanEnd::Bad(source) => source.clone(),
-                };
-                self.damaged(scan.end, end, found.base, &reason);
+                self.report_holes(&*file, found, scan, end)?;
                 self.push_sealed(found, end, found.len.max(DATA_START));
                 Ok(true)
             }
         }
+    }
+
+    /// Reports each hole from where `scan` stopped to `end`; what lies between holes can be read.
+    fn report_holes(
+        &mut self,
+        file: &dyn File,
+        found: Found,
+        mut scan: Scan,
+        end: Offset,
+    ) -> Result<(), Error> {
+        let place = self.place.clone();
+        while scan.end < end {
+            let beyond =
+                Scanner::new(&place, found.base).look_beyond(file, scan.position, scan.end)?;
+            let next = beyond.first.filter(|(_, base)| *base < end);
+            let reason = match scan.stop {
+                ScanEnd::Clean => DecodeError::Missing,
+                ScanEnd::Bad(source) => source,
+            };
+            self.damaged(scan.end, next.map_or(end, |(_, base)| base), found.base, &reason);
+            let Some((position, base)) = next else { break };
+            scan = Scanner::new(&place, found.base)
+                .resume(position, base, scan.max_timestamp, scan.index)
+                .walk(file, found.len, Some(end))?;
+            self.scanned_bytes += scan.position.saturating_sub(position);
+        }
+        Ok(())
     }
 
     /// Everything that bears on whether the walk ended at a torn tail or at damage.

@@ -106,7 +106,7 @@ impl Disk for RealDisk {
         if file.set_len(0).is_ok() {
             let _ = file.write_all(note.as_bytes());
         }
-        Ok(Box::new(file))
+        Ok(Box::new(RealLock { file, owner: std::process::id() }))
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
@@ -119,6 +119,23 @@ impl Disk for RealDisk {
 
     fn entropy(&self) -> u128 {
         entropy()
+    }
+}
+
+/// A lock on a file, which every forked child of its process holds as well.
+#[derive(Debug)]
+struct RealLock {
+    file: fs::File,
+    owner: u32,
+}
+
+impl Drop for RealLock {
+    fn drop(&mut self) {
+        // Closing the file is not enough while a child lives that inherited it; and what a child lets
+        // go of is still its parent's.
+        if self.owner == std::process::id() {
+            let _ = self.file.unlock();
+        }
     }
 }
 
@@ -371,6 +388,8 @@ fn hashed_entropy() -> u128 {
 #[derive(Debug)]
 pub(crate) struct TemporaryDirectory {
     path: PathBuf,
+    /// The process that made it. A forked child must not take it away.
+    owner: u32,
 }
 
 impl TemporaryDirectory {
@@ -381,8 +400,10 @@ impl TemporaryDirectory {
 
 impl Drop for TemporaryDirectory {
     fn drop(&mut self) {
-        // Whatever cannot be removed now is the temporary directory's business.
-        let _ = fs::remove_dir_all(&self.path);
+        if self.owner == std::process::id() {
+            // Whatever cannot be removed now is the temporary directory's business.
+            let _ = fs::remove_dir_all(&self.path);
+        }
     }
 }
 
@@ -390,7 +411,7 @@ impl Drop for TemporaryDirectory {
 pub(crate) fn temporary_directory() -> io::Result<TemporaryDirectory> {
     let path = std::env::temp_dir().join(format!("oncelog-{:032x}", entropy()));
     fs::create_dir(&path)?;
-    Ok(TemporaryDirectory { path })
+    Ok(TemporaryDirectory { path, owner: std::process::id() })
 }
 
 /// This process, as lock files name it.

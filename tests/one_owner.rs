@@ -1,0 +1,142 @@
+//! One process owns a store (RELIABILITY S18): another one is told who, a forked child may not use what
+//! it inherited, and neither does any harm by trying or by leaving.
+#![cfg(all(target_os = "linux", not(miri)))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test may fail loudly, and a child speaks to its parent"
+)]
+#![allow(unsafe_code, reason = "std cannot fork, and forking is what is tested")]
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use oncelog::{Acks, Error, Offset, ReadOptions, Record, Store, TopicConfig, VerifyOptions};
+
+const DIRECTORY: &str = "ONCELOG_OWNER_DIR";
+
+fn count(store: &Store) -> usize {
+    let partition = store.partition("t", 0).unwrap();
+    partition.read(partition.log_start_offset(), ReadOptions::new()).unwrap().count()
+}
+
+/// What another process is told on opening `path`.
+fn other_opener(path: &Path) -> String {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "s18_another_process_is_told_who_has_the_store", "--nocapture"])
+        .env(DIRECTORY, path)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    said.lines().find_map(|line| line.split_once("opener: ")).unwrap().1.to_owned()
+}
+
+#[test]
+fn s18_another_process_is_told_who_has_the_store() {
+    if let Some(directory) = std::env::var_os(DIRECTORY) {
+        match Store::open(directory) {
+            Ok(store) => println!("opener: opened {}", count(&store)),
+            Err(Error::Locked { pid, .. }) => println!("opener: locked by {pid:?}"),
+            Err(error) => println!("opener: {error:?}"),
+        }
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("data");
+    let alias = scratch.path().join("alias");
+    std::os::unix::fs::symlink(&path, &alias).unwrap();
+    let store = Store::open(&path).unwrap();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    partition.append(&[Record::new("a")], Acks::All).unwrap();
+    let locked = format!("locked by {:?}", Some(std::process::id()));
+    for name in [&path, &alias] {
+        assert_eq!(other_opener(name), locked);
+        let Err(Error::Locked { pid, .. }) = Store::open(name) else { panic!("two openers") };
+        assert_eq!(pid, Some(std::process::id()));
+        partition.append(&[Record::new("b")], Acks::All).unwrap();
+    }
+    store.close(Duration::from_secs(10)).unwrap();
+    assert_eq!(other_opener(&alias), "opened 3");
+}
+
+/// Runs `child` in a forked process and returns its answer; 100 if it panicked, 200 if it hung.
+fn forked(child: impl FnOnce() -> i32) -> i32 {
+    // SAFETY: the child runs `child` on the only thread it has, with an alarm set, and leaves through
+    // `_exit`, so nothing of its parent's is torn down.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0, "no fork: {}", std::io::Error::last_os_error());
+    if pid == 0 {
+        // SAFETY: ends a child that hangs, by a signal.
+        unsafe { libc::alarm(20) };
+        let answer = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child)).unwrap_or(100);
+        // SAFETY: ends the child at once.
+        unsafe { libc::_exit(answer) };
+    }
+    let mut status = -1;
+    // SAFETY: waits for the child made above and fills in its status.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 200 }
+}
+
+#[test]
+fn s18_a_forked_child_is_refused_and_takes_nothing_with_it() {
+    let scratch = tempfile::tempdir().unwrap();
+    let open = [Store::open(scratch.path()).unwrap(), Store::temporary().unwrap()];
+    for store in open {
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        partition.append(&[Record::new("a")], Acks::All).unwrap();
+        let (inherited, path) = ((store.clone(), partition.clone()), store.path().to_owned());
+        let answer = forked(move || {
+            let (store, partition) = inherited;
+            let record = [Record::new("child")];
+            let outcomes = [
+                partition.append(&record, Acks::All).map(drop),
+                partition.append(&record, Acks::None).map(drop),
+                partition.append_nowait(&record, Acks::All).map(drop),
+                partition.delete_records(Offset(1)).map(drop),
+                store.create_topic("u", TopicConfig::new()),
+                store.delete_topic("t"),
+                store.add_partitions("t", 2),
+                store.partition("t", 0).map(drop),
+                store.verify(VerifyOptions::new()).map(drop),
+            ];
+            for (at, outcome) in (1..).zip(outcomes) {
+                if !matches!(outcome, Err(Error::Closed)) {
+                    return at;
+                }
+            }
+            // It may wait for nobody: there is no thread to wake it.
+            if partition.wait_for(Offset(5), Duration::from_millis(10)).is_ok() {
+                return 50;
+            }
+            if store.close(Duration::from_secs(5)).is_err() {
+                return 51;
+            }
+            drop((store, partition));
+            0
+        });
+        assert_eq!(
+            answer, 0,
+            "100: it panicked; 200: it hung; else the first call that was let in"
+        );
+        // A child that lets go of its last handle.
+        let mut last = Some((store, partition));
+        let answer = forked(|| {
+            last.take();
+            0
+        });
+        assert_eq!(answer, 0);
+        let (store, partition) = last.unwrap();
+        assert!(path.join("store.id").exists(), "the child removed its parent's files");
+        assert_eq!(other_opener(&path), format!("locked by {:?}", Some(std::process::id())));
+        partition.append(&[Record::new("b")], Acks::All).unwrap();
+        assert_eq!((count(&store), store.topics().len()), (2, 1));
+        store.close(Duration::from_secs(10)).unwrap();
+    }
+    let store = Store::open(scratch.path()).unwrap();
+    assert_eq!(count(&store), 2);
+    assert!(store.events().all(|event| !event.to_string().contains("unclean")));
+}
