@@ -126,8 +126,8 @@ impl Entry {
     /// takes what the leader wrote (PROD-15).
     pub(super) fn on_data(&mut self, batch: &BatchFacts, appended_at: Timestamp) {
         let given = batch.producer;
-        let goes_on = given.sequence == self.next
-            && (given.epoch == self.epoch || given.epoch > self.epoch && given.sequence > 0);
+        // From 0 under a newer epoch it counts anew: `next` is 0 only if nothing is remembered.
+        let goes_on = given.sequence == self.next && given.epoch >= self.epoch;
         // The writer had forgotten this producer. What is remembered stays true, if it counts on.
         let jumps = given.epoch == self.epoch && given.sequence > self.next;
         if !goes_on {

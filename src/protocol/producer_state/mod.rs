@@ -25,6 +25,7 @@
 //! 5. A marker names the epoch of the transaction that it ends, and epochs are never reused: late data and late markers
 //!    find a newer or an ended epoch, so nothing has to be verified beforehand (TXLOG-15 to TXLOG-18, TXLOG-21).
 //!    There is one coordinator, in the same process: TXLOG-09 cannot happen.
+//! 6. Whoever writes for a producer numbers what it writes, to the offsets topic too: nothing goes unchecked (PROD-16).
 
 pub(crate) mod batch;
 mod entry;

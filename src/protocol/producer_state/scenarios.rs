@@ -549,6 +549,15 @@ fn inv_15_a_late_write_cannot_open_a_transaction_that_has_ended() {
 }
 
 #[test]
+fn a_transaction_that_has_ended_is_nothing_to_a_newer_epoch_that_began_outside_of_one() {
+    let mut log = Log::new();
+    let _ = log.transactional(1, 4, 0, 5);
+    let _ = log.marker(1, 4, Outcome::Aborted);
+    let _ = log.plain(1, 5, 0, 2);
+    assert_eq!(log.check(&transactional(sequence(1, 5, 2), 1)), Verdict::Append);
+}
+
+#[test]
 fn txlog_26_a_cut_that_takes_the_marker_opens_the_transaction_again() {
     let mut log = Log::new();
     let _ = log.other(3);
