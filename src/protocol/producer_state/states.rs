@@ -6,7 +6,7 @@
 //! 3. There are at most `producers_max` producers. To let a new one in, the one that has not appended for longest
 //!    is forgotten; the leader lets at most half of them have a transaction open, so there is one to forget.
 //!
-//! Memory: at most 266 bytes a producer (34 MiB at the limit), with its slot in the map, and about 100 bytes for each
+//! Memory: at most 266 bytes a producer (34 MiB at the limit), with its place in the map, and about 100 bytes for each
 //! transaction that is open or whose marker the high watermark has not passed.
 
 use std::time::Duration;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::protocol::group::offsets::Outcome;
 use crate::types::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, Timestamp};
 
-use super::batch::{BatchFacts, Content, Proposal};
+use super::batch::{BatchFacts, Content, ProducerSequence, Proposal};
 use super::entry::{self, Entry};
 use super::recency::Producers;
 use super::transactions::{EndedTransaction, OpenTransaction, Transactions};
@@ -179,16 +179,13 @@ impl ProducerStates {
         appended_at: Timestamp,
         evicted: &mut Vec<ProducerId>,
     ) {
-        let given = batch.producer;
-        self.know(given.id, given.epoch, given.sequence, evicted);
-        let change = |entry: &mut Entry| {
+        let begun = self.touch(batch.producer, evicted, |entry| {
             let was_open = entry.open.is_some();
             entry.on_data(batch, appended_at);
             entry.open.filter(|_| !was_open)
-        };
-        let begun = self.producers.touch(given.id, change).expect("it was made known");
+        });
         if let Some(first) = begun {
-            self.transactions.begin(first, given.id);
+            self.transactions.begin(first, batch.producer.id);
         }
     }
 
@@ -199,33 +196,34 @@ impl ProducerStates {
         appended_at: Timestamp,
         evicted: &mut Vec<ProducerId>,
     ) -> Option<EndedTransaction> {
-        let given = batch.producer;
+        // What stands in its field says how the transaction ended.
+        let given = ProducerSequence { sequence: 0, ..batch.producer };
         if self.check_marker(given.id, given.epoch).is_err() {
             return None;
         }
-        self.know(given.id, given.epoch, 0, evicted);
-        let change = |entry: &mut Entry| entry.on_marker(given.epoch, appended_at);
-        let first = self.producers.touch(given.id, change).expect("it was made known")?;
+        let first =
+            self.touch(given, evicted, |entry| entry.on_marker(given.epoch, appended_at))?;
         let last = batch.base_offset;
         self.transactions.end(first, last);
         Some(EndedTransaction { producer: given.id, epoch: given.epoch, outcome, first, last })
     }
 
-    fn know(
+    /// Changes the entry of a producer, which is made if it is not there.
+    fn touch<R>(
         &mut self,
-        id: ProducerId,
-        epoch: ProducerEpoch,
-        sequence: u64,
+        given: ProducerSequence,
         evicted: &mut Vec<ProducerId>,
-    ) {
-        if self.producers.get(id).is_some() {
-            return;
+        change: impl Fn(&mut Entry) -> R,
+    ) -> R {
+        if let Some(outcome) = self.producers.touch(given.id, &change) {
+            return outcome;
         }
         while self.producers.len() >= self.producers_max {
             let Some(oldest) = self.producers.remove_oldest() else { break };
             evicted.push(oldest);
         }
-        self.producers.insert(Entry::new(id, epoch, sequence));
+        self.producers.insert(Entry::new(given.id, given.epoch, given.sequence));
+        self.producers.touch(given.id, change).expect("it is there now")
     }
 
     /// The last stable offset: a read-committed reader stops there. It may lie before the log start, if the log start
