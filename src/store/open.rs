@@ -401,7 +401,7 @@ impl Shared {
                 clean,
                 same_boot: disk.same_boot,
                 log_start: described.log_start,
-                rewrite: config.flush == Flush::OnAck || suspect.is_some(),
+                rewrite: config.flush != Flush::Os || suspect.is_some(),
                 epoch: described.leader_epoch,
                 now: self.clock.now(),
                 repair: true,
