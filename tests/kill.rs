@@ -1,7 +1,8 @@
 //! Kill -9, again and again, beside a journal that the store knows nothing of.
 //!
 //! The test starts itself as a child that appends from several threads and writes down, outside, what was
-//! acknowledged. The parent kills it at a random moment, opens the store and compares.
+//! acknowledged. The parent kills it at a random moment, opens the store and compares. With three disks, one
+//! of them is removed, emptied, damaged or put back to an earlier state between the runs.
 #![cfg(unix)]
 #![allow(
     clippy::unwrap_used,
@@ -13,11 +14,14 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use oncelog::{Acks, EventKind, Flush, Offset, ReadOptions, Record, Store, TopicConfig};
+use oncelog::{
+    Acks, DiskState, Error, EventKind, Flush, Offset, ReadOptions, Record, Store, TopicConfig,
+    VerifyOptions,
+};
 
 const PARTITIONS: u32 = 3;
 const CHILD: &str = "ONCELOG_KILL_CHILD";
@@ -29,11 +33,40 @@ fn value(partition: u32, round: u64, number: u64) -> Vec<u8> {
     value
 }
 
+/// The store's directories, one a disk.
+fn directories(directory: &Path, disks: usize) -> Vec<PathBuf> {
+    (0..disks).map(|at| directory.with_extension(format!("disk-{at}"))).collect()
+}
+
+/// Opens the store, as an operator does: a disk that is not there any more is replaced by an empty one.
+fn open(directory: &Path, disks: usize) -> Store {
+    let directories = directories(directory, disks);
+    let builder = || {
+        let builder = Store::builder();
+        directories.iter().fold(builder, |builder, path| builder.disk(path))
+    };
+    let store = match builder().open() {
+        Err(Error::MissingDisk { disk, .. }) => builder().allow_missing(disk).open(),
+        opened => opened,
+    };
+    let store = store.unwrap();
+    for disk in store.disks() {
+        if disk.state == DiskState::Missing {
+            let path = &directories[usize::from(disk.id.0)];
+            // What is there is of a disk that was replaced since: an operator sets it aside.
+            let _ = std::fs::remove_dir_all(path);
+            store.replace_disk(disk.id, path).unwrap();
+        }
+    }
+    store
+}
+
 /// Appends until it is killed. `directory` and `journal` come in the environment.
 fn child() {
     let directory = std::env::var("ONCELOG_KILL_DIR").unwrap();
     let round: u64 = std::env::var("ONCELOG_KILL_ROUND").unwrap().parse().unwrap();
-    let store = Store::open(&directory).unwrap();
+    let disks: usize = std::env::var("ONCELOG_KILL_DISKS").unwrap().parse().unwrap();
+    let store = open(Path::new(&directory), disks);
     println!("ready");
     std::thread::scope(|scope| {
         for number in 0..PARTITIONS {
@@ -71,9 +104,6 @@ fn journal(directory: &Path, number: u32) -> BTreeMap<u64, (u64, u64)> {
 }
 
 fn check(directory: &Path, store: &Store) {
-    for event in store.events() {
-        assert!(!matches!(event.kind, EventKind::Damaged { .. }), "{event}");
-    }
     for number in 0..PARTITIONS {
         let partition = store.partition("t", number).unwrap();
         let mut known = journal(directory, number);
@@ -110,26 +140,108 @@ fn check(directory: &Path, store: &Store) {
     }
 }
 
-fn kill_loop(flush: Flush, kills: u64, seed: u64) {
+/// What becomes of one disk between two runs.
+fn trouble(path: &Path, earlier: &Path, random: u64) -> String {
+    match random % 6 {
+        0 => {
+            std::fs::remove_dir_all(path).unwrap();
+            "removed".to_owned()
+        }
+        1 => {
+            std::fs::remove_dir_all(path).unwrap();
+            std::fs::create_dir(path).unwrap();
+            "emptied".to_owned()
+        }
+        2 if earlier.exists() => {
+            std::fs::remove_dir_all(path).unwrap();
+            copy(earlier, path);
+            "an earlier copy".to_owned()
+        }
+        3 => {
+            copy(path, earlier);
+            "copied for later".to_owned()
+        }
+        _ => {
+            let mut files = files(path);
+            files.retain(|file| std::fs::metadata(file).unwrap().len() > 0);
+            let file = &files[usize::try_from(random / 8 % files.len() as u64).unwrap()];
+            let mut bytes = std::fs::read(file).unwrap();
+            let at = usize::try_from(random / 4096 % bytes.len() as u64).unwrap();
+            bytes[at] ^= 1 << (random % 8);
+            std::fs::write(file, bytes).unwrap();
+            format!("byte {at} of {} flipped", file.display())
+        }
+    }
+}
+
+fn files(path: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(path).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+fn copy(from: &Path, to: &Path) {
+    if to.exists() {
+        std::fs::remove_dir_all(to).unwrap();
+    }
+    for file in files(from) {
+        let to = to.join(file.strip_prefix(from).unwrap());
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::copy(file, to).unwrap();
+    }
+}
+
+/// Waits until every replica is in sync again: the next trouble may then be with another disk.
+fn heal(store: &Store, disks: usize) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    for number in 0..PARTITIONS {
+        let partition = store.partition("t", number).unwrap();
+        while partition.in_sync_replicas().len() < disks
+            || partition.high_watermark() < partition.log_end_offset()
+        {
+            if Instant::now() > deadline {
+                let events: Vec<_> = store.events().map(|event| event.to_string()).collect();
+                let in_sync = partition.in_sync_replicas();
+                panic!("partition {number} is in sync on {in_sync:?} only: {events:#?}");
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+fn kill_loop(flush: Flush, disks: usize, kills: u64, seed: u64) {
     let scratch = tempfile::tempdir().unwrap();
     let directory = scratch.path().join("data");
-    let store = Store::open(&directory).unwrap();
-    store
-        .create_topic(
-            "t",
-            TopicConfig::new().partitions(PARTITIONS).flush(flush).segment_bytes(64 << 10),
-        )
-        .unwrap();
+    let store = open(&directory, disks);
+    let config = TopicConfig::new()
+        .partitions(PARTITIONS)
+        .replication_factor(u16::try_from(disks).unwrap())
+        .min_insync_replicas(if disks > 1 { 2 } else { 1 })
+        .flush(flush)
+        .segment_bytes(64 << 10);
+    store.create_topic("t", config).unwrap();
     drop(store);
     let mut random = seed;
-    for round in 1..=kills {
+    let mut draw = || {
         random =
             random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        random >> 20
+    };
+    for round in 1..=kills {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "kills_lose_nothing", "--nocapture"])
             .env(CHILD, "1")
             .env("ONCELOG_KILL_DIR", &directory)
             .env("ONCELOG_KILL_ROUND", round.to_string())
+            .env("ONCELOG_KILL_DISKS", disks.to_string())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -138,15 +250,29 @@ fn kill_loop(flush: Flush, kills: u64, seed: u64) {
             lines.any(|line| line.unwrap().contains("ready")),
             "round {round}: the child did not open"
         );
-        let lifetime = Duration::from_micros(random >> 40 & 0x3fff);
+        let lifetime = Duration::from_micros(draw() & 0x3fff);
         let started = Instant::now();
         while started.elapsed() < lifetime {
             std::thread::yield_now();
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        if round % 4 == 0 || round == kills {
-            let store = Store::open(&directory).unwrap();
+        if disks > 1 {
+            let at = usize::try_from(draw() % disks as u64).unwrap();
+            let path = &directories(&directory, disks)[at];
+            let done = trouble(path, &path.with_extension(format!("earlier-{at}")), draw());
+            eprintln!("round {round}, disk {at}: {done}");
+            let store = open(&directory, disks);
+            heal(&store, disks);
+            check(&directory, &store);
+            let report = store.verify(VerifyOptions::new().repair(true)).unwrap();
+            assert!(report.damages.iter().all(|damage| damage.repaired), "{:?}", report.damages);
+            store.close(Duration::from_secs(10)).unwrap();
+        } else if round % 4 == 0 || round == kills {
+            let store = open(&directory, disks);
+            for event in store.events() {
+                assert!(!matches!(event.kind, EventKind::Damaged { .. }), "{event}");
+            }
             check(&directory, &store);
             store.close(Duration::from_secs(10)).unwrap();
         }
@@ -160,6 +286,8 @@ fn kills_lose_nothing() {
     }
     let seed = std::env::var("ONCELOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
     eprintln!("replay with: ONCELOG_SEED={seed} cargo test --all-features --test kill");
-    kill_loop(Flush::OnAck, 100, seed);
-    kill_loop(Flush::Os, 100, seed + 1);
+    kill_loop(Flush::OnAck, 1, 100, seed);
+    kill_loop(Flush::Os, 1, 100, seed + 1);
+    kill_loop(Flush::OnAck, 3, 40, seed + 2);
+    kill_loop(Flush::Os, 3, 40, seed + 3);
 }

@@ -206,7 +206,7 @@ impl StoreBuilder {
                         Ok(disk) => disks.push(Arc::new(disk)),
                         // Of several, one that is not there may be made, or is missing.
                         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !alone => {
-                            absent.push((disks.len(), path));
+                            absent.push((disks.len() + absent.len(), path));
                         }
                         Err(error) => return Err(Error::io(path, "open directory", error)),
                     }
@@ -219,7 +219,7 @@ impl StoreBuilder {
             for (at, path) in absent {
                 let made = RealDisk::open(&path, true)
                     .map_err(|error| Error::io(path, "open directory", error))?;
-                disks.insert(at.min(disks.len()), Arc::new(made));
+                disks.insert(at, Arc::new(made));
             }
         }
         open(disks, self.options, self.clock)

@@ -127,6 +127,12 @@ fn open_metadata(
     for LeftOut { path, reason } in roll.left_out {
         events.push(clock.now(), EventKind::DirectoryLeftOut { path, reason });
     }
+    for disk in metadata.state().disks() {
+        if !roll.members.iter().any(|(_, id)| *id == disk) {
+            let cause = "it is in none of the directories that were given".to_owned();
+            events.push(clock.now(), EventKind::DiskOffline { disk, cause });
+        }
+    }
     let store = metadata.state().store().expect("a log begins with its store");
     let mut members = Vec::new();
     for (at, id) in &roll.members {
