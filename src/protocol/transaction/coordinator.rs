@@ -33,9 +33,7 @@ use crate::types::{ProducerId, Timestamp};
 
 use super::entry::{Entry, reply};
 use super::lineage::{TransactionTag, Verdict};
-use super::messages::{
-    Answer, Context, Effect, Event, IDS_MAX, Open, Refusal, RequestId, Settings,
-};
+use super::messages::{Answer, Context, Effect, Event, Open, Refusal, RequestId, Settings};
 use super::records::{IdState, TransactionRecord, transactional_id_fits};
 
 /// The records of the internal topic, as they are read.
@@ -198,7 +196,7 @@ impl Coordinator {
     }
 
     fn check_open(&self, open: &Open) -> Result<(), Refusal> {
-        let max = self.settings.timeout_max;
+        let Settings { timeout_max: max, ids_max, .. } = self.settings;
         if !transactional_id_fits(&open.id) {
             return Err(Refusal::BadId);
         }
@@ -212,7 +210,7 @@ impl Coordinator {
         match self.entries.contains_key(&open.id) {
             true => Ok(()),
             false if open.renews.is_some() => Err(Refusal::UnknownProducer),
-            false if self.entries.len() >= IDS_MAX => Err(Refusal::Full),
+            false if self.entries.len() >= ids_max => Err(Refusal::Full { ids_max }),
             false => Ok(()),
         }
     }

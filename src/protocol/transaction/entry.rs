@@ -74,6 +74,8 @@ pub(super) struct Entry {
     /// partitions take nothing new before, and nobody is let in.
     strays: BTreeMap<(TransactionTag, PartitionId), Outcome>,
     strays_retry_at: Option<Timestamp>,
+    /// The highest epoch above the lineage's that a partition has reported.
+    seen: ProducerEpoch,
     /// When to note that all is settled.
     note_at: Option<Timestamp>,
     /// Not before; after a failure.
@@ -97,6 +99,7 @@ impl Entry {
             opening: None,
             strays: BTreeMap::new(),
             strays_retry_at: None,
+            seen: ProducerEpoch(0),
             note_at: None,
             retry_at: None,
             timer: None,
@@ -312,6 +315,7 @@ impl Entry {
         match change {
             Change::Reign { open, lineage, previous } => {
                 (self.lineage, self.previous) = (lineage, previous);
+                self.seen = ProducerEpoch(0);
                 self.timeout = open.timeout;
                 self.recorded = true;
                 if self.opening.is_some() {
@@ -412,7 +416,6 @@ impl Entry {
     ) {
         let verdict = self.verdict(tag);
         let is_last = self.lineage.last().is_some_and(|(last, _)| last == tag);
-        let is_free = self.is_free();
         match &mut self.phase {
             Phase::Settling { pending, .. } if is_last => {
                 if pending.insert(partition) {
@@ -431,11 +434,11 @@ impl Entry {
                 self.begin(context.now, partition);
                 return;
             }
-            // The topic has lost a record: no later reign may meet what was written under the lost one.
-            Phase::Idle if verdict == Verdict::Unknown && is_free => {
-                self.lineage = self.lineage.raised_to(tag.epoch.min(context.settings.epoch_end));
-            }
             _ => {}
+        }
+        // The topic has lost a record: no later reign may meet what was written under the lost one.
+        if verdict == Verdict::Unknown {
+            self.seen = self.seen.max(tag.epoch);
         }
         if verdict == Verdict::Forgotten {
             effects.push(Effect::Unexplained { tag, partition });
@@ -552,7 +555,7 @@ impl Entry {
         if !self.recorded {
             return (self.lineage, None);
         }
-        let next = self.lineage.end().0.checked_add(1).map(ProducerEpoch);
+        let next = self.lineage.end().max(self.seen).0.checked_add(1).map(ProducerEpoch);
         match next.filter(|next| *next < context.settings.epoch_end) {
             Some(next) => (self.lineage.raised_to(next), self.previous),
             None => (Lineage::new(fresh), Some(self.lineage)),

@@ -10,8 +10,6 @@ use crate::types::{ProducerEpoch, ProducerId, Timestamp};
 use super::lineage::{TransactionTag, Verdict};
 use super::records::{ID_BYTES_MAX, PARTITIONS_MAX, TransactionRecord};
 
-/// Transactional ids that are known at one time; a bound on memory (KIP-936).
-pub(crate) const IDS_MAX: usize = 1_000_000;
 /// Calls that may wait for the end of one transaction.
 pub(crate) const WAITERS_MAX: usize = 64;
 
@@ -28,6 +26,8 @@ pub(crate) struct Settings {
     pub(crate) expiration: Option<Duration>,
     /// Epochs below this are handed out; then the id gets a new producer id.
     pub(crate) epoch_end: ProducerEpoch,
+    /// Transactional ids that are known at one time; a bound on memory (KIP-936).
+    pub(crate) ids_max: usize,
 }
 
 impl Default for Settings {
@@ -36,6 +36,7 @@ impl Default for Settings {
             timeout_max: Duration::from_secs(15 * 60),
             expiration: Some(Duration::from_secs(7 * 24 * 3600)),
             epoch_end: ProducerEpoch(u32::MAX),
+            ids_max: 1_000_000,
         }
     }
 }
@@ -151,8 +152,8 @@ pub(crate) enum Refusal {
     BadId,
     #[error("a transaction timeout lies above 0 and is at most {max:?}")]
     BadTimeout { max: Duration },
-    #[error("{IDS_MAX} transactional ids are in use")]
-    Full,
+    #[error("{ids_max} transactional ids are in use")]
+    Full { ids_max: usize },
     #[error("the producer id is in use")]
     ProducerIdInUse,
     /// A newer holder took over, or the handle was closed.
