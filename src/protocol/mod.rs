@@ -7,6 +7,7 @@
 //! - `recovery`: whether bytes that do not fit are a torn tail or damage.
 //! - `replication`: whose log is whose, how far it may be read, who leads.
 //! - `retention`: which segments a policy lets go.
+//! - `transaction`: who may write under a transactional id, and how each transaction ends.
 
 #[cfg_attr(not(test), expect(dead_code, reason = "the store's shell takes it up next"))]
 pub(crate) mod group;
@@ -18,3 +19,5 @@ pub(crate) mod producer_state;
 pub(crate) mod recovery;
 pub(crate) mod replication;
 pub(crate) mod retention;
+#[cfg_attr(not(test), expect(dead_code, reason = "the store's shell takes it up next"))]
+pub(crate) mod transaction;

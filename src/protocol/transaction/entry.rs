@@ -1,0 +1,673 @@
+//! One transactional id: its holder, its transaction, and the record that is on its way.
+//!
+//! ```text
+//!          join                  decision durable                all markers written
+//!   Idle --------> Ongoing --------------------------> Settling --------------------> Idle
+//!    ^                                                                                 |
+//!    +---- a reign or its end is recorded: opens, expiry ------------------------------+
+//! ```
+//!
+//! A step that needs a record sets `persisting` and changes nothing else until the record is durable; one that
+//! fails leaves all as it was (COORD-34). The holder is fenced at once, by taking its `session` away.
+//!
+//! Invariants:
+//! 1. A decision never changes: the phase moves to `Settling` once for each epoch, and the lineage with it.
+//! 2. In `Settling`, the transaction is the last of the lineage; in `Ongoing` it is the running one.
+//! 3. Only one record is on its way, and none while markers are.
+//! 4. The holder's session began within the lineage, below the last epoch.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::protocol::group::assignment::PartitionId;
+use crate::protocol::group::offsets::Outcome;
+use crate::types::{ProducerEpoch, ProducerId, Timestamp};
+
+use super::lineage::{Lineage, TransactionTag, Verdict};
+use super::messages::{Answer, Context, Effect, Open, Refusal, RequestId, WAITERS_MAX};
+use super::records::{IdState, PARTITIONS_MAX, TransactionRecord};
+
+/// After a record or a marker could not be written.
+pub(super) const RETRY_AFTER: Duration = Duration::from_millis(100);
+/// A busy id's next decision says as well that the one before is settled; only a quiet id notes it.
+pub(super) const NOTE_AFTER: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Debug)]
+enum Phase {
+    /// No transaction; all earlier ones are settled.
+    Idle,
+    Ongoing {
+        /// The first join (COORD-62).
+        since: Timestamp,
+        partitions: BTreeSet<PartitionId>,
+        /// An end was asked for. If its record failed, the transaction is in doubt and takes in no more.
+        ending: bool,
+    },
+    /// Decided; these lack the marker.
+    Settling { pending: BTreeSet<PartitionId>, waiters: Vec<RequestId> },
+}
+
+/// What the record on its way says.
+#[derive(Clone, Debug)]
+enum Change {
+    Reign { open: Open, lineage: Lineage, previous: Option<Lineage> },
+    Decision { outcome: Outcome, waiters: Vec<RequestId> },
+    Expiry,
+}
+
+/// All that is known of one id.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    lineage: Lineage,
+    previous: Option<Lineage>,
+    timeout: Duration,
+    updated_at: Timestamp,
+    /// The first reign is durable.
+    recorded: bool,
+    /// The first epoch of whoever holds the id.
+    session: Option<ProducerEpoch>,
+    phase: Phase,
+    persisting: Option<Change>,
+    /// Waits until what the older holder left is settled.
+    opening: Option<Open>,
+    /// Older transactions that partitions had open, each with its outcome, until they have the marker. Their
+    /// partitions take nothing new before, and nobody is let in.
+    strays: BTreeMap<(TransactionTag, PartitionId), Outcome>,
+    strays_retry_at: Option<Timestamp>,
+    /// The highest epoch above the lineage's that a partition has reported.
+    seen: ProducerEpoch,
+    /// When to note that all is settled.
+    note_at: Option<Timestamp>,
+    /// Not before; after a failure.
+    retry_at: Option<Timestamp>,
+    /// When the coordinator looks at it next; kept here for its sake.
+    pub(super) timer: Option<Timestamp>,
+}
+
+impl Entry {
+    /// An id that nobody has held, for the open that follows.
+    pub(super) fn new(fresh: ProducerId, now: Timestamp) -> Self {
+        Self {
+            lineage: Lineage::new(fresh),
+            previous: None,
+            timeout: Duration::ZERO,
+            updated_at: now,
+            recorded: false,
+            session: None,
+            phase: Phase::Idle,
+            persisting: None,
+            opening: None,
+            strays: BTreeMap::new(),
+            strays_retry_at: None,
+            seen: ProducerEpoch(0),
+            note_at: None,
+            retry_at: None,
+            timer: None,
+        }
+    }
+
+    /// What a record says, after a restart: nobody holds it, and a decision is to be carried out (COORD-42).
+    pub(super) fn replayed(
+        state: IdState,
+        context: Context<'_>,
+        effects: &mut Vec<Effect>,
+    ) -> Self {
+        let mut entry = Self {
+            lineage: state.lineage,
+            previous: state.previous,
+            timeout: state.timeout,
+            // A clock that stood in the future must not keep the id for as long (COORD-46).
+            updated_at: state.updated_at.min(context.now),
+            recorded: true,
+            ..Self::new(state.lineage.producer(), context.now)
+        };
+        if let Some(partitions) = state.unsettled {
+            let pending = partitions.into_iter().collect();
+            entry.phase = Phase::Settling { pending, waiters: Vec::new() };
+            entry.write_markers(effects);
+        }
+        entry
+    }
+
+    /// The producer ids whose transactions are known here.
+    pub(super) fn producers(&self) -> (ProducerId, Option<ProducerId>) {
+        (self.lineage.producer(), self.previous.map(|previous| previous.producer()))
+    }
+
+    /// Nothing of it is durable, and nobody is waiting for it to be.
+    pub(super) fn is_void(&self) -> bool {
+        !self.recorded && self.persisting.is_none() && self.opening.is_none()
+    }
+
+    pub(super) fn verdict(&self, tag: TransactionTag) -> Verdict {
+        if tag.producer == self.lineage.producer() {
+            return match tag.epoch.cmp(&self.lineage.end()) {
+                std::cmp::Ordering::Less => self.lineage.verdict(tag.epoch),
+                std::cmp::Ordering::Equal if self.is_undecided() => Verdict::Open,
+                std::cmp::Ordering::Equal => Verdict::Aborted,
+                std::cmp::Ordering::Greater => Verdict::Unknown,
+            };
+        }
+        match self.previous.filter(|previous| previous.producer() == tag.producer) {
+            Some(previous) if tag.epoch < previous.end() => previous.verdict(tag.epoch),
+            Some(_) => Verdict::Aborted,
+            None => Verdict::Unknown,
+        }
+    }
+
+    /// Whether the running epoch may still be committed by anyone.
+    fn is_undecided(&self) -> bool {
+        self.session.is_some() || matches!(self.phase, Phase::Ongoing { .. })
+    }
+
+    /// Whether the tag is its holder's current or next one. Another one is refused, with the reason.
+    fn check_current(&self, tag: TransactionTag) -> Result<(), Refusal> {
+        self.check_holder(tag)?;
+        if tag.epoch < self.lineage.end() {
+            return Err(Refusal::Over(self.lineage.verdict(tag.epoch)));
+        }
+        match self.phase {
+            // The holder's transaction has timed out, and it cannot know this tag yet.
+            Phase::Settling { .. } => Err(Refusal::Busy),
+            Phase::Idle | Phase::Ongoing { .. } => Ok(()),
+        }
+    }
+
+    /// Whether the tag belongs to the session that holds the id (INV-10).
+    fn check_holder(&self, tag: TransactionTag) -> Result<(), Refusal> {
+        let fenced = Refusal::Fenced { current: self.lineage.tag() };
+        let since = self.session.ok_or(fenced)?;
+        let range = since..=self.lineage.end();
+        let holds = tag.producer == self.lineage.producer() && range.contains(&tag.epoch);
+        if holds { Ok(()) } else { Err(fenced) }
+    }
+
+    pub(super) fn join(
+        &mut self,
+        context: Context<'_>,
+        tag: TransactionTag,
+        partition: PartitionId,
+    ) -> Result<(), Refusal> {
+        self.check_current(tag)?;
+        if self.strays.keys().any(|(_, place)| *place == partition) {
+            return Err(Refusal::Busy);
+        }
+        match &mut self.phase {
+            Phase::Ongoing { ending: true, .. } => Err(Refusal::Ending),
+            Phase::Ongoing { partitions, .. } => {
+                if partitions.len() >= PARTITIONS_MAX && !partitions.contains(&partition) {
+                    return Err(Refusal::TooManyPartitions);
+                }
+                partitions.insert(partition);
+                Ok(())
+            }
+            // A tag that its holder was not given: its epochs are used up.
+            Phase::Idle if tag.epoch >= context.settings.epoch_end => Err(Refusal::UnknownProducer),
+            Phase::Idle => {
+                self.begin(context.now, partition);
+                Ok(())
+            }
+            Phase::Settling { .. } => {
+                unreachable!("a current tag is not of a settling transaction")
+            }
+        }
+    }
+
+    fn begin(&mut self, now: Timestamp, partition: PartitionId) {
+        let partitions = BTreeSet::from([partition]);
+        self.phase = Phase::Ongoing { since: now, partitions, ending: false };
+    }
+
+    pub(super) fn may_append(
+        &self,
+        tag: TransactionTag,
+        partition: PartitionId,
+    ) -> Result<(), Refusal> {
+        self.check_current(tag)?;
+        match &self.phase {
+            Phase::Ongoing { ending: true, .. } => Err(Refusal::Ending),
+            Phase::Ongoing { partitions, .. } if partitions.contains(&partition) => Ok(()),
+            _ => Err(Refusal::NotJoined),
+        }
+    }
+
+    /// Fences the holder, or waits for its turn behind what it left.
+    pub(super) fn on_open(&mut self, context: Context<'_>, open: Open, effects: &mut Vec<Effect>) {
+        if let Some(Err(refusal)) = open.renews.map(|tag| self.check_holder(tag)) {
+            effects.push(reply(open.request, Answer::Refused(refusal)));
+            return;
+        }
+        self.session = None;
+        if let Some(older) = self.opening.replace(open) {
+            effects.push(self.fenced(older.request));
+        }
+        self.go_on(context, effects);
+    }
+
+    pub(super) fn on_end(
+        &mut self,
+        context: Context<'_>,
+        request: RequestId,
+        tag: TransactionTag,
+        outcome: Outcome,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Err(refusal) = self.check_holder(tag) {
+            effects.push(reply(request, Answer::Refused(refusal)));
+            return;
+        }
+        let (verdict, next) = (self.verdict(tag), self.next(context));
+        let is_last = self.lineage.last().is_some_and(|(last, _)| last == tag);
+        let is_running = tag == self.lineage.tag();
+        let wait = match (&mut self.phase, &mut self.persisting) {
+            (Phase::Settling { waiters, .. }, _) if is_last => Some(waiters),
+            (Phase::Ongoing { .. }, Some(Change::Decision { waiters, .. })) if is_running => {
+                Some(waiters)
+            }
+            _ => None,
+        };
+        if let Some(waiters) = wait {
+            if waiters.len() < WAITERS_MAX {
+                waiters.push(request);
+            } else {
+                effects.push(reply(request, Answer::Refused(Refusal::Busy)));
+            }
+            return;
+        }
+        let answer = match (&self.phase, verdict) {
+            (_, Verdict::Committed) => Answer::Ended { outcome: Outcome::Committed, next },
+            (_, Verdict::Aborted) => Answer::Ended { outcome: Outcome::Aborted, next },
+            (Phase::Ongoing { .. }, Verdict::Open) => {
+                self.decide(context, outcome, vec![request], effects);
+                return;
+            }
+            // Nothing was written under the epoch, so it is as good as new (CLI-18).
+            (Phase::Idle, Verdict::Open) if next.is_some() => Answer::Ended { outcome, next },
+            (Phase::Idle, Verdict::Open) => Answer::Refused(Refusal::UnknownProducer),
+            (Phase::Settling { .. }, Verdict::Open) => Answer::Refused(Refusal::Busy),
+            (_, Verdict::Forgotten | Verdict::Unknown) => Answer::Refused(Refusal::Over(verdict)),
+        };
+        effects.push(reply(request, answer));
+    }
+
+    pub(super) fn on_close(
+        &mut self,
+        context: Context<'_>,
+        tag: TransactionTag,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.check_holder(tag).is_ok() {
+            self.session = None;
+            self.updated_at = context.now;
+            self.go_on(context, effects);
+        }
+    }
+
+    /// Returns whether the id is forgotten, and by whom it is wanted again.
+    pub(super) fn on_persisted(
+        &mut self,
+        context: Context<'_>,
+        effects: &mut Vec<Effect>,
+    ) -> Option<Option<Open>> {
+        let change = self.persisting.take().expect("a report follows its record");
+        self.retry_at = None;
+        self.updated_at = context.now;
+        match change {
+            Change::Reign { open, lineage, previous } => {
+                (self.lineage, self.previous) = (lineage, previous);
+                self.seen = ProducerEpoch(0);
+                self.timeout = open.timeout;
+                self.recorded = true;
+                if self.opening.is_some() {
+                    effects.push(self.fenced(open.request));
+                } else {
+                    self.session = Some(lineage.end());
+                    effects.push(reply(open.request, Answer::Opened { tag: lineage.tag() }));
+                }
+            }
+            Change::Decision { outcome, waiters } => {
+                let Phase::Ongoing { partitions, .. } = &mut self.phase else {
+                    unreachable!("a transaction goes on until its decision is durable")
+                };
+                let pending = std::mem::take(partitions);
+                self.phase = Phase::Settling { pending, waiters };
+                self.lineage = self.lineage.after(outcome);
+                self.write_markers(effects);
+            }
+            Change::Expiry => return Some(self.opening.take()),
+        }
+        self.go_on(context, effects);
+        None
+    }
+
+    pub(super) fn on_persist_failed(&mut self, context: Context<'_>, effects: &mut Vec<Effect>) {
+        let change = self.persisting.take().expect("a report follows its record");
+        self.retry_at = Some(context.now.plus(RETRY_AFTER));
+        match change {
+            Change::Reign { open, .. } => {
+                effects.push(reply(open.request, Answer::Failed));
+                // Who came later has not failed yet.
+                self.go_on(context, effects);
+            }
+            Change::Decision { waiters, .. } => {
+                let opening = self.opening.take().map(|open| open.request);
+                let failed = waiters.into_iter().chain(opening);
+                effects.extend(failed.map(|request| reply(request, Answer::Failed)));
+            }
+            // An open that waits for a new beginning takes the id as it is.
+            Change::Expiry => self.go_on(context, effects),
+        }
+    }
+
+    pub(super) fn on_marker_written(
+        &mut self,
+        context: Context<'_>,
+        tag: TransactionTag,
+        partition: PartitionId,
+        effects: &mut Vec<Effect>,
+    ) {
+        let next = self.next(context);
+        if self.strays.remove(&(tag, partition)).is_some() && self.strays.is_empty() {
+            self.strays_retry_at = None;
+            self.go_on(context, effects);
+            return;
+        }
+        let Some((_, outcome)) = self.lineage.last().filter(|(last, _)| *last == tag) else {
+            return;
+        };
+        let Phase::Settling { pending, waiters } = &mut self.phase else { return };
+        pending.remove(&partition);
+        if !pending.is_empty() {
+            return;
+        }
+        let answer = Answer::Ended { outcome, next };
+        effects.extend(waiters.drain(..).map(|request| reply(request, answer)));
+        self.phase = Phase::Idle;
+        self.retry_at = None;
+        self.updated_at = context.now;
+        self.note_at = Some(context.now.plus(NOTE_AFTER));
+        self.go_on(context, effects);
+    }
+
+    pub(super) fn on_marker_failed(
+        &mut self,
+        context: Context<'_>,
+        tag: TransactionTag,
+        partition: PartitionId,
+    ) {
+        let retry_at = context.now.plus(RETRY_AFTER);
+        if self.strays.contains_key(&(tag, partition)) {
+            self.strays_retry_at.get_or_insert(retry_at);
+            return;
+        }
+        let is_last = self.lineage.last().is_some_and(|(last, _)| last == tag);
+        if is_last && matches!(self.phase, Phase::Settling { .. }) {
+            self.retry_at.get_or_insert(retry_at);
+        }
+    }
+
+    /// Sees to it that the transaction gets its marker in the partition (COORD-65).
+    pub(super) fn on_found(
+        &mut self,
+        context: Context<'_>,
+        tag: TransactionTag,
+        partition: PartitionId,
+        effects: &mut Vec<Effect>,
+    ) {
+        let verdict = self.verdict(tag);
+        let is_last = self.lineage.last().is_some_and(|(last, _)| last == tag);
+        match &mut self.phase {
+            Phase::Settling { pending, .. } if is_last => {
+                if pending.insert(partition) {
+                    self.write_markers(effects);
+                }
+                return;
+            }
+            Phase::Ongoing { partitions, .. } if verdict == Verdict::Open => {
+                if partitions.len() < PARTITIONS_MAX {
+                    partitions.insert(partition);
+                }
+                return;
+            }
+            // The holder is here and has not joined anything; whose it is decides.
+            _ if verdict == Verdict::Open => {
+                self.begin(context.now, partition);
+                return;
+            }
+            _ => {}
+        }
+        // The topic has lost a record: no later reign may meet what was written under the lost one.
+        if verdict == Verdict::Unknown {
+            self.seen = self.seen.max(tag.epoch);
+        }
+        if verdict == Verdict::Forgotten {
+            effects.push(Effect::Unexplained { tag, partition });
+        }
+        let committed = verdict == Verdict::Committed;
+        let outcome = if committed { Outcome::Committed } else { Outcome::Aborted };
+        self.strays.insert((tag, partition), outcome);
+        effects.push(Effect::WriteMarkers { tag, outcome, partitions: vec![partition] });
+    }
+
+    /// Nobody holds the id and nothing is on its way.
+    fn is_free(&self) -> bool {
+        let waited_for = self.session.is_some() || self.opening.is_some();
+        !waited_for && self.persisting.is_none() && self.strays.is_empty()
+    }
+
+    /// What time brings: a time-out, another try, a note, the end of an id that nobody has used for long.
+    pub(super) fn on_due(&mut self, context: Context<'_>, effects: &mut Vec<Effect>) {
+        if self.strays_retry_at.is_some_and(|at| at <= context.now) {
+            self.strays_retry_at = None;
+            for ((tag, partition), outcome) in &self.strays {
+                let (tag, outcome, partitions) = (*tag, *outcome, vec![*partition]);
+                effects.push(Effect::WriteMarkers { tag, outcome, partitions });
+            }
+        }
+        if self.phase_deadline(context).is_none_or(|deadline| deadline > context.now) {
+            return;
+        }
+        self.retry_at = None;
+        match &self.phase {
+            Phase::Ongoing { .. } => {
+                self.decide(context, Outcome::Aborted, Vec::new(), effects);
+            }
+            Phase::Settling { .. } => self.write_markers(effects),
+            Phase::Idle if self.note_at.is_some_and(|at| at <= context.now) => {
+                self.note(context, effects);
+            }
+            Phase::Idle => {
+                self.persisting = Some(Change::Expiry);
+                let record = TransactionRecord { id: context.id.clone(), state: None };
+                effects.push(Effect::Persist { record });
+            }
+        }
+    }
+
+    /// When [`Entry::on_due`] has something to do, if nothing else happens before.
+    pub(super) fn deadline(&self, context: Context<'_>) -> Option<Timestamp> {
+        let deadlines = [self.phase_deadline(context), self.strays_retry_at];
+        deadlines.into_iter().flatten().min()
+    }
+
+    fn phase_deadline(&self, context: Context<'_>) -> Option<Timestamp> {
+        // A record on its way is waited for (COORD-61).
+        if self.persisting.is_some() {
+            return None;
+        }
+        let not_before = self.retry_at.unwrap_or(Timestamp::MIN);
+        match &self.phase {
+            Phase::Ongoing { since, .. } if self.session.is_some() => {
+                Some(since.plus(self.timeout).max(not_before))
+            }
+            Phase::Ongoing { .. } => Some(not_before),
+            Phase::Settling { .. } => self.retry_at,
+            Phase::Idle if self.note_at.is_some() => self.note_at,
+            Phase::Idle if self.is_free() && self.recorded => {
+                let expires = self.updated_at.plus(context.settings.expiration?);
+                Some(expires.max(not_before))
+            }
+            Phase::Idle => None,
+        }
+    }
+
+    /// Puts down that all is settled, so that the next start has nothing to do here.
+    pub(super) fn note(&mut self, context: Context<'_>, effects: &mut Vec<Effect>) {
+        let quiet = matches!(self.phase, Phase::Idle) && self.persisting.is_none();
+        if quiet && self.note_at.take().is_some() {
+            let record = self.record(context, self.lineage, self.previous, None);
+            effects.push(Effect::Note { record });
+        }
+    }
+
+    /// Takes the next step for those who wait: settles what nobody holds, then lets the next holder in.
+    fn go_on(&mut self, context: Context<'_>, effects: &mut Vec<Effect>) {
+        if self.persisting.is_some() {
+            return;
+        }
+        match &self.phase {
+            Phase::Ongoing { .. } if self.session.is_none() => {
+                self.decide(context, Outcome::Aborted, Vec::new(), effects);
+            }
+            Phase::Ongoing { .. } | Phase::Settling { .. } => {}
+            Phase::Idle if !self.strays.is_empty() => {}
+            Phase::Idle => {
+                if let Some(open) = self.opening.take() {
+                    self.reign(context, open, effects);
+                }
+            }
+        }
+    }
+
+    fn reign(&mut self, context: Context<'_>, open: Open, effects: &mut Vec<Effect>) {
+        let (lineage, previous) = self.next_reign(context, open.fresh);
+        let mut record = self.record(context, lineage, previous, None);
+        if let Some(state) = &mut record.state {
+            state.timeout = open.timeout;
+        }
+        self.note_at = None;
+        self.persisting = Some(Change::Reign { open, lineage, previous });
+        effects.push(Effect::Persist { record });
+    }
+
+    /// An epoch that the holder before could not know, so that it is told from the new one (COORD-04).
+    fn next_reign(&self, context: Context<'_>, fresh: ProducerId) -> (Lineage, Option<Lineage>) {
+        if !self.recorded {
+            return (self.lineage, None);
+        }
+        let next = self.lineage.end().max(self.seen).0.checked_add(1).map(ProducerEpoch);
+        match next.filter(|next| *next < context.settings.epoch_end) {
+            Some(next) => (self.lineage.raised_to(next), self.previous),
+            None => (Lineage::new(fresh), Some(self.lineage)),
+        }
+    }
+
+    /// Sends the decision on its way: once it is durable, the transaction has ended so for ever (COORD-35).
+    fn decide(
+        &mut self,
+        context: Context<'_>,
+        outcome: Outcome,
+        waiters: Vec<RequestId>,
+        effects: &mut Vec<Effect>,
+    ) {
+        assert!(self.persisting.is_none(), "one record at a time");
+        let Phase::Ongoing { partitions, ending, .. } = &mut self.phase else {
+            unreachable!("only a transaction that has begun is decided")
+        };
+        *ending = true;
+        let unsettled = Some(partitions.iter().copied().collect());
+        let lineage = self.lineage.after(outcome);
+        let record = self.record(context, lineage, self.previous, unsettled);
+        self.note_at = None;
+        self.persisting = Some(Change::Decision { outcome, waiters });
+        effects.push(Effect::Persist { record });
+    }
+
+    fn record(
+        &self,
+        context: Context<'_>,
+        lineage: Lineage,
+        previous: Option<Lineage>,
+        unsettled: Option<Vec<PartitionId>>,
+    ) -> TransactionRecord {
+        let (timeout, updated_at) = (self.timeout, context.now);
+        let state = IdState { lineage, previous, timeout, updated_at, unsettled };
+        TransactionRecord { id: context.id.clone(), state: Some(state) }
+    }
+
+    fn write_markers(&self, effects: &mut Vec<Effect>) {
+        let Phase::Settling { pending, .. } = &self.phase else {
+            unreachable!("markers follow a decision")
+        };
+        let (tag, outcome) = self.lineage.last().expect("a decision ends an epoch");
+        let partitions = pending.iter().copied().collect();
+        effects.push(Effect::WriteMarkers { tag, outcome, partitions });
+    }
+
+    /// The holder's next tag.
+    fn next(&self, context: Context<'_>) -> Option<TransactionTag> {
+        let usable = self.lineage.end() < context.settings.epoch_end;
+        (self.session.is_some() && usable).then_some(self.lineage.tag())
+    }
+
+    fn fenced(&self, request: RequestId) -> Effect {
+        let refusal = Refusal::Fenced { current: self.lineage.tag() };
+        reply(request, Answer::Refused(refusal))
+    }
+
+    pub(super) fn is_sound(&self) -> bool {
+        let phase = match &self.phase {
+            Phase::Idle => true,
+            Phase::Ongoing { partitions, .. } => !partitions.is_empty(),
+            Phase::Settling { pending, .. } => {
+                !pending.is_empty() && self.lineage.last().is_some() && self.persisting.is_none()
+            }
+        };
+        let persisting = match &self.persisting {
+            None => true,
+            Some(Change::Decision { .. }) => matches!(self.phase, Phase::Ongoing { .. }),
+            Some(Change::Reign { .. }) => {
+                matches!(self.phase, Phase::Idle) && self.session.is_none()
+            }
+            Some(Change::Expiry) => matches!(self.phase, Phase::Idle) && self.session.is_none(),
+        };
+        let session = self.session.is_none_or(|since| {
+            since <= self.lineage.end() && self.recorded && self.opening.is_none()
+        });
+        // Who waits, waits for something.
+        let opening = self.opening.is_none()
+            || self.persisting.is_some()
+            || matches!(self.phase, Phase::Settling { .. })
+            || !self.strays.is_empty();
+        phase && persisting && session && opening
+    }
+
+    /// All but times, for a search over states.
+    #[cfg(test)]
+    pub(super) fn shape(&self) -> String {
+        let phase = match &self.phase {
+            Phase::Ongoing { partitions, ending, .. } => format!("{partitions:?}{ending}"),
+            other => format!("{other:?}"),
+        };
+        let change = match &self.persisting {
+            Some(Change::Reign { open, lineage, .. }) => format!("{:?}{lineage:?}", open.request),
+            other => format!("{other:?}"),
+        };
+        format!(
+            "{:?}{:?}{}{:?}{phase}{change}{:?}{:?}{}{}{}",
+            self.lineage,
+            self.previous,
+            self.recorded,
+            self.session,
+            self.opening.as_ref().map(|open| open.request),
+            self.strays,
+            self.strays_retry_at.is_some(),
+            self.note_at.is_some(),
+            self.retry_at.is_some(),
+        )
+    }
+}
+
+pub(super) fn reply(request: RequestId, answer: Answer) -> Effect {
+    Effect::Reply { request, answer }
+}
