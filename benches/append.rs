@@ -54,6 +54,7 @@ impl Work {
             flush: Flush::Os,
             segment_bytes: self.segment_bytes,
             retention: Retention::bytes(self.segment_bytes * (SEGMENTS_KEPT - 1)),
+            replicas: 1,
         };
         ours::create(directory, &shape)
     }

@@ -148,6 +148,12 @@ impl BareLog {
     #[inline]
     pub(crate) fn append(&mut self, frame: &mut Frame) -> io::Result<()> {
         frame.seal(self.offset);
+        self.copy(frame)
+    }
+
+    /// Appends one frame that is sealed already, as a follower does.
+    #[inline]
+    pub(crate) fn copy(&mut self, frame: &Frame) -> io::Result<()> {
         let end = self.position + frame.len();
         if end > self.ready {
             self.make_ready(frame.len())?;

@@ -20,18 +20,32 @@ pub(crate) struct Shape {
     pub(crate) flush: Flush,
     pub(crate) segment_bytes: u64,
     pub(crate) retention: Retention,
+    /// As many disks are made below the directory.
+    pub(crate) replicas: u16,
 }
 
 impl Shape {
     /// One partition, `Os`, nothing deleted.
     pub(crate) fn plain(segment_bytes: u64) -> Self {
-        Self { partitions: 1, flush: Flush::Os, segment_bytes, retention: Retention::forever() }
+        Self {
+            partitions: 1,
+            flush: Flush::Os,
+            segment_bytes,
+            retention: Retention::forever(),
+            replicas: 1,
+        }
     }
 }
 
 /// Opens a store in an empty directory and makes the topic.
 pub(crate) fn create(directory: &Path, shape: &Shape) -> Outcome<Store> {
-    let store = Store::open(directory)?;
+    let store = if shape.replicas == 1 {
+        Store::open(directory)?
+    } else {
+        (0..shape.replicas)
+            .fold(Store::builder(), |builder, at| builder.disk(directory.join(at.to_string())))
+            .open()?
+    };
     create_topic(&store, shape)?;
     Ok(store)
 }
@@ -42,7 +56,8 @@ pub(crate) fn create_topic(store: &Store, shape: &Shape) -> Outcome<()> {
         .partitions(shape.partitions)
         .flush(shape.flush)
         .segment_bytes(shape.segment_bytes)
-        .retention(shape.retention);
+        .retention(shape.retention)
+        .replication_factor(shape.replicas);
     store.create_topic(TOPIC, config)?;
     Ok(())
 }
