@@ -156,7 +156,6 @@ fn away(place: &Path) -> PathBuf {
 fn await_lines(acknowledged: &AtomicU64, events: &mut Events) {
     let goal = acknowledged.load(Ordering::Acquire) + LINES_A_STAGE;
     while acknowledged.load(Ordering::Acquire) < goal {
-        std::thread::sleep(Duration::from_millis(1));
         tell(events);
     }
 }
@@ -167,16 +166,15 @@ fn await_in_sync(partition: &Partition, disk: DiskId, events: &mut Events) -> Ou
         if Instant::now() > deadline {
             return Err(format!("{disk} did not catch up within a minute").into());
         }
-        std::thread::sleep(Duration::from_millis(1));
         tell(events);
     }
     tell(events);
     Ok(())
 }
 
-/// A line for each event.
+/// A line for each event, and for those that come within a moment.
 fn tell(events: &mut Events) {
-    for event in events {
+    while let Some(event) = events.wait(Duration::from_millis(1)) {
         println!("  event   {event}");
     }
 }
