@@ -19,7 +19,7 @@ pub(crate) use compression::{codec_code, codec_is_available, codec_of};
 pub(crate) use encode::{Draft, DraftSettings, Place};
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) use header::put_checksums;
-pub(crate) use header::{BatchHeader, HEADER_BYTES, LENGTH_AT};
+pub(crate) use header::{ALIGNMENT, BatchHeader, HEADER_BYTES, LENGTH_AT};
 pub use record::Record;
 pub(crate) use view::BatchRecords;
 pub use view::{Headers, RecordView};

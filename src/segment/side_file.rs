@@ -27,6 +27,7 @@
 use std::sync::Arc;
 
 use crate::error::DecodeError;
+use crate::record::ALIGNMENT;
 use crate::types::{Offset, Timestamp};
 
 use super::file_header::DATA_START;
@@ -171,12 +172,17 @@ fn decode_head(bytes: &[u8]) -> Result<(SideHead, u32, u32), DecodeError> {
     if base > end || end > Offset::MAX {
         return Err(DecodeError::Field("end"));
     }
-    if position < DATA_START {
+    if position < DATA_START || !is_aligned(position) {
         return Err(DecodeError::Field("position"));
     }
     let durable = flags & DURABLE != 0;
     let head = SideHead { seed, base, end, position, max_timestamp, last_append, boot, durable };
     Ok((head, sections_len, sections_crc))
+}
+
+/// Whether a batch can begin there: a search for batches looks nowhere else.
+fn is_aligned(position: u64) -> bool {
+    position.is_multiple_of(ALIGNMENT as u64)
 }
 
 fn length(bytes: usize) -> u32 {
@@ -202,7 +208,9 @@ fn decode_index(section: &[u8], head: &SideHead) -> Result<SparseIndex, DecodeEr
                 && last.position < entry.position
                 && last.time_before <= entry.time_before
         });
-        let within = (DATA_START..head.position).contains(&entry.position.into())
+        let position = u64::from(entry.position);
+        let within = (DATA_START..head.position).contains(&position)
+            && is_aligned(position)
             && u64::from(entry.relative_offset) < head.end.since(head.base);
         if !rises || !within {
             return Err(DecodeError::Field("index entry"));
@@ -261,7 +269,8 @@ mod tests {
     #[test]
     fn s6_an_index_that_is_out_of_order_or_points_behind_the_end_is_refused_under_good_checksums() {
         for (places, sound) in [
-            (&[(0, 64, 1), (5, 400, 1), (19, 999, 3)][..], true),
+            (&[(0, 64, 1), (5, 400, 1), (19, 996, 3)][..], true),
+            (&[(0, 402, 1)], false),
             (&[], true),
             (&[(0, 63, 1)], false),
             (&[(0, 1000, 1)], false),
