@@ -30,5 +30,5 @@ pub use store::{
 };
 pub use types::{
     Acks, Compression, DiskId, Flush, Isolation, LeaderEpoch, Offset, ProducerEpoch, ProducerId,
-    StorageMode, StoreId, Timestamp, TimestampType, TopicId, TopicPartition,
+    ProducerSequence, StorageMode, StoreId, Timestamp, TimestampType, TopicId, TopicPartition,
 };

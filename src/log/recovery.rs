@@ -20,6 +20,7 @@ use crate::segment::{
 use crate::storage::{EntryKind, File, OpenMode, read_full_at, write_all_at};
 use crate::types::{LeaderEpoch, Offset, Timestamp};
 
+use super::producers::{Producers, parse_snapshot_name};
 use super::{Log, LogReader, LogSettings, Sealed, marks, remove_segment_files};
 
 /// Where cut bytes are kept, below the disk's root.
@@ -44,6 +45,8 @@ pub(crate) struct Evidence {
     pub(crate) now: Timestamp,
     /// False: look only; nothing on the disk is changed and nothing can be appended.
     pub(crate) repair: bool,
+    /// Whether there may be producers to remember; a clean stop knows if there are none.
+    pub(crate) producers: bool,
 }
 
 /// Something that opening found and its owner wants to know.
@@ -55,6 +58,8 @@ pub(crate) enum Loss {
     Damaged { from: Offset, to: Offset, path: PathBuf, reason: String },
     /// A file that is not part of the log; left alone.
     Foreign { path: PathBuf },
+    /// Who wrote below is not known any more: what told of it is damaged, and the records are deleted.
+    ProducersForgotten { below: Offset },
 }
 
 /// A log that can be used, and what opening it found.
@@ -85,6 +90,7 @@ impl Log {
             active: None,
             end: Offset::ZERO,
             scanned_bytes: 0,
+            snapshots: Vec::new(),
         }
         .run()
     }
@@ -100,6 +106,8 @@ struct Opening {
     active: Option<ActiveSegment>,
     end: Offset,
     scanned_bytes: u64,
+    /// Ends of the snapshots of producers.
+    snapshots: Vec<Offset>,
 }
 
 /// A data file in the directory.
@@ -158,7 +166,15 @@ impl Opening {
         for segment in &gone {
             self.remove(segment)?;
         }
-        let Self { place, settings, evidence, losses, mut sealed, active, end, .. } = self;
+        let Self { place, settings, evidence, mut losses, mut sealed, active, end, .. } = self;
+        let producers = if evidence.producers && evidence.repair {
+            let (found, unknown) =
+                Producers::recover(&place, &reader, self.snapshots, end, evidence.now)?;
+            losses.extend(unknown.map(|below| Loss::ProducersForgotten { below }));
+            found
+        } else {
+            Producers::none(end)
+        };
         sealed.retain(|sealed| !gone.iter().any(|gone| Arc::ptr_eq(gone, &sealed.segment)));
         let flushed_end = if evidence.clean || evidence.rewrite { end } else { Offset::ZERO };
         let checkpointed = active.as_ref().map_or(0, ActiveSegment::position);
@@ -174,6 +190,7 @@ impl Opening {
             directory_unsynced,
             attention_at: 0,
             checkpointed: if evidence.clean { checkpointed } else { 0 },
+            producers,
         };
         Ok(Recovered { log, losses, scanned_bytes: self.scanned_bytes })
     }
@@ -196,7 +213,10 @@ impl Opening {
             let name = entry.name.as_str();
             let stem = name.strip_suffix(".tmp").unwrap_or(name);
             let is_file = entry.kind == EntryKind::File;
-            let ours = parse_log_name(stem).is_some() || parse_side_name(stem).is_some();
+            let snapshot = parse_snapshot_name(stem);
+            let ours = parse_log_name(stem).is_some()
+                || parse_side_name(stem).is_some()
+                || snapshot.is_some();
             if is_file && ours && stem != name {
                 if self.evidence.repair {
                     // A file that never got its name holds nothing that was acknowledged.
@@ -207,6 +227,8 @@ impl Opening {
                 if let Some(created) = self.identify(base, entry.len)? {
                     found.push(Found { base, len: entry.len, created });
                 }
+            } else if let (true, Some(end)) = (is_file, snapshot) {
+                self.snapshots.push(end);
             } else if !(is_file && (ours || marks::is_marks(stem))) {
                 self.losses.push(Loss::Foreign { path: self.place.full_path(name) });
             }
@@ -280,6 +302,7 @@ impl Opening {
             && found.len >= head.position
         {
             self.push_sealed(found, next, head.position);
+            self.say_producers(head.producers);
             if self.evidence.repair && !head.durable {
                 self.flush_later(found.base)?;
             }
@@ -290,6 +313,7 @@ impl Opening {
         let mut scanner = Scanner::new(&place, found.base);
         let mut proven = self.evidence.proven_end;
         let mut last_append = None;
+        let mut producers = false;
         if let Some(head) = head {
             proven = proven.max(head.end);
             last_append = Some(head.last_append);
@@ -298,9 +322,11 @@ impl Opening {
             {
                 let index = SparseIndex::clone(&side.index);
                 scanner = scanner.resume(head.position, head.end, head.max_timestamp, index);
+                producers = head.producers;
             }
         }
-        let scan = scanner.walk(&*file, found.len, next)?;
+        let mut scan = scanner.walk(&*file, found.len, next)?;
+        scan.producers |= producers;
         self.scanned_bytes += scan.position;
         if let Some(next) = next
             && scan.end == next
@@ -435,6 +461,7 @@ impl Opening {
         if self.evidence.repair {
             self.secure(found.base, scan)?;
             let segment = self.reopen(found, scan, end)?;
+            segment.segment().set_producers(scan.producers);
             let file = Arc::clone(segment.file());
             let segment = Arc::clone(segment.segment());
             segment.assume_last_append(self.evidence.now);
@@ -463,6 +490,7 @@ impl Opening {
         self.mend_header(found)?;
         self.secure(found.base, scan)?;
         let active = self.reopen(found, scan, scan.end)?;
+        active.segment().set_producers(scan.producers);
         active.segment().assume_last_append(last_append.unwrap_or(self.evidence.now));
         self.segments.push(Arc::clone(active.segment()));
         self.active = Some(active);
@@ -626,6 +654,11 @@ impl Opening {
         let segment = Segment::sealed(self.place.clone(), found.base, end, position);
         self.segments.push(Arc::new(segment));
         self.end = end;
+    }
+
+    /// Says of the segment that was pushed last whether any of its batches has a producer.
+    fn say_producers(&self, any: bool) {
+        self.segments.last().expect("it was pushed just now").set_producers(any);
     }
 
     /// Nothing more is appended to the last segment; it is sealed as it is.

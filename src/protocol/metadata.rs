@@ -211,6 +211,11 @@ impl MetadataState {
         TopicId(self.next_topic + 1)
     }
 
+    /// The first producer id that no block holds.
+    pub(crate) fn next_producer_id(&self) -> u64 {
+        self.next_producer
+    }
+
     /// Makes a change.
     ///
     /// # Errors

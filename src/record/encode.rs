@@ -5,8 +5,8 @@
 
 use crate::error::Error;
 use crate::types::{
-    Compression, LeaderEpoch, Offset, ProducerEpoch, ProducerId, Timestamp, TimestampType,
-    TopicPartition,
+    Compression, LeaderEpoch, Offset, ProducerEpoch, ProducerId, ProducerSequence, Timestamp,
+    TimestampType, TopicPartition,
 };
 
 use super::compression;
@@ -154,6 +154,23 @@ impl Draft {
         let target = buffer.first_chunk_mut().expect("encode left room for the header");
         header.encode(place.seed, target);
         header
+    }
+
+    /// Says whose batch it is.
+    #[inline]
+    pub(crate) fn written_by(mut self, producer: ProducerSequence, transactional: bool) -> Self {
+        self.header.producer_id = producer.id;
+        self.header.producer_epoch = producer.epoch;
+        self.header.base_sequence = producer.sequence;
+        self.header.transactional = transactional;
+        self
+    }
+
+    /// Makes it the end of a producer's transaction; `code` says which end.
+    pub(super) fn control(mut self, id: ProducerId, epoch: ProducerEpoch, code: u64) -> Self {
+        self = self.written_by(ProducerSequence { id, epoch, sequence: code }, true);
+        self.header.control = true;
+        self
     }
 
     /// How many records the batch holds.

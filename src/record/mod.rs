@@ -7,6 +7,7 @@
 
 mod batch;
 mod compression;
+mod control;
 mod encode;
 mod header;
 #[expect(clippy::module_inception, reason = "the record is what the module is about")]
@@ -16,6 +17,7 @@ mod view;
 
 pub(crate) use batch::{Batch, find_header};
 pub(crate) use compression::{codec_code, codec_is_available, codec_of};
+pub(crate) use control::{MARKER_ABORT, MARKER_COMMIT, Marker, encode_marker, first_offset};
 pub(crate) use encode::{Draft, DraftSettings, Place};
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) use header::put_checksums;

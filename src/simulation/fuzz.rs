@@ -16,6 +16,7 @@ use crate::partition::{EventKind, ReadOptions};
 use crate::protocol::metadata::{
     FrameReader, MetadataState, encode_frame, find_valid_frame_after, peek_store,
 };
+use crate::protocol::producer_state::transactions::AbortedRange;
 use crate::record::{
     Batch, BatchHeader, BatchRecords, Draft, DraftSettings, HEADER_BYTES, LENGTH_AT, Place, Record,
     codec_is_available, find_header,
@@ -24,7 +25,8 @@ use crate::segment::{DATA_START, Identity, SideFile, SideHead, put_side_checksum
 use crate::storage::Clock;
 use crate::store::{Partition, Store, VerifyOptions};
 use crate::types::{
-    Acks, Compression, Flush, LeaderEpoch, Offset, StoreId, Timestamp, TopicId, TopicPartition,
+    Acks, Compression, Flush, LeaderEpoch, Offset, ProducerId, StoreId, Timestamp, TopicId,
+    TopicPartition,
 };
 
 use super::SimDisk;
@@ -201,7 +203,11 @@ pub fn sample_side_file() -> Vec<u8> {
         last_append: Timestamp(9),
         boot: 7,
         durable: true,
+        producers: true,
     };
+    index.decided = Offset(140);
+    index.aborted =
+        vec![AbortedRange { producer: ProducerId(5), first: Offset(90), last: Offset(140) }];
     SideFile { head, index: std::sync::Arc::new(index) }.encode()
 }
 

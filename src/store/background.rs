@@ -22,6 +22,10 @@ use super::{Shared, Topic};
 /// An appender that comes back sooner than this outruns the worker; it readies its pages itself.
 const PACED: Duration = Duration::from_millis(20);
 
+/// A producer that has not appended to a partition for this long is forgotten there (PROD-20; Kafka's
+/// `producer.id.expiration.ms`).
+const PRODUCER_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The running threads.
 #[derive(Debug)]
 pub(super) struct Workers {
@@ -275,6 +279,7 @@ impl Shared {
     /// Removes the segments that the topic's retention lets go: first durably from the metadata, then
     /// the files, so that a missing first segment is always told from a deleted one.
     fn apply_retention(&self, core: &Arc<Core>, now: Timestamp) {
+        core.expire_producers(now, PRODUCER_AGE);
         let Some(start) = core.retention_start(now) else {
             return;
         };

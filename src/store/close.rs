@@ -10,7 +10,7 @@ use crate::protocol::metadata::MetadataRecord;
 
 use super::Shared;
 use super::reigns::records_of;
-use super::session::Session;
+use super::session::{LogEnd, Session};
 
 impl Shared {
     /// Closes the store once. The work is done on a thread of its own where there may be a disk that
@@ -45,8 +45,8 @@ impl Shared {
             let key = (topic.id, core.partition().partition());
             for (disk, settled) in core.settle_for_close(self.clock.now()) {
                 match (settled, sessions.get_mut(&disk)) {
-                    (Ok(end), Some(Some(session))) => {
-                        session.ends.insert(key, end);
+                    (Ok((end, producers)), Some(Some(session))) => {
+                        session.ends.insert(key, LogEnd { end, producers });
                     }
                     (Err(error), session) => {
                         if let Some(session) = session {

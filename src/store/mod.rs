@@ -22,6 +22,7 @@ mod metadata_log;
 mod open;
 mod operations;
 mod partition;
+mod producer_ids;
 mod reigns;
 mod session;
 mod topics;
@@ -51,6 +52,7 @@ pub use verify::{Damage, VerifyOptions, VerifyProgress, VerifyReport};
 use builder::Options;
 use disks::StoreDisk;
 use metadata_log::MetadataLog;
+use producer_ids::ProducerIds;
 
 /// How long a store that is dropped without `close` takes at most to flush.
 const DROP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -94,6 +96,8 @@ struct Shared {
     metadata: Mutex<MetadataLog>,
     topics: RwLock<HashMap<Arc<str>, Arc<Topic>>>,
     next_retention: Mutex<Duration>,
+    /// Taken before the metadata.
+    producer_ids: Mutex<ProducerIds>,
     closed: AtomicBool,
     workers: Mutex<Option<background::Workers>>,
 }

@@ -30,7 +30,7 @@ use super::builder::Options;
 use super::disks::{self, Given, LeftOut, StoreDisk};
 use super::layout::{self, DirectoryIdentity, IdentityFile};
 use super::metadata_log::{Found, MetadataLog};
-use super::session::{self, Session};
+use super::session::{self, LogEnd, Session};
 use super::{Handle, Shared, Slot, Store, Topic, background};
 
 /// Opens or makes the store on `disks`.
@@ -66,6 +66,7 @@ pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) ->
         metadata: Mutex::new(metadata),
         topics: RwLock::new(HashMap::new()),
         next_retention: Mutex::new(std::time::Duration::ZERO),
+        producer_ids: Mutex::new(0..0),
         closed: AtomicBool::new(false),
         workers: Mutex::new(None),
         options,
@@ -379,7 +380,7 @@ impl Shared {
     ) -> Result<(Recovered, Vec<Offset>)> {
         let place = self.place(topic, partition, &disk.disk);
         let suspect = described.suspects.get(&disk.id).copied();
-        let (clean, proven) = {
+        let (clean, LogEnd { end: proven, producers }) = {
             let session = disk.session.lock();
             let key = (topic.id, partition.partition());
             let end = session.ends.get(&key).copied().unwrap_or_default();
@@ -411,6 +412,7 @@ impl Shared {
                 epoch: described.leader_epoch,
                 now: self.clock.now(),
                 repair: true,
+                producers: producers || !clean,
             },
         )?;
         let mut damaged = Vec::new();
@@ -644,5 +646,6 @@ fn event_of(partition: &TopicPartition, loss: Loss) -> EventKind {
             EventKind::Damaged { partition, offsets: from..to.max(from), path, reason }
         }
         Loss::Foreign { path } => EventKind::ForeignFile { path },
+        Loss::ProducersForgotten { below } => EventKind::ProducersForgotten { partition, below },
     }
 }

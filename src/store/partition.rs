@@ -5,10 +5,15 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::log::{LogReader, Records};
-use crate::partition::{Appended, Core, Placed, ReadOptions, Ticket, Wait, Waiting};
+use crate::partition::{Appended, Author, Core, Placed, ReadOptions, Ticket, Wait, Waiting};
 use crate::protocol::metadata::MetadataRecord;
-use crate::record::Record;
-use crate::types::{Acks, DiskId, LeaderEpoch, Offset, Timestamp, TopicId, TopicPartition};
+use crate::protocol::producer_state::batch::Numbering;
+use crate::protocol::producer_state::states::ProducerView;
+use crate::record::{Marker, Record};
+use crate::types::{
+    Acks, DiskId, LeaderEpoch, Offset, ProducerId, ProducerSequence, Timestamp, TopicId,
+    TopicPartition,
+};
 
 use super::view::View;
 use super::{Handle, Store};
@@ -83,15 +88,79 @@ impl Partition {
     /// ```
     #[inline]
     pub fn append(&self, records: &[Record<'_>], acks: Acks) -> Result<Appended> {
-        match self.live()?.append(records, acks) {
+        self.append_with(acks, |core| core.append(None, records, acks))
+    }
+
+    /// As [`Partition::append`], once: a batch that this producer has appended already is not appended again, and is
+    /// answered with its first offsets and [`Appended::duplicate`] (KIP-98).
+    ///
+    /// For applications that take numbered records from devices or sockets. The partition remembers each producer's
+    /// last five batches, and which sequence is next; it forgets a producer that has not appended for a day, and the
+    /// one that has been silent longest when there are more than 131,072. A producer that it does not know may begin
+    /// at any sequence.
+    ///
+    /// # Errors
+    /// Besides those of [`Partition::append`], with nothing written: [`Error::OutOfOrderSequence`] if records in between
+    /// are missing or others than before are offered; [`Error::DuplicateSequence`] if they are here, and where is
+    /// forgotten; [`Error::ProducerFenced`] for an epoch that is over; [`Error::InvalidRecord`] for an id out of range.
+    pub fn append_idempotent(
+        &self,
+        producer: ProducerSequence,
+        records: &[Record<'_>],
+        acks: Acks,
+    ) -> Result<Appended> {
+        self.append_numbered(producer, records, acks, false)
+    }
+
+    /// As [`Partition::append_idempotent`]; a producer that the partition does not know has to begin at 0 (PROD-11).
+    ///
+    /// # Errors
+    /// Besides those of [`Partition::append_idempotent`], [`Error::UnknownProducer`].
+    pub fn append_idempotent_strict(
+        &self,
+        producer: ProducerSequence,
+        records: &[Record<'_>],
+        acks: Acks,
+    ) -> Result<Appended> {
+        self.append_numbered(producer, records, acks, true)
+    }
+
+    fn append_numbered(
+        &self,
+        producer: ProducerSequence,
+        records: &[Record<'_>],
+        acks: Acks,
+        strict: bool,
+    ) -> Result<Appended> {
+        if producer.id.0 == 0 || producer.id.0 >= 1 << 62 {
+            let reason = "a producer's id is from 1 to 2^62 - 1".into();
+            return Err(Error::InvalidRecord { partition: self.name().clone(), index: 0, reason });
+        }
+        let numbering = Numbering::Restarts;
+        let author =
+            Author { producer, transactional: false, strict, numbering, compression: None };
+        self.append_with(acks, |core| core.append(Some(&author), records, acks))
+    }
+
+    /// Appends, waits, and tries again under the next leader where there was none.
+    #[inline]
+    fn append_with(
+        &self,
+        acks: Acks,
+        append: impl Fn(&Core) -> Result<Placed>,
+    ) -> Result<Appended> {
+        match append(self.live()?) {
             Ok(Placed::Done(appended)) => Ok(appended),
             Ok(Placed::Waits(waiting)) => self.wait(waiting, acks),
-            Err(error) => self.append_again(error, records, acks),
+            Err(error) => self.append_again(error, acks, append),
         }
     }
 
     /// Waits for the acknowledgement of an append.
     fn wait(&self, waiting: Waiting, acks: Acks) -> Result<Appended> {
+        if acks == Acks::None {
+            return Ok(waiting.appended);
+        }
         let core = self.live()?;
         let Waiting { appended, epoch } = waiting;
         let wait = Wait::new(appended.offsets.clone(), acks, epoch);
@@ -105,8 +174,8 @@ impl Partition {
     fn append_again(
         &self,
         mut error: Error,
-        records: &[Record<'_>],
         acks: Acks,
+        append: impl Fn(&Core) -> Result<Placed>,
     ) -> Result<Appended> {
         let core = self.live()?;
         for _ in 0..core.replicas().len() {
@@ -114,7 +183,7 @@ impl Partition {
                 break;
             }
             self.handle.shared.settle_one(core);
-            match core.append(records, acks) {
+            match append(core) {
                 Ok(Placed::Done(appended)) => return Ok(appended),
                 Ok(Placed::Waits(waiting)) => return self.wait(waiting, acks),
                 Err(again) => error = again,
@@ -128,11 +197,35 @@ impl Partition {
     /// # Errors
     /// As for [`Partition::append`], without those of the wait.
     pub fn append_nowait(&self, records: &[Record<'_>], acks: Acks) -> Result<Ticket> {
+        self.ticket(acks, |core| core.append_only(None, records, acks))
+    }
+
+    /// Appends a producer's batch and returns without waiting.
+    pub(crate) fn append_as(
+        &self,
+        author: &Author,
+        records: &[Record<'_>],
+        acks: Acks,
+    ) -> Result<Ticket> {
+        self.ticket(acks, |core| core.append_only(Some(author), records, acks))
+    }
+
+    /// Appends the end of a transaction and returns without waiting.
+    pub(crate) fn append_marker(&self, marker: &Marker, acks: Acks) -> Result<Ticket> {
+        self.ticket(acks, |core| core.append_marker(marker, acks))
+    }
+
+    /// What the partition knows of a producer.
+    pub(crate) fn producer(&self, id: ProducerId) -> Result<Option<ProducerView>> {
+        Ok(self.live()?.producer(id))
+    }
+
+    fn ticket(&self, acks: Acks, append: impl Fn(&Core) -> Result<Placed>) -> Result<Ticket> {
         let core = self.live()?;
-        let placed = match core.append_only(records, acks) {
+        let placed = match append(core) {
             Err(Error::NoLeader { .. }) => {
                 self.handle.shared.settle_one(core);
-                core.append_only(records, acks)?
+                append(core)?
             }
             placed => placed?,
         };
@@ -192,7 +285,7 @@ impl Partition {
     pub fn last_stable_offset(&self) -> Offset {
         match &self.inner {
             Inner::Live(core) => core.last_stable_offset(),
-            Inner::View(view) => view.offsets().1,
+            Inner::View(view) => view.last_stable(),
         }
     }
 
