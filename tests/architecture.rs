@@ -30,6 +30,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "types",
         ],
     ),
+    ("producer", &["store", "partition", "log", "protocol", "record", "config", "error", "types"]),
     ("manual", &[]),
     (
         "simulation",

@@ -8,7 +8,7 @@ mod property;
 mod retention;
 mod topic;
 
-pub(crate) use name::{collides, validate_topic_name};
+pub(crate) use name::{INTERNAL_PREFIX, check_not_internal, collides, validate_topic_name};
 pub(crate) use property::Properties;
 pub use retention::Retention;
 pub use topic::{TopicConfig, TopicUpdate};

@@ -100,6 +100,11 @@ impl Ticket {
         Self { core, appended, wait, settle, id: None }
     }
 
+    /// Whether there is anything to wait for.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.wait.is_some()
+    }
+
     /// Where the records are.
     #[must_use]
     pub fn offsets(&self) -> Range<Offset> {

@@ -17,6 +17,7 @@ use crate::protocol::metadata::MetadataRecord;
 use crate::types::Timestamp;
 
 use super::disks::StoreDisk;
+use super::transactions::Transactions;
 use super::{Shared, Topic};
 
 /// An appender that comes back sooner than this outruns the worker; it readies its pages itself.
@@ -112,6 +113,22 @@ pub(super) fn start_disk(
             shared.control_round(&cores, &mut next);
         }
     })
+}
+
+impl Shared {
+    /// Starts the thread that looks after the time-outs of transactions, where there are threads.
+    pub(super) fn start_transactions(&self, transactions: &Arc<Transactions>) -> Result<()> {
+        let mut workers = self.workers.lock();
+        let Some(workers) = &mut *workers else { return Ok(()) };
+        let (own, watched) = (workers.shared.clone(), Arc::clone(transactions));
+        workers.spawn("oncelog-transactions".into(), transactions.queue(), move || {
+            let mut due = Duration::ZERO;
+            while let Some(changed) = watched.queue().wait(due) {
+                let Some(shared) = own.upgrade() else { return };
+                due = watched.turn(&shared, &changed);
+            }
+        })
+    }
 }
 
 impl Workers {
@@ -274,6 +291,9 @@ impl Shared {
         self.settle_reigns();
         self.rebuild_failed();
         self.retain_all(now);
+        if let Some(transactions) = self.known_transactions() {
+            transactions.tick(self);
+        }
     }
 
     /// Removes the segments that the topic's retention lets go: first durably from the metadata, then

@@ -35,6 +35,9 @@ impl Shared {
     /// Ends appends, flushes every log, and writes the session files of the disks on which all of that went
     /// well.
     fn close_all(&self) -> Result<()> {
+        if let Some(transactions) = self.known_transactions() {
+            transactions.note_all(self);
+        }
         let mut outcome = Ok(());
         let mut last_words = Vec::new();
         let disks = self.online_disks();

@@ -17,6 +17,7 @@ mod background;
 mod builder;
 mod close;
 mod disks;
+mod internal_topic;
 mod layout;
 mod metadata_log;
 mod open;
@@ -26,13 +27,14 @@ mod producer_ids;
 mod reigns;
 mod session;
 mod topics;
+mod transactions;
 mod verify;
 mod view;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -53,6 +55,7 @@ use builder::Options;
 use disks::StoreDisk;
 use metadata_log::MetadataLog;
 use producer_ids::ProducerIds;
+pub(crate) use transactions::Transactions;
 
 /// How long a store that is dropped without `close` takes at most to flush.
 const DROP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -81,7 +84,7 @@ impl Drop for Handle {
 
 /// What all handles, and the background, share.
 #[derive(Debug)]
-struct Shared {
+pub(crate) struct Shared {
     id: StoreId,
     /// The first of its directories, for messages.
     home: PathBuf,
@@ -98,6 +101,10 @@ struct Shared {
     next_retention: Mutex<Duration>,
     /// Taken before the metadata.
     producer_ids: Mutex<ProducerIds>,
+    /// Unset: there has been none yet.
+    transactions: OnceLock<Arc<Transactions>>,
+    /// Held by whoever begins them.
+    beginning: Mutex<()>,
     closed: AtomicBool,
     workers: Mutex<Option<background::Workers>>,
 }
@@ -154,7 +161,7 @@ impl Store {
         }
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.handle.shared
     }
 }

@@ -9,8 +9,8 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -67,6 +67,8 @@ pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) ->
         topics: RwLock::new(HashMap::new()),
         next_retention: Mutex::new(std::time::Duration::ZERO),
         producer_ids: Mutex::new(0..0),
+        transactions: OnceLock::new(),
+        beginning: Mutex::new(()),
         closed: AtomicBool::new(false),
         workers: Mutex::new(None),
         options,
@@ -77,6 +79,7 @@ pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) ->
         if shared.options.background {
             *shared.workers.lock() = Some(background::start(&shared)?);
         }
+        shared.settle_transactions();
     }
     Ok(Store { handle: Arc::new(Handle { shared, _temporary: None }) })
 }
@@ -289,6 +292,7 @@ impl Shared {
         self.check_open()?;
         let (opened, _) = self.recover(topic, slot)?;
         *core = Some(Arc::clone(&opened));
+        self.look_at_transactions_of(&opened);
         Ok(opened)
     }
 

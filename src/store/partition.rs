@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::check_not_internal;
 use crate::error::{Error, Result};
 use crate::log::{LogReader, Records};
 use crate::partition::{Appended, Author, Core, Placed, ReadOptions, Ticket, Wait, Waiting};
@@ -31,6 +32,8 @@ pub struct Partition {
 #[derive(Clone, Debug)]
 enum Inner {
     Live(Arc<Core>),
+    /// Of a topic of the store's own: to be read only.
+    Internal(Arc<Core>),
     View(Arc<View>),
 }
 
@@ -58,7 +61,11 @@ impl Store {
         let inner = if shared.options.read_only {
             Inner::View(shared.open_view(&found, &slot)?)
         } else {
-            Inner::Live(shared.open_core(&found, &slot)?)
+            let core = shared.open_core(&found, &slot)?;
+            match check_not_internal(topic) {
+                Ok(()) => Inner::Live(core),
+                Err(_) => Inner::Internal(core),
+            }
         };
         Ok(Partition { inner, topic: found.id, handle: Arc::clone(&self.handle) })
     }
@@ -246,7 +253,7 @@ impl Partition {
     /// [`Error::Corrupt`] if the record at `offset` is damaged; its `offsets` tell where to go on.
     pub fn read(&self, offset: Offset, options: ReadOptions) -> Result<Records> {
         match &self.inner {
-            Inner::Live(core) => core.read(offset, &options),
+            Inner::Live(core) | Inner::Internal(core) => core.read(offset, &options),
             Inner::View(view) => view.read(offset, &options),
         }
     }
@@ -257,7 +264,7 @@ impl Partition {
     /// [`Error::TimedOut`]; [`Error::Closed`] when the store is closed meanwhile.
     pub fn wait_for(&self, offset: Offset, timeout: Duration) -> Result<()> {
         match &self.inner {
-            Inner::Live(core) => core.wait_for(offset, timeout),
+            Inner::Live(core) | Inner::Internal(core) => core.wait_for(offset, timeout),
             Inner::View(view) => view.wait_for(offset, timeout),
         }
     }
@@ -266,7 +273,7 @@ impl Partition {
     #[must_use]
     pub fn log_start_offset(&self) -> Offset {
         match &self.inner {
-            Inner::Live(core) => core.log_start(),
+            Inner::Live(core) | Inner::Internal(core) => core.log_start(),
             Inner::View(view) => view.offsets().0,
         }
     }
@@ -275,7 +282,7 @@ impl Partition {
     #[must_use]
     pub fn high_watermark(&self) -> Offset {
         match &self.inner {
-            Inner::Live(core) => core.high_watermark(),
+            Inner::Live(core) | Inner::Internal(core) => core.high_watermark(),
             Inner::View(view) => view.offsets().1,
         }
     }
@@ -284,7 +291,7 @@ impl Partition {
     #[must_use]
     pub fn last_stable_offset(&self) -> Offset {
         match &self.inner {
-            Inner::Live(core) => core.last_stable_offset(),
+            Inner::Live(core) | Inner::Internal(core) => core.last_stable_offset(),
             Inner::View(view) => view.last_stable(),
         }
     }
@@ -293,7 +300,7 @@ impl Partition {
     #[must_use]
     pub fn log_end_offset(&self) -> Offset {
         match &self.inner {
-            Inner::Live(core) => core.log_end(),
+            Inner::Live(core) | Inner::Internal(core) => core.log_end(),
             Inner::View(view) => view.offsets().2,
         }
     }
@@ -302,7 +309,7 @@ impl Partition {
     #[must_use]
     pub fn leader(&self) -> Option<DiskId> {
         match &self.inner {
-            Inner::Live(core) => core.leader(),
+            Inner::Live(core) | Inner::Internal(core) => core.leader(),
             Inner::View(_) => None,
         }
     }
@@ -311,7 +318,7 @@ impl Partition {
     #[must_use]
     pub fn leader_epoch(&self) -> LeaderEpoch {
         match &self.inner {
-            Inner::Live(core) => core.leader_epoch(),
+            Inner::Live(core) | Inner::Internal(core) => core.leader_epoch(),
             Inner::View(view) => view.leader_epoch(),
         }
     }
@@ -320,7 +327,7 @@ impl Partition {
     #[must_use]
     pub fn replicas(&self) -> Vec<DiskId> {
         match &self.inner {
-            Inner::Live(core) => core.replicas(),
+            Inner::Live(core) | Inner::Internal(core) => core.replicas(),
             Inner::View(view) => view.replicas(),
         }
     }
@@ -329,7 +336,7 @@ impl Partition {
     #[must_use]
     pub fn in_sync_replicas(&self) -> Vec<DiskId> {
         match &self.inner {
-            Inner::Live(core) => core.in_sync(),
+            Inner::Live(core) | Inner::Internal(core) => core.in_sync(),
             Inner::View(_) => Vec::new(),
         }
     }
@@ -338,7 +345,7 @@ impl Partition {
     #[must_use]
     pub fn name(&self) -> &TopicPartition {
         match &self.inner {
-            Inner::Live(core) => core.partition(),
+            Inner::Live(core) | Inner::Internal(core) => core.partition(),
             Inner::View(view) => view.partition(),
         }
     }
@@ -350,7 +357,7 @@ impl Partition {
     /// [`Error::Corrupt`] if damage lies before the answer.
     pub fn offset_for_time(&self, timestamp: Timestamp) -> Result<Option<Offset>> {
         match &self.inner {
-            Inner::Live(core) => core.offset_for_time(timestamp),
+            Inner::Live(core) | Inner::Internal(core) => core.offset_for_time(timestamp),
             Inner::View(view) => view.offset_for_time(timestamp),
         }
     }
@@ -376,10 +383,15 @@ impl Partition {
         Ok(core.log_start())
     }
 
+    /// Its topic, by the id that no other topic has.
+    pub(crate) fn topic_id(&self) -> TopicId {
+        self.topic
+    }
+
     /// What a verification walks over: every replica's log.
     pub(super) fn log_readers(&self) -> Vec<(DiskId, Arc<LogReader>)> {
         match &self.inner {
-            Inner::Live(core) => core.readers(),
+            Inner::Live(core) | Inner::Internal(core) => core.readers(),
             Inner::View(view) => {
                 let disk = view.replicas().first().copied().unwrap_or_default();
                 vec![(disk, view.reader())]
@@ -391,7 +403,7 @@ impl Partition {
     fn live(&self) -> Result<&Arc<Core>> {
         match &self.inner {
             Inner::Live(core) => Ok(core),
-            Inner::View(_) => Err(Error::ReadOnly),
+            Inner::View(_) | Inner::Internal(_) => Err(Error::ReadOnly),
         }
     }
 }
