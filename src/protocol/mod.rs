@@ -12,7 +12,6 @@
 #[cfg_attr(not(test), expect(dead_code, reason = "the store's shell takes it up next"))]
 pub(crate) mod group;
 pub(crate) mod metadata;
-#[cfg_attr(not(test), expect(dead_code, reason = "the store's shell takes it up next"))]
 pub(crate) mod partitioner;
 pub(crate) mod producer_state;
 pub(crate) mod recovery;

@@ -15,6 +15,7 @@
 
 mod background;
 mod builder;
+mod chores;
 mod close;
 mod disks;
 mod layout;
@@ -44,15 +45,18 @@ use crate::storage::{BufferPool, Clock, ForkGuard, TemporaryDirectory};
 use crate::types::{DiskId, StoreId, TopicId, TopicPartition};
 
 pub use builder::StoreBuilder;
+pub(crate) use chores::{Chore, Chores};
 pub use operations::{DiskDescription, DiskState};
+pub(crate) use partition::Offered;
 pub use partition::Partition;
+pub(crate) use producer_ids::Holder;
 pub use topics::TopicDescription;
 pub use verify::{Damage, VerifyOptions, VerifyProgress, VerifyReport};
 
 use builder::Options;
 use disks::StoreDisk;
 use metadata_log::MetadataLog;
-use producer_ids::ProducerIds;
+use producer_ids::{Names, ProducerIds};
 
 /// How long a store that is dropped without `close` takes at most to flush.
 const DROP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -98,6 +102,9 @@ struct Shared {
     next_retention: Mutex<Duration>,
     /// Taken before the metadata.
     producer_ids: Mutex<ProducerIds>,
+    /// Taken before the producer ids.
+    producer_names: Mutex<Names>,
+    chores: Arc<Chores>,
     closed: AtomicBool,
     workers: Mutex<Option<background::Workers>>,
 }
@@ -109,6 +116,20 @@ struct Topic {
     name: Arc<str>,
     config: RwLock<Arc<TopicConfig>>,
     slots: RwLock<Vec<Arc<Slot>>>,
+}
+
+/// Counts a topic's partitions, which may become more.
+#[derive(Clone, Debug)]
+pub(crate) struct PartitionCounter(Arc<Topic>);
+
+impl PartitionCounter {
+    pub(crate) fn count(&self) -> u32 {
+        u32::try_from(self.0.slots.read().len()).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.0.name
+    }
 }
 
 /// The place of a partition, whose log is opened when it is first used.
@@ -146,6 +167,33 @@ impl Store {
     #[cfg(any(test, feature = "simulation"))]
     pub fn run_background(&self) {
         self.handle.shared.run_background();
+    }
+
+    /// Where the layers above have work done, by a thread that is started now at the latest.
+    ///
+    /// # Errors
+    /// When the system has no thread left.
+    pub(crate) fn chores(&self) -> Result<Arc<Chores>> {
+        let shared = self.shared();
+        if let Some(workers) = &mut *shared.workers.lock() {
+            workers.start_chores(&shared.chores)?;
+        }
+        Ok(Arc::clone(&shared.chores))
+    }
+
+    /// Whether threads do the background work.
+    pub(crate) fn has_background(&self) -> bool {
+        self.shared().options.background
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.shared().clock
+    }
+
+    /// How many partitions a topic has by now.
+    pub(crate) fn partition_counter(&self, topic: &str) -> Result<PartitionCounter> {
+        self.shared().check_writable()?;
+        self.shared().topic(topic).map(PartitionCounter)
     }
 
     fn keep(&mut self, directory: TemporaryDirectory) {

@@ -11,8 +11,8 @@ use crate::protocol::producer_state::batch::Numbering;
 use crate::protocol::producer_state::states::ProducerView;
 use crate::record::{Marker, Record};
 use crate::types::{
-    Acks, DiskId, LeaderEpoch, Offset, ProducerId, ProducerSequence, Timestamp, TopicId,
-    TopicPartition,
+    Acks, DiskId, LeaderEpoch, Offset, ProducerId, ProducerSequence, Timestamp, TimestampType,
+    TopicId, TopicPartition,
 };
 
 use super::view::View;
@@ -26,6 +26,15 @@ pub struct Partition {
     inner: Inner,
     topic: TopicId,
     handle: Arc<Handle>,
+}
+
+/// What became of a batch that was offered.
+#[derive(Debug)]
+pub(crate) enum Offered {
+    /// It is acknowledged.
+    Done(Appended),
+    /// It is in the leader's log.
+    Waits(Ticket),
 }
 
 #[derive(Clone, Debug)]
@@ -220,15 +229,58 @@ impl Partition {
         Ok(self.live()?.producer(id))
     }
 
+    /// Appends a batch whose author is likely to wait for it at once, or, with id 0, one of nobody.
+    ///
+    /// # Errors
+    /// As for [`Partition::append_nowait`].
+    #[inline]
+    pub(crate) fn offer(
+        &self,
+        author: &Author,
+        records: &[Record<'_>],
+        acks: Acks,
+    ) -> Result<Offered> {
+        let append = |core: &Core| core.append_to_wait(author, records, acks);
+        match self.placed(append)? {
+            Placed::Done(appended) => Ok(Offered::Done(appended)),
+            waits => Ok(Offered::Waits(self.ticket_of(waits, acks)?)),
+        }
+    }
+
+    /// Whether the log stamps the records.
+    pub(crate) fn stamps_records(&self) -> Result<bool> {
+        let stamps = self.live()?.settings().topic.timestamp_type;
+        Ok(stamps == TimestampType::AppendTime)
+    }
+
+    /// The largest batch that the topic takes.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub(crate) fn max_batch_bytes(&self) -> Result<u64> {
+        self.handle.shared.check_open()?;
+        Ok(self.live()?.settings().topic.max_batch_bytes.into())
+    }
+
     fn ticket(&self, acks: Acks, append: impl Fn(&Core) -> Result<Placed>) -> Result<Ticket> {
+        let placed = self.placed(append)?;
+        self.ticket_of(placed, acks)
+    }
+
+    #[inline]
+    fn placed(&self, append: impl Fn(&Core) -> Result<Placed>) -> Result<Placed> {
         let core = self.live()?;
-        let placed = match append(core) {
+        match append(core) {
             Err(Error::NoLeader { .. }) => {
                 self.handle.shared.settle_one(core);
-                append(core)?
+                append(core)
             }
-            placed => placed?,
-        };
+            placed => placed,
+        }
+    }
+
+    fn ticket_of(&self, placed: Placed, acks: Acks) -> Result<Ticket> {
+        let core = self.live()?;
         let (shared, settled) = (Arc::downgrade(&self.handle.shared), Arc::clone(core));
         let settler = move || {
             if let Some(shared) = shared.upgrade() {
