@@ -277,13 +277,13 @@ fn cli_03_what_is_too_large_is_refused_before_any_io() {
         let value = "v".repeat(2000);
         let refused = producer.send(Record::to("t").value(&value));
         assert!(
-            matches!(refused, Err(Error::RecordTooLarge { bytes_max: 1000, .. })),
+            matches!(refused, Err(Error::RecordTooLarge { bytes_max: 1024, .. })),
             "{refused:?}"
         );
         let lingering = store.producer().linger(SECONDS).buffer_bytes(4000).build().unwrap();
         let refused = lingering.send(Record::to("t").value(&value));
         assert!(
-            matches!(refused, Err(Error::RecordTooLarge { bytes_max: 1000, .. })),
+            matches!(refused, Err(Error::RecordTooLarge { bytes_max: 1024, .. })),
             "{refused:?}"
         );
         store.create_topic("wide", TopicConfig::new().flush(flush)).unwrap();
@@ -315,7 +315,7 @@ fn cli_04_a_full_buffer_blocks_or_refuses_and_comes_free_again() {
     assert_eq!(refused.written(), Written::No);
     assert_eq!(taken, 2);
     // Who waits for room has what is gathered sent.
-    producer.send(Record::to("t").value(&value)).unwrap();
+    drop(producer.send(Record::to("t").value(&value)).unwrap());
     producer.flush(SECONDS).unwrap();
     assert_eq!(store.partition("t", 0).unwrap().log_end_offset(), Offset(3));
     assert_eq!(producer.counters().buffered_bytes, 0);

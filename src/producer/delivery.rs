@@ -158,7 +158,7 @@ impl<T: Target> Receipt<T> {
 impl<T: Target> Drop for Receipt<T> {
     fn drop(&mut self) {
         if self.cell.result(self.index).is_none() {
-            self.lane.unwatched(self.waker);
+            self.lane.unwatched(self.number, self.waker);
         }
     }
 }

@@ -44,6 +44,8 @@ use super::window::{Counts, Ended, Window};
 const ROUNDS_MAX: usize = 16;
 /// How long a thread that begins to drive waits for as many as last time.
 const GATHER: Duration = Duration::from_micros(30);
+/// How long records that gather are left to their senders, which may be about to wait for them.
+const SOON: Duration = Duration::from_millis(1);
 
 /// What all lanes of a producer share.
 #[derive(Debug)]
@@ -96,11 +98,14 @@ struct State<P> {
     sleepers: Vec<Sleeper>,
     watchers: Vec<Watcher>,
     next_watcher: u64,
-    /// Somebody counts on progress and does not wait.
-    followed: bool,
+    /// Somebody counts on the records below this number and does not wait.
+    followed: u64,
     calls: VecDeque<(Callback, Result<RecordMetadata>, u64)>,
     /// Number of the record whose callback runs.
     calling: Option<u64>,
+    /// Up to where those that sleep were told, and whether callbacks have returned since.
+    told: u64,
+    called: bool,
     /// How many records the last round ended or left behind.
     company: u32,
     /// When the lane is next among the chores.
@@ -156,6 +161,11 @@ impl Bed {
 }
 
 impl<P: Pending> State<P> {
+    /// Whether somebody counts on progress and does not wait.
+    fn is_followed(&self) -> bool {
+        self.followed > self.window.ended() || self.window.is_pressed() || !self.watchers.is_empty()
+    }
+
     fn is_quiet(&self) -> bool {
         self.window.is_idle()
             && !self.window.has_news()
@@ -196,9 +206,11 @@ impl<T: Target> Lane<T> {
                 sleepers: Vec::new(),
                 watchers: Vec::new(),
                 next_watcher: 0,
-                followed: false,
+                followed: 0,
                 calls: VecDeque::new(),
                 calling: None,
+                told: 0,
+                called: false,
                 company: 0,
                 timer: None,
             }),
@@ -251,7 +263,7 @@ impl<T: Target> Lane<T> {
             return Err(error);
         }
         if !state.driven && self.common.settings.linger.is_zero() {
-            if !state.window.is_idle() {
+            if state.window.is_single() {
                 let now = self.common.clock.elapsed();
                 state.window.catch_up(now, &self.common.settings);
             }
@@ -290,7 +302,7 @@ impl<T: Target> Lane<T> {
                     state.calls.push_back((callback, Ok(metadata), number));
                 }
                 if !state.is_quiet() {
-                    let state = self.offer_due(state);
+                    let state = self.offer_due(state, false);
                     self.leave(state);
                 } else {
                     drop(state);
@@ -300,7 +312,7 @@ impl<T: Target> Lane<T> {
             }
             Err(error) if is_told_at_once(&error) => {
                 state.window.single_refused(&error);
-                let state = self.offer_due(state);
+                let state = self.offer_due(state, false);
                 self.leave(state);
                 self.common.memory.give_back(room);
                 Err(error)
@@ -311,8 +323,12 @@ impl<T: Target> Lane<T> {
                 }
                 let now = self.common.clock.elapsed();
                 let timestamp = record.timestamp;
+                let calls = callback.is_some();
                 let sent = state.window.single_waits(record, callback, outcome, now, settings);
-                let state = self.offer_due(state);
+                if calls {
+                    state.followed = state.followed.max(sent.number + 1);
+                }
+                let state = self.offer_due(state, false);
                 self.leave(state);
                 Ok(Taken::Pending(self.receipt(sent, timestamp)))
             }
@@ -320,9 +336,9 @@ impl<T: Target> Lane<T> {
     }
 
     /// Adds the record to those that gather.
-    fn gather(
-        &self,
-        mut state: MutexGuard<'_, State<T::Pending>>,
+    fn gather<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State<T::Pending>>,
         record: &Record<'_>,
         callback: Option<Callback>,
         room: u64,
@@ -344,12 +360,15 @@ impl<T: Target> Lane<T> {
             return Ok(Taken::NoRoom(callback));
         }
         let batch_bytes = settings.batch_bytes.min(limit);
+        let calls = callback.is_some();
         let sent = state.window.push(record, callback, batch_bytes, clock.elapsed());
+        if calls {
+            state.followed = state.followed.max(sent.number + 1);
+        }
         self.queued.store(state.window.queued_records(), Ordering::Release);
         // Whoever drives appends what has gathered; but a full batch need not wait for that.
-        let mut state = state;
         if !state.driven || state.window.has_window() {
-            state = self.offer_due(state);
+            state = self.offer_due(state, false);
         }
         self.leave(state);
         Ok(Taken::Pending(self.receipt(sent, record.timestamp)))
@@ -365,11 +384,12 @@ impl<T: Target> Lane<T> {
     fn offer_due<'a>(
         &'a self,
         mut state: MutexGuard<'a, State<T::Pending>>,
+        eager: bool,
     ) -> MutexGuard<'a, State<T::Pending>> {
         let settings = &self.common.settings;
         for _ in 0..ROUNDS_MAX {
             let now = self.common.clock.elapsed();
-            let Some(offer) = state.window.next_offer(now, settings) else { break };
+            let Some(offer) = state.window.next_offer(now, settings, eager) else { break };
             self.queued.store(state.window.queued_records(), Ordering::Release);
             drop(state);
             let records = offer.content.records();
@@ -392,7 +412,10 @@ impl<T: Target> Lane<T> {
     ) -> MutexGuard<'a, State<T::Pending>> {
         let Common { settings, clock, .. } = &*self.common;
         loop {
-            state = self.offer_due(state);
+            if blocks {
+                state = self.wait_for_company(state);
+            }
+            state = self.offer_due(state, blocks);
             if state.window.ended() > number {
                 break;
             }
@@ -405,12 +428,14 @@ impl<T: Target> Lane<T> {
             let outcome = if blocks { pending.wait(span) } else { pending.outcome_now() };
             state = self.state.lock();
             let came = outcome.is_some();
-            let ended = state.window.ended();
-            state.window.on_waited(first, pending, outcome, clock.elapsed(), settings);
-            let served = state.window.ended() - ended;
-            let company = served + u64::from(state.window.queued_records());
-            state.company = u32::try_from(company).unwrap_or(u32::MAX);
-            if !came && (!blocks || left().is_zero()) {
+            let (ended, now) = (state.window.ended(), clock.elapsed());
+            state.window.on_waited(first, pending, outcome, now, settings);
+            if came {
+                state.window.catch_up(now, settings);
+                let served = state.window.ended() - ended;
+                let company = served + u64::from(state.window.queued_records());
+                state.company = u32::try_from(company).unwrap_or(u32::MAX);
+            } else if !blocks || left().is_zero() {
                 break;
             }
         }
@@ -430,9 +455,6 @@ impl<T: Target> Lane<T> {
         loop {
             if !state.is_served(number, until) && (told_to_drive || !state.driven) {
                 state.driven = true;
-                if told_to_drive && !state.window.has_window() {
-                    state = self.wait_for_company(state);
-                }
                 state = self.drive(state, number, true, left);
                 told_to_drive = false;
             }
@@ -458,18 +480,20 @@ impl<T: Target> Lane<T> {
         }
     }
 
-    /// Lets others send for a moment, until as many have as in the last round.
+    /// Lets others send for a moment, until as many have as in the last round: one flush serves them all.
     fn wait_for_company<'a>(
         &'a self,
         state: MutexGuard<'a, State<T::Pending>>,
     ) -> MutexGuard<'a, State<T::Pending>> {
-        let company = state.company;
-        if self.queued.load(Ordering::Acquire) >= company {
+        let offered = state.window.under_way() - u64::from(state.window.queued_records());
+        let missing = u64::from(state.company).saturating_sub(offered);
+        let is_missing = || u64::from(self.queued.load(Ordering::Acquire)) < missing;
+        if !is_missing() {
             return state;
         }
         drop(state);
         let started = Instant::now();
-        while self.queued.load(Ordering::Acquire) < company && started.elapsed() < GATHER {
+        while is_missing() && started.elapsed() < GATHER {
             std::thread::yield_now();
         }
         self.state.lock()
@@ -479,30 +503,34 @@ impl<T: Target> Lane<T> {
     fn leave(&self, mut state: MutexGuard<'_, State<T::Pending>>) {
         let Common { memory, chores, clock, settings, .. } = &*self.common;
         let freed = self.collect(&mut state);
-        let served: Vec<_> = {
+        let ended = state.window.ended();
+        let (mut served, mut woken) = (Vec::new(), Vec::new());
+        if ended > state.told || state.called {
+            (state.told, state.called) = (ended, false);
             let sleepers = std::mem::take(&mut state.sleepers);
-            let (served, late) = sleepers
+            (served, state.sleepers) = sleepers
                 .into_iter()
                 .partition(|sleeper| state.is_served(sleeper.number, sleeper.until));
-            state.sleepers = late;
-            served
-        };
-        let ended = state.window.ended();
-        let woken: Vec<_> = state.watchers.extract_if(.., |one| one.number < ended).collect();
+            woken = state.watchers.extract_if(.., |one| one.number < ended).collect();
+        }
         self.stuck.store(state.window.is_stuck(), Ordering::Relaxed);
 
         let (mut next, mut soon, mut timer) = (None, false, None);
-        if state.window.is_idle() {
-            state.followed = false;
-        } else if !state.driven && !state.window.is_offering() {
+        if !state.window.is_idle() && !state.driven && !state.window.is_offering() {
             let now = clock.elapsed();
-            let offers = state.window.offer_is_due(now, settings);
+            let offers = state.window.offer_is_due(now, settings, false);
             if !state.sleepers.is_empty() && (offers || state.window.front_waits()) {
                 state.driven = true;
                 next = Some(state.sleepers.remove(0));
-            } else if state.followed || state.window.has_followers() || !state.watchers.is_empty() {
-                soon = offers || (state.window.front_waits() && self.watch_front(&mut state));
-                let due = state.window.next_due(settings).filter(|_| !soon);
+            } else {
+                let mut due = None;
+                if offers || state.is_followed() {
+                    soon = offers || (state.window.front_waits() && self.watch_front(&mut state));
+                    due = state.window.next_due(settings).filter(|_| !soon);
+                } else if state.window.has_queue() {
+                    // Whoever sent it is likely to wait for it.
+                    due = Some(now.saturating_add(SOON));
+                }
                 timer = due.filter(|due| state.timer.is_none_or(|set| *due < set));
                 state.timer = timer.or(state.timer);
             }
@@ -565,7 +593,7 @@ impl<T: Target> Lane<T> {
             let freed = self.collect(&mut state);
             self.common.memory.give_back(freed);
             let Some((callback, result, number)) = state.calls.pop_front() else {
-                state.calling = None;
+                (state.calling, state.called) = (None, true);
                 // Those that wait for callbacks look again.
                 self.leave(state);
                 return;
@@ -602,10 +630,10 @@ impl<T: Target> Lane<T> {
     }
 
     /// A delivery that nobody asks for any more is brought about all the same.
-    pub(super) fn unwatched(&self, watcher: Option<u64>) {
+    pub(super) fn unwatched(&self, number: u64, watcher: Option<u64>) {
         let mut state = self.state.lock();
         state.watchers.retain(|one| Some(one.id) != watcher);
-        state.followed = true;
+        state.followed = state.followed.max(number + 1);
         self.leave(state);
     }
 
@@ -613,9 +641,9 @@ impl<T: Target> Lane<T> {
     pub(super) fn hasten(&self) -> u64 {
         let mut state = self.state.lock();
         state.window.hasten();
-        state.followed = true;
+        state.followed = state.window.sent();
         if !state.driven || state.window.has_window() {
-            state = self.offer_due(state);
+            state = self.offer_due(state, false);
         }
         let sent = state.window.sent();
         self.leave(state);
@@ -658,6 +686,7 @@ impl<T: Target> Chore for Lane<T> {
             state.timer = None;
         }
         if !state.driven {
+            state.followed = state.window.sent();
             state.driven = true;
             state = self.drive(state, u64::MAX, false, || Duration::ZERO);
         }

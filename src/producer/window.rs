@@ -172,6 +172,11 @@ impl<P: Pending> Window<P> {
         self.slots.is_empty() && self.queue.is_empty() && !self.offering
     }
 
+    /// One batch is in the log without an outcome, and that is all.
+    pub(super) fn is_single(&self) -> bool {
+        self.slots.len() == 1 && self.queue.is_empty()
+    }
+
     pub(super) fn is_offering(&self) -> bool {
         self.offering
     }
@@ -199,11 +204,19 @@ impl<P: Pending> Window<P> {
         self.retry_at.is_some()
     }
 
-    /// Whether somebody relies on progress without waiting for it.
-    pub(super) fn has_followers(&self) -> bool {
+    /// Whether more is on its way than one flush after the other can carry, or something has to be done again.
+    pub(super) fn is_pressed(&self) -> bool {
+        self.slots.len() > 1 || self.queue.len() > 1 || self.slots.iter().any(Slot::is_out)
+    }
+
+    /// Whether records gather.
+    pub(super) fn has_queue(&self) -> bool {
         !self.queue.is_empty()
-            || self.slots.len() > 1
-            || self.slots.iter().any(|slot| slot.is_out() || !slot.batch.calls.is_empty())
+    }
+
+    /// How many records have not ended.
+    pub(super) fn under_way(&self) -> u64 {
+        self.sent - self.ended
     }
 
     pub(super) fn has_news(&self) -> bool {
@@ -320,18 +333,19 @@ impl<P: Pending> Window<P> {
         self.hastened = self.sent;
     }
 
-    /// The next batch to offer, if one is due.
+    /// The next batch to offer, if one is due. `eager`: somebody is about to flush, and takes along what he can.
     pub(super) fn next_offer(
         &mut self,
         now: Duration,
         settings: &ProducerSettings,
+        eager: bool,
     ) -> Option<Offer> {
         if self.offering {
             return None;
         }
         self.expire(now, settings);
         self.restart_if_settled();
-        if !self.offer_is_due(now, settings) {
+        if !self.offer_is_due(now, settings, eager) {
             return None;
         }
         self.retry_at = None;
@@ -353,7 +367,12 @@ impl<P: Pending> Window<P> {
     }
 
     /// Whether a batch could be offered now.
-    pub(super) fn offer_is_due(&self, now: Duration, settings: &ProducerSettings) -> bool {
+    pub(super) fn offer_is_due(
+        &self,
+        now: Duration,
+        settings: &ProducerSettings,
+        eager: bool,
+    ) -> bool {
         if self.offering {
             return false;
         }
@@ -373,7 +392,8 @@ impl<P: Pending> Window<P> {
         if is_full {
             return self.slots.len() < WINDOW_MAX;
         }
-        self.slots.is_empty()
+        let is_next = self.slots.is_empty() || (eager && self.slots.len() < WINDOW_MAX);
+        is_next
             && (batch.first < self.hastened || now >= batch.born.saturating_add(settings.linger))
     }
 
@@ -621,14 +641,15 @@ impl<P: Pending> Window<P> {
         self.slots.front().is_some_and(|slot| matches!(slot.place, Place::Waits(Some(_))))
     }
 
-    /// Ends the only batch there is, if its acknowledgement has come unseen.
+    /// Ends the batches whose acknowledgement has come unseen.
     pub(super) fn catch_up(&mut self, now: Duration, settings: &ProducerSettings) {
-        if self.slots.len() == 1
-            && self.queue.is_empty()
-            && let Some((first, pending)) = self.take_front()
-        {
+        while let Some((first, pending)) = self.take_front() {
             let outcome = pending.outcome_now();
+            let came = outcome.is_some();
             self.on_waited(first, pending, outcome, now, settings);
+            if !came {
+                break;
+            }
         }
     }
 
