@@ -380,7 +380,7 @@ impl Shared {
 
     #[cold]
     fn make_lane(&self, topic: &TopicLanes, number: u32) -> Result<Arc<Lane<LogTarget>>> {
-        let partition = self.store.partition(topic.counter.name(), number)?;
+        let partition = self.store.partition(topic.counter.name(), number)?.appender()?;
         let target = LogTarget { partition, holder: self.holder.clone() };
         let mut lanes = topic.lanes.write();
         let at = number as usize;

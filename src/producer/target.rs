@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::partition::{Appended, Author, Ticket};
 use crate::record::Record;
-use crate::store::{Holder, Partition};
+use crate::store::{self, Appender, Holder};
 use crate::types::{Acks, Offset};
 
 /// What became of a batch that was offered.
@@ -63,7 +63,7 @@ pub(super) trait Pending: Send + 'static {
 /// A partition of the store.
 #[derive(Debug)]
 pub(super) struct LogTarget {
-    pub(super) partition: Partition,
+    pub(super) partition: Appender,
     /// For a named producer.
     pub(super) holder: Option<Holder>,
 }
@@ -83,8 +83,8 @@ impl Target for LogTarget {
             None => None,
         };
         Ok(match self.partition.offer(author, records, acks)? {
-            crate::store::Offered::Done(appended) => Offered::Done(appended),
-            crate::store::Offered::Waits(ticket) => Offered::Waits(ticket),
+            store::Offered::Done(appended) => Offered::Done(appended),
+            store::Offered::Waits(ticket) => Offered::Waits(ticket),
         })
     }
 
@@ -93,14 +93,13 @@ impl Target for LogTarget {
     }
 
     fn stamps_records(&self) -> bool {
-        // A partition that is gone stamps nothing any more.
-        self.partition.stamps_records().unwrap_or(false)
+        self.partition.stamps_records()
     }
 
     fn next_sequence(&self) -> Result<u64> {
         let Some(holder) = &self.holder else { return Ok(0) };
         let _reigns = holder.reigns()?;
-        let known = self.partition.producer(holder.id)?;
+        let known = self.partition.producer(holder.id);
         Ok(known.map_or(0, |producer| producer.next_sequence))
     }
 }

@@ -13,6 +13,7 @@
 //! Lock order: a slot (while its logs are opened), `Shared::metadata`, the disks, the topic registry, then a
 //! partition's own.
 
+mod appender;
 mod background;
 mod builder;
 mod chores;
@@ -44,10 +45,10 @@ use crate::partition::{Attention, Core, EventLog, Events};
 use crate::storage::{BufferPool, Clock, ForkGuard, TemporaryDirectory};
 use crate::types::{DiskId, StoreId, TopicId, TopicPartition};
 
+pub(crate) use appender::{Appender, Offered};
 pub use builder::StoreBuilder;
 pub(crate) use chores::{Chore, Chores};
 pub use operations::{DiskDescription, DiskState};
-pub(crate) use partition::Offered;
 pub use partition::Partition;
 pub(crate) use producer_ids::Holder;
 pub use topics::TopicDescription;

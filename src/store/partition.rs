@@ -8,13 +8,12 @@ use crate::log::{LogReader, Records};
 use crate::partition::{Appended, Author, Core, Placed, ReadOptions, Ticket, Wait, Waiting};
 use crate::protocol::metadata::MetadataRecord;
 use crate::protocol::producer_state::batch::Numbering;
-use crate::protocol::producer_state::states::ProducerView;
 use crate::record::{Marker, Record};
 use crate::types::{
-    Acks, DiskId, LeaderEpoch, Offset, ProducerId, ProducerSequence, Timestamp, TimestampType,
-    TopicId, TopicPartition,
+    Acks, DiskId, LeaderEpoch, Offset, ProducerSequence, Timestamp, TopicId, TopicPartition,
 };
 
+use super::appender::Appender;
 use super::view::View;
 use super::{Handle, Store};
 
@@ -26,15 +25,6 @@ pub struct Partition {
     inner: Inner,
     topic: TopicId,
     handle: Arc<Handle>,
-}
-
-/// What became of a batch that was offered.
-#[derive(Debug)]
-pub(crate) enum Offered {
-    /// It is acknowledged.
-    Done(Appended),
-    /// It is in the leader's log.
-    Waits(Ticket),
 }
 
 #[derive(Clone, Debug)]
@@ -224,70 +214,19 @@ impl Partition {
         self.ticket(acks, |core| core.append_marker(marker, acks))
     }
 
-    /// What the partition knows of a producer.
-    pub(crate) fn producer(&self, id: ProducerId) -> Result<Option<ProducerView>> {
-        Ok(self.live()?.producer(id))
-    }
-
-    /// Appends a batch whose author is likely to wait for it at once, or, with id 0, one of nobody.
+    /// The partition as a producer uses it.
     ///
     /// # Errors
-    /// As for [`Partition::append_nowait`].
-    #[inline]
-    pub(crate) fn offer(
-        &self,
-        author: &Author,
-        records: &[Record<'_>],
-        acks: Acks,
-    ) -> Result<Offered> {
-        let append = |core: &Core| core.append_to_wait(author, records, acks);
-        match self.placed(append)? {
-            Placed::Done(appended) => Ok(Offered::Done(appended)),
-            waits => Ok(Offered::Waits(self.ticket_of(waits, acks)?)),
-        }
-    }
-
-    /// Whether the log stamps the records.
-    pub(crate) fn stamps_records(&self) -> Result<bool> {
-        let stamps = self.live()?.settings().topic.timestamp_type;
-        Ok(stamps == TimestampType::AppendTime)
-    }
-
-    /// The largest batch that the topic takes.
-    ///
-    /// # Errors
-    /// [`Error::Closed`].
-    pub(crate) fn max_batch_bytes(&self) -> Result<u64> {
-        self.handle.shared.check_open()?;
-        Ok(self.live()?.settings().topic.max_batch_bytes.into())
+    /// [`Error::ReadOnly`].
+    pub(crate) fn appender(&self) -> Result<Appender> {
+        let (core, shared) = (Arc::clone(self.live()?), Arc::clone(&self.handle.shared));
+        Ok(Appender { core, shared })
     }
 
     fn ticket(&self, acks: Acks, append: impl Fn(&Core) -> Result<Placed>) -> Result<Ticket> {
-        let placed = self.placed(append)?;
-        self.ticket_of(placed, acks)
-    }
-
-    #[inline]
-    fn placed(&self, append: impl Fn(&Core) -> Result<Placed>) -> Result<Placed> {
-        let core = self.live()?;
-        match append(core) {
-            Err(Error::NoLeader { .. }) => {
-                self.handle.shared.settle_one(core);
-                append(core)
-            }
-            placed => placed,
-        }
-    }
-
-    fn ticket_of(&self, placed: Placed, acks: Acks) -> Result<Ticket> {
-        let core = self.live()?;
-        let (shared, settled) = (Arc::downgrade(&self.handle.shared), Arc::clone(core));
-        let settler = move || {
-            if let Some(shared) = shared.upgrade() {
-                shared.settle_one(&settled);
-            }
-        };
-        Ok(Ticket::new(Arc::clone(core), placed, acks, settler))
+        let (core, shared) = (self.live()?, &self.handle.shared);
+        let placed = shared.placed(core, append)?;
+        Ok(shared.ticket_of(core, placed, acks))
     }
 
     /// Returns whole batches from `offset` on, every checksum verified. Does not block: at the end
