@@ -15,7 +15,7 @@
 //! Invariant: while somebody sleeps, somebody drives or offers, or nothing can be done before a time that the
 //! sleeper knows.
 
-use std::cell::Cell as ThreadCell;
+use std::cell::{Cell as ThreadCell, RefCell};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -110,6 +110,8 @@ struct State<P> {
     company: u32,
     /// When the lane is next among the chores.
     timer: Option<Duration>,
+    /// How many records had ended when those that gather were last left to their senders.
+    left_at: Option<u64>,
 }
 
 struct Sleeper {
@@ -136,11 +138,27 @@ const DRIVE: u8 = 2;
 
 thread_local! {
     static CALLING: ThreadCell<bool> = const { ThreadCell::new(false) };
+    static BED: RefCell<Arc<Bed>> = RefCell::new(Bed::made());
 }
 
 impl Bed {
     fn made() -> Arc<Self> {
         Arc::new(Self { thread: std::thread::current(), told: AtomicU8::new(NOTHING) })
+    }
+
+    /// The calling thread's; another one if somebody still holds the last one.
+    fn of_this_thread() -> Arc<Self> {
+        let used = BED.try_with(|bed| {
+            let mut bed = bed.borrow_mut();
+            if let Some(bed) = Arc::get_mut(&mut bed) {
+                *bed.told.get_mut() = NOTHING;
+            } else {
+                *bed = Self::made();
+            }
+            Arc::clone(&bed)
+        });
+        // A thread that ends has none left to use again.
+        used.unwrap_or_else(|_| Self::made())
     }
 
     fn tell(&self, news: u8) {
@@ -213,6 +231,7 @@ impl<T: Target> Lane<T> {
                 called: false,
                 company: 0,
                 timer: None,
+                left_at: None,
             }),
             name,
             queued: AtomicU32::new(0),
@@ -470,7 +489,7 @@ impl<T: Target> Lane<T> {
             let nap = due.map_or(Duration::MAX, |at| at.saturating_sub(clock.elapsed()));
             // A clock that stands still does not make anything due.
             let nap = nap.max(Duration::from_millis(1)).min(left());
-            let bed = Bed::made();
+            let bed = Bed::of_this_thread();
             state.sleepers.push(Sleeper { number, until, bed: Arc::clone(&bed) });
             self.leave(state);
             bed.sleep(nap);
@@ -530,6 +549,7 @@ impl<T: Target> Lane<T> {
                 } else if state.window.has_queue() {
                     // Whoever sent it is likely to wait for it.
                     due = Some(now.saturating_add(SOON));
+                    state.left_at = Some(ended);
                 }
                 timer = due.filter(|due| state.timer.is_none_or(|set| *due < set));
                 state.timer = timer.or(state.timer);
@@ -685,8 +705,11 @@ impl<T: Target> Chore for Lane<T> {
         if state.timer.is_some_and(|at| at <= now) {
             state.timer = None;
         }
-        if !state.driven {
+        if state.left_at.take() == Some(state.window.ended()) {
+            // Nobody came to wait for what gathered.
             state.followed = state.window.sent();
+        }
+        if !state.driven {
             state.driven = true;
             state = self.drive(state, u64::MAX, false, || Duration::ZERO);
         }
