@@ -25,8 +25,8 @@ use crate::segment::{DATA_START, Identity, SideFile, SideHead, put_side_checksum
 use crate::storage::Clock;
 use crate::store::{Partition, Store, VerifyOptions};
 use crate::types::{
-    Acks, Compression, Flush, LeaderEpoch, Offset, ProducerId, StoreId, Timestamp, TopicId,
-    TopicPartition,
+    Acks, Compression, Flush, LeaderEpoch, Offset, ProducerEpoch, ProducerId, StoreId, Timestamp,
+    TopicId, TopicPartition,
 };
 
 use super::SimDisk;
@@ -249,7 +249,7 @@ pub fn metadata(bytes: &[u8]) {
 #[must_use]
 pub fn sample_metadata() -> Vec<u8> {
     use crate::protocol::metadata::MetadataRecord;
-    use crate::types::{DiskId, ProducerEpoch, ProducerId};
+    use crate::types::DiskId;
     let (disk, other, id) = (DiskId(0), DiskId(1), TopicId(1));
     let both = vec![disk, other];
     let config = || {
