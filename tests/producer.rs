@@ -184,6 +184,54 @@ fn a_panic_in_a_callback_is_counted_and_stops_nothing() {
     }
 }
 
+#[test]
+fn prod_03_a_producer_goes_on_under_every_leader_and_appends_each_record_once() {
+    let store = Store::in_memory(3).unwrap();
+    let config = TopicConfig::new().replication_factor(3).min_insync_replicas(2);
+    store.create_topic("t", config).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    let producer = store.producer().batch_bytes(2000).build().unwrap();
+    let values = numbers(0..4000);
+    let mut deliveries = Vec::new();
+    for (at, value) in values.iter().enumerate() {
+        deliveries.push(producer.send(Record::to("t").value(value)).unwrap());
+        if at % 500 == 250 {
+            let disk = partition.leader().unwrap();
+            store.stop_disk(disk).unwrap();
+            deliveries.push(producer.send(Record::to("t").value("mark")).unwrap());
+            deliveries.last().unwrap().wait(SECONDS).unwrap();
+            store.start_disk(disk).unwrap();
+        }
+    }
+    for delivery in &deliveries {
+        delivery.wait(SECONDS).unwrap();
+    }
+    let mut found = contents(&partition);
+    found.retain(|value| value != "mark");
+    assert_eq!(found, values);
+}
+
+/// Who leads may be told so in the moment in which its time is over.
+#[test]
+fn waits_that_give_up_leave_nobody_in_charge_who_is_gone() {
+    let store = store(TopicConfig::new());
+    let producer = store.producer().build().unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..6 {
+            let producer = producer.clone();
+            scope.spawn(move || {
+                for round in 0..400 {
+                    let delivery = producer.send(Record::to("t").value("v")).unwrap();
+                    // The outcome may come too late, which is what this is about.
+                    drop(delivery.wait(Duration::from_micros((round * 7 + thread * 31) % 250)));
+                }
+            });
+        }
+    });
+    producer.flush(SECONDS).unwrap();
+    assert_eq!(store.partition("t", 0).unwrap().log_end_offset(), Offset(2400));
+}
+
 struct Unpark(Thread);
 
 impl Wake for Unpark {

@@ -382,7 +382,10 @@ impl Core {
         state.durable.led = next.is_some();
         next.map(|at| {
             self.group.sleeping.fetch_sub(1, Ordering::AcqRel);
-            state.durable.sleepers.remove(at)
+            let chosen = state.durable.sleepers.remove(at);
+            // Under the lock: one whose time ends now finds it, and hands the lead on.
+            chosen.bed.told.store(LEAD, Ordering::Release);
+            chosen
         })
     }
 

@@ -161,8 +161,12 @@ impl Bed {
         used.unwrap_or_else(|_| Self::made())
     }
 
+    /// Leaves word, under the lane's lock: a sleeper whose time is over finds it, or is on the list still.
     fn tell(&self, news: u8) {
         self.told.store(news, Ordering::Release);
+    }
+
+    fn wake(&self) {
         self.thread.unpark();
     }
 
@@ -530,6 +534,7 @@ impl<T: Target> Lane<T> {
             (served, state.sleepers) = sleepers
                 .into_iter()
                 .partition(|sleeper| state.is_served(sleeper.number, sleeper.until));
+            served.iter().for_each(|sleeper: &Sleeper| sleeper.bed.tell(SERVED));
             woken = state.watchers.extract_if(.., |one| one.number < ended).collect();
         }
         self.stuck.store(state.window.is_stuck(), Ordering::Relaxed);
@@ -540,7 +545,9 @@ impl<T: Target> Lane<T> {
             let offers = state.window.offer_is_due(now, settings, false);
             if !state.sleepers.is_empty() && (offers || state.window.front_waits()) {
                 state.driven = true;
-                next = Some(state.sleepers.remove(0));
+                let chosen = state.sleepers.remove(0);
+                chosen.bed.tell(DRIVE);
+                next = Some(chosen);
             } else {
                 let mut due = None;
                 if offers || state.is_followed() {
@@ -563,13 +570,13 @@ impl<T: Target> Lane<T> {
 
         memory.give_back(freed);
         for sleeper in served {
-            sleeper.bed.tell(SERVED);
+            sleeper.bed.wake();
         }
         for watcher in woken {
             wake(watcher.waker);
         }
         if let Some(next) = next {
-            next.bed.tell(DRIVE);
+            next.bed.wake();
         }
         if soon {
             self.be_chore();
