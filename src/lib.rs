@@ -25,9 +25,10 @@ pub use error::{DecodeError, Error, ErrorClass, Result, Written};
 pub use log::{Iter, Records};
 pub use partition::{Appended, Event, EventKind, Events, ReadOptions, Ticket};
 pub use producer::{
-    Transaction, TransactionId, TransactionOutcome, TransactionalBuilder, TransactionalProducer,
+    Delivery, Producer, ProducerBuilder, ProducerCounters, RecordMetadata, Transaction,
+    TransactionId, TransactionOutcome, TransactionalBuilder, TransactionalProducer,
 };
-pub use record::{Headers, Record, RecordView};
+pub use record::{Headers, ProducerRecord, Record, RecordView};
 pub use store::{
     Damage, DiskDescription, DiskState, Partition, Store, StoreBuilder, TopicDescription,
     VerifyOptions, VerifyProgress, VerifyReport,

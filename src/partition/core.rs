@@ -294,6 +294,26 @@ impl Core {
         Ok(placed)
     }
 
+    /// As [`Core::append_only`], for a caller that is likely to wait at once and flush by itself: the worker
+    /// looks only after [`SOON`](super::flush::SOON).
+    #[inline]
+    pub(crate) fn append_to_wait(
+        &self,
+        author: &Author,
+        records: &[Record<'_>],
+        acks: Acks,
+    ) -> Result<Placed, Error> {
+        let placed = self.append_batch(Some(author), records, acks)?;
+        if let Placed::Waits(appended) = &placed {
+            if acks == Acks::None {
+                self.ask_for_flush();
+                return Ok(Placed::Done(appended.appended.clone()));
+            }
+            self.ask_for_flush_soon();
+        }
+        Ok(placed)
+    }
+
     #[inline]
     fn append_batch(
         &self,
@@ -325,6 +345,8 @@ impl Core {
         Scratch { batch, plain }: &mut Scratch,
     ) -> Result<Placed, Error> {
         let mut draft = self.draft(author, records, now, batch, plain)?;
+        // One without an id only chose the compression.
+        let author = author.filter(|author| author.producer.id != ProducerId(0));
         if let Some(author) = author {
             draft = draft.written_by(author.producer, author.transactional);
         }
@@ -932,24 +954,6 @@ impl Core {
         }
         served.into_iter().for_each(Sleeper::serve);
         complete(done);
-    }
-
-    /// The worker of `disk` has taken the partition from its queue.
-    pub(crate) fn attention_taken(&self, disk: DiskId) {
-        if let Some(replica) = self.replica(disk) {
-            replica.attention_taken();
-        }
-    }
-
-    /// Queues the partition for the worker of the leader's disk.
-    pub(super) fn ask_for_attention(&self) {
-        let leading = Arc::clone(&self.state.lock().leading);
-        leading.ask_for_attention(self);
-    }
-
-    fn ask_for_flush(&self) {
-        self.group.wanted.store(true, Ordering::Release);
-        self.ask_for_attention();
     }
 
     pub(super) fn report_damage(&self, error: &Error) {

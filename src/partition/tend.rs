@@ -11,6 +11,7 @@ use crate::types::{DiskId, Flush, Offset, Timestamp};
 
 use super::Core;
 use super::events::EventKind;
+use super::flush::SOON;
 use super::follow::Followed;
 use super::replica::Replica;
 
@@ -84,13 +85,25 @@ impl Core {
 
     fn tend_flush(&self, now: Timestamp) -> Tended {
         let mut tended = Tended::default();
-        let (flush, unflushed) = {
+        // First, so that an append from now on asks again.
+        let soon = self.group.soon.swap(false, Ordering::AcqRel);
+        let (flush, flushed, end) = {
             let state = self.state.lock();
-            (state.flush, state.progress.flushed() < state.log.end())
+            (state.flush, state.progress.flushed(), state.log.end())
         };
+        let unflushed = flushed < end;
         let wanted = self.group.wanted.swap(false, Ordering::AcqRel);
         match flush {
             Flush::OnAck if wanted && unflushed => self.flush_or_report(),
+            Flush::OnAck if soon && unflushed => {
+                let seen = self.group.seen_end.swap(end.0, Ordering::AcqRel);
+                if flushed.0 < seen {
+                    self.flush_or_report();
+                } else {
+                    self.group.soon.store(true, Ordering::Release);
+                    tended.again_in = Some(SOON);
+                }
+            }
             Flush::Interval(interval) if unflushed => {
                 if self.interval_elapsed(now, interval) {
                     self.flush_or_report();

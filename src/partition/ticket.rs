@@ -142,6 +142,18 @@ impl Ticket {
         complete(done);
     }
 
+    /// How it ended, if it has.
+    pub(crate) fn outcome_now(&self) -> Option<Result<Appended>> {
+        self.outcome(&self.core.state.lock())
+    }
+
+    /// Nobody is about to wait: has the disk's worker flush it.
+    pub(crate) fn hurry(&self) {
+        if self.wait.is_some() {
+            self.core.ask_for_flush();
+        }
+    }
+
     fn outcome(&self, state: &State) -> Option<Result<Appended>> {
         let Some(wait) = &self.wait else {
             return Some(Ok(self.appended.clone()));

@@ -16,6 +16,7 @@ use crate::partition::{Attention, Core, EventKind};
 use crate::protocol::metadata::MetadataRecord;
 use crate::types::Timestamp;
 
+use super::chores::Chores;
 use super::disks::StoreDisk;
 use super::transactions::Transactions;
 use super::{Shared, Topic};
@@ -32,6 +33,8 @@ const PRODUCER_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 pub(super) struct Workers {
     threads: Vec<JoinHandle<()>>,
     queues: Vec<Arc<Attention>>,
+    /// Once a thread does them.
+    chores: Option<Arc<Chores>>,
     /// Each thread has a sender; there is an end of it when all are gone.
     running: Sender<()>,
     ended: Receiver<()>,
@@ -55,6 +58,7 @@ pub(super) fn start(shared: &Arc<Shared>) -> Result<Workers> {
     let mut workers = Workers {
         threads: Vec::new(),
         queues: Vec::new(),
+        chores: None,
         running,
         ended,
         shared: Arc::downgrade(shared),
@@ -138,6 +142,29 @@ impl Workers {
         queue: &Arc<Attention>,
         work: impl FnOnce() + Send + 'static,
     ) -> Result<()> {
+        self.start_thread(name, work)?;
+        self.queues.push(Arc::clone(queue));
+        Ok(())
+    }
+
+    /// Starts the thread that does chores, unless it runs.
+    pub(super) fn start_chores(&mut self, chores: &Arc<Chores>) -> Result<()> {
+        if self.chores.is_some() {
+            return Ok(());
+        }
+        let done = Arc::clone(chores);
+        self.start_thread("oncelog-chores".into(), move || {
+            while let Some(chore) = done.next() {
+                if let Some(chore) = chore.upgrade() {
+                    chore.run();
+                }
+            }
+        })?;
+        self.chores = Some(Arc::clone(chores));
+        Ok(())
+    }
+
+    fn start_thread(&mut self, name: String, work: impl FnOnce() + Send + 'static) -> Result<()> {
         let running = self.running.clone();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             work();
@@ -145,7 +172,6 @@ impl Workers {
         });
         let thread = thread.map_err(|error| Error::io("", "start a thread", error))?;
         self.threads.push(thread);
-        self.queues.push(Arc::clone(queue));
         Ok(())
     }
 
@@ -160,6 +186,9 @@ impl Workers {
     ) -> Result<T> {
         for queue in &self.queues {
             queue.stop();
+        }
+        if let Some(chores) = &self.chores {
+            chores.stop();
         }
         let (sender, finished) = channel();
         let Self { threads, running, ended, .. } = self;
@@ -294,6 +323,7 @@ impl Shared {
         if let Some(transactions) = self.known_transactions() {
             transactions.tick(self);
         }
+        self.chores.run_due();
     }
 
     /// Removes the segments that the topic's retention lets go: first durably from the metadata, then

@@ -94,6 +94,8 @@ impl Shared {
         for disk in self.disks.read().values() {
             disk.lock.lock().take();
         }
+        // Who waits for what will not come is told so.
+        self.chores.run_due();
         outcome
     }
 }

@@ -13,8 +13,10 @@
 //! Lock order: a slot (while its logs are opened), `Shared::metadata`, the disks, the topic registry, then a
 //! partition's own.
 
+mod appender;
 mod background;
 mod builder;
+mod chores;
 mod close;
 mod disks;
 mod internal_topic;
@@ -45,16 +47,19 @@ use crate::partition::{Attention, Core, EventLog, Events};
 use crate::storage::{BufferPool, Clock, ForkGuard, TemporaryDirectory};
 use crate::types::{DiskId, StoreId, TopicId, TopicPartition};
 
+pub(crate) use appender::{Appender, Offered};
 pub use builder::StoreBuilder;
+pub(crate) use chores::{Chore, Chores};
 pub use operations::{DiskDescription, DiskState};
 pub use partition::Partition;
+pub(crate) use producer_ids::Holder;
 pub use topics::TopicDescription;
 pub use verify::{Damage, VerifyOptions, VerifyProgress, VerifyReport};
 
 use builder::Options;
 use disks::StoreDisk;
 use metadata_log::MetadataLog;
-use producer_ids::ProducerIds;
+use producer_ids::{Names, ProducerIds};
 pub(crate) use transactions::Transactions;
 
 /// How long a store that is dropped without `close` takes at most to flush.
@@ -105,6 +110,9 @@ pub(crate) struct Shared {
     transactions: OnceLock<Arc<Transactions>>,
     /// Held by whoever begins them.
     beginning: Mutex<()>,
+    /// Taken before the producer ids.
+    producer_names: Mutex<Names>,
+    chores: Arc<Chores>,
     closed: AtomicBool,
     workers: Mutex<Option<background::Workers>>,
 }
@@ -116,6 +124,20 @@ struct Topic {
     name: Arc<str>,
     config: RwLock<Arc<TopicConfig>>,
     slots: RwLock<Vec<Arc<Slot>>>,
+}
+
+/// Counts a topic's partitions, which may become more.
+#[derive(Clone, Debug)]
+pub(crate) struct PartitionCounter(Arc<Topic>);
+
+impl PartitionCounter {
+    pub(crate) fn count(&self) -> u32 {
+        u32::try_from(self.0.slots.read().len()).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.0.name
+    }
 }
 
 /// The place of a partition, whose log is opened when it is first used.
@@ -153,6 +175,33 @@ impl Store {
     #[cfg(any(test, feature = "simulation"))]
     pub fn run_background(&self) {
         self.handle.shared.run_background();
+    }
+
+    /// Where the layers above have work done, by a thread that is started now at the latest.
+    ///
+    /// # Errors
+    /// When the system has no thread left.
+    pub(crate) fn chores(&self) -> Result<Arc<Chores>> {
+        let shared = self.shared();
+        if let Some(workers) = &mut *shared.workers.lock() {
+            workers.start_chores(&shared.chores)?;
+        }
+        Ok(Arc::clone(&shared.chores))
+    }
+
+    /// Whether threads do the background work.
+    pub(crate) fn has_background(&self) -> bool {
+        self.shared().options.background
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.shared().clock
+    }
+
+    /// How many partitions a topic has by now.
+    pub(crate) fn partition_counter(&self, topic: &str) -> Result<PartitionCounter> {
+        self.shared().check_writable()?;
+        self.shared().topic(topic).map(PartitionCounter)
     }
 
     fn keep(&mut self, directory: TemporaryDirectory) {

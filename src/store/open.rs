@@ -27,6 +27,7 @@ use crate::storage::{BufferPool, Clock, Disk, ForkGuard};
 use crate::types::{DiskId, Flush, LeaderEpoch, Offset, StorageMode, StoreId, TopicPartition};
 
 use super::builder::Options;
+use super::chores::Chores;
 use super::disks::{self, Given, LeftOut, StoreDisk};
 use super::layout::{self, DirectoryIdentity, IdentityFile};
 use super::metadata_log::{Found, MetadataLog};
@@ -58,6 +59,7 @@ pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) ->
         id,
         home: first.disk.root().to_owned(),
         disks: RwLock::new(members.iter().map(|disk| (disk.id, Arc::clone(disk))).collect()),
+        chores: Arc::new(Chores::new(clock.clone())),
         clock,
         fork: Arc::new(fork),
         buffers: BufferPool::default(),
@@ -69,6 +71,7 @@ pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) ->
         producer_ids: Mutex::new(0..0),
         transactions: OnceLock::new(),
         beginning: Mutex::new(()),
+        producer_names: Mutex::default(),
         closed: AtomicBool::new(false),
         workers: Mutex::new(None),
         options,

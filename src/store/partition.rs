@@ -9,13 +9,12 @@ use crate::log::{LogReader, Records};
 use crate::partition::{Appended, Author, Core, Placed, ReadOptions, Ticket, Wait, Waiting};
 use crate::protocol::metadata::MetadataRecord;
 use crate::protocol::producer_state::batch::Numbering;
-use crate::protocol::producer_state::states::ProducerView;
 use crate::record::{Marker, Record};
 use crate::types::{
-    Acks, DiskId, LeaderEpoch, Offset, ProducerId, ProducerSequence, Timestamp, TopicId,
-    TopicPartition,
+    Acks, DiskId, LeaderEpoch, Offset, ProducerSequence, Timestamp, TopicId, TopicPartition,
 };
 
+use super::appender::Appender;
 use super::view::View;
 use super::{Handle, Store};
 
@@ -222,27 +221,19 @@ impl Partition {
         self.ticket(acks, |core| core.append_marker(marker, acks))
     }
 
-    /// What the partition knows of a producer.
-    pub(crate) fn producer(&self, id: ProducerId) -> Result<Option<ProducerView>> {
-        Ok(self.live()?.producer(id))
+    /// The partition as a producer uses it.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`].
+    pub(crate) fn appender(&self) -> Result<Appender> {
+        let (core, shared) = (Arc::clone(self.live()?), Arc::clone(&self.handle.shared));
+        Ok(Appender { core, shared })
     }
 
     fn ticket(&self, acks: Acks, append: impl Fn(&Core) -> Result<Placed>) -> Result<Ticket> {
-        let core = self.live()?;
-        let placed = match append(core) {
-            Err(Error::NoLeader { .. }) => {
-                self.handle.shared.settle_one(core);
-                append(core)?
-            }
-            placed => placed?,
-        };
-        let (shared, settled) = (Arc::downgrade(&self.handle.shared), Arc::clone(core));
-        let settler = move || {
-            if let Some(shared) = shared.upgrade() {
-                shared.settle_one(&settled);
-            }
-        };
-        Ok(Ticket::new(Arc::clone(core), placed, acks, settler))
+        let (core, shared) = (self.live()?, &self.handle.shared);
+        let placed = shared.placed(core, append)?;
+        Ok(shared.ticket_of(core, placed, acks))
     }
 
     /// Returns whole batches from `offset` on, every checksum verified. Does not block: at the end

@@ -89,6 +89,11 @@ impl TopicPartition {
         &self.topic
     }
 
+    /// The topic's name, to keep.
+    pub(crate) fn shared_topic(&self) -> Arc<str> {
+        Arc::clone(&self.topic)
+    }
+
     /// The partition's number, counted from zero.
     #[must_use]
     pub fn partition(&self) -> u32 {
