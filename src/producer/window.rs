@@ -679,13 +679,17 @@ impl<P: Pending> Window<P> {
                 continue;
             }
             match &slot.place {
-                // It is in the log, and its numbers with it.
-                Place::Waits(Some(pending)) => {
-                    self.slots[at].place = match pending.outcome_now() {
-                        Some(Ok(appended)) => Place::Acknowledged(appended),
-                        _ => Place::Failed(self.late(at, settings)),
-                    };
-                }
+                Place::Waits(Some(pending)) => match pending.outcome_now() {
+                    Some(Ok(appended)) => self.slots[at].place = Place::Acknowledged(appended),
+                    // It was in the log, and may not stay there: a name's source has to ask.
+                    _ => {
+                        let sequence = slot.sequence;
+                        self.slots[at].place = Place::Failed(self.late(at, settings));
+                        if self.numbers.is_named() {
+                            self.break_at(sequence);
+                        }
+                    }
+                },
                 Place::Out => {
                     let error = self.late(at, settings);
                     self.fail_from(at, &error, settings);
