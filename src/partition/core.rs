@@ -642,6 +642,28 @@ impl Core {
         Ok(Records::of(Part { partition: self.partition.clone(), from: offset, next, fetched }))
     }
 
+    /// Reads whole batches below the high watermark, markers as well. `None`: there is none yet.
+    ///
+    /// # Errors
+    /// As for [`Core::read`].
+    pub(crate) fn read_batches(
+        &self,
+        offset: Offset,
+        max_bytes: usize,
+    ) -> Result<Option<Fetched>, Error> {
+        let upper = self.high_watermark();
+        self.check_range(offset)?;
+        let error = match self.reader().read(offset, upper, max_bytes) {
+            Ok(fetched) => return Ok(fetched),
+            Err(error) => error,
+        };
+        self.check_usable()?;
+        self.report_damage(&error);
+        let mut others = self.readers().into_iter().skip(1);
+        let read = |reader: Arc<LogReader>| reader.read(offset, upper, max_bytes).ok().flatten();
+        others.find_map(|(_, reader)| read(reader)).map(Some).ok_or(error)
+    }
+
     /// Reads from another replica what the leader's has lost.
     #[cold]
     fn read_elsewhere(

@@ -301,7 +301,7 @@ impl Shared {
 
     /// Everything that is due, for stores without threads.
     #[cfg(any(test, feature = "simulation"))]
-    pub(super) fn run_background(&self) {
+    pub(super) fn run_background(self: &Arc<Self>) {
         for disk in self.online_disks() {
             let mut agenda = Agenda { next_retention: Duration::MAX, ..Agenda::default() };
             let queued = disk.attention.take();
