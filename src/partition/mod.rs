@@ -16,6 +16,7 @@ mod core;
 mod events;
 mod flush;
 mod follow;
+mod read;
 mod reign;
 mod replica;
 mod tend;
