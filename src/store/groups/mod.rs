@@ -16,6 +16,8 @@
 mod admin;
 mod membership;
 mod offsets;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
