@@ -70,6 +70,11 @@ const KEYS: &[(&str, Setting, Set)] = &[
     ("log.flush.interval.messages", Setting::FlushMessages, set_flush_messages),
     ("flush.ms", Setting::FlushTime, set_flush_ms),
     ("log.flush.interval.ms", Setting::FlushTime, set_flush_ms),
+    ("offsets.retention.minutes", Setting::OffsetsRetention, |draft, value| {
+        number(value).map(|minutes: u32| {
+            draft.offsets_retention = Some(Duration::from_secs(60 * u64::from(minutes)));
+        })
+    }),
 ];
 
 /// What several keys may speak of.
@@ -92,6 +97,7 @@ enum Setting {
     UncleanLeaderElection,
     FlushMessages,
     FlushTime,
+    OffsetsRetention,
 }
 
 /// Keys, and beginnings of keys (with a dot at the end), that have no meaning in one process: the
@@ -172,6 +178,7 @@ struct Draft {
     flush_on_ack: Option<bool>,
     /// `flush.ms`; `Some(None)`: by time never.
     flush_interval: Option<Option<Duration>>,
+    offsets_retention: Option<Duration>,
 }
 
 /// A set of properties as a user gave them.
@@ -229,6 +236,11 @@ impl Properties {
     /// Whether one of the properties chose the flush level.
     pub(crate) fn sets_flush(&self) -> bool {
         self.draft.flush_on_ack.is_some() || self.draft.flush_interval.is_some()
+    }
+
+    /// How long offsets of groups without members are kept, if one of the properties says so.
+    pub(crate) fn offsets_retention(&self) -> Option<Duration> {
+        self.draft.offsets_retention
     }
 
     /// Keys that were accepted and mean nothing here.

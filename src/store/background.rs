@@ -293,6 +293,7 @@ impl Shared {
     }
 
     fn retain_all(&self, now: Timestamp) {
+        self.expire_offsets();
         for (_, core) in self.cores() {
             core.roll_if_old(now);
             self.apply_retention(&core, now);

@@ -30,6 +30,8 @@ pub(super) struct Options {
     pub(super) allow_missing: Vec<DiskId>,
     /// How long a follower may lag before it leaves the in-sync set.
     pub(super) lag_max: Duration,
+    /// How long what groups without members have committed is kept; `None`: for ever.
+    pub(super) offsets_retention: Option<Duration>,
 }
 
 /// Describes a store before it is opened. Made by [`Store::builder`].
@@ -71,6 +73,7 @@ impl StoreBuilder {
                 read_only: false,
                 allow_missing: Vec::new(),
                 lag_max: Duration::from_secs(30),
+                offsets_retention: None,
             },
             properties: Properties::new(),
             fault: None,
@@ -131,6 +134,13 @@ impl StoreBuilder {
         self
     }
 
+    /// How long the offsets of a group without members are kept (`offsets.retention.minutes`). Default: for ever;
+    /// a group that comes back late finds its place.
+    pub fn offsets_retention(mut self, span: Duration) -> Self {
+        self.options.offsets_retention = Some(span);
+        self
+    }
+
     /// Sets a Kafka configuration key, such as `retention.ms`, as the default of new topics. A key that
     /// does not exist is reported by [`StoreBuilder::open`], with the nearest one that does.
     pub fn property(mut self, key: &str, value: &str) -> Self {
@@ -188,6 +198,8 @@ impl StoreBuilder {
         let defaults = self.properties.topic_defaults();
         let chosen = self.properties.sets_flush();
         self.options.topic_defaults = if chosen { defaults } else { defaults.flush(flush) };
+        self.options.offsets_retention =
+            self.properties.offsets_retention().or(self.options.offsets_retention);
         let mut absent = Vec::new();
         if self.disks.is_empty() || self.disks.len() > DISKS_MAX {
             return Err(Error::InvalidConfig {

@@ -199,6 +199,17 @@ impl Shared {
         }
     }
 
+    /// Forgets offsets that have not been needed for as long as the store keeps them.
+    pub(super) fn expire_offsets(&self) {
+        let (Some(retention), Some(groups)) = (self.options.offsets_retention, self.groups.get())
+        else {
+            return;
+        };
+        if let Some(shared) = groups.shared.upgrade() {
+            groups.expire(&shared, retention);
+        }
+    }
+
     fn topic_views(&self) -> Vec<TopicView> {
         let topics = self.topics.read();
         let own = topics.values().filter(|topic| !crate::config::is_internal(&topic.name));
@@ -438,7 +449,7 @@ impl Groups {
     }
 
     /// Forgets offsets that nobody has needed for `retention` (GRP-09).
-    pub(super) fn expire(&self, shared: &Arc<Shared>, retention: Duration) {
+    fn expire(&self, shared: &Arc<Shared>, retention: Duration) {
         let now = shared.clock.now();
         let groups = self
             .offsets

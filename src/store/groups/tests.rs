@@ -429,6 +429,9 @@ fn topics_that_come_grow_and_go_are_assigned_and_forgotten() {
 fn grp_09_offsets_are_kept_until_they_are_to_expire() {
     let world = World::new(1, 1);
     world.store.commit_without_members("g", &[offset_of(0, 5)], SECOND).unwrap();
+    world.pass(1_000_000 * SECOND);
+    assert_eq!(world.at(0), Some(5), "nobody asked otherwise");
+    world.store.commit_without_members("g", &[offset_of(0, 5)], SECOND).unwrap();
     let shared = world.store.shared();
     let groups = shared.groups().unwrap();
     world.clock.advance(60 * SECOND);
