@@ -174,6 +174,17 @@ pub enum Error {
         /// The offsets of an append that is in the log but not acknowledged yet.
         appended: Option<Range<Offset>>,
     },
+    /// After an unclean election the log does not have what this consumer has read: it is another one from
+    /// `diverged_at` on. Seek there, or to where the application wants to go on.
+    #[error("{partition}: what was read up to {position} is gone from {diverged_at} on")]
+    Diverged {
+        /// The partition.
+        partition: TopicPartition,
+        /// Where the consumer was.
+        position: Offset,
+        /// Up to where the logs agree.
+        diverged_at: Offset,
+    },
     /// Records between the last batch and this one are missing.
     #[error("{partition}: producer {id}: sequence {given}, expected {expected}")]
     OutOfOrderSequence {
@@ -408,6 +419,7 @@ impl Error {
             | Self::OffsetOutOfRange { .. }
             | Self::DuplicateSequence { .. }
             | Self::NoOffset { .. }
+            | Self::Diverged { .. }
             | Self::NotAssigned { .. }
             | Self::UnknownGroup { .. }
             | Self::GroupNotEmpty { .. }
@@ -457,6 +469,7 @@ impl Error {
             | Self::InvalidTransactionState { .. }
             | Self::TransactionAborted { .. }
             | Self::NoOffset { .. }
+            | Self::Diverged { .. }
             | Self::IllegalGeneration { .. }
             | Self::UnknownMember { .. }
             | Self::NotAssigned { .. }
@@ -497,6 +510,7 @@ impl Error {
             Self::InvalidTransactionState { .. } => "INVALID_TXN_STATE",
             Self::TransactionAborted { .. } => "TRANSACTION_ABORTABLE",
             Self::NoOffset { .. } => "NO_OFFSET_FOR_PARTITION",
+            Self::Diverged { .. } => "LOG_TRUNCATION",
             Self::IllegalGeneration { .. } => "ILLEGAL_GENERATION",
             Self::UnknownMember { .. } => "UNKNOWN_MEMBER_ID",
             Self::NotAssigned { .. } => "NO_CURRENT_ASSIGNMENT",

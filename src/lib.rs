@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod config;
+mod consumer;
 mod error;
 mod log;
 mod partition;
@@ -47,7 +48,8 @@ pub mod manual;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulation;
 
-pub use config::{Retention, TopicConfig, TopicUpdate};
+pub use config::{Retention, StartAt, TopicConfig, TopicUpdate};
+pub use consumer::{Consumer, ConsumerBuilder, ConsumerWaker, Rebalance, RebalanceKind, Recv};
 pub use error::{DecodeError, Error, ErrorClass, Result, Written};
 pub use log::{Iter, Records};
 pub use partition::{Appended, Event, EventKind, Events, ReadOptions, Ticket};

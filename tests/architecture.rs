@@ -30,6 +30,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "types",
         ],
     ),
+    ("consumer", &["store", "partition", "log", "segment", "protocol", "config", "error", "types"]),
     (
         "producer",
         &[
@@ -68,7 +69,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("unsafe", &["src/storage/"]),
     ("std::fs", &["src/storage/"]),
     ("SystemTime::now", &["src/storage/"]),
-    ("Instant::now", &["src/storage/", "src/partition/", "src/producer/", "src/store/"]),
+    (
+        "Instant::now",
+        &["src/storage/", "src/partition/", "src/producer/", "src/consumer/", "src/store/"],
+    ),
     ("process::id", &["src/storage/"]),
     ("thread::spawn", &[]),
     ("thread::Builder", &["src/store/background.rs"]),

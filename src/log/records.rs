@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::record::{BatchRecords, RecordView};
+use crate::record::{BatchHeader, BatchRecords, RecordView};
 use crate::segment::{Fetched, batches};
 use crate::types::{Offset, TopicPartition};
 
@@ -13,7 +13,90 @@ pub(crate) struct Part {
     /// Records before this offset share a batch with what was asked for and are passed over.
     pub(crate) from: Offset,
     pub(crate) next: Offset,
-    pub(crate) fetched: Option<Fetched>,
+    /// Records from this offset on are for another time.
+    until: Offset,
+    fetched: Option<Held>,
+}
+
+/// What was fetched, and whether a later read hands out the rest of it.
+#[derive(Debug)]
+enum Held {
+    Own(Fetched),
+    Shared(Arc<Fetched>),
+}
+
+impl Part {
+    pub(crate) fn new(
+        partition: TopicPartition,
+        from: Offset,
+        next: Offset,
+        fetched: Option<Fetched>,
+    ) -> Self {
+        Self { partition, from, next, until: Offset::MAX, fetched: fetched.map(Held::Own) }
+    }
+
+    /// The first `count` records of what was fetched, from `from` on.
+    pub(crate) fn of_shared(
+        partition: TopicPartition,
+        from: Offset,
+        fetched: &Arc<Fetched>,
+        count: u64,
+    ) -> Self {
+        let mut left = count;
+        for (header, _) in batches::Batches::new(fetched).filter(|(header, _)| is_data(header)) {
+            let begin = header.base_offset.max(from);
+            let here = header.end_offset().0.saturating_sub(begin.0);
+            if here > left {
+                let until = begin.plus(left);
+                let fetched = Some(Held::Shared(Arc::clone(fetched)));
+                return Self { partition, from, next: until, until, fetched };
+            }
+            left -= here;
+        }
+        let next = fetched.next;
+        let fetched = Some(Held::Shared(Arc::clone(fetched)));
+        Self { partition, from, next, until: Offset::MAX, fetched }
+    }
+
+    fn fetched(&self) -> Option<&Fetched> {
+        match self.fetched.as_ref()? {
+            Held::Own(fetched) => Some(fetched),
+            Held::Shared(fetched) => Some(fetched),
+        }
+    }
+
+    /// What was fetched, to hand it out in pieces.
+    pub(crate) fn into_shared(self) -> Option<Arc<Fetched>> {
+        match self.fetched? {
+            Held::Own(fetched) => Some(Arc::new(fetched)),
+            Held::Shared(fetched) => Some(fetched),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.fetched.is_none()
+    }
+
+    /// Encoded bytes that are held in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.fetched().map_or(0, |fetched| fetched.bytes.len())
+    }
+
+    /// How many records there are for the reader who asked.
+    pub(crate) fn count(&self) -> u64 {
+        let Some(fetched) = self.fetched() else { return 0 };
+        let data = batches::Batches::new(fetched).filter(|(header, _)| is_data(header));
+        let count = data.map(|(header, _)| {
+            let end = header.end_offset().min(self.until);
+            end.0.saturating_sub(header.base_offset.max(self.from).0)
+        });
+        count.sum()
+    }
+}
+
+/// Control batches carry decisions, not data.
+fn is_data(header: &BatchHeader) -> bool {
+    !header.control
 }
 
 /// Records that were read: owned, cheap to clone, free to move to other threads.
@@ -44,13 +127,17 @@ impl Records {
         Self { parts: Arc::new([part]) }
     }
 
-    /// The records in offset order.
+    pub(crate) fn of_parts(parts: Vec<Part>) -> Self {
+        Self { parts: parts.into() }
+    }
+
+    /// The records: partition by partition, and in each in offset order.
     #[must_use]
     pub fn iter(&self) -> Iter<'_> {
         Iter { parts: self.parts.iter(), part: None, records: BatchRecords::empty() }
     }
 
-    /// Where the next read of the partition goes on. For an empty result, where this one began, or behind offsets
+    /// Where the next read of the partition, the last one if there are several, goes on. For an empty result, where this one began, or behind offsets
     /// that hold nothing for this reader, as the ends of transactions.
     #[must_use]
     pub fn next_offset(&self) -> Offset {
@@ -72,17 +159,12 @@ impl Records {
     /// Encoded bytes that are held in memory.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.parts
-            .iter()
-            .filter_map(|part| part.fetched.as_ref())
-            .map(|fetched| fetched.bytes.len())
-            .sum()
+        self.parts.iter().map(Part::bytes).sum()
     }
 
-    /// The partition that was read.
-    #[must_use]
-    pub fn partition(&self) -> Option<&TopicPartition> {
-        self.parts.first().map(|part| &part.partition)
+    /// The partitions that were read, those without a record among them.
+    pub fn partitions(&self) -> impl Iterator<Item = &TopicPartition> {
+        self.parts.iter().map(|part| &part.partition)
     }
 }
 
@@ -105,7 +187,7 @@ pub struct Iter<'a> {
 
 #[derive(Debug)]
 struct PartIter<'a> {
-    from: Offset,
+    part: &'a Part,
     batches: batches::Batches<'a>,
 }
 
@@ -133,20 +215,24 @@ impl<'a> Iter<'a> {
                 let Some(part) = self.parts.next() else {
                     return false;
                 };
-                self.part = part.fetched.as_ref().map(|fetched| PartIter {
-                    from: part.from,
-                    batches: batches::Batches::new(fetched),
-                });
+                let batches = part.fetched().map(batches::Batches::new);
+                self.part = batches.map(|batches| PartIter { part, batches });
                 continue;
             };
-            // Control batches carry decisions, not data.
-            if header.control {
+            if !is_data(&header) {
                 continue;
             }
-            let from = self.part.as_ref().map_or(Offset::ZERO, |part| part.from);
-            self.records = records;
-            if header.base_offset < from {
-                self.records.skip_to(from);
+            let Some(PartIter { part, .. }) = &self.part else { return false };
+            if header.base_offset >= part.until {
+                self.part = None;
+                continue;
+            }
+            self.records = records.in_partition(&part.partition);
+            if header.base_offset < part.from {
+                self.records.skip_to(part.from);
+            }
+            if header.end_offset() > part.until {
+                self.records.stop_at(part.until);
             }
             return true;
         }

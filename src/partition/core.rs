@@ -23,6 +23,7 @@ use crate::types::{
 
 use super::events::EventKind;
 use super::flush::{Durable, Group, Sleeper, Until, Wait, Waited};
+use super::read::Watch;
 use super::replica::Replica;
 use super::ticket::{Waiter, complete};
 use super::{Appended, Attention, Author, EventLog};
@@ -164,6 +165,8 @@ pub(super) struct State {
     /// The store is about to close.
     stopped: bool,
     pub(super) readers: u32,
+    /// Readers who are to be woken.
+    pub(super) watches: Vec<Watch>,
     pub(super) durable: Durable,
     pub(super) tickets: Vec<Waiter>,
     pub(super) next_ticket: u64,
@@ -236,6 +239,7 @@ impl Core {
                 ended: None,
                 stopped: false,
                 readers: 0,
+                watches: Vec::new(),
                 durable: Durable::default(),
                 tickets: Vec::new(),
                 next_ticket: 0,
@@ -489,13 +493,13 @@ impl Core {
             self.append_inline(&mut state, batch, &header, now);
         }
         let acknowledged = self.is_acknowledged(&state, offsets.end, acks);
-        let State { progress, page, log, durable, .. } = &mut *state;
+        let State { progress, page, log, durable, watches, .. } = &mut *state;
         let high_watermark = progress.high_watermark();
         let last_stable = log.last_stable(high_watermark);
         if let Some(page) = page {
             page.show(progress, last_stable, log.written_end());
         }
-        let sleepers = !durable.is_idle();
+        let sleepers = !durable.is_idle() || !watches.is_empty();
         self.log_end.store(offsets.end.0, Ordering::Release);
         self.high_watermark.store(high_watermark.0, Ordering::Release);
         self.last_stable.store(last_stable.0, Ordering::Release);
@@ -852,7 +856,10 @@ impl Core {
 
     pub(super) fn wake_all(&self, mut state: MutexGuard<'_, State>) {
         let readers = state.readers > 0;
-        let done = self.finished_tickets(&mut state);
+        let mut done = self.finished_tickets(&mut state);
+        if !state.watches.is_empty() {
+            self.seen_watches(&mut state, &mut done);
+        }
         if state.fenced.is_some() || state.ended.is_some() {
             self.wake_sleepers(&mut state);
         }

@@ -1,19 +1,78 @@
 //! Reading a partition: what a reader may see, and waiting until there is more.
 
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use crate::log::{LogReader, Part, Records};
+use crate::log::{LogReader, Part};
 use crate::segment::Fetched;
-use crate::types::{Isolation, Offset, Timestamp};
+use crate::types::{Isolation, LeaderEpoch, Offset, Timestamp};
 
 use super::ReadOptions;
-use super::core::Core;
+use super::core::{Core, State};
+use super::ticket::Done;
+
+/// A reader who is to be woken.
+#[derive(Debug)]
+pub(super) struct Watch {
+    offset: Offset,
+    isolation: Isolation,
+    waker: Waker,
+}
+
+/// What became of a wish to be woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Watched {
+    /// There is something to look at now.
+    Now,
+    /// The waker will be woken.
+    Registered,
+    /// Another process appends, and cannot wake us.
+    Unwatchable,
+}
 
 impl Core {
+    /// Has `waker` woken, once, when the record at `offset` can be read, or never will be. A second wish with the
+    /// same waker takes the place of the first.
+    pub(crate) fn watch(&self, offset: Offset, isolation: Isolation, waker: &Waker) -> Watched {
+        let mut state = self.state.lock();
+        if state.ended.is_some() || visible_end(&mut state, isolation) > offset {
+            return Watched::Now;
+        }
+        let watch = Watch { offset, isolation, waker: waker.clone() };
+        match state.watches.iter_mut().find(|known| known.waker.will_wake(waker)) {
+            Some(known) => *known = watch,
+            None => state.watches.push(watch),
+        }
+        Watched::Registered
+    }
+
+    /// Takes back what was asked for with this waker.
+    pub(crate) fn unwatch(&self, waker: &Waker) {
+        self.state.lock().watches.retain(|known| !known.waker.will_wake(waker));
+    }
+
+    /// Those whose record can be read.
+    #[cold]
+    pub(super) fn seen_watches(&self, state: &mut State, done: &mut Vec<Done>) {
+        let ended = state.ended.is_some();
+        for watch in std::mem::take(&mut state.watches) {
+            if ended || visible_end(state, watch.isolation) > watch.offset {
+                done.push(Done::Wake(watch.waker));
+            } else {
+                state.watches.push(watch);
+            }
+        }
+    }
+
+    /// Where offsets that were read under a leader of `epoch` end by now, if others have led since.
+    pub(crate) fn end_of_epoch(&self, epoch: LeaderEpoch) -> Option<Offset> {
+        self.state.lock().history.end_of(epoch)
+    }
+
     /// Reads whole batches from `offset` on. Does not block.
-    pub(crate) fn read(&self, offset: Offset, options: &ReadOptions) -> Result<Records, Error> {
+    pub(crate) fn read(&self, offset: Offset, options: &ReadOptions) -> Result<Part, Error> {
         let upper = match options.isolation {
             Isolation::ReadUncommitted => self.high_watermark(),
             Isolation::ReadCommitted => self.last_stable_offset(),
@@ -34,7 +93,7 @@ impl Core {
             }
             Ok(read) => read,
         };
-        Ok(Records::of(Part { partition: self.partition.clone(), from: offset, next, fetched }))
+        Ok(Part::new(self.partition.clone(), offset, next, fetched))
     }
 
     /// Reads whole batches below the high watermark, markers as well. `None`: there is none yet.
@@ -122,5 +181,14 @@ impl Core {
         };
         state.readers -= 1;
         outcome
+    }
+}
+
+/// The end of what a reader may see.
+fn visible_end(state: &mut State, isolation: Isolation) -> Offset {
+    let high_watermark = state.progress.high_watermark();
+    match isolation {
+        Isolation::ReadUncommitted => high_watermark,
+        Isolation::ReadCommitted => state.log.last_stable(high_watermark),
     }
 }

@@ -5,7 +5,7 @@
 //! they never panic and never reach outside the payload.
 
 use crate::error::DecodeError;
-use crate::types::{Offset, Timestamp};
+use crate::types::{Offset, Timestamp, TopicPartition};
 
 use super::header::BatchHeader;
 use super::varint;
@@ -18,9 +18,28 @@ pub struct RecordView<'a> {
     key: Option<&'a [u8]>,
     value: Option<&'a [u8]>,
     headers: Headers<'a>,
+    partition: Option<&'a TopicPartition>,
 }
 
 impl<'a> RecordView<'a> {
+    /// The topic that it was read from.
+    #[must_use]
+    pub fn topic(&self) -> &'a str {
+        self.partition.map_or("", |partition| partition.topic())
+    }
+
+    /// The partition's number in its topic.
+    #[must_use]
+    pub fn partition(&self) -> u32 {
+        self.partition.map_or(0, |partition| partition.partition())
+    }
+
+    /// Both.
+    #[must_use]
+    pub fn topic_partition(&self) -> TopicPartition {
+        self.partition.cloned().unwrap_or_else(|| TopicPartition::new("", 0))
+    }
+
     /// Its position in the partition.
     #[must_use]
     pub fn offset(&self) -> Offset {
@@ -97,9 +116,25 @@ pub(crate) struct BatchRecords<'a> {
     base_timestamp: Timestamp,
     /// Set when the log stamped the batch: every record then bears this time.
     append_timestamp: Option<Timestamp>,
+    /// For readers; whoever looks into a batch by itself needs none.
+    partition: Option<&'a TopicPartition>,
 }
 
 impl<'a> BatchRecords<'a> {
+    /// The partition that the batch is of.
+    #[inline]
+    pub(crate) fn in_partition(mut self, partition: &'a TopicPartition) -> Self {
+        self.partition = Some(partition);
+        self
+    }
+
+    /// Leaves out the records from `until` on.
+    #[cold]
+    pub(crate) fn stop_at(&mut self, until: Offset) {
+        let before = self.clone().take_while(|record| record.offset() < until).count();
+        self.remaining = u32::try_from(before).unwrap_or(u32::MAX).min(self.remaining);
+    }
+
     /// The records in `payload`, which is decompressed and has no padding.
     #[inline]
     pub(crate) fn new(header: &BatchHeader, payload: &'a [u8]) -> Self {
@@ -109,6 +144,7 @@ impl<'a> BatchRecords<'a> {
             base_offset: header.base_offset,
             base_timestamp: header.base_timestamp,
             append_timestamp: header.append_time.then_some(header.max_timestamp),
+            partition: None,
         }
     }
 
@@ -136,6 +172,7 @@ impl<'a> BatchRecords<'a> {
             base_offset: Offset::ZERO,
             base_timestamp: Timestamp(0),
             append_timestamp: None,
+            partition: None,
         }
     }
 }
@@ -160,6 +197,7 @@ impl<'a> Iterator for BatchRecords<'a> {
             key: raw.key,
             value: raw.value,
             headers: raw.headers,
+            partition: self.partition,
         })
     }
 }

@@ -1,17 +1,21 @@
 //! A partition as the application holds it.
 
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::Duration;
 
 use crate::config::check_not_internal;
 use crate::error::{Error, Result};
-use crate::log::{LogReader, Records};
-use crate::partition::{Appended, Author, Core, Placed, ReadOptions, Ticket, Wait, Waiting};
+use crate::log::{LogReader, Part, Records};
+use crate::partition::{
+    Appended, Author, Core, Placed, ReadOptions, Ticket, Wait, Waiting, Watched,
+};
 use crate::protocol::metadata::MetadataRecord;
 use crate::protocol::producer_state::batch::Numbering;
 use crate::record::{Marker, Record};
 use crate::types::{
-    Acks, DiskId, LeaderEpoch, Offset, ProducerSequence, Timestamp, TopicId, TopicPartition,
+    Acks, DiskId, Isolation, LeaderEpoch, Offset, ProducerSequence, Timestamp, TopicId,
+    TopicPartition,
 };
 
 use super::appender::Appender;
@@ -243,9 +247,38 @@ impl Partition {
     /// [`Error::OffsetOutOfRange`] before the log start offset and behind the log end offset.
     /// [`Error::Corrupt`] if the record at `offset` is damaged; its `offsets` tell where to go on.
     pub fn read(&self, offset: Offset, options: ReadOptions) -> Result<Records> {
+        self.fetch(offset, &options).map(Records::of)
+    }
+
+    /// As [`Partition::read`], to be put together with what other partitions have.
+    #[inline]
+    pub(crate) fn fetch(&self, offset: Offset, options: &ReadOptions) -> Result<Part> {
         match &self.inner {
-            Inner::Live(core) | Inner::Internal(core) => core.read(offset, &options),
-            Inner::View(view) => view.read(offset, &options),
+            Inner::Live(core) | Inner::Internal(core) => core.read(offset, options),
+            Inner::View(view) => view.read(offset, options),
+        }
+    }
+
+    /// Has `waker` woken, once, when the record at `offset` can be read, or never will be.
+    pub(crate) fn watch(&self, offset: Offset, isolation: Isolation, waker: &Waker) -> Watched {
+        match &self.inner {
+            Inner::Live(core) | Inner::Internal(core) => core.watch(offset, isolation, waker),
+            Inner::View(_) => Watched::Unwatchable,
+        }
+    }
+
+    /// Takes back what was asked for with this waker.
+    pub(crate) fn unwatch(&self, waker: &Waker) {
+        if let Inner::Live(core) | Inner::Internal(core) = &self.inner {
+            core.unwatch(waker);
+        }
+    }
+
+    /// Where offsets that were read under a leader of `epoch` end by now, if others have led since.
+    pub(crate) fn end_of_epoch(&self, epoch: LeaderEpoch) -> Option<Offset> {
+        match &self.inner {
+            Inner::Live(core) | Inner::Internal(core) => core.end_of_epoch(epoch),
+            Inner::View(_) => None,
         }
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::log::{LogReader, Marks, Part, Records, decided_end};
+use crate::log::{LogReader, Marks, Part, decided_end};
 use crate::partition::ReadOptions;
 use crate::segment::{Place, Scan, Scanner, Segment, SparseIndex, log_name, parse_log_name};
 use crate::storage::{EntryKind, OpenMode};
@@ -81,7 +81,7 @@ impl View {
         state.last_stable
     }
 
-    pub(super) fn read(&self, offset: Offset, options: &ReadOptions) -> Result<Records> {
+    pub(super) fn read(&self, offset: Offset, options: &ReadOptions) -> Result<Part> {
         let committed = options.isolation == Isolation::ReadCommitted;
         let (reader, start, upper, last_stable) = {
             let mut state = self.state.lock();
@@ -97,12 +97,7 @@ impl View {
             Isolation::ReadCommitted => upper.min(last_stable),
         };
         match reader.read_records(offset, upper, options.max_bytes, options.isolation) {
-            Ok((fetched, next)) => Ok(Records::of(Part {
-                partition: self.partition.clone(),
-                from: offset,
-                next,
-                fetched,
-            })),
+            Ok((fetched, next)) => Ok(Part::new(self.partition.clone(), offset, next, fetched)),
             Err(error) => {
                 // The owner's retention may have removed the file since the last look.
                 let mut state = self.state.lock();

@@ -70,7 +70,7 @@ pub struct Situation {
 impl Situation {
     /// Brings both lists into Kafka's order: topics by name; members with an instance id by that id, then
     /// the others from the oldest on.
-    pub fn new(mut topics: Vec<TopicView>, mut members: Vec<MemberView>) -> Self {
+    pub(crate) fn new(mut topics: Vec<TopicView>, mut members: Vec<MemberView>) -> Self {
         topics.sort_by(|one, other| (&one.name, one.id).cmp(&(&other.name, other.id)));
         let rank = |member: &MemberView| (member.instance.is_none(), member.instance.clone());
         members.sort_by_cached_key(|member| (rank(member), member.id));
@@ -86,12 +86,13 @@ impl Situation {
         &self.topics
     }
 
+    /// The group's members, in Kafka's order: those with an instance id by that id, then from the oldest on.
     pub fn members(&self) -> &[MemberView] {
         &self.members
     }
 
     /// For each topic, the places of its subscribers among the members.
-    pub fn subscribers(&self) -> Vec<Vec<usize>> {
+    pub(crate) fn subscribers(&self) -> Vec<Vec<usize>> {
         let mut subscribers = vec![Vec::new(); self.topics.len()];
         let places = self.topic_places();
         for (at, member) in self.members.iter().enumerate() {
@@ -102,7 +103,7 @@ impl Situation {
         subscribers
     }
 
-    pub fn topic_places(&self) -> BTreeMap<TopicId, usize> {
+    pub(crate) fn topic_places(&self) -> BTreeMap<TopicId, usize> {
         self.topics.iter().enumerate().map(|(place, topic)| (topic.id, place)).collect()
     }
 }

@@ -18,6 +18,8 @@ use super::{CommittedOffset, ConsumerGroupMetadata, GroupCell, Groups};
 
 /// No poll since the watchdog looked.
 const NOT_POLLED: i64 = i64::MIN;
+/// It waits in a poll now.
+const WAITING: i64 = i64::MAX;
 
 /// What a member has to be told, in order.
 #[derive(Debug)]
@@ -64,10 +66,16 @@ impl Mailbox {
         (self.wake)();
     }
 
-    /// When it polled, if it did since the last call.
-    pub(super) fn take_polled(&self) -> Option<Timestamp> {
-        let at = self.polled_at.swap(NOT_POLLED, Ordering::Relaxed);
-        (at != NOT_POLLED).then_some(Timestamp(at))
+    /// When it polled, if it did since the last call; `now` while it waits in a poll.
+    pub(super) fn take_polled(&self, now: Timestamp) -> Option<Timestamp> {
+        let taken = self.polled_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |at| {
+            (at != WAITING).then_some(NOT_POLLED)
+        });
+        match taken {
+            Ok(NOT_POLLED) => None,
+            Ok(at) => Some(Timestamp(at)),
+            Err(_) => Some(now),
+        }
     }
 
     fn take(&self) -> Option<News> {
@@ -139,6 +147,12 @@ impl Membership {
     pub(crate) fn poll(&self) -> Result<Option<Change>> {
         self.mailbox.polled_at.store(self.shared.group_time().0, Ordering::Relaxed);
         if self.mailbox.has_news() { self.take() } else { Ok(None) }
+    }
+
+    /// It begins, or ends, to wait in a poll, which is as good as polling all the time.
+    pub(crate) fn show_waiting(&self, waits: bool) {
+        let shown = if waits { WAITING } else { self.shared.group_time().0 };
+        self.mailbox.polled_at.store(shown, Ordering::Relaxed);
     }
 
     #[cold]

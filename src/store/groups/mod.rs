@@ -23,6 +23,7 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::task::Waker;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -260,6 +261,41 @@ impl Store {
         let metadata = ConsumerGroupMetadata::of_group(group);
         let ticket = shared.groups()?.commit(shared, None, &metadata, offsets)?;
         ticket.wait(timeout).map(drop)
+    }
+
+    /// As [`Store::commit_without_members`]; `done` is called with the outcome.
+    ///
+    /// # Errors
+    /// As for [`Store::commit_without_members`], known at once; `done` is then not called.
+    pub(crate) fn commit_without_members_async(
+        &self,
+        group: &str,
+        offsets: &[(TopicPartition, CommittedOffset)],
+        done: impl FnOnce(Result<()>) + Send + 'static,
+    ) -> Result<()> {
+        let shared = self.shared();
+        let metadata = ConsumerGroupMetadata::of_group(group);
+        let ticket = shared.groups()?.commit(shared, None, &metadata, offsets)?;
+        ticket.on_complete(|outcome| done(outcome.map(drop)));
+        Ok(())
+    }
+
+    /// As [`Store::committed_offsets`], without waiting. `None`: a transaction is about to change it, and has `waker`
+    /// woken when it has.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTopicOrPartition`]; what reading the table runs into.
+    pub(crate) fn committed_offsets_now(
+        &self,
+        group: &str,
+        partitions: &[TopicPartition],
+        waker: &Waker,
+    ) -> Result<Option<Vec<Option<CommittedOffset>>>> {
+        let shared = self.shared();
+        let ids: Result<Vec<_>> =
+            partitions.iter().map(|partition| shared.partition_id(partition)).collect();
+        let found = shared.groups()?.offsets.committed_now(shared, group, &ids?, waker)?;
+        Ok(found.map(|found| found.into_iter().map(|held| held.map(shown)).collect()))
     }
 
     /// What the group has committed, in the order of `partitions`. Waits while a transaction is about to change it.
@@ -578,12 +614,12 @@ impl Chore for GroupCell {
         let Some(shared) = shared else { return };
         let mut state = self.state.lock();
         state.watched = None;
+        let now = shared.group_time();
         let polled: Vec<_> = state
             .mailboxes
             .iter()
-            .filter_map(|(member, mailbox)| Some((*member, mailbox.take_polled()?)))
+            .filter_map(|(member, mailbox)| Some((*member, mailbox.take_polled(now)?)))
             .collect();
-        let now = shared.group_time();
         for (member, at) in polled {
             // A poll has no effects.
             let _ = state.group.step(now, Event::Polled { member, at });

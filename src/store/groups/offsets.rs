@@ -5,6 +5,7 @@
 //! an append of which it is not known whether it was written, it is read anew.
 
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -38,6 +39,8 @@ struct Table {
     epoch: Option<LeaderEpoch>,
     /// To be finished, without the lock.
     rewritten: Option<Rewritten>,
+    /// Of those who wait for a decision.
+    wakers: Vec<Waker>,
 }
 
 impl Offsets {
@@ -45,8 +48,13 @@ impl Offsets {
         let log = shared.make_internal_topic(GROUP_TOPIC)?;
         let core = Arc::clone(log.core());
         let partition = PartitionId { topic: log.topic().id, partition: 0 };
-        let mut table =
-            Table { log, offsets: OffsetTable::default(), epoch: None, rewritten: None };
+        let mut table = Table {
+            log,
+            offsets: OffsetTable::default(),
+            epoch: None,
+            rewritten: None,
+            wakers: Vec::new(),
+        };
         table.read(shared)?;
         Ok(Self { core, partition, table: Mutex::new(table), decided: Condvar::new() })
     }
@@ -120,8 +128,10 @@ impl Offsets {
         let placed = placed.inspect_err(|error| table.on_failure(error))?;
         table.offsets.end_transaction(marker.producer, marker.outcome);
         table.check_leader(&self.core);
+        let wakers = std::mem::take(&mut table.wakers);
         drop(table);
         self.decided.notify_all();
+        wakers.into_iter().for_each(Waker::wake);
         Ok(placed)
     }
 
@@ -139,11 +149,7 @@ impl Offsets {
         let deadline = Instant::now().checked_add(wait);
         let mut table = self.lock(shared)?;
         loop {
-            let found: Result<Vec<_>, _> = partitions
-                .iter()
-                .map(|at| table.offsets.committed_stable(group, *at).map(|held| held.cloned()))
-                .collect();
-            if let Ok(found) = found {
+            if let Some(found) = table.stable(group, partitions) {
                 return Ok(found);
             }
             let late = !shared.options.background
@@ -159,6 +165,22 @@ impl Offsets {
                 return Err(Error::TimedOut { what, timeout: wait, appended: None });
             }
         }
+    }
+
+    /// As [`Offsets::committed`]; instead of waiting, has `waker` woken when something was decided.
+    pub(super) fn committed_now(
+        &self,
+        shared: &Shared,
+        group: &str,
+        partitions: &[PartitionId],
+        waker: &Waker,
+    ) -> Result<Option<Vec<Option<CommittedOffset>>>> {
+        let mut table = self.lock(shared)?;
+        let found = table.stable(group, partitions);
+        if found.is_none() && !table.wakers.iter().any(|known| known.will_wake(waker)) {
+            table.wakers.push(waker.clone());
+        }
+        Ok(found)
     }
 
     /// Finishes what was written again, if anything was.
@@ -177,6 +199,19 @@ impl Offsets {
 }
 
 impl Table {
+    /// What is committed; `None` while any of it is about to change.
+    fn stable(
+        &self,
+        group: &str,
+        partitions: &[PartitionId],
+    ) -> Option<Vec<Option<CommittedOffset>>> {
+        let found = partitions.iter().map(|at| {
+            let held = self.offsets.committed_stable(group, *at).ok()?;
+            Some(held.cloned())
+        });
+        found.collect()
+    }
+
     fn read(&mut self, shared: &Shared) -> Result<()> {
         self.epoch = None;
         let epoch = self.log.core().leader_epoch();

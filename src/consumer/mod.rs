@@ -1,0 +1,861 @@
+//! Consumers: records come out, partition by partition or as a member of a group, and what was done is committed.
+//!
+//! - `builder`: how one is made. `slot`: one partition, as it is read.
+//! - `ready`: which partitions have something, and what ends a wait.
+//! - `rebalance`: what an application is told of its group.
+//!
+//! A poll reads from the log itself: nothing is fetched ahead, so that a position is what polls have returned, and what
+//! was returned lies in memory that the [`Records`] hold. Threads: none of its own; callbacks run in `poll`, under no lock.
+//!
+//! Leaves to others: who reads what (`protocol::group`), carrying that out (`store::groups`), what may be read
+//! (`partition`).
+
+mod builder;
+mod ready;
+mod rebalance;
+mod slot;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use crate::config::ConsumerSettings;
+use crate::error::{Error, Result};
+use crate::log::{Part, Records};
+use crate::protocol::group::assignment::Assignor;
+use crate::protocol::group::membership::Subscription;
+use crate::store::{Change, CommittedOffset, ConsumerGroupMetadata, JoinGroup, Membership, Store};
+use crate::types::{Offset, Timestamp, TopicPartition};
+
+pub use builder::ConsumerBuilder;
+pub use rebalance::{Rebalance, RebalanceKind};
+
+use ready::{Ready, SlotKey};
+use slot::{Budget, Slot, Taken};
+
+/// How often a log is looked at whose owner is another process.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+
+/// Offsets by partition, as they are committed.
+type OffsetMap = BTreeMap<TopicPartition, CommittedOffset>;
+
+/// An application's function that is told of changes.
+type OnRebalance = Box<dyn FnMut(&Rebalance<'_>) + Send>;
+
+/// Reads partitions, alone or with the other members of its group.
+///
+/// [`Consumer::poll`] returns what has come; [`Consumer::commit`] puts down how far the application is. Who commits after
+/// the work is done, and repeats what was not committed, does everything at least once; with
+/// [`Transaction::send_offsets`](crate::Transaction::send_offsets), exactly once.
+///
+/// Dropping a consumer leaves its group. It is used by one thread at a time; its records go anywhere.
+///
+/// # Examples
+/// ```
+/// use oncelog::{Acks, Record, StartAt, Store, TopicConfig};
+/// use std::time::Duration;
+/// let store = Store::in_memory(1)?;
+/// store.create_topic("orders", TopicConfig::new().partitions(6))?;
+/// store.partition("orders", 2)?.append(&[Record::new("pear"), Record::new("plum")], Acks::All)?;
+///
+/// let mut consumer = store.consumer().group("billing").start(StartAt::Earliest).build()?;
+/// consumer.subscribe(&["orders"])?;
+/// let batch = consumer.poll(Duration::from_secs(1))?;
+/// for record in &batch {
+///     assert_eq!((record.topic(), record.partition()), ("orders", 2));
+/// }
+/// consumer.commit()?;
+/// assert_eq!(store.group("billing")?.offsets.iter().map(|at| at.lag).max(), Some(Some(0)));
+/// # Ok::<(), oncelog::Error>(())
+/// ```
+pub struct Consumer {
+    store: Store,
+    settings: ConsumerSettings,
+    assignor: Arc<dyn Assignor>,
+    mode: Mode,
+    slots: HashMap<SlotKey, Slot>,
+    by_name: HashMap<TopicPartition, SlotKey>,
+    next_key: SlotKey,
+    /// Those that have no position yet.
+    starting: BTreeSet<SlotKey>,
+    ready: Arc<Ready>,
+    /// Those whose logs cannot ring, because another process appends to them.
+    unwatched: Vec<SlotKey>,
+    /// Wakes whatever waits in this consumer.
+    ring: Waker,
+    on_rebalance: Option<OnRebalance>,
+    /// Where the last poll began, for the partitions of which it returned something.
+    last_poll: Vec<(SlotKey, Option<CommittedOffset>)>,
+    /// When what was handed out is committed next, by the store's clock.
+    next_commit: Duration,
+}
+
+/// How it comes by its partitions.
+#[derive(Debug)]
+enum Mode {
+    Assigned,
+    Subscribed {
+        subscription: Subscription,
+        /// `None`: it has lost its place, and takes another with the next poll.
+        membership: Option<Membership>,
+    },
+}
+
+impl std::fmt::Debug for Consumer {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = formatter.debug_struct("Consumer");
+        shown.field("settings", &self.settings).field("mode", &self.mode);
+        shown.field("partitions", &self.by_name.keys()).finish_non_exhaustive()
+    }
+}
+
+/// Ends the waiting of a consumer from elsewhere. Made by [`Consumer::waker`].
+#[derive(Clone, Debug)]
+pub struct ConsumerWaker(Arc<Ready>);
+
+impl ConsumerWaker {
+    /// Has the poll that waits now, or else the next one that would, return at once.
+    pub fn wake(&self) {
+        self.0.interrupt();
+    }
+}
+
+impl Consumer {
+    fn new(store: Store, settings: ConsumerSettings, assignor: Arc<dyn Assignor>) -> Self {
+        let ready = Arc::new(Ready::default());
+        let next_commit = store.clock().elapsed() + settings.auto_commit.unwrap_or_default();
+        Self {
+            store,
+            settings,
+            assignor,
+            mode: Mode::Assigned,
+            slots: HashMap::new(),
+            by_name: HashMap::new(),
+            next_key: 0,
+            starting: BTreeSet::new(),
+            ring: Waker::from(Arc::clone(&ready)),
+            ready,
+            unwatched: Vec::new(),
+            on_rebalance: None,
+            last_poll: Vec::new(),
+            next_commit,
+        }
+    }
+
+    /// Reads exactly these partitions from now on. Those that it read before keep their positions.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTopicOrPartition`]; [`Error::InvalidConfig`] while it is subscribed. Nothing is changed then.
+    pub fn assign(&mut self, partitions: &[(&str, u32)]) -> Result<()> {
+        if let Mode::Subscribed { .. } = self.mode {
+            return Err(misused("it is subscribed, which gives it its partitions"));
+        }
+        let wanted: BTreeSet<_> =
+            partitions.iter().map(|(topic, number)| TopicPartition::new(*topic, *number)).collect();
+        let mut opened = Vec::new();
+        for name in wanted.iter().filter(|name| !self.by_name.contains_key(name)) {
+            opened.push(self.store.partition(name.topic(), name.partition())?);
+        }
+        let gone: Vec<_> = self.by_name.keys().filter(|at| !wanted.contains(at)).cloned().collect();
+        self.let_go(&gone);
+        for partition in opened {
+            self.take_up(partition);
+        }
+        Ok(())
+    }
+
+    /// Reads what its group gives it of these topics, beginning with the next poll. Topics that do not exist yet are
+    /// read when they do.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] without a group, while partitions are assigned by hand, or for settings that do not
+    /// fit the group's other members.
+    pub fn subscribe(&mut self, topics: &[&str]) -> Result<()> {
+        let names = topics.iter().map(|topic| Arc::from(*topic)).collect();
+        self.subscribe_to(Subscription::Names(names))
+    }
+
+    /// As [`Consumer::subscribe`], for every topic at which `matches` says yes. It is asked again when topics come, by
+    /// whatever thread makes them, and must not call the store.
+    ///
+    /// # Errors
+    /// As for [`Consumer::subscribe`].
+    pub fn subscribe_matching(
+        &mut self,
+        matches: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Result<()> {
+        self.subscribe_to(Subscription::Matching(Arc::new(matches)))
+    }
+
+    fn subscribe_to(&mut self, subscription: Subscription) -> Result<()> {
+        if let Mode::Subscribed { subscription: current, membership } = &mut self.mode {
+            if let Some(membership) = membership {
+                membership.resubscribe(subscription.clone())?;
+            }
+            *current = subscription;
+            return Ok(());
+        }
+        if !self.slots.is_empty() {
+            return Err(misused("partitions are assigned by hand"));
+        }
+        let membership = Some(self.join(&subscription)?);
+        self.mode = Mode::Subscribed { subscription, membership };
+        Ok(())
+    }
+
+    fn join(&self, subscription: &Subscription) -> Result<Membership> {
+        let settings = &self.settings;
+        let ready = Arc::clone(&self.ready);
+        self.store.join_group(JoinGroup {
+            group: Arc::clone(self.group()?),
+            instance: settings.instance.clone(),
+            subscription: subscription.clone(),
+            assignor: Arc::clone(&self.assignor),
+            poll_interval_max: settings.max_poll_interval,
+            wake: Arc::new(move || ready.ring()),
+        })
+    }
+
+    fn group(&self) -> Result<&Arc<str>> {
+        self.settings.group.as_ref().ok_or_else(|| misused("it has no group"))
+    }
+
+    /// Reads nothing any more, and leaves its group.
+    pub fn unsubscribe(&mut self) {
+        self.mode = Mode::Assigned;
+        let all: Vec<_> = self.by_name.keys().cloned().collect();
+        self.let_go(&all);
+    }
+
+    /// The partitions that it reads.
+    #[must_use]
+    pub fn assignment(&self) -> Vec<TopicPartition> {
+        let mut partitions: Vec<_> = self.by_name.keys().cloned().collect();
+        partitions.sort_unstable();
+        partitions
+    }
+
+    /// Has `told` called, from within `poll` and under no lock, whenever the group gives or takes partitions. A panic in it
+    /// is caught.
+    pub fn on_rebalance(&mut self, told: impl FnMut(&Rebalance<'_>) + Send + 'static) {
+        self.on_rebalance = Some(Box::new(told));
+    }
+
+    fn take_up(&mut self, partition: crate::store::Partition) {
+        let key = self.next_key;
+        self.next_key += 1;
+        self.by_name.insert(partition.name().clone(), key);
+        self.slots.insert(key, Slot::new(partition, &self.ready, key));
+        self.starting.insert(key);
+    }
+
+    fn let_go(&mut self, partitions: &[TopicPartition]) {
+        for name in partitions {
+            if let Some(key) = self.by_name.remove(name) {
+                self.slots.remove(&key);
+                self.starting.remove(&key);
+            }
+        }
+    }
+
+    /// Waits until there are records, and returns them: of one partition or of several, each in its order. Empty when
+    /// `timeout` is over, or when [`Consumer::waker`] was used.
+    ///
+    /// As a member of a group it also takes part in what the group does: without polls for `max_poll_interval` it loses
+    /// its place.
+    ///
+    /// # Errors
+    /// [`Error::NoOffset`]; [`Error::OffsetOutOfRange`] where [`StartAt::Error`](crate::StartAt) is chosen;
+    /// [`Error::Diverged`] after an unclean election, with where to go on; [`Error::Corrupt`], with where to go on;
+    /// [`Error::UnknownMember`] when another consumer has taken over its instance id; [`Error::Closed`]. Other
+    /// partitions are read on with the next poll.
+    pub fn poll(&mut self, timeout: Duration) -> Result<Records> {
+        self.begin_poll();
+        if let Some(records) = self.poll_once()? {
+            return Ok(records);
+        }
+        let deadline = Instant::now().checked_add(timeout);
+        loop {
+            let left = deadline.map_or(timeout, |at| at.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return Ok(Records::of_parts(Vec::new()));
+            }
+            let span = if self.unwatched.is_empty() { left } else { left.min(LOOK_EVERY) };
+            self.show_waiting(true);
+            self.ready.wait(span);
+            self.show_waiting(false);
+            if let Some(records) = self.poll_once()? {
+                return Ok(records);
+            }
+        }
+    }
+
+    /// As [`Consumer::poll`], as a future of any executor, with no end of its own. Dropping it loses nothing.
+    ///
+    /// # Errors
+    /// As for [`Consumer::poll`]; [`Error::ReadOnly`] in a store that is open to read only, whose owner cannot wake
+    /// anybody here.
+    pub fn recv(&mut self) -> Recv<'_> {
+        Recv { consumer: self, has_begun: false }
+    }
+
+    /// For another thread, to end a wait.
+    #[must_use]
+    pub fn waker(&self) -> ConsumerWaker {
+        ConsumerWaker(Arc::clone(&self.ready))
+    }
+
+    fn begin_poll(&mut self) {
+        self.last_poll.clear();
+        let Some(interval) = self.settings.auto_commit else { return };
+        let now = self.store.clock().elapsed();
+        if now >= self.next_commit {
+            self.next_commit = now + interval;
+            // What cannot be committed now is committed the next time, or read again.
+            let _ = self.commit_async(|_| ());
+        }
+    }
+
+    /// Does what is due, and returns what there is.
+    fn poll_once(&mut self) -> Result<Option<Records>> {
+        self.take_changes()?;
+        if !self.starting.is_empty() {
+            self.start_slots()?;
+        }
+        for key in std::mem::take(&mut self.unwatched) {
+            if let Some(slot) = self.slots.get(&key) {
+                slot.bell.push();
+            }
+        }
+        let parts = self.collect()?;
+        if !parts.is_empty() || self.ready.take_interrupt() {
+            return Ok(Some(Records::of_parts(parts)));
+        }
+        Ok(None)
+    }
+
+    fn collect(&mut self) -> Result<Vec<Part>> {
+        let mut parts = Vec::new();
+        let Self { slots, ready, settings, last_poll, unwatched, .. } = self;
+        let mut budget = Budget { bytes: settings.max_bytes, records: settings.max_poll_records };
+        for _ in 0..ready.len() {
+            if budget.bytes == 0 || budget.records == 0 {
+                break;
+            }
+            let Some(key) = ready.pop() else { break };
+            let Some(slot) = slots.get_mut(&key) else { continue };
+            slot.bell.taken();
+            let before = slot.to_commit();
+            match slot.take(settings, budget) {
+                Ok(Taken::Nothing) => {}
+                Ok(Taken::Unwatched) => unwatched.push(key),
+                Ok(Taken::Part(part)) => {
+                    budget.bytes = budget.bytes.saturating_sub(part.bytes());
+                    if budget.records != u64::MAX {
+                        budget.records = budget.records.saturating_sub(part.count());
+                    }
+                    parts.push(part);
+                    last_poll.push((key, before));
+                    // There may be more; the others come first.
+                    slot.bell.push();
+                }
+                Err(error) => {
+                    slot.bell.push();
+                    if parts.is_empty() {
+                        return Err(error);
+                    }
+                    break;
+                }
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Carries out what the group has decided.
+    fn take_changes(&mut self) -> Result<()> {
+        loop {
+            let Mode::Subscribed { subscription, membership } = &self.mode else { return Ok(()) };
+            let Some(member) = membership else {
+                let joined = self.join(subscription)?;
+                if let Mode::Subscribed { membership, .. } = &mut self.mode {
+                    *membership = Some(joined);
+                }
+                continue;
+            };
+            let change = match member.poll() {
+                Ok(None) => return Ok(()),
+                Ok(Some(change)) => change,
+                Err(error) => {
+                    let all: Vec<_> = self.by_name.keys().cloned().collect();
+                    self.let_go(&all);
+                    return Err(error);
+                }
+            };
+            match change {
+                Change::Assigned(partitions) => {
+                    for name in &partitions {
+                        match self.store.partition(name.topic(), name.partition()) {
+                            Ok(partition) => self.take_up(partition),
+                            // The topic is gone by now, and will be revoked.
+                            Err(Error::UnknownTopicOrPartition { .. }) => {}
+                            Err(error) => return Err(error),
+                        }
+                    }
+                    let seeks = self.tell(RebalanceKind::Assigned, &partitions);
+                    for (name, offset) in seeks {
+                        self.seek(name.topic(), name.partition(), offset)?;
+                    }
+                }
+                Change::Revoke(partitions) => {
+                    if self.settings.auto_commit.is_some() {
+                        // If it fails, the next owner reads again what this one has done.
+                        let _ = self.commit_sync_of(|name| partitions.contains(name));
+                    }
+                    self.tell(RebalanceKind::Revoked, &partitions);
+                    self.let_go(&partitions);
+                    if let Mode::Subscribed { membership: Some(member), .. } = &self.mode {
+                        member.confirm_revoked();
+                    }
+                }
+                Change::Lost(partitions) => {
+                    self.tell(RebalanceKind::Lost, &partitions);
+                    self.let_go(&partitions);
+                    if let Mode::Subscribed { membership, .. } = &mut self.mode {
+                        *membership = None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Calls the application's function. Returns where it wants to go on.
+    fn tell(
+        &mut self,
+        kind: RebalanceKind,
+        partitions: &[TopicPartition],
+    ) -> Vec<(TopicPartition, Offset)> {
+        let Some(mut told) = self.on_rebalance.take() else { return Vec::new() };
+        let positions = self.positions_of(|name| partitions.contains(name)).collect();
+        let mut seeks = Vec::new();
+        if let Mode::Subscribed { membership: Some(membership), .. } = &self.mode {
+            let rebalance = Rebalance {
+                kind,
+                partitions,
+                positions,
+                membership,
+                timeout: self.settings.api_timeout,
+                seeks: RefCell::default(),
+            };
+            // The hook has reported a panic; the rebalance goes on.
+            let _ = catch_unwind(AssertUnwindSafe(|| told(&rebalance)));
+            seeks = rebalance.seeks.into_inner();
+        }
+        self.on_rebalance = Some(told);
+        seeks
+    }
+
+    /// Finds out where to begin.
+    fn start_slots(&mut self) -> Result<()> {
+        let keys: Vec<_> = self.starting.iter().copied().collect();
+        let committed = match &self.settings.group {
+            None => vec![None; keys.len()],
+            Some(group) => {
+                let names: Vec<_> =
+                    keys.iter().map(|key| self.slots[key].partition.name().clone()).collect();
+                match self.store.committed_offsets_now(group, &names, &self.ring)? {
+                    Some(committed) => committed,
+                    // A transaction is about to change them: it rings.
+                    None => return Ok(()),
+                }
+            }
+        };
+        for (key, committed) in keys.into_iter().zip(committed) {
+            let slot = self.slots.get_mut(&key).expect("what is starting is assigned");
+            match committed {
+                Some(held) => {
+                    slot.committed = Some(held.offset);
+                    slot.seek(held.offset, held.leader_epoch);
+                }
+                None => slot.start(&self.settings)?,
+            }
+            self.starting.remove(&key);
+        }
+        Ok(())
+    }
+
+    /// Waiting in a poll counts as polling.
+    fn show_waiting(&self, waits: bool) {
+        if let Mode::Subscribed { membership: Some(membership), .. } = &self.mode {
+            membership.show_waiting(waits);
+        }
+    }
+
+    /// Commits what polls have returned so far, and waits until that is as safe as the store's flush level gives.
+    ///
+    /// # Errors
+    /// [`Error::RebalanceInProgress`]: poll, then try again. [`Error::UnknownMember`], [`Error::IllegalGeneration`],
+    /// [`Error::NotAssigned`]: others have taken over, and will do again what was not committed.
+    /// [`Error::InvalidConfig`] without a group; [`Error::TimedOut`] and others of an append.
+    pub fn commit(&mut self) -> Result<()> {
+        self.commit_sync_of(|_| true)
+    }
+
+    fn commit_sync_of(&mut self, concerns: impl Fn(&TopicPartition) -> bool) -> Result<()> {
+        self.group()?;
+        let offsets: Vec<_> = self.uncommitted(concerns);
+        self.commit_slice(&offsets)?;
+        self.note_committed(&offsets);
+        Ok(())
+    }
+
+    fn commit_slice(&self, offsets: &[(TopicPartition, CommittedOffset)]) -> Result<()> {
+        if offsets.is_empty() {
+            return Ok(());
+        }
+        let timeout = self.settings.api_timeout;
+        match &self.mode {
+            Mode::Assigned => self.store.commit_without_members(self.group()?, offsets, timeout),
+            Mode::Subscribed { membership: Some(membership), .. } => {
+                membership.commit(offsets, timeout)
+            }
+            Mode::Subscribed { membership: None, .. } => Err(self.lost_its_place()),
+        }
+    }
+
+    fn lost_its_place(&self) -> Error {
+        let group = self.settings.group.as_deref().unwrap_or_default().to_owned();
+        Error::UnknownMember { group, reason: "the consumer has not polled for too long".into() }
+    }
+
+    /// As [`Consumer::commit`], without waiting: `done` is called with the outcome, in the order of the commits, by
+    /// the thread that learns it, under no lock.
+    ///
+    /// # Errors
+    /// As for [`Consumer::commit`], known at once; `done` is then not called.
+    pub fn commit_async(&mut self, done: impl FnOnce(Result<()>) + Send + 'static) -> Result<()> {
+        self.group()?;
+        let offsets = self.uncommitted(|_| true);
+        self.commit_slice_async(&offsets, done)?;
+        // One that fails is followed by a later one, or what it stands for is read again.
+        self.note_committed(&offsets);
+        Ok(())
+    }
+
+    /// As [`Consumer::commit_offsets`], as [`Consumer::commit_async`] does it.
+    ///
+    /// # Errors
+    /// As for [`Consumer::commit`], known at once; `done` is then not called.
+    pub fn commit_offsets_async(
+        &mut self,
+        offsets: &OffsetMap,
+        done: impl FnOnce(Result<()>) + Send + 'static,
+    ) -> Result<()> {
+        let offsets: Vec<_> = offsets.iter().map(|(at, held)| (at.clone(), held.clone())).collect();
+        self.commit_slice_async(&offsets, done)
+    }
+
+    fn commit_slice_async(
+        &self,
+        offsets: &[(TopicPartition, CommittedOffset)],
+        done: impl FnOnce(Result<()>) + Send + 'static,
+    ) -> Result<()> {
+        match &self.mode {
+            _ if offsets.is_empty() => {
+                done(Ok(()));
+                Ok(())
+            }
+            Mode::Assigned => self.store.commit_without_members_async(self.group()?, offsets, done),
+            Mode::Subscribed { membership: Some(membership), .. } => {
+                membership.commit_nowait(offsets, done)
+            }
+            Mode::Subscribed { membership: None, .. } => Err(self.lost_its_place()),
+        }
+    }
+
+    /// Commits these offsets: for each partition the *next* one to read (GRP-29).
+    ///
+    /// # Errors
+    /// As for [`Consumer::commit`]; [`Error::OffsetOutOfRange`] behind the end of a log.
+    pub fn commit_offsets(&mut self, offsets: &OffsetMap) -> Result<()> {
+        self.group()?;
+        let offsets: Vec<_> = offsets.iter().map(|(at, held)| (at.clone(), held.clone())).collect();
+        self.commit_slice(&offsets)?;
+        self.note_committed(&offsets);
+        Ok(())
+    }
+
+    /// What has moved since it was committed last.
+    fn uncommitted(
+        &self,
+        concerns: impl Fn(&TopicPartition) -> bool,
+    ) -> Vec<(TopicPartition, CommittedOffset)> {
+        let moved = self.slots.values().filter(|slot| slot.position() != slot.committed);
+        moved
+            .filter(|slot| concerns(slot.partition.name()))
+            .filter_map(|slot| Some((slot.partition.name().clone(), slot.to_commit()?)))
+            .collect()
+    }
+
+    fn note_committed(&mut self, offsets: &[(TopicPartition, CommittedOffset)]) {
+        for (name, held) in offsets {
+            if let Some(slot) = self.by_name.get(name).and_then(|key| self.slots.get_mut(key)) {
+                slot.committed = Some(held.offset);
+            }
+        }
+    }
+
+    /// What its group has committed for these partitions; those for which it has not are left out. Waits while a
+    /// transaction is about to change it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] without a group; [`Error::UnknownTopicOrPartition`]; [`Error::TimedOut`].
+    pub fn committed(&self, partitions: &[(&str, u32)]) -> Result<OffsetMap> {
+        let names: Vec<_> =
+            partitions.iter().map(|(topic, number)| TopicPartition::new(*topic, *number)).collect();
+        let timeout = self.settings.api_timeout;
+        let found = self.store.committed_offsets(self.group()?, &names, timeout)?;
+        Ok(names.into_iter().zip(found).filter_map(|(name, held)| Some((name, held?))).collect())
+    }
+
+    fn slot(&self, topic: &str, partition: u32) -> Result<(SlotKey, &Slot)> {
+        let name = TopicPartition::new(topic, partition);
+        let found = self.by_name.get(&name).and_then(|key| Some((*key, self.slots.get(key)?)));
+        found.ok_or(Error::NotAssigned { partition: name })
+    }
+
+    fn slot_mut(&mut self, topic: &str, partition: u32) -> Result<(SlotKey, &mut Slot)> {
+        let key = self.slot(topic, partition)?.0;
+        Ok((key, self.slots.get_mut(&key).expect("it was just found")))
+    }
+
+    /// The next offset that a poll returns of the partition. Finds out where to begin, if that is still open.
+    ///
+    /// # Errors
+    /// [`Error::NotAssigned`], [`Error::NoOffset`]; [`Error::TimedOut`] while a transaction is about to change what is
+    /// committed.
+    pub fn position(&mut self, topic: &str, partition: u32) -> Result<Offset> {
+        self.slot(topic, partition)?;
+        if !self.starting.is_empty() {
+            self.start_slots()?;
+        }
+        let (_, slot) = self.slot(topic, partition)?;
+        slot.position().ok_or_else(|| {
+            let what = format!("{}: the offset that is committed", slot.partition.name());
+            Error::TimedOut { what, timeout: Duration::ZERO, appended: None }
+        })
+    }
+
+    /// How far polls have come, for all partitions of which that is known: what [`Consumer::commit`] commits.
+    #[must_use]
+    pub fn position_map(&self) -> OffsetMap {
+        self.positions_of(|_| true).collect()
+    }
+
+    fn positions_of(
+        &self,
+        concerns: impl Fn(&TopicPartition) -> bool,
+    ) -> impl Iterator<Item = (TopicPartition, CommittedOffset)> {
+        let all = self.slots.values().filter(move |slot| concerns(slot.partition.name()));
+        all.filter_map(|slot| Some((slot.partition.name().clone(), slot.to_commit()?)))
+    }
+
+    /// Goes on at `offset`.
+    ///
+    /// # Errors
+    /// [`Error::NotAssigned`].
+    pub fn seek(&mut self, topic: &str, partition: u32, offset: Offset) -> Result<()> {
+        let (key, slot) = self.slot_mut(topic, partition)?;
+        slot.seek(offset, None);
+        self.starting.remove(&key);
+        Ok(())
+    }
+
+    /// Goes on at the first record that there is.
+    ///
+    /// # Errors
+    /// [`Error::NotAssigned`].
+    pub fn seek_to_begin(&mut self, topic: &str, partition: u32) -> Result<()> {
+        let start = self.slot(topic, partition)?.1.partition.log_start_offset();
+        self.seek(topic, partition, start)
+    }
+
+    /// Goes on behind the last record that it can read now.
+    ///
+    /// # Errors
+    /// [`Error::NotAssigned`].
+    pub fn seek_to_end(&mut self, topic: &str, partition: u32) -> Result<()> {
+        let end = self.slot(topic, partition)?.1.end(self.settings.isolation);
+        self.seek(topic, partition, end)
+    }
+
+    /// Goes on at the first record that is not older than `time`, or behind the last one.
+    ///
+    /// # Errors
+    /// [`Error::NotAssigned`]; [`Error::Corrupt`] if damage is in the way.
+    pub fn seek_to_time(&mut self, topic: &str, partition: u32, time: Timestamp) -> Result<()> {
+        let slot = self.slot(topic, partition)?.1;
+        let found = slot.partition.offset_for_time(time)?;
+        let offset = found.unwrap_or_else(|| slot.end(self.settings.isolation));
+        self.seek(topic, partition, offset)
+    }
+
+    /// Returns nothing of these partitions until they are resumed; they stay assigned.
+    ///
+    /// # Errors
+    /// [`Error::NotAssigned`]; none is paused then.
+    pub fn pause(&mut self, partitions: &[(&str, u32)]) -> Result<()> {
+        self.set_paused(partitions, true)
+    }
+
+    /// Takes [`Consumer::pause`] back.
+    ///
+    /// # Errors
+    /// [`Error::NotAssigned`]; none is resumed then.
+    pub fn resume(&mut self, partitions: &[(&str, u32)]) -> Result<()> {
+        self.set_paused(partitions, false)
+    }
+
+    fn set_paused(&mut self, partitions: &[(&str, u32)], paused: bool) -> Result<()> {
+        for (topic, number) in partitions {
+            self.slot(topic, *number)?;
+        }
+        for (topic, number) in partitions {
+            let slot = self.slot_mut(topic, *number)?.1;
+            slot.paused = paused;
+            slot.bell.push();
+        }
+        Ok(())
+    }
+
+    /// How many offsets it is behind the end of what it may see, for each partition of which the position is known.
+    #[must_use]
+    pub fn lag(&self) -> BTreeMap<TopicPartition, u64> {
+        let isolation = self.settings.isolation;
+        let known = self.slots.values().filter_map(|slot| {
+            let behind = slot.end(isolation).0.saturating_sub(slot.position()?.0);
+            Some((slot.partition.name().clone(), behind))
+        });
+        known.collect()
+    }
+
+    /// For each of these partitions the first offset that is not older than the time beside it; those that have none
+    /// are left out. They need not be assigned.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTopicOrPartition`]; [`Error::Corrupt`] if damage is in the way.
+    pub fn offsets_for_times(
+        &self,
+        times: &[(&str, u32, Timestamp)],
+    ) -> Result<BTreeMap<TopicPartition, Offset>> {
+        let mut found = BTreeMap::new();
+        for (topic, number, time) in times {
+            let partition = self.store.partition(topic, *number)?;
+            if let Some(offset) = partition.offset_for_time(*time)? {
+                found.insert(partition.name().clone(), offset);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Who it is, for offsets in a producer's transaction.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] without a group; [`Error::UnknownMember`] when it has lost its place.
+    pub fn group_metadata(&self) -> Result<ConsumerGroupMetadata> {
+        match &self.mode {
+            Mode::Assigned => Ok(ConsumerGroupMetadata::of_group(self.group()?)),
+            Mode::Subscribed { membership: Some(membership), .. } => Ok(membership.metadata()),
+            Mode::Subscribed { membership: None, .. } => Err(self.lost_its_place()),
+        }
+    }
+
+    /// Leaves the group. With automatic commits, commits first what all polls have returned.
+    ///
+    /// # Errors
+    /// As for [`Consumer::commit`]; the group is left all the same.
+    pub fn close(mut self, timeout: Duration) -> Result<()> {
+        self.settings.api_timeout = timeout;
+        let outcome =
+            if self.settings.auto_commit.take().is_some() { self.commit() } else { Ok(()) };
+        drop(self);
+        outcome
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        if self.settings.auto_commit.is_none() {
+            return;
+        }
+        // What the last poll returned may not be done: only a further poll, or `close`, says so.
+        for (key, before) in std::mem::take(&mut self.last_poll).into_iter().rev() {
+            if let (Some(slot), Some(before)) = (self.slots.get_mut(&key), before) {
+                slot.seek(before.offset, before.leader_epoch);
+            }
+        }
+        let _ = self.commit();
+    }
+}
+
+/// The records that a consumer gets next. Made by [`Consumer::recv`].
+#[derive(Debug)]
+#[must_use = "a future does nothing until it is awaited"]
+pub struct Recv<'a> {
+    consumer: &'a mut Consumer,
+    has_begun: bool,
+}
+
+impl Future for Recv<'_> {
+    type Output = Result<Records>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let begins = !std::mem::replace(&mut self.has_begun, true);
+        self.consumer.poll_records(context, begins)
+    }
+}
+
+impl Drop for Recv<'_> {
+    fn drop(&mut self) {
+        self.consumer.show_waiting(false);
+    }
+}
+
+impl Consumer {
+    fn poll_records(&mut self, context: &Context<'_>, begins: bool) -> Poll<Result<Records>> {
+        if begins {
+            self.begin_poll();
+        }
+        loop {
+            match self.poll_once() {
+                Err(error) => return Poll::Ready(Err(error)),
+                Ok(Some(records)) => return Poll::Ready(Ok(records)),
+                Ok(None) => {}
+            }
+            if !self.unwatched.is_empty() {
+                return Poll::Ready(Err(Error::ReadOnly));
+            }
+            if self.ready.wait_as(context.waker()) {
+                self.show_waiting(true);
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+/// Batches of records, one after the other, without an end.
+#[cfg(feature = "stream")]
+impl futures_core::Stream for Consumer {
+    type Item = Result<Records>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_records(context, true).map(Some)
+    }
+}
+
+fn misused(reason: &str) -> Error {
+    Error::InvalidConfig { key: "consumer".into(), value: String::new(), reason: reason.into() }
+}

@@ -1,0 +1,86 @@
+//! What a consumer tells its application when it is given partitions, or has to let go of some.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+use crate::store::{CommittedOffset, Membership};
+use crate::types::{Offset, TopicPartition};
+
+/// What happens to the partitions of a [`Rebalance`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RebalanceKind {
+    /// They are the consumer's from now on, besides those that it has.
+    Assigned,
+    /// They will be another's as soon as this call returns. The last moment to commit for them.
+    Revoked,
+    /// They are another's already: the consumer has not polled for too long. What it commits for them is refused.
+    Lost,
+}
+
+/// A change of what a member of a group reads. Given to the function of
+/// [`Consumer::on_rebalance`](crate::Consumer::on_rebalance).
+#[derive(Debug)]
+pub struct Rebalance<'a> {
+    pub(super) kind: RebalanceKind,
+    pub(super) partitions: &'a [TopicPartition],
+    pub(super) positions: BTreeMap<TopicPartition, CommittedOffset>,
+    pub(super) membership: &'a Membership,
+    pub(super) timeout: std::time::Duration,
+    /// Where the application wants to go on; carried out when its function has returned.
+    pub(super) seeks: RefCell<Vec<(TopicPartition, Offset)>>,
+}
+
+impl Rebalance<'_> {
+    /// What happens.
+    #[must_use]
+    pub fn kind(&self) -> RebalanceKind {
+        self.kind
+    }
+
+    /// To which partitions; to none, if only others of the group are concerned.
+    #[must_use]
+    pub fn partitions(&self) -> &[TopicPartition] {
+        self.partitions
+    }
+
+    /// How far polls have come in them. Empty for those that are assigned.
+    #[must_use]
+    pub fn position_map(&self) -> &BTreeMap<TopicPartition, CommittedOffset> {
+        &self.positions
+    }
+
+    /// Commits [`Rebalance::position_map`].
+    ///
+    /// # Errors
+    /// As for [`Consumer::commit`](crate::Consumer::commit).
+    pub fn commit(&self) -> Result<()> {
+        self.commit_offsets(&self.positions)
+    }
+
+    /// Commits these offsets.
+    ///
+    /// # Errors
+    /// As for [`Consumer::commit`](crate::Consumer::commit).
+    pub fn commit_offsets(
+        &self,
+        offsets: &BTreeMap<TopicPartition, CommittedOffset>,
+    ) -> Result<()> {
+        let offsets: Vec<_> = offsets.iter().map(|(at, held)| (at.clone(), held.clone())).collect();
+        self.membership.commit(&offsets, self.timeout)
+    }
+
+    /// Has the consumer go on at `offset` in a partition that it is assigned: for an application that keeps its
+    /// positions elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::NotAssigned`] for another partition, or when partitions are taken away.
+    pub fn seek(&self, topic: &str, partition: u32, offset: Offset) -> Result<()> {
+        let partition = TopicPartition::new(topic, partition);
+        if self.kind != RebalanceKind::Assigned || !self.partitions.contains(&partition) {
+            return Err(Error::NotAssigned { partition });
+        }
+        self.seeks.borrow_mut().push((partition, offset));
+        Ok(())
+    }
+}
