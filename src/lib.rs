@@ -60,7 +60,7 @@ pub use producer::{
 pub use record::{Headers, ProducerRecord, Record, RecordView};
 pub use store::{
     CommittedOffset, ConsumerGroupMetadata, Damage, DiskDescription, DiskState, GroupDescription,
-    GroupMember, GroupOffset, GroupPhase, Partition, ResetTo, Store, StoreBuilder,
+    GroupMember, GroupOffset, GroupPhase, Partition, ResetTo, Snapshot, Store, StoreBuilder,
     TopicDescription, VerifyOptions, VerifyProgress, VerifyReport,
 };
 pub use types::{

@@ -101,7 +101,7 @@ enum Mode {
     Subscribed {
         subscription: Subscription,
         /// `None`: it has lost its place, and takes another with the next poll.
-        membership: Option<Membership>,
+        membership: Option<Box<Membership>>,
     },
 }
 
@@ -202,7 +202,7 @@ impl Consumer {
         if !self.slots.is_empty() {
             return Err(misused("partitions are assigned by hand"));
         }
-        let membership = Some(self.join(&subscription)?);
+        let membership = Some(Box::new(self.join(&subscription)?));
         self.mode = Mode::Subscribed { subscription, membership };
         Ok(())
     }
@@ -382,7 +382,7 @@ impl Consumer {
             let Some(member) = membership else {
                 let joined = self.join(subscription)?;
                 if let Mode::Subscribed { membership, .. } = &mut self.mode {
-                    *membership = Some(joined);
+                    *membership = Some(Box::new(joined));
                 }
                 continue;
             };

@@ -29,6 +29,7 @@ mod partition;
 mod producer_ids;
 mod reigns;
 mod session;
+mod snapshot;
 mod topics;
 mod transactions;
 mod verify;
@@ -40,7 +41,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::config::TopicConfig;
 use crate::error::{Error, Result};
@@ -59,6 +60,7 @@ pub use groups::{
 pub use operations::{DiskDescription, DiskState};
 pub use partition::Partition;
 pub(crate) use producer_ids::Holder;
+pub use snapshot::Snapshot;
 pub use topics::TopicDescription;
 pub use verify::{Damage, VerifyOptions, VerifyProgress, VerifyReport};
 
@@ -197,6 +199,12 @@ impl Store {
             workers.start_chores(&shared.chores)?;
         }
         Ok(Arc::clone(&shared.chores))
+    }
+
+    /// Before something is tried again.
+    pub(crate) fn pause(&self, span: Duration) {
+        let nothing = Mutex::new(());
+        Condvar::new().wait_for(&mut nothing.lock(), span);
     }
 
     /// Whether threads do the background work.
