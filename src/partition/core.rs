@@ -27,6 +27,8 @@ use super::{Appended, Attention, EventLog, ReadOptions};
 
 /// Encoding buffers up to this size are kept for the thread's next append.
 const SCRATCH_BYTES_MAX: usize = 1 << 20;
+/// Damages that are remembered, to be reported once.
+const REPORTED_MAX: usize = 256;
 
 thread_local! {
     static SCRATCH: Cell<Scratch> = const { Cell::new(Scratch { batch: Vec::new(), plain: Vec::new() }) };
@@ -153,6 +155,8 @@ pub(super) struct State {
     pub(super) suspects: Vec<(DiskId, Offset)>,
     /// Damage that was met and is to be repaired from another replica: on which disk, and where.
     pub(super) damaged: Vec<(DiskId, Offset)>,
+    /// Damage that was reported, and has not been repaired since.
+    pub(super) reported: Vec<(DiskId, Range<Offset>)>,
     pub(super) page: Option<Marks>,
     pub(super) flush: Flush,
     /// Why nothing can be appended any more.
@@ -225,6 +229,7 @@ impl Core {
                 unsettled: false,
                 suspects: Vec::new(),
                 damaged: Vec::new(),
+                reported: Vec::new(),
                 page: None,
                 flush,
                 fenced: None,
@@ -835,8 +840,16 @@ impl Core {
     pub(super) fn report_damage(&self, error: &Error) {
         if let Error::Corrupt { offsets, path, source, .. } = error {
             let mut state = self.state.lock();
+            let disk = state.leading.disk;
+            let known = (disk, offsets.clone());
+            if state.reported.contains(&known) {
+                return;
+            }
+            if state.reported.len() == REPORTED_MAX {
+                state.reported.remove(0);
+            }
+            state.reported.push(known);
             if state.replicas > 1 {
-                let disk = state.leading.disk;
                 state.damaged.push((disk, offsets.start));
                 self.ask_for_settling(&mut state);
             }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::log::{Log, Marks};
+use crate::log::{Log, Marks, Repair};
 use crate::protocol::replication::{Candidate, FollowerStart, Progress, elect, eligible_after};
 use crate::types::{DiskId, LeaderEpoch, Offset, Timestamp};
 
@@ -418,6 +418,8 @@ impl Core {
         };
         state.followers.retain(|known| known.disk != replica.disk);
         state.followers.push(Arc::clone(replica));
+        // It may have what the others lack.
+        state.reported.clear();
         if leaderless {
             let (start, high_watermark) =
                 (state.progress.epoch_start(), state.progress.high_watermark());
@@ -454,14 +456,20 @@ impl Core {
     pub(crate) fn repair_damage(&self, now: Timestamp) {
         let damaged = std::mem::take(&mut self.state.lock().damaged);
         for (disk, offset) in damaged {
-            if let Err(error) = self.repair(disk, offset, now) {
-                self.background_failed("repairing a segment", &error);
+            match self.repair(disk, offset, now) {
+                Ok(Repair::Done | Repair::Nowhere) => {}
+                // Whoever meets it again asks again.
+                Ok(Repair::NotNow) => self.forget_damage(disk),
+                Err(error) => {
+                    self.forget_damage(disk);
+                    self.background_failed("repairing a segment", &error);
+                }
             }
         }
     }
 
     /// Writes the segment of the replica on `disk` that holds `offset` anew, taking what is damaged from
-    /// the other replicas. False: no other has it.
+    /// the other replicas.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::NoSpace`].
@@ -470,22 +478,28 @@ impl Core {
         disk: DiskId,
         offset: Offset,
         now: Timestamp,
-    ) -> Result<bool, Error> {
+    ) -> Result<Repair, Error> {
         let readers = self.readers().into_iter().filter(|(other, _)| *other != disk);
         let sources: Vec<_> = readers.map(|(_, reader)| reader).collect();
         if sources.is_empty() {
-            return Ok(false);
+            return Ok(Repair::Nowhere);
         }
         let outcome = self.with_log(disk, |log| {
             let path = log.place().full_path("");
             log.repair(offset, &sources, now).map(|repaired| (repaired, path))
         });
-        let Some(outcome) = outcome else { return Ok(false) };
+        let Some(outcome) = outcome else { return Ok(Repair::Nowhere) };
         let (repaired, path) = outcome?;
-        if repaired {
+        if repaired == Repair::Done {
+            self.forget_damage(disk);
             self.report(EventKind::Repaired { path });
         }
         Ok(repaired)
+    }
+
+    /// Damage on `disk` that is met from now on is news again.
+    fn forget_damage(&self, disk: DiskId) {
+        self.state.lock().reported.retain(|(damaged, _)| *damaged != disk);
     }
 
     /// The replicas are on other disks from now on; new ones begin empty.

@@ -16,7 +16,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::config::TopicConfig;
 use crate::error::{Error, Result};
-use crate::log::{Evidence, Log, LogSettings, Loss, Marks, Recovered};
+use crate::log::{Evidence, Log, LogSettings, Loss, Marks, Recovered, Repair};
 use crate::partition::{
     Attention, Core, CoreParts, CoreSettings, EventKind, EventLog, Proposal, Reign, Replica,
 };
@@ -409,6 +409,12 @@ impl Shared {
                 log_start: described.log_start,
                 rewrite: config.flush != Flush::Os || suspect.is_some(),
                 epoch: described.leader_epoch,
+                // One replica gave all its offsets itself. Of several, the one that led last sealed the batches
+                // of its reign, and copied those before.
+                sealed_since: match (described.led_by, replicated) {
+                    (_, false) => Some(LeaderEpoch(0)),
+                    (led_by, true) => (led_by == Some(disk.id)).then_some(described.leader_epoch),
+                },
                 now: self.clock.now(),
                 repair: true,
             },
@@ -557,8 +563,8 @@ impl Shared {
             }
             let path = log.place().full_path("");
             let kind = match log.repair(*offset, &sources, self.clock.now()) {
-                Ok(true) => EventKind::Repaired { path },
-                Ok(false) => continue,
+                Ok(Repair::Done) => EventKind::Repaired { path },
+                Ok(Repair::Nowhere | Repair::NotNow) => continue,
                 Err(error) => EventKind::BackgroundFailed {
                     partition: Some(partition.clone()),
                     reason: format!("repairing a segment: {error}"),
