@@ -71,7 +71,7 @@ pub enum DecodeError {
 }
 
 /// Everything that can go wrong. `Debug` begins with the variant's name; `source()` gives the cause.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// There is no such topic, or it has no such partition.

@@ -4,6 +4,7 @@ mod config;
 mod error;
 mod log;
 mod partition;
+mod producer;
 mod protocol;
 mod record;
 mod segment;
@@ -23,12 +24,16 @@ pub use config::{Retention, TopicConfig, TopicUpdate};
 pub use error::{DecodeError, Error, ErrorClass, Result, Written};
 pub use log::{Iter, Records};
 pub use partition::{Appended, Event, EventKind, Events, ReadOptions, Ticket};
-pub use record::{Headers, Record, RecordView};
+pub use producer::{
+    Delivery, Producer, ProducerBuilder, ProducerCounters, RecordMetadata, Transaction,
+    TransactionId, TransactionOutcome, TransactionalBuilder, TransactionalProducer,
+};
+pub use record::{Headers, ProducerRecord, Record, RecordView};
 pub use store::{
     Damage, DiskDescription, DiskState, Partition, Store, StoreBuilder, TopicDescription,
     VerifyOptions, VerifyProgress, VerifyReport,
 };
 pub use types::{
     Acks, Compression, DiskId, Flush, Isolation, LeaderEpoch, Offset, ProducerEpoch, ProducerId,
-    StorageMode, StoreId, Timestamp, TimestampType, TopicId, TopicPartition,
+    ProducerSequence, StorageMode, StoreId, Timestamp, TimestampType, TopicId, TopicPartition,
 };

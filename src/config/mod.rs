@@ -4,11 +4,13 @@
 //! whole when it is used.
 
 mod name;
+mod producer;
 mod property;
 mod retention;
 mod topic;
 
-pub(crate) use name::{collides, validate_topic_name};
+pub(crate) use name::{INTERNAL_PREFIX, check_not_internal, collides, validate_topic_name};
+pub(crate) use producer::{ProducerProperties, ProducerSettings};
 pub(crate) use property::Properties;
 pub use retention::Retention;
 pub use topic::{TopicConfig, TopicUpdate};

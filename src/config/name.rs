@@ -26,6 +26,21 @@ pub(crate) fn validate_topic_name(name: &str) -> Result<(), Error> {
     Err(Error::InvalidTopic { topic: name.to_owned(), reason })
 }
 
+/// Topics whose names begin so are the store's own.
+pub(crate) const INTERNAL_PREFIX: &str = "__";
+
+/// Whether an application may make, change, delete and append to a topic of that name.
+///
+/// # Errors
+/// [`Error::InvalidTopic`] if it is one of the store's own.
+pub(crate) fn check_not_internal(name: &str) -> Result<(), Error> {
+    if !name.starts_with(INTERNAL_PREFIX) {
+        return Ok(());
+    }
+    let reason = format!("names that begin with {INTERNAL_PREFIX} are the store's own");
+    Err(Error::InvalidTopic { topic: name.to_owned(), reason })
+}
+
 /// Whether two names are too much alike: equal but for case, or for `.` and `_`, which Kafka's metrics
 /// cannot tell apart.
 pub(crate) fn collides(one: &str, other: &str) -> bool {

@@ -196,17 +196,11 @@ impl Properties {
         if let Some(row) = KEYS.iter().position(|(known, ..)| *known == key) {
             return self.set_row(row, value.trim()).map_err(|reason| invalid(key, value, &reason));
         }
-        if NETWORK
-            .iter()
-            .any(|known| *known == key || (known.ends_with('.') && key.starts_with(known)))
-        {
+        if is_of(NETWORK, key) {
             self.ignored.push(key.to_owned());
             return Ok(());
         }
-        let whole = NETWORK.iter().copied().filter(|known| !known.ends_with('.'));
-        let names = KEYS.iter().map(|(known, ..)| *known).chain(whole);
-        let nearest = names.min_by_key(|known| distance(known, key)).unwrap_or_default();
-        Err(invalid(key, value, &format!("there is no such key; the nearest is {nearest}")))
+        Err(unknown_key(key, value, KEYS.iter().map(|(known, ..)| *known)))
     }
 
     /// A value is checked even if a key that wins over this one was given before.
@@ -243,11 +237,32 @@ impl Properties {
     }
 }
 
-fn number<T: std::str::FromStr>(value: &str) -> Result<T, String> {
+/// Whether the key only means something on a network.
+pub(super) fn is_of_network(key: &str) -> bool {
+    is_of(NETWORK, key)
+}
+
+/// Whether the list has the key, or a beginning of it.
+pub(super) fn is_of(list: &[&str], key: &str) -> bool {
+    list.iter().any(|known| *known == key || (known.ends_with('.') && key.starts_with(known)))
+}
+
+/// There is no such key. Names the nearest of `names`, or of those of the network.
+pub(super) fn unknown_key(
+    key: &str,
+    value: &str,
+    names: impl Iterator<Item = &'static str>,
+) -> Error {
+    let whole = NETWORK.iter().copied().filter(|known| !known.ends_with('.'));
+    let nearest = names.chain(whole).min_by_key(|known| distance(known, key)).unwrap_or_default();
+    invalid(key, value, &format!("there is no such key; the nearest is {nearest}"))
+}
+
+pub(super) fn number<T: std::str::FromStr>(value: &str) -> Result<T, String> {
     value.parse().map_err(|_| "it is no number of that range".to_owned())
 }
 
-fn boolean(value: &str) -> Result<bool, String> {
+pub(super) fn boolean(value: &str) -> Result<bool, String> {
     match value.to_ascii_lowercase().as_str() {
         "true" => Ok(true),
         "false" => Ok(false),
@@ -256,7 +271,7 @@ fn boolean(value: &str) -> Result<bool, String> {
 }
 
 /// A span of time, given in units of so many milliseconds.
-fn span(value: &str, unit_ms: u64) -> Result<Duration, String> {
+pub(super) fn span(value: &str, unit_ms: u64) -> Result<Duration, String> {
     number::<u64>(value).map(|count| Duration::from_millis(count.saturating_mul(unit_ms)))
 }
 
@@ -320,6 +335,12 @@ fn set_after_max(draft: &mut Draft, value: &str) -> Result<(), String> {
 }
 
 fn set_compression(draft: &mut Draft, value: &str) -> Result<(), String> {
+    draft.topic.compression = codec(value)?;
+    Ok(())
+}
+
+/// A codec that this build has.
+pub(super) fn codec(value: &str) -> Result<Compression, String> {
     let codec = match value {
         "uncompressed" | "none" | "producer" => Compression::None,
         "lz4" => Compression::Lz4,
@@ -331,8 +352,7 @@ fn set_compression(draft: &mut Draft, value: &str) -> Result<(), String> {
     if !codec_is_available(codec) {
         return Err("its feature of the crate is not enabled".to_owned());
     }
-    draft.topic.compression = codec;
-    Ok(())
+    Ok(codec)
 }
 
 fn set_flush_ms(draft: &mut Draft, value: &str) -> Result<(), String> {

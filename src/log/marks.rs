@@ -44,7 +44,12 @@ impl Marks {
     ///
     /// # Errors
     /// What the system says.
-    pub(crate) fn create(place: &Place, marks: &Progress, written: Offset) -> io::Result<Self> {
+    pub(crate) fn create(
+        place: &Place,
+        marks: &Progress,
+        last_stable: Offset,
+        written: Offset,
+    ) -> io::Result<Self> {
         let path = place.path(NAME);
         let file = match place.disk.open(&path, OpenMode::Write) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -55,7 +60,7 @@ impl Marks {
         file.allocate(0, PAGE_BYTES as u64)?;
         write_all_at(&*file, 0, &[0; PAGE_BYTES])?;
         let page = Self { map: file.map(PAGE_BYTES, true)? };
-        page.show(marks, written);
+        page.show(marks, last_stable, written);
         page.map.publish_u64(0, place.identity.seed.into());
         Ok(page)
     }
@@ -73,11 +78,11 @@ impl Marks {
 
     /// Stores the offsets. Everything below `written` is in the files, and not only in this process.
     #[inline]
-    pub(crate) fn show(&self, marks: &Progress, written: Offset) {
+    pub(crate) fn show(&self, marks: &Progress, last_stable: Offset, written: Offset) {
         self.map.publish_u64(32, written.0);
         self.map.publish_u64(40, !written.0);
         self.map.publish_u64(16, marks.high_watermark().0);
-        self.map.publish_u64(24, marks.last_stable().0);
+        self.map.publish_u64(24, last_stable.0);
         self.map.publish_u64(8, marks.log_start().0);
     }
 

@@ -13,6 +13,7 @@
 //! 3. `flushed_end <= end`; every byte of a batch below `flushed_end` is on stable storage.
 
 mod marks;
+mod producers;
 mod reader;
 mod records;
 mod recovery;
@@ -24,13 +25,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::protocol::producer_state::batch::Proposal;
+use crate::protocol::producer_state::states::ProducerView;
+use crate::protocol::producer_state::transactions::OpenTransaction;
+use crate::protocol::producer_state::verdict::Verdict;
 use crate::protocol::replication::EpochHistory;
-use crate::record::{self, BatchHeader, Draft};
-use crate::segment::{ActiveSegment, Place, Room, Segment, Staged, WriteHow, log_name, side_name};
+use crate::record::{self, Batch, BatchHeader, Draft, Marker};
+use crate::segment::{
+    ActiveSegment, Place, Room, Segment, Staged, WriteHow, aborted_by, log_name, side_name,
+};
 use crate::storage::{File, OpenMode};
-use crate::types::{LeaderEpoch, Offset, Timestamp};
+use crate::types::{LeaderEpoch, Offset, ProducerId, Timestamp};
 
 pub(crate) use marks::Marks;
+use producers::Producers;
+pub(crate) use producers::{ProducerSnapshot, decided_end};
 pub(crate) use reader::LogReader;
 pub(crate) use records::Part;
 pub use records::{Iter, Records};
@@ -120,6 +129,7 @@ pub(crate) struct Log {
     /// The position of the active segment at which the worker should look at this log.
     attention_at: u64,
     checkpointed: u64,
+    producers: Producers,
 }
 
 impl Log {
@@ -199,6 +209,7 @@ impl Log {
         let active = self.active.as_mut().expect("the roll above made one");
         active.append(buffer, &header, now)?;
         self.end = end;
+        self.note_producer(buffer, &header, now);
         Ok((base..end, header))
     }
 
@@ -221,6 +232,127 @@ impl Log {
         let active = self.active.as_mut().expect("the roll above made one");
         active.append(bytes, header, now)?;
         self.end = end;
+        self.note_producer(bytes, header, now);
+        Ok(())
+    }
+
+    /// Keeps in mind whose batch it was.
+    #[inline]
+    fn note_producer(&mut self, bytes: &[u8], header: &BatchHeader, now: Timestamp) {
+        if header.producer_id == ProducerId(0) {
+            self.producers.pass(header);
+            return;
+        }
+        self.producers.on_appended(header, now);
+        let segment = self.active.as_ref().expect("it was appended to just now").segment();
+        segment.set_producers(true);
+        if let Some(range) = Batch::trusted(bytes).and_then(|batch| aborted_by(&batch)) {
+            segment.push_aborted(range);
+        }
+    }
+
+    /// What becomes of a batch that a producer offers.
+    pub(crate) fn check(&self, proposal: &Proposal) -> Verdict {
+        self.producers.check(proposal)
+    }
+
+    /// Encodes the end of a producer's transaction.
+    ///
+    /// # Errors
+    /// [`Error::ProducerFenced`] if a later transaction of the producer's is here (TXLOG-07).
+    pub(crate) fn encode_marker(
+        &self,
+        marker: &Marker,
+        now: Timestamp,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Draft, Error> {
+        let Marker { producer: id, epoch, .. } = *marker;
+        let first = self
+            .producers
+            .check_marker(id, epoch)
+            .map_err(|current| Error::ProducerFenced { id, epoch, current })?;
+        let partition = &self.place.identity.partition;
+        Ok(record::encode_marker(marker, first.unwrap_or(self.end), now, partition, buffer))
+    }
+
+    /// What is known of a producer.
+    pub(crate) fn producer(&self, id: ProducerId) -> Option<ProducerView> {
+        self.producers.producer(id)
+    }
+
+    /// Transactions that have records here and no marker.
+    pub(crate) fn open_transactions(&self) -> Vec<OpenTransaction> {
+        self.producers.open_transactions()
+    }
+
+    /// Where read-committed readers stop. It does not fall while the watermark does not.
+    #[inline]
+    pub(crate) fn last_stable(&mut self, high_watermark: Offset) -> Offset {
+        self.producers.last_stable(high_watermark, self.reader.log_start())
+    }
+
+    /// What is to be written down of the producers: if enough was appended, or, when asked to, if anything was.
+    pub(crate) fn producer_snapshot(&mut self, force: bool) -> Option<ProducerSnapshot> {
+        self.producers.snapshot(&self.place, force)
+    }
+
+    /// What is to be written down of the producers before records below `start` go.
+    pub(crate) fn producer_snapshot_before(&mut self, start: Offset) -> Option<ProducerSnapshot> {
+        self.producers.snapshot_before(&self.place, start)
+    }
+
+    /// A snapshot is on the disk, or could not be written. Removes those that it replaces.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn on_producer_snapshot(
+        &mut self,
+        snapshot: &ProducerSnapshot,
+        written: bool,
+    ) -> Result<(), Error> {
+        if !written {
+            self.producers.on_unwritten();
+            return Ok(());
+        }
+        let old = self.producers.on_written(snapshot);
+        producers::remove_snapshots(&self.place, &old)
+    }
+
+    /// Whether the log went on where the leader's begins, and has to be told who wrote before.
+    pub(crate) fn lacks_past(&self) -> bool {
+        self.producers.lacks_past()
+    }
+
+    /// Takes over what the leader's log, which is not shorter, knows of the producers.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Io`] when there is no directory to write it down in.
+    pub(crate) fn adopt_producers(&mut self, leader: &Self) -> Result<(), Error> {
+        assert!(leader.end >= self.end, "what is counted in is passed over later");
+        self.make_directory()?;
+        self.producers.adopt(&leader.producers);
+        Ok(())
+    }
+
+    /// Whether there is anything to remember of producers: an open after a clean stop looks for it.
+    pub(crate) fn has_producers(&self) -> bool {
+        !self.producers.is_empty()
+    }
+
+    /// Forgets producers that have not appended for `age`.
+    pub(crate) fn expire_producers(&mut self, now: Timestamp, age: Duration) {
+        self.producers.expire(now, age);
+    }
+
+    /// Finds the producers again after the log was cut.
+    fn recall_producers(&mut self, now: Timestamp) -> Result<(), Error> {
+        let epoch = self.last_epoch()?.unwrap_or_default();
+        if self.producers.truncate_to(self.end, epoch) {
+            return Ok(());
+        }
+        let snapshots = self.producers.forget();
+        let (found, _) = Producers::recover(&self.place, &self.reader, snapshots, self.end, now)?;
+        self.producers = found;
         Ok(())
     }
 
@@ -228,6 +360,7 @@ impl Log {
     #[inline]
     pub(crate) fn takes_inline(&self, bytes: usize, header: &BatchHeader) -> bool {
         header.base_offset == self.end
+            && !self.producers.lacks_past()
             && self.active.as_ref().is_some_and(|active| {
                 active.has_room_for(bytes, header.end_offset()) && active.is_ready_for(bytes)
             })
@@ -248,6 +381,7 @@ impl Log {
     /// The reign under which batches are sealed from now on.
     pub(crate) fn set_epoch(&mut self, epoch: LeaderEpoch) {
         self.epoch = epoch;
+        self.producers.on_leading();
     }
 
     /// Gives up everything, and goes on at `start`: the leader has nothing before it (REPL-19).
@@ -264,7 +398,8 @@ impl Log {
         }
         self.reader.raise_log_start(start);
         (self.end, self.flushed_end) = (start, start);
-        Ok(())
+        let snapshots = self.producers.restart(start);
+        producers::remove_snapshots(&self.place, &snapshots)
     }
 
     /// Goes on at `to`: what is between has no replica any more. That it was there stays proven, so that no
@@ -410,6 +545,7 @@ impl Log {
             return;
         };
         let segment = Arc::clone(active.segment());
+        segment.set_decided(self.producers.decided(self.end));
         let file = Arc::clone(active.file());
         self.sealed.push(Sealed { segment, file, at: now, settled: false });
     }
@@ -578,6 +714,7 @@ impl Log {
             .disk
             .sync_dir(&self.place.directory)
             .map_err(|error| self.place.io_error("", "sync", error))?;
+        self.recall_producers(now)?;
         Ok(to)
     }
 
@@ -711,6 +848,7 @@ mod tests {
             sealed_since: Some(LeaderEpoch(0)),
             now: NOW,
             repair: true,
+            producers: true,
         };
         let recovered = Log::open(place(disk), settings, evidence).unwrap();
         assert_eq!(recovered.losses, []);

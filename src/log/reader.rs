@@ -1,13 +1,16 @@
 //! The shared side of a log: which segment holds an offset, and what is in it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
 use crate::error::{DecodeError, Error};
+use crate::record::BatchHeader;
+use crate::segment::batches::Batches;
 use crate::segment::{Fetched, Place, Segment, log_name};
-use crate::types::{Offset, Timestamp};
+use crate::types::{Isolation, Offset, Timestamp};
 
 type SegmentList = Arc<Vec<Arc<Segment>>>;
 
@@ -114,6 +117,92 @@ impl LogReader {
             Some(_) => Ok(None),
             None => Err(self.missing(first_missing, upper)),
         }
+    }
+
+    /// As [`LogReader::read`], for a reader of records: goes on until there is one to show or `upper` is reached, and
+    /// returns where to go on.
+    ///
+    /// # Errors
+    /// As for [`LogReader::read`].
+    pub(crate) fn read_records(
+        &self,
+        from: Offset,
+        upper: Offset,
+        bytes_max: usize,
+        isolation: Isolation,
+    ) -> Result<(Option<Fetched>, Offset), Error> {
+        let mut next = from;
+        loop {
+            let read = self.read(next, upper, bytes_max);
+            let mut fetched = match read {
+                Ok(Some(fetched)) => fetched,
+                Ok(None) => return Ok((None, next)),
+                // What is before the damage is known not to hold records: the next read meets it.
+                Err(Error::Corrupt { .. }) if next > from => return Ok((None, next)),
+                Err(error) => return Err(error),
+            };
+            if fetched.transactional && isolation == Isolation::ReadCommitted {
+                fetched.hidden = self.hidden(&fetched)?;
+            }
+            next = fetched.next;
+            if fetched.has_records(from) {
+                return Ok((Some(fetched), next));
+            }
+        }
+    }
+
+    /// Where the batches of aborted transactions begin.
+    fn hidden(&self, fetched: &Fetched) -> Result<Vec<Offset>, Error> {
+        let Some(first) = BatchHeader::trusted(&fetched.bytes) else { return Ok(Vec::new()) };
+        let offsets = first.base_offset..fetched.next;
+        let segments = self.segments();
+        let begin = segments.partition_point(|segment| segment.end() <= offsets.start);
+        let mut aborted = Vec::new();
+        for segment in &segments[begin..] {
+            let (found, decided) = segment.aborted_in(&offsets)?;
+            aborted.extend(found);
+            if decided >= offsets.end {
+                break;
+            }
+        }
+        if aborted.is_empty() {
+            return Ok(Vec::new());
+        }
+        aborted.sort_unstable_by_key(|range| range.first);
+        // A producer has one transaction at a time in a partition: the last that began is the one that counts.
+        let (mut begun, mut ranges) = (HashMap::new(), aborted.into_iter().peekable());
+        let hidden = Batches::new(fetched).filter_map(|(header, _)| {
+            let base = header.base_offset;
+            while let Some(range) = ranges.next_if(|range| range.first <= base) {
+                begun.insert(range.producer, range.last);
+            }
+            let is_aborted = header.transactional
+                && !header.control
+                && begun.get(&header.producer_id).is_some_and(|last| base < *last);
+            is_aborted.then_some(base)
+        });
+        Ok(hidden.collect())
+    }
+
+    /// Walks over the headers from `from` on, as far as segments may have any with a producer. Damage is passed over.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn producer_headers(
+        &self,
+        from: Offset,
+        mut take: impl FnMut(&BatchHeader),
+    ) -> Result<(), Error> {
+        for segment in self.segments().iter() {
+            if segment.end() > from && segment.knows_producers() {
+                match segment.headers(from.max(segment.base), &mut take) {
+                    // A file that is gone is damage like any other.
+                    Ok(()) | Err(Error::Corrupt { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The first record at or behind `from`, below `upper`, whose timestamp is at least `timestamp`

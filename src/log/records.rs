@@ -50,7 +50,8 @@ impl Records {
         Iter { parts: self.parts.iter(), part: None, records: BatchRecords::empty() }
     }
 
-    /// Where the next read of the partition goes on. For an empty result, where this one began.
+    /// Where the next read of the partition goes on. For an empty result, where this one began, or behind offsets
+    /// that hold nothing for this reader, as the ends of transactions.
     #[must_use]
     pub fn next_offset(&self) -> Offset {
         self.parts.last().map_or(Offset::ZERO, |part| part.next)

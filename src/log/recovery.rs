@@ -20,6 +20,7 @@ use crate::segment::{
 use crate::storage::{EntryKind, File, OpenMode, read_full_at, write_all_at};
 use crate::types::{LeaderEpoch, Offset, Timestamp};
 
+use super::producers::{Producers, parse_snapshot_name};
 use super::{Log, LogReader, LogSettings, Sealed, marks, remove_segment_files};
 
 /// Where cut bytes are kept, below the disk's root.
@@ -47,6 +48,8 @@ pub(crate) struct Evidence {
     pub(crate) now: Timestamp,
     /// False: look only; nothing on the disk is changed and nothing can be appended.
     pub(crate) repair: bool,
+    /// Whether there may be producers to remember; a clean stop knows if there are none.
+    pub(crate) producers: bool,
 }
 
 /// Something that opening found and its owner wants to know.
@@ -58,6 +61,8 @@ pub(crate) enum Loss {
     Damaged { from: Offset, to: Offset, path: PathBuf, reason: String },
     /// A file that is not part of the log; left alone.
     Foreign { path: PathBuf },
+    /// Who wrote below is not known any more: what told of it is damaged, and the records are deleted.
+    ProducersForgotten { below: Offset },
 }
 
 /// A log that can be used, and what opening it found.
@@ -88,6 +93,7 @@ impl Log {
             active: None,
             end: Offset::ZERO,
             scanned_bytes: 0,
+            snapshots: Vec::new(),
         }
         .run()
     }
@@ -103,6 +109,8 @@ struct Opening {
     active: Option<ActiveSegment>,
     end: Offset,
     scanned_bytes: u64,
+    /// Ends of the snapshots of producers.
+    snapshots: Vec<Offset>,
 }
 
 /// A data file in the directory.
@@ -161,7 +169,15 @@ impl Opening {
         for segment in &gone {
             self.remove(segment)?;
         }
-        let Self { place, settings, evidence, losses, mut sealed, active, end, .. } = self;
+        let Self { place, settings, evidence, mut losses, mut sealed, active, end, .. } = self;
+        let producers = if evidence.producers && evidence.repair {
+            let (found, unknown) =
+                Producers::recover(&place, &reader, self.snapshots, end, evidence.now)?;
+            losses.extend(unknown.map(|below| Loss::ProducersForgotten { below }));
+            found
+        } else {
+            Producers::none(end)
+        };
         sealed.retain(|sealed| !gone.iter().any(|gone| Arc::ptr_eq(gone, &sealed.segment)));
         let flushed_end = if evidence.clean || evidence.rewrite { end } else { Offset::ZERO };
         let checkpointed = active.as_ref().map_or(0, ActiveSegment::position);
@@ -177,6 +193,7 @@ impl Opening {
             directory_unsynced,
             attention_at: 0,
             checkpointed: if evidence.clean { checkpointed } else { 0 },
+            producers,
         };
         Ok(Recovered { log, losses, scanned_bytes: self.scanned_bytes })
     }
@@ -199,7 +216,10 @@ impl Opening {
             let name = entry.name.as_str();
             let stem = name.strip_suffix(".tmp").unwrap_or(name);
             let is_file = entry.kind == EntryKind::File;
-            let ours = parse_log_name(stem).is_some() || parse_side_name(stem).is_some();
+            let snapshot = parse_snapshot_name(stem);
+            let ours = parse_log_name(stem).is_some()
+                || parse_side_name(stem).is_some()
+                || snapshot.is_some();
             if is_file && ours && stem != name {
                 if self.evidence.repair {
                     // A file that never got its name holds nothing that was acknowledged.
@@ -210,6 +230,8 @@ impl Opening {
                 if let Some(created) = self.identify(base, entry.len)? {
                     found.push(Found { base, len: entry.len, created });
                 }
+            } else if let (true, Some(end)) = (is_file, snapshot) {
+                self.snapshots.push(end);
             } else if !(is_file && (ours || marks::is_marks(stem))) {
                 self.losses.push(Loss::Foreign { path: self.place.full_path(name) });
             }
@@ -283,6 +305,7 @@ impl Opening {
             && found.len >= head.position
         {
             self.push_sealed(found, next, head.position);
+            self.say_producers(head.producers);
             if self.evidence.repair && !head.durable {
                 self.flush_later(found.base)?;
             }
@@ -294,6 +317,7 @@ impl Opening {
         let mut scanner = Scanner::new(&place, found.base).sealed_since(since);
         let mut proven = self.evidence.proven_end;
         let mut last_append = None;
+        let mut producers = false;
         if let Some(head) = head {
             proven = proven.max(head.end);
             last_append = Some(head.last_append);
@@ -302,9 +326,11 @@ impl Opening {
             {
                 let index = SparseIndex::clone(&side.index);
                 scanner = scanner.resume(head.position, head.end, head.max_timestamp, index);
+                producers = head.producers;
             }
         }
-        let scan = scanner.walk(&*file, found.len, next)?;
+        let mut scan = scanner.walk(&*file, found.len, next)?;
+        scan.producers |= producers;
         self.scanned_bytes += scan.position;
         if let Some(next) = next
             && scan.end == next
@@ -441,6 +467,7 @@ impl Opening {
         if self.evidence.repair {
             self.secure(found.base, scan)?;
             let segment = self.reopen(found, scan, end)?;
+            segment.segment().set_producers(scan.producers);
             let file = Arc::clone(segment.file());
             let segment = Arc::clone(segment.segment());
             segment.assume_last_append(self.evidence.now);
@@ -469,6 +496,7 @@ impl Opening {
         self.mend_header(found)?;
         self.secure(found.base, scan)?;
         let active = self.reopen(found, scan, scan.end)?;
+        active.segment().set_producers(scan.producers);
         active.segment().assume_last_append(last_append.unwrap_or(self.evidence.now));
         self.segments.push(Arc::clone(active.segment()));
         self.active = Some(active);
@@ -632,6 +660,11 @@ impl Opening {
         let segment = Segment::sealed(self.place.clone(), found.base, end, position);
         self.segments.push(Arc::new(segment));
         self.end = end;
+    }
+
+    /// Says of the segment that was pushed last whether any of its batches has a producer.
+    fn say_producers(&self, any: bool) {
+        self.segments.last().expect("it was pushed just now").set_producers(any);
     }
 
     /// Nothing more is appended to the last segment; it is sealed as it is.

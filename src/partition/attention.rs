@@ -18,12 +18,13 @@ pub(crate) struct Attention {
 struct State {
     queue: Vec<Weak<Core>>,
     sleeping: bool,
+    rung: bool,
     stopped: bool,
 }
 
 impl Attention {
     /// Adds a partition, and wakes the worker if it sleeps.
-    pub(super) fn push(&self, core: Weak<Core>) {
+    pub(crate) fn push(&self, core: Weak<Core>) {
         let mut state = self.state.lock();
         state.queue.push(core);
         let sleeping = state.sleeping;
@@ -37,17 +38,24 @@ impl Attention {
     /// the worker should end and nothing is left.
     pub(crate) fn wait(&self, timeout: Duration) -> Option<Vec<Arc<Core>>> {
         let mut state = self.state.lock();
-        if state.queue.is_empty() && !state.stopped && !timeout.is_zero() {
+        if state.queue.is_empty() && !state.stopped && !state.rung && !timeout.is_zero() {
             state.sleeping = true;
             self.bell.wait_for(&mut state, timeout);
             state.sleeping = false;
         }
+        state.rung = false;
         if state.stopped && state.queue.is_empty() {
             return None;
         }
         let queue = std::mem::take(&mut state.queue);
         drop(state);
         Some(queue.iter().filter_map(Weak::upgrade).collect())
+    }
+
+    /// Wakes the worker: it is to look at the clock again.
+    pub(crate) fn ring(&self) {
+        self.state.lock().rung = true;
+        self.bell.notify_one();
     }
 
     /// Takes the partitions that are queued.

@@ -11,24 +11,25 @@ use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use crate::config::TopicConfig;
 use crate::error::{Error, ErrorClass, Written};
 use crate::log::{Log, LogReader, LogSettings, Marks, Part, Records};
+use crate::protocol::producer_state::states::ProducerView;
+use crate::protocol::producer_state::transactions::OpenTransaction;
+use crate::protocol::producer_state::verdict::Verdict;
 use crate::protocol::replication::{EpochHistory, Progress};
-use crate::record::{Draft, DraftSettings, Record};
+use crate::record::{Draft, DraftSettings, Marker, Record};
 use crate::segment::Fetched;
 use crate::storage::{Clock, ForkGuard};
 use crate::types::{
-    Acks, DiskId, Flush, Isolation, LeaderEpoch, Offset, Timestamp, TopicPartition,
+    Acks, DiskId, Flush, Isolation, LeaderEpoch, Offset, ProducerId, Timestamp, TopicPartition,
 };
 
 use super::events::EventKind;
 use super::flush::{Durable, Group, Sleeper, Until, Wait, Waited};
 use super::replica::Replica;
 use super::ticket::{Waiter, complete};
-use super::{Appended, Attention, EventLog, ReadOptions};
+use super::{Appended, Attention, Author, EventLog, ReadOptions};
 
 /// Encoding buffers up to this size are kept for the thread's next append.
 const SCRATCH_BYTES_MAX: usize = 1 << 20;
-/// Damages that are remembered, to be reported once.
-const REPORTED_MAX: usize = 256;
 
 thread_local! {
     static SCRATCH: Cell<Scratch> = const { Cell::new(Scratch { batch: Vec::new(), plain: Vec::new() }) };
@@ -107,6 +108,7 @@ pub(crate) struct Core {
     pub(super) group: Group,
     /// Copies of the watermarks, for whoever only wants to look.
     high_watermark: AtomicU64,
+    last_stable: AtomicU64,
     log_end: AtomicU64,
     epoch: AtomicU32,
     control_queued: AtomicBool,
@@ -188,7 +190,8 @@ pub(super) enum Ended {
 
 impl Core {
     pub(crate) fn new(parts: CoreParts) -> Arc<Self> {
-        let CoreParts { log, settings, reign, .. } = parts;
+        let CoreParts { mut log, settings, reign, .. } = parts;
+        log.set_epoch(reign.epoch);
         let reader = Arc::clone(log.reader());
         let progress = Progress::recovered(reader.log_start(), log.end(), log.flushed_end());
         let flush = settings.topic.flush;
@@ -209,6 +212,7 @@ impl Core {
             append_timeout: parts.append_timeout,
             this: this.clone(),
             high_watermark: AtomicU64::new(progress.high_watermark().0),
+            last_stable: AtomicU64::new(log.last_stable(progress.high_watermark()).0),
             log_end: AtomicU64::new(progress.log_end().0),
             epoch: AtomicU32::new(reign.epoch.0),
             state: Mutex::new(State {
@@ -263,8 +267,13 @@ impl Core {
     /// # Errors
     /// As for `Partition::append`.
     #[inline]
-    pub(crate) fn append(&self, records: &[Record<'_>], acks: Acks) -> Result<Placed, Error> {
-        let placed = self.append_batch(records, acks)?;
+    pub(crate) fn append(
+        &self,
+        author: Option<&Author>,
+        records: &[Record<'_>],
+        acks: Acks,
+    ) -> Result<Placed, Error> {
+        let placed = self.append_batch(author, records, acks)?;
         if let Placed::Waits(appended) = &placed
             && acks == Acks::None
         {
@@ -275,22 +284,52 @@ impl Core {
     }
 
     /// Appends `records` as one batch; the caller waits by itself.
-    pub(crate) fn append_only(&self, records: &[Record<'_>], acks: Acks) -> Result<Placed, Error> {
-        let placed = self.append_batch(records, acks)?;
+    pub(crate) fn append_only(
+        &self,
+        author: Option<&Author>,
+        records: &[Record<'_>],
+        acks: Acks,
+    ) -> Result<Placed, Error> {
+        let placed = self.append_batch(author, records, acks)?;
         if let Placed::Waits(_) = placed {
             self.ask_for_flush();
         }
         Ok(placed)
     }
 
+    /// As [`Core::append_only`], for a caller that is likely to wait at once and flush by itself: the worker
+    /// looks only after [`SOON`](super::flush::SOON).
     #[inline]
-    fn append_batch(&self, records: &[Record<'_>], acks: Acks) -> Result<Placed, Error> {
+    pub(crate) fn append_to_wait(
+        &self,
+        author: &Author,
+        records: &[Record<'_>],
+        acks: Acks,
+    ) -> Result<Placed, Error> {
+        let placed = self.append_batch(Some(author), records, acks)?;
+        if let Placed::Waits(appended) = &placed {
+            if acks == Acks::None {
+                self.ask_for_flush();
+                return Ok(Placed::Done(appended.appended.clone()));
+            }
+            self.ask_for_flush_soon();
+        }
+        Ok(placed)
+    }
+
+    #[inline]
+    fn append_batch(
+        &self,
+        author: Option<&Author>,
+        records: &[Record<'_>],
+        acks: Acks,
+    ) -> Result<Placed, Error> {
         if !self.fork.is_owner() {
             return Err(Error::Closed);
         }
         let now = self.clock.now();
         let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
-        let appended = self.append_with(records, acks, now, &mut scratch);
+        let appended = self.append_with(author, records, acks, now, &mut scratch);
         if scratch.batch.capacity() + scratch.plain.capacity() > SCRATCH_BYTES_MAX {
             scratch = Scratch::default();
         }
@@ -302,27 +341,123 @@ impl Core {
     #[inline]
     fn append_with(
         &self,
+        author: Option<&Author>,
         records: &[Record<'_>],
         acks: Acks,
         now: Timestamp,
         Scratch { batch, plain }: &mut Scratch,
     ) -> Result<Placed, Error> {
-        let draft = self.draft(records, now, batch, plain)?;
-        self.place(&draft, batch, acks, now)
+        let mut draft = self.draft(author, records, now, batch, plain)?;
+        // One without an id only chose the compression.
+        let author = author.filter(|author| author.producer.id != ProducerId(0));
+        if let Some(author) = author {
+            draft = draft.written_by(author.producer, author.transactional);
+        }
+        let mut state = self.state.lock();
+        self.check_leads(&state)?;
+        if acks == Acks::All && !state.followers.is_empty() {
+            self.check_in_sync(&state)?;
+        }
+        while state.log.waits_for_landing(&draft, batch.len()) {
+            state = self.land(state)?;
+        }
+        if let Some(author) = author
+            && let Some(known) = self.judge(&state, author, &draft, acks)?
+        {
+            return Ok(known);
+        }
+        self.place(state, &draft, batch, acks, now)
+    }
+
+    /// What the partition makes of a producer's batch. `None`: it is to be appended.
+    fn judge(
+        &self,
+        state: &State,
+        author: &Author,
+        draft: &Draft,
+        acks: Acks,
+    ) -> Result<Option<Placed>, Error> {
+        match state.log.check(&author.proposal(draft.record_count())) {
+            Verdict::Append => Ok(None),
+            Verdict::Refused(refusal) => {
+                Err(refusal.into_error(self.partition.clone(), author.producer, None))
+            }
+            Verdict::Duplicate { offsets, timestamp } => {
+                let end = offsets.end;
+                let appended = Appended { offsets, timestamp, duplicate: true };
+                let acknowledged = self.is_acknowledged(state, end, acks);
+                Ok(Some(if acknowledged {
+                    Placed::Done(appended)
+                } else {
+                    Placed::Waits(Waiting { appended, epoch: state.epoch })
+                }))
+            }
+        }
+    }
+
+    #[inline]
+    fn is_acknowledged(&self, state: &State, end: Offset, acks: Acks) -> bool {
+        match acks {
+            Acks::All => state.progress.high_watermark() >= end,
+            Acks::None | Acks::Leader => state.progress.leader_acknowledged(state.flush) >= end,
+        }
+    }
+
+    /// Appends the end of a producer's transaction. The caller waits by itself.
+    ///
+    /// # Errors
+    /// As for an append; [`Error::ProducerFenced`] if a later transaction of the producer's is here.
+    pub(crate) fn append_marker(&self, marker: &Marker, acks: Acks) -> Result<Placed, Error> {
+        if !self.fork.is_owner() {
+            return Err(Error::Closed);
+        }
+        let now = self.clock.now();
+        let mut batch = Vec::new();
+        let mut state = self.state.lock();
+        let draft = loop {
+            self.check_leads(&state)?;
+            if acks == Acks::All && !state.followers.is_empty() {
+                self.check_in_sync(&state)?;
+            }
+            let draft = state.log.encode_marker(marker, now, &mut batch)?;
+            if !state.log.waits_for_landing(&draft, batch.len()) {
+                break draft;
+            }
+            state = self.land(state)?;
+        };
+        let placed = self.place(state, &draft, &mut batch, acks, now)?;
+        if let Placed::Waits(_) = placed {
+            self.ask_for_flush();
+        }
+        Ok(placed)
+    }
+
+    /// What is known of a producer.
+    pub(crate) fn producer(&self, id: ProducerId) -> Option<ProducerView> {
+        self.state.lock().log.producer(id)
+    }
+
+    /// Transactions that have records here and no marker.
+    pub(crate) fn open_transactions(&self) -> Vec<OpenTransaction> {
+        self.state.lock().log.open_transactions()
     }
 
     #[inline]
     fn draft(
         &self,
+        author: Option<&Author>,
         records: &[Record<'_>],
         now: Timestamp,
         batch: &mut Vec<u8>,
         plain: &mut Vec<u8>,
     ) -> Result<Draft, Error> {
-        let settings = match self.plain_bytes_max.load(Ordering::Relaxed) {
+        let mut settings = match self.plain_bytes_max.load(Ordering::Relaxed) {
             0 => self.draft_settings(now),
             bytes_max => DraftSettings { bytes_max, ..DraftSettings::plain(now) },
         };
+        if let Some(compression) = author.and_then(|author| author.compression) {
+            settings.compression = compression;
+        }
         Draft::encode(records, &settings, &self.partition, batch, plain)
     }
 
@@ -342,19 +477,12 @@ impl Core {
     #[inline]
     fn place(
         &self,
+        mut state: MutexGuard<'_, State>,
         draft: &Draft,
         batch: &mut [u8],
         acks: Acks,
         now: Timestamp,
     ) -> Result<Placed, Error> {
-        let mut state = self.state.lock();
-        self.check_leads(&state)?;
-        if acks == Acks::All && !state.followers.is_empty() {
-            self.check_in_sync(&state)?;
-        }
-        while state.log.waits_for_landing(draft, batch.len()) {
-            state = self.land(state)?;
-        }
         let (offsets, header) = match state.log.append(draft, batch, now) {
             Ok(placed) => placed,
             Err(error) => return Err(self.append_failed(state, error)),
@@ -364,18 +492,17 @@ impl Core {
         if !state.followers.is_empty() {
             self.append_inline(&mut state, batch, &header, now);
         }
+        let acknowledged = self.is_acknowledged(&state, offsets.end, acks);
         let State { progress, page, log, durable, .. } = &mut *state;
-        if let Some(page) = page {
-            page.show(progress, log.written_end());
-        }
         let high_watermark = progress.high_watermark();
-        let acknowledged = match acks {
-            Acks::All => high_watermark >= offsets.end,
-            Acks::None | Acks::Leader => progress.leader_acknowledged(flush) >= offsets.end,
-        };
+        let last_stable = log.last_stable(high_watermark);
+        if let Some(page) = page {
+            page.show(progress, last_stable, log.written_end());
+        }
         let sleepers = !durable.is_idle();
         self.log_end.store(offsets.end.0, Ordering::Release);
         self.high_watermark.store(high_watermark.0, Ordering::Release);
+        self.last_stable.store(last_stable.0, Ordering::Release);
         let mut attention = log.wants_attention();
         if let (Flush::Interval(_), None) = (flush, state.unflushed_since) {
             state.unflushed_since = Some(now);
@@ -479,7 +606,9 @@ impl Core {
     /// The page is a service to other processes: an append does not fail for want of it.
     #[cold]
     fn make_page(&self, state: &mut State) {
-        match Marks::create(state.log.place(), &state.progress, state.log.written_end()) {
+        let last_stable = state.log.last_stable(state.progress.high_watermark());
+        let written = state.log.written_end();
+        match Marks::create(state.log.place(), &state.progress, last_stable, written) {
             Ok(page) => state.page = Some(page),
             Err(error) => {
                 let reason = format!("the page for readers in other processes: {error}");
@@ -498,29 +627,37 @@ impl Core {
             Isolation::ReadCommitted => self.last_stable_offset(),
         };
         self.check_range(offset)?;
-        let reader = self.reader();
-        let fetched = match reader.read(offset, upper, options.max_bytes) {
+        let ReadOptions { max_bytes, isolation } = *options;
+        let (fetched, next) = match self.reader().read_records(offset, upper, max_bytes, isolation)
+        {
             Err(error) => {
                 // Retention may have passed by between the check and the read.
                 self.check_range(offset)?;
                 self.check_usable()?;
                 self.report_damage(&error);
-                match self.read_elsewhere(offset, upper, options.max_bytes) {
-                    Some(fetched) => Some(fetched),
+                match self.read_elsewhere(offset, upper, options) {
+                    Some(read) => read,
                     None => return Err(error),
                 }
             }
-            Ok(fetched) => fetched,
+            Ok(read) => read,
         };
-        let next = fetched.as_ref().map_or(offset, |fetched| fetched.next);
         Ok(Records::of(Part { partition: self.partition.clone(), from: offset, next, fetched }))
     }
 
     /// Reads from another replica what the leader's has lost.
     #[cold]
-    fn read_elsewhere(&self, offset: Offset, upper: Offset, bytes_max: usize) -> Option<Fetched> {
-        let others = self.readers().into_iter().skip(1);
-        others.into_iter().find_map(|(_, reader)| reader.read(offset, upper, bytes_max).ok()?)
+    fn read_elsewhere(
+        &self,
+        offset: Offset,
+        upper: Offset,
+        options: &ReadOptions,
+    ) -> Option<(Option<Fetched>, Offset)> {
+        let ReadOptions { max_bytes, isolation } = *options;
+        self.readers().into_iter().skip(1).find_map(|(_, reader)| {
+            let read = reader.read_records(offset, upper, max_bytes, isolation).ok();
+            read.filter(|(_, next)| *next > offset)
+        })
     }
 
     fn check_range(&self, offset: Offset) -> Result<(), Error> {
@@ -643,8 +780,9 @@ impl Core {
         Offset(self.high_watermark.load(Ordering::Acquire))
     }
 
+    #[inline]
     pub(crate) fn last_stable_offset(&self) -> Offset {
-        self.high_watermark()
+        Offset(self.last_stable.load(Ordering::Acquire))
     }
 
     #[inline]
@@ -796,11 +934,13 @@ impl Core {
     /// Shows new watermarks to everyone who looks or waits, and lets go of the lock.
     pub(super) fn publish(&self, mut state: MutexGuard<'_, State>) {
         let State { progress, page, log, .. } = &mut *state;
+        let last_stable = log.last_stable(progress.high_watermark());
         if let Some(page) = page {
-            page.show(progress, log.written_end());
+            page.show(progress, last_stable, log.written_end());
         }
         self.log_end.store(progress.log_end().0, Ordering::Release);
         self.high_watermark.store(progress.high_watermark().0, Ordering::Release);
+        self.last_stable.store(last_stable.0, Ordering::Release);
         self.wake_all(state);
     }
 
@@ -817,50 +957,6 @@ impl Core {
         }
         served.into_iter().for_each(Sleeper::serve);
         complete(done);
-    }
-
-    /// The worker of `disk` has taken the partition from its queue.
-    pub(crate) fn attention_taken(&self, disk: DiskId) {
-        if let Some(replica) = self.replica(disk) {
-            replica.attention_taken();
-        }
-    }
-
-    /// Queues the partition for the worker of the leader's disk.
-    pub(super) fn ask_for_attention(&self) {
-        let leading = Arc::clone(&self.state.lock().leading);
-        leading.ask_for_attention(self);
-    }
-
-    fn ask_for_flush(&self) {
-        self.group.wanted.store(true, Ordering::Release);
-        self.ask_for_attention();
-    }
-
-    pub(super) fn report_damage(&self, error: &Error) {
-        if let Error::Corrupt { offsets, path, source, .. } = error {
-            let mut state = self.state.lock();
-            let disk = state.leading.disk;
-            let known = (disk, offsets.clone());
-            if state.reported.contains(&known) {
-                return;
-            }
-            if state.reported.len() == REPORTED_MAX {
-                state.reported.remove(0);
-            }
-            state.reported.push(known);
-            if state.replicas > 1 {
-                state.damaged.push((disk, offsets.start));
-                self.ask_for_settling(&mut state);
-            }
-            drop(state);
-            self.report(EventKind::Damaged {
-                partition: self.partition.clone(),
-                offsets: offsets.clone(),
-                path: path.clone(),
-                reason: source.to_string(),
-            });
-        }
     }
 
     pub(super) fn report(&self, kind: EventKind) {

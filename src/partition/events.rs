@@ -34,6 +34,14 @@ pub enum EventKind {
         /// Bytes that had to be scanned.
         scanned_bytes: u64,
     },
+    /// Who wrote records below an offset, which were deleted, is not known any more, because the files that told of it
+    /// are damaged: a duplicate of such a record would not be recognised.
+    ProducersForgotten {
+        /// The partition.
+        partition: TopicPartition,
+        /// The log start offset.
+        below: Offset,
+    },
     /// After a crash, the bytes behind `from` were no whole batches, and were cut.
     TailCut {
         /// The partition.
@@ -140,6 +148,12 @@ impl fmt::Display for Event {
             EventKind::Opened { clean: true, .. } => write!(out, "opened after a clean stop"),
             EventKind::Opened { clean: false, scanned_bytes } => {
                 write!(out, "opened after an unclean stop, {scanned_bytes} bytes scanned")
+            }
+            EventKind::ProducersForgotten { partition, below } => {
+                write!(
+                    out,
+                    "{partition}: the producers of the deleted records below {below} are forgotten"
+                )
             }
             EventKind::TailCut { partition, from, bytes, kept, reason } => {
                 write!(out, "{partition}: {bytes} bytes cut at offset {from}: {reason}")?;

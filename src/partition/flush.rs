@@ -11,7 +11,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
@@ -19,12 +19,15 @@ use parking_lot::MutexGuard;
 
 use crate::error::{Error, Written};
 use crate::log::FlushPlan;
-use crate::types::{Acks, Flush, LeaderEpoch, Offset};
+use crate::types::{Acks, DiskId, Flush, LeaderEpoch, Offset};
 
 use super::core::{Core, State};
 
 /// How long a leader waits for as many as last time.
 const GATHER: Duration = Duration::from_micros(30);
+
+/// How long the worker leaves an append to its caller, which is likely to wait and to flush by itself.
+pub(super) const SOON: Duration = Duration::from_millis(1);
 
 /// What is looked at without the lock.
 #[derive(Debug, Default)]
@@ -33,6 +36,10 @@ pub(super) struct Group {
     sleeping: AtomicU32,
     /// Somebody who does not wait wants the log flushed: a ticket, or `Acks::None`.
     pub(super) wanted: AtomicBool,
+    /// The worker is to see that what was appended by then is flushed.
+    pub(super) soon: AtomicBool,
+    /// Where the log ended when the worker last looked for that.
+    pub(super) seen_end: AtomicU64,
 }
 
 /// Where the flushes stand; under the partition's lock.
@@ -148,6 +155,33 @@ impl Bed {
 }
 
 impl Core {
+    /// The worker of `disk` has taken the partition from its queue.
+    pub(crate) fn attention_taken(&self, disk: DiskId) {
+        if let Some(replica) = self.replica(disk) {
+            replica.attention_taken();
+        }
+    }
+
+    pub(super) fn ask_for_flush(&self) {
+        self.group.wanted.store(true, Ordering::Release);
+        self.ask_for_attention();
+    }
+
+    /// Asks for a flush unless somebody else flushes first. While appends go on, the worker is woken once.
+    pub(super) fn ask_for_flush_soon(&self) {
+        if !self.background {
+            self.ask_for_flush();
+        } else if !self.group.soon.swap(true, Ordering::AcqRel) {
+            self.ask_for_attention();
+        }
+    }
+
+    /// Queues the partition for the worker of the leader's disk.
+    pub(super) fn ask_for_attention(&self) {
+        let leading = Arc::clone(&self.state.lock().leading);
+        leading.ask_for_attention(self);
+    }
+
     /// Waits until what was appended is acknowledged, flushing the leader's log if nobody else does.
     ///
     /// # Errors
@@ -348,7 +382,10 @@ impl Core {
         state.durable.led = next.is_some();
         next.map(|at| {
             self.group.sleeping.fetch_sub(1, Ordering::AcqRel);
-            state.durable.sleepers.remove(at)
+            let chosen = state.durable.sleepers.remove(at);
+            // Under the lock: one whose time ends now finds it, and hands the lead on.
+            chosen.bed.told.store(LEAD, Ordering::Release);
+            chosen
         })
     }
 

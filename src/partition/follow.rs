@@ -88,6 +88,10 @@ impl Core {
             drop(follower);
             return self.follower_failed(replica, &error);
         }
+        if log.lacks_past() {
+            drop(follower);
+            return self.tell_past(replica);
+        }
         if log.end() < written {
             let copied = match reader.read(log.end(), written, COPY_BYTES) {
                 Ok(Some(fetched)) => {
@@ -111,6 +115,36 @@ impl Core {
         }
         drop(follower);
         self.follow_closely(replica, now)
+    }
+
+    /// Tells a follower that begins where the leader's log begins now who wrote before. It is written down before it is
+    /// relied upon: the follower may lead next.
+    fn tell_past(&self, replica: &Arc<Replica>) -> Followed {
+        let adopted = {
+            let state = self.state.lock();
+            let mut follower = replica.state.lock();
+            match follower.log.as_mut() {
+                Some(log) if log.end() <= state.log.end() => {
+                    log.adopt_producers(&state.log).map(|()| log.producer_snapshot(true))
+                }
+                _ => return Followed::Idle,
+            }
+        };
+        let snapshot = match adopted {
+            Ok(snapshot) => snapshot,
+            Err(error) => return self.follower_failed(replica, &error),
+        };
+        if let Some(snapshot) = snapshot {
+            let written = snapshot.write();
+            if let Some(log) = replica.state.lock().log.as_mut() {
+                // What is left over is removed with the next one.
+                let _ = log.on_producer_snapshot(&snapshot, written.is_ok());
+            }
+            if let Err(error) = written {
+                return self.follower_failed(replica, &error);
+            }
+        }
+        Followed::More
     }
 
     /// The last stretch: with the partition's lock, so that the leader stands still meanwhile.
@@ -178,7 +212,9 @@ impl Core {
         let outcome = match found {
             Some(fetched) => append_batches(log, &fetched.bytes, now),
             None if all_here && offsets.contains(&from) => {
-                log.pass_over(offsets.end.min(state.log.end()), now)
+                let passed = log.pass_over(offsets.end.min(state.log.end()), now);
+                // The leader may know who wrote what is lost.
+                passed.and_then(|passed| log.adopt_producers(&state.log).map(|()| passed))
             }
             None => Ok(false),
         };

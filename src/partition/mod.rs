@@ -13,6 +13,7 @@
 
 mod attention;
 mod core;
+mod damage;
 mod events;
 mod flush;
 mod follow;
@@ -30,7 +31,8 @@ pub(crate) use reign::Proposal;
 pub(crate) use replica::Replica;
 pub use ticket::Ticket;
 
-use crate::types::{Isolation, Offset, Timestamp};
+use crate::protocol::producer_state::batch::{self, Numbering};
+use crate::types::{Compression, Isolation, Offset, ProducerSequence, Timestamp};
 use std::ops::Range;
 
 /// Where an append put its records.
@@ -42,6 +44,25 @@ pub struct Appended {
     pub timestamp: Timestamp,
     /// Whether an idempotent append was recognised as one that is in the log already.
     pub duplicate: bool,
+}
+
+/// Who offers a batch, and how the partition is to judge it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Author {
+    pub(crate) producer: ProducerSequence,
+    pub(crate) transactional: bool,
+    /// Whether a producer that the partition does not know has to begin at 0.
+    pub(crate) strict: bool,
+    pub(crate) numbering: Numbering,
+    /// Instead of the topic's.
+    pub(crate) compression: Option<Compression>,
+}
+
+impl Author {
+    fn proposal(&self, count: u32) -> batch::Proposal {
+        let Self { producer, transactional, strict, numbering, .. } = *self;
+        batch::Proposal { producer, count, transactional, strict, numbering }
+    }
 }
 
 /// How a read goes about it.

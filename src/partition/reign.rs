@@ -14,12 +14,13 @@
 //! failed is copied as far as memory still gives it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::log::{Log, Marks, Repair};
+use crate::log::{Log, Marks};
 use crate::protocol::replication::{Candidate, FollowerStart, Progress, elect, eligible_after};
-use crate::types::{DiskId, LeaderEpoch, Offset, Timestamp};
+use crate::types::{DiskId, Flush, LeaderEpoch, Offset, Timestamp};
 
 use super::core::{Core, Fenced, State};
 use super::events::EventKind;
@@ -269,6 +270,11 @@ impl Core {
         for replica in &state.followers {
             replica.ask_for_attention(self);
         }
+        // Whoever appended the tail that was taken over waits for it no more, and it is to be read all the same.
+        if state.flush == Flush::OnAck && state.log.flushed_end() < state.log.end() {
+            self.group.wanted.store(true, Ordering::Release);
+            state.leading.ask_for_attention(self);
+        }
     }
 
     /// Counts replicas anew, for the leader whose log is in `state`.
@@ -450,56 +456,6 @@ impl Core {
         };
         let all = state.followers.iter().chain(leading);
         all.filter(failed).map(|replica| replica.disk).collect()
-    }
-
-    /// Repairs the damage that was met since the last call.
-    pub(crate) fn repair_damage(&self, now: Timestamp) {
-        let damaged = std::mem::take(&mut self.state.lock().damaged);
-        for (disk, offset) in damaged {
-            match self.repair(disk, offset, now) {
-                Ok(Repair::Done | Repair::Nowhere) => {}
-                // Whoever meets it again asks again.
-                Ok(Repair::NotNow) => self.forget_damage(disk),
-                Err(error) => {
-                    self.forget_damage(disk);
-                    self.background_failed("repairing a segment", &error);
-                }
-            }
-        }
-    }
-
-    /// Writes the segment of the replica on `disk` that holds `offset` anew, taking what is damaged from
-    /// the other replicas.
-    ///
-    /// # Errors
-    /// [`Error::Io`], [`Error::NoSpace`].
-    pub(crate) fn repair(
-        &self,
-        disk: DiskId,
-        offset: Offset,
-        now: Timestamp,
-    ) -> Result<Repair, Error> {
-        let readers = self.readers().into_iter().filter(|(other, _)| *other != disk);
-        let sources: Vec<_> = readers.map(|(_, reader)| reader).collect();
-        if sources.is_empty() {
-            return Ok(Repair::Nowhere);
-        }
-        let outcome = self.with_log(disk, |log| {
-            let path = log.place().full_path("");
-            log.repair(offset, &sources, now).map(|repaired| (repaired, path))
-        });
-        let Some(outcome) = outcome else { return Ok(Repair::Nowhere) };
-        let (repaired, path) = outcome?;
-        if repaired == Repair::Done {
-            self.forget_damage(disk);
-            self.report(EventKind::Repaired { path });
-        }
-        Ok(repaired)
-    }
-
-    /// Damage on `disk` that is met from now on is news again.
-    fn forget_damage(&self, disk: DiskId) {
-        self.state.lock().reported.retain(|(damaged, _)| *damaged != disk);
     }
 
     /// The replicas are on other disks from now on; new ones begin empty.

@@ -5,12 +5,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::log::{Log, Sealed, SettleError, settle};
+use crate::log::{Log, ProducerSnapshot, Sealed, SettleError, settle};
 use crate::protocol::retention::{SegmentAge, segments_to_delete};
 use crate::types::{DiskId, Flush, Offset, Timestamp};
 
 use super::Core;
 use super::events::EventKind;
+use super::flush::SOON;
 use super::follow::Followed;
 use super::replica::Replica;
 
@@ -27,6 +28,9 @@ pub(crate) struct Tended {
     /// When to come back, if something is due at a time.
     pub(crate) again_in: Option<Duration>,
 }
+
+/// What a close leaves of a log: its end, and whether there are producers to remember.
+pub(crate) type Left = (Offset, bool);
 
 /// Rounds of following before the worker looks at something else.
 const ROUNDS_MAX: u32 = 64;
@@ -53,18 +57,53 @@ impl Core {
         let harden = self.settle_sealed(disk, now, flush);
         tended.again_in = [tended.again_in, harden].into_iter().flatten().min();
         self.checkpoint(disk, flush, false);
+        if let Err(error) = self.remember_producers(disk, |log| log.producer_snapshot(false)) {
+            self.background_failed("writing down the producers", &error);
+        }
         tended
+    }
+
+    /// Writes down what the log on `disk` knows of its producers, if `due` says so.
+    fn remember_producers(
+        &self,
+        disk: DiskId,
+        due: impl FnOnce(&mut Log) -> Option<ProducerSnapshot>,
+    ) -> Result<(), Error> {
+        let Some(snapshot) = self.with_log(disk, due).flatten() else { return Ok(()) };
+        let written = snapshot.write();
+        let noted = self.with_log(disk, |log| log.on_producer_snapshot(&snapshot, written.is_ok()));
+        written.and(noted.unwrap_or(Ok(())))
+    }
+
+    /// Forgets producers that have not appended for `age`.
+    pub(crate) fn expire_producers(&self, now: Timestamp, age: Duration) {
+        let disks: Vec<_> = self.readers().into_iter().map(|(disk, _)| disk).collect();
+        for disk in disks {
+            self.with_log(disk, |log| log.expire_producers(now, age));
+        }
     }
 
     fn tend_flush(&self, now: Timestamp) -> Tended {
         let mut tended = Tended::default();
-        let (flush, unflushed) = {
+        // First, so that an append from now on asks again.
+        let soon = self.group.soon.swap(false, Ordering::AcqRel);
+        let (flush, flushed, end) = {
             let state = self.state.lock();
-            (state.flush, state.progress.flushed() < state.log.end())
+            (state.flush, state.progress.flushed(), state.log.end())
         };
+        let unflushed = flushed < end;
         let wanted = self.group.wanted.swap(false, Ordering::AcqRel);
         match flush {
             Flush::OnAck if wanted && unflushed => self.flush_or_report(),
+            Flush::OnAck if soon && unflushed => {
+                let seen = self.group.seen_end.swap(end.0, Ordering::AcqRel);
+                if flushed.0 < seen {
+                    self.flush_or_report();
+                } else {
+                    self.group.soon.store(true, Ordering::Release);
+                    tended.again_in = Some(SOON);
+                }
+            }
             Flush::Interval(interval) if unflushed => {
                 if self.interval_elapsed(now, interval) {
                     self.flush_or_report();
@@ -174,6 +213,10 @@ impl Core {
     /// # Errors
     /// [`Error::Io`] when a file cannot be removed.
     pub(crate) fn raise_log_start(&self, start: Offset) -> Result<(), Error> {
+        // Who wrote what is deleted stays known.
+        for (disk, _) in self.readers() {
+            self.remember_producers(disk, |log| log.producer_snapshot_before(start))?;
+        }
         let mut state = self.state.lock();
         state.progress.on_log_start(start);
         state.history.drop_below(start);
@@ -212,7 +255,7 @@ impl Core {
     ///
     /// # Errors
     /// [`Error::DiskOffline`] when the disk failed, now or before; [`Error::NoSpace`].
-    pub(crate) fn settle_for_close(&self, now: Timestamp) -> Vec<(DiskId, Result<Offset, Error>)> {
+    pub(crate) fn settle_for_close(&self, now: Timestamp) -> Vec<(DiskId, Result<Left, Error>)> {
         self.follow_all(now);
         let (leading, followers) = {
             let state = self.state.lock();
@@ -231,7 +274,7 @@ impl Core {
     }
 
     /// Seals the log on `disk`, all of which is flushed, and writes what side files it lacks.
-    fn finish_replica(&self, disk: DiskId, now: Timestamp) -> Result<Offset, Error> {
+    fn finish_replica(&self, disk: DiskId, now: Timestamp) -> Result<Left, Error> {
         let unflushed = || Error::Io {
             path: std::path::PathBuf::new(),
             action: "flush before the close",
@@ -242,16 +285,17 @@ impl Core {
             let whole = log.flushed_end() >= log.end();
             whole.then(|| {
                 log.finish(now);
-                (log.sealed().to_vec(), log.end())
+                (log.sealed().to_vec(), (log.end(), log.has_producers()))
             })
         });
-        let Some((sealed, end)) = finished.flatten() else {
+        let Some((sealed, left)) = finished.flatten() else {
             return Err(unflushed());
         };
         for sealed in sealed {
             self.settle_one(disk, &sealed, true)?;
         }
-        Ok(end)
+        self.remember_producers(disk, |log| log.producer_snapshot(true))?;
+        Ok(left)
     }
 
     fn work_ahead(&self, disk: DiskId) {

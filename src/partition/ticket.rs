@@ -100,6 +100,11 @@ impl Ticket {
         Self { core, appended, wait, settle, id: None }
     }
 
+    /// Whether there is anything to wait for.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.wait.is_some()
+    }
+
     /// Where the records are.
     #[must_use]
     pub fn offsets(&self) -> Range<Offset> {
@@ -135,6 +140,18 @@ impl Ticket {
         };
         drop(state);
         complete(done);
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn outcome_now(&self) -> Option<Result<Appended>> {
+        self.outcome(&self.core.state.lock())
+    }
+
+    /// Nobody is about to wait: has the disk's worker flush it.
+    pub(crate) fn hurry(&self) {
+        if self.wait.is_some() {
+            self.core.ask_for_flush();
+        }
     }
 
     fn outcome(&self, state: &State) -> Option<Result<Appended>> {

@@ -22,13 +22,16 @@
 //! |   24 |    1 | `kind`   | which record                                         |
 //! |   25 |      | fields   | fixed numbers little-endian; lists and texts behind a u32 count |
 
+mod fields;
+
 use std::collections::BTreeMap;
 
 use crate::config::{TopicConfig, validate_topic_name};
 use crate::error::DecodeError;
-use crate::types::{DiskId, LeaderEpoch, Offset, StoreId, TopicId};
+use crate::types::{DiskId, LeaderEpoch, Offset, ProducerEpoch, ProducerId, StoreId, TopicId};
 
 use super::replication::EpochHistory;
+use fields::{Fields, Target};
 
 const HEAD_BYTES: usize = 25;
 /// A million partitions with thirty replicas each; nothing larger is written.
@@ -36,7 +39,10 @@ const FRAME_BYTES_MAX: usize = 64 << 20;
 /// What a topic's lists of replicas may take of a frame; the rest is ample for its name and settings.
 const REPLICAS_BYTES_MAX: usize = FRAME_BYTES_MAX - (64 << 10);
 const PARTITIONS_MAX: usize = 1_000_000;
-const KIND_MAX: u8 = 16;
+const KIND_MAX: u8 = 17;
+/// A name's length in bytes.
+pub(crate) const PRODUCER_NAME_BYTES_MAX: usize = 255;
+const PRODUCER_NAMES_MAX: usize = 1 << 20;
 
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,6 +132,12 @@ pub(crate) enum MetadataRecord {
         id: TopicId,
         name: String,
     },
+    /// Somebody holds the producer of this name from now on; who held it before is fenced.
+    ProducerNamed {
+        name: String,
+        id: ProducerId,
+        epoch: ProducerEpoch,
+    },
 }
 
 /// A partition, as it was decided.
@@ -175,6 +187,7 @@ pub(crate) struct MetadataState {
     deleted: BTreeMap<TopicId, String>,
     next_topic: u64,
     next_producer: u64,
+    producers: BTreeMap<String, (ProducerId, ProducerEpoch)>,
 }
 
 impl MetadataState {
@@ -211,6 +224,16 @@ impl MetadataState {
     /// The id of the next topic. Ids are not used twice.
     pub(crate) fn next_topic_id(&self) -> TopicId {
         TopicId(self.next_topic + 1)
+    }
+
+    /// The first producer id that no block holds.
+    pub(crate) fn next_producer_id(&self) -> u64 {
+        self.next_producer
+    }
+
+    /// Id and epoch of the producer of that name.
+    pub(crate) fn named_producer(&self, name: &str) -> Option<(ProducerId, ProducerEpoch)> {
+        self.producers.get(name).copied()
     }
 
     /// Makes a change.
@@ -313,6 +336,9 @@ impl MetadataState {
                 ensure(*next >= self.next_producer, "those producer ids were given out before")?;
                 self.next_producer = *next;
             }
+            MetadataRecord::ProducerNamed { name, id, epoch } => {
+                self.apply_producer_named(name, *id, *epoch)?;
+            }
             MetadataRecord::Counters { next_topic } => {
                 ensure(*next_topic < u64::MAX, "the topic ids are used up")?;
                 self.next_topic = self.next_topic.max(*next_topic);
@@ -366,6 +392,30 @@ impl MetadataState {
         self.next_topic = id.0;
         self.names.insert(name.to_owned(), id);
         self.topics.insert(id, topic);
+        Ok(())
+    }
+
+    fn apply_producer_named(
+        &mut self,
+        name: &str,
+        id: ProducerId,
+        epoch: ProducerEpoch,
+    ) -> Result<(), String> {
+        let fits = !name.is_empty() && name.len() <= PRODUCER_NAME_BYTES_MAX;
+        ensure(fits, "a producer's name has 1 to 255 bytes")?;
+        let number = id.0 & !ProducerId::NAMED;
+        let given = id.0 & ProducerId::NAMED == ProducerId::NAMED && number < self.next_producer;
+        ensure(given, "the producer's id was not given out for a name")?;
+        match self.producers.get_mut(name) {
+            Some((known, last)) => {
+                ensure(*known == id && *last < epoch, "the name has another id or a later epoch")?;
+                *last = epoch;
+            }
+            None => {
+                ensure(self.producers.len() < PRODUCER_NAMES_MAX, "there are too many names")?;
+                self.producers.insert(name.to_owned(), (id, epoch));
+            }
+        }
         Ok(())
     }
 
@@ -429,6 +479,9 @@ impl MetadataState {
         }
         records.push(MetadataRecord::Counters { next_topic: self.next_topic });
         records.push(MetadataRecord::ProducerIdBlock { next: self.next_producer });
+        records.extend(self.producers.iter().map(|(name, (id, epoch))| {
+            MetadataRecord::ProducerNamed { name: name.clone(), id: *id, epoch: *epoch }
+        }));
         records
     }
 
@@ -786,6 +839,9 @@ fn encode_record(record: &MetadataRecord, target: &mut Vec<u8>) {
         MetadataRecord::TopicGone { id, name } => {
             out.u8(15).u64(id.0).text(name);
         }
+        MetadataRecord::ProducerNamed { name, id, epoch } => {
+            out.u8(17).text(name).u64(id.0).u32(epoch.0);
+        }
         MetadataRecord::ReplicasChanged { id, partition, replicas } => {
             out.u8(16).u64(id.0).u32(*partition).disks(replicas);
         }
@@ -857,148 +913,13 @@ fn decode_record(fields: &mut Fields<'_>) -> Result<MetadataRecord, DecodeError>
             partition: fields.u32()?,
             replicas: fields.disks()?,
         },
+        17 => MetadataRecord::ProducerNamed {
+            name: fields.text()?,
+            id: ProducerId(fields.u64()?),
+            epoch: ProducerEpoch(fields.u32()?),
+        },
         _ => return Err(DecodeError::Field("kind of metadata record")),
     })
-}
-
-struct Target<'a> {
-    bytes: &'a mut Vec<u8>,
-}
-
-impl Target<'_> {
-    fn put(&mut self, bytes: &[u8]) -> &mut Self {
-        self.bytes.extend_from_slice(bytes);
-        self
-    }
-
-    fn u8(&mut self, value: u8) -> &mut Self {
-        self.put(&[value])
-    }
-
-    fn u16(&mut self, value: u16) -> &mut Self {
-        self.put(&value.to_le_bytes())
-    }
-
-    fn u32(&mut self, value: u32) -> &mut Self {
-        self.put(&value.to_le_bytes())
-    }
-
-    fn u64(&mut self, value: u64) -> &mut Self {
-        self.put(&value.to_le_bytes())
-    }
-
-    fn u128(&mut self, value: u128) -> &mut Self {
-        self.put(&value.to_le_bytes())
-    }
-
-    fn count(&mut self, count: usize) -> &mut Self {
-        self.u32(u32::try_from(count).expect("a list of far fewer than 2^32"))
-    }
-
-    fn text(&mut self, text: &str) -> &mut Self {
-        self.count(text.len()).put(text.as_bytes())
-    }
-
-    fn config(&mut self, config: &TopicConfig) -> &mut Self {
-        let mut bytes = Vec::new();
-        config.encode(&mut bytes);
-        self.count(bytes.len()).put(&bytes)
-    }
-
-    fn disks(&mut self, disks: &[DiskId]) -> &mut Self {
-        self.count(disks.len());
-        for disk in disks {
-            self.u16(disk.0);
-        }
-        self
-    }
-
-    fn replicas(&mut self, replicas: &[Vec<DiskId>]) -> &mut Self {
-        self.count(replicas.len());
-        for disks in replicas {
-            self.disks(disks);
-        }
-        self
-    }
-}
-
-struct Fields<'a> {
-    bytes: &'a [u8],
-}
-
-impl<'a> Fields<'a> {
-    fn take(&mut self, len: usize) -> Result<&'a [u8], DecodeError> {
-        let Some((taken, rest)) = self.bytes.split_at_checked(len) else {
-            return Err(DecodeError::Short { have: self.bytes.len() as u64, need: len as u64 });
-        };
-        self.bytes = rest;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
-        Ok(self.take(N)?.try_into().expect("that many bytes were taken"))
-    }
-
-    fn u8(&mut self) -> Result<u8, DecodeError> {
-        Ok(self.array::<1>()?[0])
-    }
-
-    fn flag(&mut self) -> Result<bool, DecodeError> {
-        match self.u8()? {
-            0 => Ok(false),
-            1 => Ok(true),
-            _ => Err(DecodeError::Field("flag")),
-        }
-    }
-
-    fn u16(&mut self) -> Result<u16, DecodeError> {
-        self.array().map(u16::from_le_bytes)
-    }
-
-    fn u32(&mut self) -> Result<u32, DecodeError> {
-        self.array().map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Result<u64, DecodeError> {
-        self.array().map(u64::from_le_bytes)
-    }
-
-    fn u128(&mut self) -> Result<u128, DecodeError> {
-        self.array().map(u128::from_le_bytes)
-    }
-
-    fn offset(&mut self) -> Result<Offset, DecodeError> {
-        let offset = Offset(self.u64()?);
-        if offset <= Offset::MAX { Ok(offset) } else { Err(DecodeError::Field("offset")) }
-    }
-
-    fn sized(&mut self) -> Result<&'a [u8], DecodeError> {
-        let len = self.u32()? as usize;
-        self.take(len)
-    }
-
-    fn text(&mut self) -> Result<String, DecodeError> {
-        let bytes = self.sized()?;
-        std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| DecodeError::Field("text"))
-    }
-
-    fn config(&mut self) -> Result<TopicConfig, DecodeError> {
-        TopicConfig::decode(self.sized()?)
-    }
-
-    fn disks(&mut self) -> Result<Vec<DiskId>, DecodeError> {
-        let count = self.u32()? as usize;
-        let bytes = self.take(count.checked_mul(2).ok_or(DecodeError::Field("count"))?)?;
-        Ok(bytes
-            .chunks_exact(2)
-            .map(|pair| DiskId(u16::from_le_bytes([pair[0], pair[1]])))
-            .collect())
-    }
-
-    fn replicas(&mut self) -> Result<Vec<Vec<DiskId>>, DecodeError> {
-        let count = self.u32()?;
-        (0..count).map(|_| self.disks()).collect()
-    }
 }
 
 #[cfg(test)]
@@ -1061,6 +982,10 @@ mod tests {
             2 => (0u64..9).prop_map(|next| MetadataRecord::ProducerIdBlock { next }),
             1 => (0u64..4).prop_map(|next_topic| MetadataRecord::Counters { next_topic }),
             1 => (id(), "[a-c]").prop_map(|(id, name)| MetadataRecord::TopicGone { id, name }),
+            3 => ("[a-c]{0,2}", 0u64..9, 0u32..4).prop_map(|(name, number, epoch)| {
+                let (id, epoch) = (ProducerId(ProducerId::NAMED | number), ProducerEpoch(epoch));
+                MetadataRecord::ProducerNamed { name, id, epoch }
+            }),
         ]
     }
 
@@ -1293,6 +1218,30 @@ mod tests {
         let mut state = with_topic(&[leader(Some(0), u32::MAX, &[0])]);
         assert!(state.apply(&MetadataRecord::Opened { clean: false }).is_err());
         assert!(state.apply(&MetadataRecord::Opened { clean: true }).is_ok());
+    }
+
+    #[test]
+    fn a_name_keeps_its_id_and_its_epoch_only_rises() {
+        let named = |number, epoch| MetadataRecord::ProducerNamed {
+            name: "meter".to_owned(),
+            id: ProducerId(ProducerId::NAMED | number),
+            epoch: ProducerEpoch(epoch),
+        };
+        let mut state = with_topic(&[MetadataRecord::ProducerIdBlock { next: 9 }, named(3, 0)]);
+        for (record, fits) in
+            [(named(3, 0), false), (named(4, 1), false), (named(3, 2), true), (named(3, 1), false)]
+        {
+            assert_eq!(state.apply(&record).is_ok(), fits, "{record:?}");
+        }
+        let held = state.named_producer("meter");
+        assert_eq!(held, Some((ProducerId(ProducerId::NAMED | 3), ProducerEpoch(2))));
+        assert_eq!(state.named_producer("other"), None);
+        let plain = MetadataRecord::ProducerNamed {
+            name: "plain".to_owned(),
+            id: ProducerId(ProducerId::GIVEN | 5),
+            epoch: ProducerEpoch(0),
+        };
+        assert!(state.apply(&plain).is_err(), "an id that can be forgotten is no name's");
     }
 
     #[test]

@@ -12,12 +12,9 @@
 #[cfg_attr(not(test), expect(dead_code, reason = "the store's shell takes it up next"))]
 pub(crate) mod group;
 pub(crate) mod metadata;
-#[cfg_attr(not(test), expect(dead_code, reason = "the store's shell takes it up next"))]
 pub(crate) mod partitioner;
-#[cfg_attr(not(test), expect(dead_code, reason = "the store's shell takes it up next"))]
 pub(crate) mod producer_state;
 pub(crate) mod recovery;
 pub(crate) mod replication;
 pub(crate) mod retention;
-#[cfg_attr(not(test), expect(dead_code, reason = "the store's shell takes it up next"))]
 pub(crate) mod transaction;

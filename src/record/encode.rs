@@ -5,8 +5,8 @@
 
 use crate::error::Error;
 use crate::types::{
-    Compression, LeaderEpoch, Offset, ProducerEpoch, ProducerId, Timestamp, TimestampType,
-    TopicPartition,
+    Compression, LeaderEpoch, Offset, ProducerEpoch, ProducerId, ProducerSequence, Timestamp,
+    TimestampType, TopicPartition,
 };
 
 use super::compression;
@@ -156,11 +156,69 @@ impl Draft {
         header
     }
 
+    /// Says whose batch it is.
+    #[inline]
+    pub(crate) fn written_by(mut self, producer: ProducerSequence, transactional: bool) -> Self {
+        self.header.producer_id = producer.id;
+        self.header.producer_epoch = producer.epoch;
+        self.header.base_sequence = producer.sequence;
+        self.header.transactional = transactional;
+        self
+    }
+
+    /// Makes it the end of a producer's transaction; `code` says which end.
+    pub(super) fn control(mut self, id: ProducerId, epoch: ProducerEpoch, code: u64) -> Self {
+        self = self.written_by(ProducerSequence { id, epoch, sequence: code }, true);
+        self.header.control = true;
+        self
+    }
+
     /// How many records the batch holds.
     #[inline]
     pub(crate) fn record_count(&self) -> u32 {
         self.header.record_count
     }
+}
+
+/// How many bytes a batch of this record alone takes before compression, at most.
+pub(crate) fn batch_bytes(record: &Record<'_>) -> u64 {
+    let bytes = HEADER_BYTES as u64 + record_bytes(record, 2);
+    bytes.next_multiple_of(ALIGNMENT as u64)
+}
+
+/// How many bytes the record takes in any batch before compression, at most.
+pub(crate) fn record_bytes_max(record: &Record<'_>) -> u64 {
+    record_bytes(record, 10 + 5)
+}
+
+/// `numbers`: what its timestamp and its place in the batch take.
+fn record_bytes(record: &Record<'_>, numbers: u64) -> u64 {
+    let body = numbers + body_len(record);
+    varint::len_u64(body) as u64 + body
+}
+
+/// Encoded length of an optional field, plus one; 0 if it is absent.
+fn mark(field: Option<&[u8]>) -> u64 {
+    field.map_or(0, |bytes| bytes.len() as u64 + 1)
+}
+
+/// The bytes of a record behind its length, but for its timestamp and its place in the batch.
+#[inline]
+fn body_len(record: &Record<'_>) -> u64 {
+    let headers_len: u64 = record
+        .headers
+        .iter()
+        .map(|(name, value)| {
+            let (name, value) = (name.len() as u64, value.len() as u64);
+            (varint::len_u64(name) + varint::len_u64(value + 1)) as u64 + name + value
+        })
+        .sum();
+    let marks = varint::len_u64(mark(record.key))
+        + varint::len_u64(mark(record.value))
+        + varint::len_u64(record.headers.len() as u64);
+    let (key_len, value_len) =
+        (record.key.map_or(0, <[u8]>::len), record.value.map_or(0, <[u8]>::len));
+    (marks + key_len + value_len) as u64 + headers_len
 }
 
 /// Appends one record to `target`; `Err` gives the size that is over the limit.
@@ -172,26 +230,10 @@ fn put_record(
     timestamp_delta: i64,
     bytes_max: u32,
 ) -> Result<(), u64> {
-    let key_len = record.key.map_or(0, <[u8]>::len) as u64;
-    let value_len = record.value.map_or(0, <[u8]>::len) as u64;
-    let key_mark = if record.key.is_some() { key_len + 1 } else { 0 };
-    let value_mark = if record.value.is_some() { value_len + 1 } else { 0 };
-    let headers_len: u64 = record
-        .headers
-        .iter()
-        .map(|(name, value)| {
-            let (name, value) = (name.len() as u64, value.len() as u64);
-            (varint::len_u64(name) + varint::len_u64(value + 1)) as u64 + name + value
-        })
-        .sum();
-    let body = (varint::len_i64(timestamp_delta)
-        + varint::len_u64(index as u64)
-        + varint::len_u64(key_mark)
-        + varint::len_u64(value_mark)
-        + varint::len_u64(record.headers.len() as u64)) as u64
-        + key_len
-        + value_len
-        + headers_len;
+    let numbers = varint::len_i64(timestamp_delta) + varint::len_u64(index as u64);
+    let body = numbers as u64 + body_len(record);
+    let key_mark = mark(record.key);
+    let value_mark = mark(record.value);
     let total = target.len() as u64 + varint::len_u64(body) as u64 + body;
     if total > u64::from(bytes_max) {
         return Err(total);

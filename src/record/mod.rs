@@ -5,8 +5,10 @@
 //! header's, which covers offset and epoch and is seeded with the partition's identity, under it.
 //! The table of every field is in `src/manual/format.md`.
 
+mod addressed;
 mod batch;
 mod compression;
+mod control;
 mod encode;
 mod header;
 #[expect(clippy::module_inception, reason = "the record is what the module is about")]
@@ -14,9 +16,11 @@ mod record;
 mod varint;
 mod view;
 
+pub use addressed::ProducerRecord;
 pub(crate) use batch::{Batch, find_header};
 pub(crate) use compression::{codec_code, codec_is_available, codec_of};
-pub(crate) use encode::{Draft, DraftSettings, Place};
+pub(crate) use control::{MARKER_ABORT, MARKER_COMMIT, Marker, encode_marker, first_offset};
+pub(crate) use encode::{Draft, DraftSettings, Place, batch_bytes, record_bytes_max};
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) use header::put_checksums;
 pub(crate) use header::{ALIGNMENT, BatchHeader, HEADER_BYTES, LENGTH_AT};

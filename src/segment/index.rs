@@ -5,8 +5,12 @@
 //! walk must meet the answer. The index saves time and proves nothing: a wrong entry is noticed by
 //! the batch that it points to.
 //!
-//! Invariants: offsets and positions strictly increase; `time_before` never decreases.
+//! Beside the entries: what read-committed readers must not see, by the markers in the segment.
+//!
+//! Invariants: offsets and positions strictly increase; `time_before` never decreases; aborted ranges are in the order
+//! of their markers.
 
+use crate::protocol::producer_state::transactions::AbortedRange;
 use crate::types::{Offset, Timestamp};
 
 /// One place in a segment.
@@ -24,11 +28,16 @@ pub(crate) struct IndexEntry {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SparseIndex {
     pub(crate) entries: Vec<IndexEntry>,
+    /// Transactions whose abort marker is in the segment.
+    pub(crate) aborted: Vec<AbortedRange>,
+    /// When the segment was sealed, everything below was decided: no marker of a later segment is about it. A lower
+    /// bound; 0 where it is not known.
+    pub(crate) decided: Offset,
 }
 
 impl SparseIndex {
     pub(crate) fn with_capacity(entries: usize) -> Self {
-        Self { entries: Vec::with_capacity(entries) }
+        Self { entries: Vec::with_capacity(entries), ..Self::default() }
     }
 
     pub(crate) fn push(&mut self, entry: IndexEntry) {

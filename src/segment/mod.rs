@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use parking_lot::RwLock;
 
 use crate::error::{DecodeError, Error};
+use crate::protocol::producer_state::transactions::AbortedRange;
 use crate::storage::{
     BufferPool, Disk, File, Mapping, OpenMode, replace_file, replace_file_unsynced,
 };
@@ -33,7 +34,7 @@ use crate::types::{Offset, StoreId, Timestamp, TopicId, TopicPartition};
 pub(crate) use file_header::{DATA_START, FILE_HEADER_BYTES, FileHeader, HeaderFault};
 pub(crate) use index::{IndexEntry, SparseIndex};
 pub(crate) use reader::Fetched;
-pub(crate) use scan::{Scan, ScanEnd, Scanner};
+pub(crate) use scan::{Scan, ScanEnd, Scanner, aborted_by};
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) use side_file::put_checksums as put_side_checksums;
 pub(crate) use side_file::{SideFile, SideHead};
@@ -78,7 +79,8 @@ pub(crate) fn parse_side_name(name: &str) -> Option<Offset> {
     parse_name(name, ".side")
 }
 
-fn parse_name(name: &str, suffix: &str) -> Option<Offset> {
+/// The offset in a name of twenty digits and `suffix`.
+pub(crate) fn parse_name(name: &str, suffix: &str) -> Option<Offset> {
     let digits = name.strip_suffix(suffix)?;
     let all_digits = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
     let base = all_digits.then(|| digits.parse().ok())??;
@@ -142,6 +144,8 @@ pub(crate) struct Segment {
     max_timestamp: AtomicI64,
     last_append: AtomicI64,
     sealed: AtomicBool,
+    /// Whether any batch may have a producer.
+    producers: AtomicBool,
     source: RwLock<Source>,
     index: RwLock<Option<Arc<SparseIndex>>>,
     /// The index of the active segment grows in place; a sealed one's is shared above.
@@ -155,6 +159,7 @@ impl Segment {
         segment.end.store(end.0, Ordering::Release);
         segment.position.store(position, Ordering::Release);
         segment.sealed.store(true, Ordering::Release);
+        segment.producers.store(true, Ordering::Release);
         segment
     }
 
@@ -167,6 +172,7 @@ impl Segment {
             max_timestamp: AtomicI64::new(i64::MIN),
             last_append: AtomicI64::new(i64::MIN),
             sealed: AtomicBool::new(false),
+            producers: AtomicBool::new(false),
             source: RwLock::new(Source::Closed),
             index: RwLock::new(None),
             growing: RwLock::new(SparseIndex::default()),
@@ -190,6 +196,37 @@ impl Segment {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.end() == self.base
+    }
+
+    /// Whether any batch has a producer; also `true` where it is not known.
+    pub(crate) fn may_have_producers(&self) -> bool {
+        self.producers.load(Ordering::Acquire)
+    }
+
+    /// As [`Segment::may_have_producers`], looked up in the side file if need be.
+    pub(crate) fn knows_producers(&self) -> bool {
+        if self.may_have_producers() && self.is_sealed() {
+            let head = Self::read_side_head(&self.place, self.base);
+            if let Some(head) = head.filter(|head| head.end == self.end()) {
+                self.set_producers(head.producers);
+            }
+        }
+        self.may_have_producers()
+    }
+
+    /// Says whether any batch has a producer.
+    pub(crate) fn set_producers(&self, any: bool) {
+        self.producers.store(any, Ordering::Release);
+    }
+
+    /// A transaction was aborted by the marker that was appended last.
+    pub(crate) fn push_aborted(&self, range: AbortedRange) {
+        self.growing.write().aborted.push(range);
+    }
+
+    /// Below `offset` everything was decided when the segment was sealed.
+    pub(crate) fn set_decided(&self, offset: Offset) {
+        self.growing.write().decided = offset;
     }
 
     /// The largest timestamp of its records, as far as they were read; `None` if it is not known.
@@ -222,6 +259,7 @@ impl Segment {
         self.max_timestamp.store(side.head.max_timestamp.0, Ordering::Release);
         self.last_append.store(side.head.last_append.0, Ordering::Release);
         self.position.store(side.head.position, Ordering::Release);
+        self.set_producers(side.head.producers);
         *self.index.write() = Some(Arc::clone(&side.index));
     }
 
@@ -249,6 +287,7 @@ impl Segment {
             last_append: Timestamp(self.last_append.load(Ordering::Acquire)),
             boot,
             durable,
+            producers: self.may_have_producers(),
         }
     }
 
@@ -262,6 +301,8 @@ impl Segment {
             None => {
                 let mut index = self.growing.read().clone();
                 index.entries.retain(|entry| u64::from(entry.position) < head.position);
+                index.aborted.retain(|range| range.last < head.end);
+                index.decided = index.decided.min(head.end);
                 Arc::new(index)
             }
         };
@@ -294,9 +335,11 @@ impl Segment {
     /// Stops growing: from here on the segment is read from its file, and its mapping goes with
     /// the last reader that holds it.
     pub(crate) fn settle(&self, file: Arc<dyn File>) {
-        let index = std::mem::take(&mut *self.growing.write());
-        *self.index.write() = Some(Arc::new(index));
+        let mut growing = self.growing.write();
+        *self.index.write() = Some(Arc::new(std::mem::take(&mut *growing)));
+        // Under the lock: whoever finds the index empty there finds this as well.
         self.sealed.store(true, Ordering::Release);
+        drop(growing);
         if !self.place.map_sealed {
             *self.source.write() = Source::File(file);
         }

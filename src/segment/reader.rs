@@ -9,17 +9,20 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use crate::error::{DecodeError, Error};
+use crate::protocol::producer_state::transactions::AbortedRange;
 use crate::record::{Batch, BatchHeader, HEADER_BYTES, find_header};
 use crate::storage::{Mapping, OpenMode, PooledBuffer};
 use crate::types::{Compression, Offset, Timestamp};
 
 use super::batches::Batches;
-use super::{DATA_START, IndexEntry, Scanner, Segment, Source, SparseIndex, log_name};
+use super::{DATA_START, Scanner, Segment, Source, SparseIndex, log_name};
 
 /// Bytes read ahead of what was asked for, to find the first batch behind an index entry.
 const SLACK_BYTES: usize = 8 << 10;
 /// Bytes searched at a time for the next intact header.
 const SEARCH_BYTES: usize = 1 << 20;
+/// Bytes read at a time when only headers are wanted.
+const HEADERS_BYTES: usize = 256 << 10;
 /// Bytes read at a time when looking for a timestamp.
 const TIME_BYTES: usize = 64 << 10;
 
@@ -69,6 +72,18 @@ pub(crate) struct Fetched {
     pub(crate) unpacked: Vec<Vec<u8>>,
     /// One past the last offset in `bytes`.
     pub(crate) next: Offset,
+    /// Some of the batches carry decisions, or are subject to one.
+    pub(crate) transactional: bool,
+    /// Where batches begin that are not for the reader who asked, in order.
+    pub(crate) hidden: Vec<Offset>,
+}
+
+impl Fetched {
+    /// Whether there is a batch with records at or behind `from` for the reader who asked.
+    pub(crate) fn has_records(&self, from: Offset) -> bool {
+        !self.transactional
+            || Batches::new(self).any(|(header, _)| !header.control && header.end_offset() > from)
+    }
 }
 
 /// Where a walk over a segment stands.
@@ -105,8 +120,14 @@ impl Segment {
                 return Err(self.missing(walk.expected));
             }
             match self.take_batches(&bytes, walk, from, upper, bytes_max, behind_damage) {
-                Taken::Batches { range, unpacked, next } => {
-                    return Ok(Some(Fetched { bytes: bytes.keep(range), unpacked, next }));
+                Taken::Batches { range, unpacked, next, transactional } => {
+                    return Ok(Some(Fetched {
+                        bytes: bytes.keep(range),
+                        unpacked,
+                        next,
+                        transactional,
+                        hidden: Vec::new(),
+                    }));
                 }
                 Taken::Nothing => return Ok(None),
                 Taken::More { walk: stopped, bytes: need } => {
@@ -152,7 +173,7 @@ impl Segment {
         let mut next = indexed.max(from);
         while let Some(fetched) = self.read(next, upper, TIME_BYTES)? {
             for (header, records) in Batches::new(&fetched) {
-                if header.max_timestamp < timestamp {
+                if header.max_timestamp < timestamp || header.control {
                     continue;
                 }
                 let hit = records
@@ -188,6 +209,47 @@ impl Segment {
         Ok((walk.expected, walk.position))
     }
 
+    /// Walks over the headers from the batch that holds `from` on, without their records; damage is passed over.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn headers(
+        &self,
+        from: Offset,
+        mut take: impl FnMut(&BatchHeader),
+    ) -> Result<(), Error> {
+        let seed = self.place.identity.seed;
+        let limit = self.position();
+        let mut walk = self.start_before(from)?;
+        while walk.position < limit && walk.expected < self.end() {
+            let bytes = self.load(walk.position, HEADERS_BYTES, limit)?;
+            let mut at = 0;
+            let damage = loop {
+                let Some(rest) = bytes.get(at..).filter(|rest| rest.len() >= HEADER_BYTES) else {
+                    break (at == 0).then(|| short(&bytes, HEADER_BYTES));
+                };
+                match BatchHeader::decode(rest, seed) {
+                    Ok(header) if header.base_offset == walk.expected => {
+                        if header.end_offset() > from {
+                            take(&header);
+                        }
+                        walk.expected = header.end_offset();
+                        walk.position += u64::from(header.length);
+                        at += header.len();
+                    }
+                    Ok(header) => break Some(misplaced(&header, walk.expected)),
+                    Err(source) => break Some(source),
+                }
+            };
+            drop(bytes);
+            if let Some(source) = damage {
+                // To the end: whatever the damage holds is not asked for.
+                walk = self.step_over(walk, self.end(), source)?;
+            }
+        }
+        Ok(())
+    }
+
     fn take_batches(
         &self,
         bytes: &[u8],
@@ -202,6 +264,7 @@ impl Segment {
         let mut expected = start.expected;
         let mut first = None;
         let mut unpacked = Vec::new();
+        let mut transactional = false;
         let stop = loop {
             let walk = Walk { position: start.position + at as u64, expected };
             let rest = &bytes[at..];
@@ -244,13 +307,14 @@ impl Segment {
                     Ok(records) => unpacked.push(records.into_owned()),
                     Err(source) => break Taken::Damage { walk, source },
                 }
+                transactional |= header.transactional | header.control;
             }
             expected = header.end_offset();
             at += header.len();
         };
         match first {
             Some(begin) if at > begin => {
-                Taken::Batches { range: begin..at, unpacked, next: expected }
+                Taken::Batches { range: begin..at, unpacked, next: expected, transactional }
             }
             _ => stop,
         }
@@ -331,16 +395,33 @@ impl Segment {
         }))
     }
 
-    fn with_index(
-        &self,
-        look_up: impl FnOnce(&SparseIndex) -> Option<IndexEntry>,
-    ) -> Result<Option<IndexEntry>, Error> {
+    fn with_index<T>(&self, look_up: impl FnOnce(&SparseIndex) -> T) -> Result<T, Error> {
         if !self.is_sealed() {
             let growing = self.growing.read();
-            // Sealing takes the entries away before it says so: an empty index only costs a walk.
-            return Ok(look_up(&growing));
+            if !self.is_sealed() {
+                return Ok(look_up(&growing));
+            }
         }
         Ok(look_up(&*self.load_index()?))
+    }
+
+    /// What its markers say was aborted and overlaps `offsets`; and below which offset no marker of a later segment
+    /// changes anything.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn aborted_in(
+        &self,
+        offsets: &Range<Offset>,
+    ) -> Result<(Vec<AbortedRange>, Offset), Error> {
+        self.with_index(|index| {
+            let overlaps =
+                |range: &&AbortedRange| range.first < offsets.end && range.last > offsets.start;
+            // Markers rise: those before the offsets are passed over at once.
+            let begin = index.aborted.partition_point(|range| range.last <= offsets.start);
+            let found = index.aborted[begin..].iter().filter(overlaps).copied().collect();
+            (found, index.decided)
+        })
     }
 
     /// The index of a sealed segment: from memory, from its side file, or from a walk over the data.
@@ -364,6 +445,7 @@ impl Segment {
         let index = Arc::new(scan.index);
         *self.index.write() = Some(Arc::clone(&index));
         if scan.end == self.end() {
+            self.set_producers(scan.producers);
             self.max_timestamp.store(scan.max_timestamp.0, std::sync::atomic::Ordering::Release);
         }
         Ok(index)
@@ -422,6 +504,7 @@ enum Taken {
         range: Range<usize>,
         unpacked: Vec<Vec<u8>>,
         next: Offset,
+        transactional: bool,
     },
     /// There is nothing to take below the bound.
     Nothing,

@@ -5,9 +5,11 @@
 //! `protocol::recovery`.
 
 use crate::error::{DecodeError, Error};
-use crate::record::{Batch, BatchHeader, HEADER_BYTES, find_header};
+use crate::protocol::producer_state::batch::{BatchFacts, Content};
+use crate::protocol::producer_state::transactions::AbortedRange;
+use crate::record::{Batch, BatchHeader, HEADER_BYTES, find_header, first_offset};
 use crate::storage::{File, read_full_at};
-use crate::types::{LeaderEpoch, Offset, Timestamp};
+use crate::types::{LeaderEpoch, Offset, Outcome, ProducerId, Timestamp};
 
 use super::{DATA_START, IndexEntry, Place, SparseIndex, log_name};
 
@@ -40,6 +42,8 @@ pub(crate) struct Scan {
     pub(crate) unproven_position: u64,
     pub(crate) batches: u64,
     pub(crate) records: u64,
+    /// Whether any of the batches that were walked has a producer.
+    pub(crate) producers: bool,
 }
 
 /// What lies behind a place where a walk ended badly.
@@ -128,6 +132,7 @@ impl<'a> Scanner<'a> {
             unproven_position: self.position,
             batches: 0,
             records: 0,
+            producers: false,
         };
         let mut indexed =
             scan.index.entries.last().map_or(DATA_START, |entry| entry.position.into());
@@ -154,9 +159,9 @@ impl<'a> Scanner<'a> {
                     break 'windows;
                 }
                 let checked = Batch::decode(rest, self.place.identity.seed)
-                    .and_then(|batch| batch.check().map(|()| batch.header));
-                let header = match checked {
-                    Ok(header) => header,
+                    .and_then(|batch| batch.check().map(|()| batch));
+                let batch = match checked {
+                    Ok(batch) => batch,
                     Err(DecodeError::Short { need, .. }) if !at_limit => {
                         want = usize::try_from(need).unwrap_or(usize::MAX).max(WINDOW_BYTES);
                         continue 'windows;
@@ -166,6 +171,7 @@ impl<'a> Scanner<'a> {
                         break 'windows;
                     }
                 };
+                let header = batch.header;
                 if header.base_offset != scan.end {
                     scan.stop = ScanEnd::Bad(if header.base_offset > scan.end {
                         DecodeError::Missing
@@ -179,6 +185,10 @@ impl<'a> Scanner<'a> {
                     if let Some(entry) = index_entry(self.base, &scan) {
                         scan.index.push(entry);
                     }
+                }
+                if header.producer_id != ProducerId(0) {
+                    scan.producers = true;
+                    scan.index.aborted.extend(aborted_by(&batch));
                 }
                 unproven.push_back((header.end_offset(), scan.position));
                 let durable_end = self.proven_by(&header);
@@ -283,6 +293,15 @@ impl<'a> Scanner<'a> {
     fn io(&self, action: &'static str, error: std::io::Error) -> Error {
         self.place.io_error(&log_name(self.base), action, error)
     }
+}
+
+/// What read-committed readers must not see, if the batch is the marker of an abort.
+pub(crate) fn aborted_by(batch: &Batch<'_>) -> Option<AbortedRange> {
+    let facts = BatchFacts::from(&batch.header);
+    let Content::Marker(Outcome::Aborted) = facts.content else { return None };
+    // A marker whose record says nothing cannot be ours: nothing is hidden on its word.
+    let first = first_offset(batch)?;
+    Some(AbortedRange { producer: facts.producer.id, first, last: facts.base_offset })
 }
 
 fn note(beyond: &mut Beyond, position: u64, header: &BatchHeader, durable_end: Offset) {

@@ -15,20 +15,23 @@
 //! |   40 |    8 | `max_timestamp`  | i64 ms; `i64::MIN` = no records                    |
 //! |   48 |    8 | `last_append`    | i64 ms, by the clock of the machine                |
 //! |   56 |   16 | `boot`           | the run of the machine that wrote it               |
-//! |   72 |    4 | `flags`          | bit 0: `durable`                                   |
+//! |   72 |    4 | `flags`          | bit 0: `durable`, bit 1: `producers`               |
 //! |   76 |    4 | `sections_len`   | bytes of the sections                              |
 //! |   80 |    4 | `sections_crc`   | CRC-32 of the sections                             |
 //! |   84 |    4 | `head_crc`       | CRC-32 of bytes 0..84                              |
 //! |   88 |      | sections         | each: kind u32, length u32, that many bytes        |
 //!
 //! Section 1 is the sparse index: 16 bytes an entry (relative offset u32, position u32, time before
-//! i64). A reader skips sections of a kind that it does not know.
+//! i64). Section 2 is about transactions: `decided` u64 (below it, no later segment's marker changes anything; 0 = not
+//! known), then 24 bytes for each abort marker (producer u64, first offset u64, offset of the marker u64). A
+//! reader skips sections of a kind that it does not know.
 
 use std::sync::Arc;
 
 use crate::error::DecodeError;
+use crate::protocol::producer_state::transactions::AbortedRange;
 use crate::record::ALIGNMENT;
-use crate::types::{Offset, Timestamp};
+use crate::types::{Offset, ProducerId, Timestamp};
 
 use super::file_header::DATA_START;
 use super::index::{IndexEntry, SparseIndex};
@@ -36,8 +39,11 @@ use super::index::{IndexEntry, SparseIndex};
 const MAGIC: &[u8; 8] = b"oncside\0";
 const VERSION: u32 = 1;
 const SECTION_INDEX: u32 = 1;
+const SECTION_TRANSACTIONS: u32 = 2;
 const ENTRY_BYTES: usize = 16;
+const ABORTED_BYTES: usize = 24;
 const DURABLE: u32 = 1;
+const PRODUCERS: u32 = 2;
 
 /// The part of a side file that says what it vouches for.
 pub(crate) const HEAD_BYTES: usize = 88;
@@ -57,6 +63,8 @@ pub(crate) struct SideHead {
     pub(crate) boot: u128,
     /// Whether the data was on stable storage before this was written.
     pub(crate) durable: bool,
+    /// Whether any of the batches has a producer.
+    pub(crate) producers: bool,
 }
 
 /// The contents of a side file.
@@ -69,13 +77,22 @@ pub(crate) struct SideFile {
 impl SideFile {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let index_bytes = self.index.entries.len() * ENTRY_BYTES;
-        let mut sections = Vec::with_capacity(8 + index_bytes);
+        let transaction_bytes = 8 + self.index.aborted.len() * ABORTED_BYTES;
+        let mut sections = Vec::with_capacity(16 + index_bytes + transaction_bytes);
         sections.extend_from_slice(&SECTION_INDEX.to_le_bytes());
         sections.extend_from_slice(&length(index_bytes).to_le_bytes());
         for entry in &self.index.entries {
             sections.extend_from_slice(&entry.relative_offset.to_le_bytes());
             sections.extend_from_slice(&entry.position.to_le_bytes());
             sections.extend_from_slice(&entry.time_before.0.to_le_bytes());
+        }
+        sections.extend_from_slice(&SECTION_TRANSACTIONS.to_le_bytes());
+        sections.extend_from_slice(&length(transaction_bytes).to_le_bytes());
+        sections.extend_from_slice(&self.index.decided.0.to_le_bytes());
+        for range in &self.index.aborted {
+            sections.extend_from_slice(&range.producer.0.to_le_bytes());
+            sections.extend_from_slice(&range.first.0.to_le_bytes());
+            sections.extend_from_slice(&range.last.0.to_le_bytes());
         }
         let head = &self.head;
         let mut bytes = Vec::with_capacity(HEAD_BYTES + sections.len());
@@ -88,7 +105,9 @@ impl SideFile {
         bytes.extend_from_slice(&head.max_timestamp.0.to_le_bytes());
         bytes.extend_from_slice(&head.last_append.0.to_le_bytes());
         bytes.extend_from_slice(&head.boot.to_le_bytes());
-        bytes.extend_from_slice(&(if head.durable { DURABLE } else { 0 }).to_le_bytes());
+        let durable = if head.durable { DURABLE } else { 0 };
+        let producers = if head.producers { PRODUCERS } else { 0 };
+        bytes.extend_from_slice(&(durable | producers).to_le_bytes());
         bytes.extend_from_slice(&length(sections.len()).to_le_bytes());
         bytes.extend_from_slice(&crc32fast::hash(&sections).to_le_bytes());
         bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
@@ -116,8 +135,12 @@ impl SideFile {
             let kind = reader.u32()?;
             let len = reader.u32()? as usize;
             let section = reader.take(len)?;
-            if kind == SECTION_INDEX {
-                index = decode_index(section, &head)?;
+            match kind {
+                SECTION_INDEX => index.entries = decode_index(section, &head)?,
+                SECTION_TRANSACTIONS => {
+                    (index.decided, index.aborted) = decode_transactions(section, &head)?;
+                }
+                _ => {}
             }
         }
         Ok(Self { head, index: Arc::new(index) })
@@ -176,7 +199,18 @@ fn decode_head(bytes: &[u8]) -> Result<(SideHead, u32, u32), DecodeError> {
         return Err(DecodeError::Field("position"));
     }
     let durable = flags & DURABLE != 0;
-    let head = SideHead { seed, base, end, position, max_timestamp, last_append, boot, durable };
+    let producers = flags & PRODUCERS != 0;
+    let head = SideHead {
+        seed,
+        base,
+        end,
+        position,
+        max_timestamp,
+        last_append,
+        boot,
+        durable,
+        producers,
+    };
     Ok((head, sections_len, sections_crc))
 }
 
@@ -191,19 +225,19 @@ fn length(bytes: usize) -> u32 {
 
 /// Entries that are out of order, or point behind what the side file vouches for, are no index: where
 /// appends go on is reckoned from the last one.
-fn decode_index(section: &[u8], head: &SideHead) -> Result<SparseIndex, DecodeError> {
+fn decode_index(section: &[u8], head: &SideHead) -> Result<Vec<IndexEntry>, DecodeError> {
     if !section.len().is_multiple_of(ENTRY_BYTES) {
         return Err(DecodeError::Field("index length"));
     }
     let mut reader = Reader { bytes: section };
-    let mut index = SparseIndex::with_capacity(section.len() / ENTRY_BYTES);
+    let mut entries: Vec<IndexEntry> = Vec::with_capacity(section.len() / ENTRY_BYTES);
     while !reader.bytes.is_empty() {
         let entry = IndexEntry {
             relative_offset: reader.u32()?,
             position: reader.u32()?,
             time_before: Timestamp(reader.u64()?.cast_signed()),
         };
-        let rises = index.entries.last().is_none_or(|last| {
+        let rises = entries.last().is_none_or(|last| {
             last.relative_offset < entry.relative_offset
                 && last.position < entry.position
                 && last.time_before <= entry.time_before
@@ -215,9 +249,32 @@ fn decode_index(section: &[u8], head: &SideHead) -> Result<SparseIndex, DecodeEr
         if !rises || !within {
             return Err(DecodeError::Field("index entry"));
         }
-        index.push(entry);
+        entries.push(entry);
     }
-    Ok(index)
+    Ok(entries)
+}
+
+/// Ranges are in the order of their markers, which lie in what the side file vouches for.
+fn decode_transactions(
+    section: &[u8],
+    head: &SideHead,
+) -> Result<(Offset, Vec<AbortedRange>), DecodeError> {
+    let mut reader = Reader { bytes: section };
+    let decided = Offset(reader.u64()?);
+    if decided > head.end || !reader.bytes.len().is_multiple_of(ABORTED_BYTES) {
+        return Err(DecodeError::Field("transactions"));
+    }
+    let mut aborted: Vec<AbortedRange> = Vec::with_capacity(reader.bytes.len() / ABORTED_BYTES);
+    while !reader.bytes.is_empty() {
+        let producer = ProducerId(reader.u64()?);
+        let (first, last) = (Offset(reader.u64()?), Offset(reader.u64()?));
+        let rises = aborted.last().is_none_or(|before| before.last < last);
+        if !rises || first > last || !(head.base..head.end).contains(&last) {
+            return Err(DecodeError::Field("aborted range"));
+        }
+        aborted.push(AbortedRange { producer, first, last });
+    }
+    Ok((decided, aborted))
 }
 
 struct Reader<'a> {
@@ -262,7 +319,13 @@ mod tests {
             last_append: Timestamp(9),
             boot: 3 << 80,
             durable: true,
+            producers: true,
         };
+        index.decided = Offset(110);
+        index.aborted = vec![
+            AbortedRange { producer: ProducerId(4), first: Offset(90), last: Offset(101) },
+            AbortedRange { producer: ProducerId(5), first: Offset(100), last: Offset(119) },
+        ];
         SideFile { head, index: Arc::new(index) }
     }
 
@@ -284,6 +347,28 @@ mod tests {
             let read = SideFile::decode(&side.encode());
             let expected = if sound { Ok(side) } else { Err(DecodeError::Field("index entry")) };
             assert_eq!(read, expected, "{places:?}");
+        }
+    }
+
+    #[test]
+    fn s6_aborted_ranges_that_cannot_be_are_refused_under_good_checksums() {
+        let range = |first, last| AbortedRange {
+            producer: ProducerId(4),
+            first: Offset(first),
+            last: Offset(last),
+        };
+        for (ranges, decided, sound) in [
+            (vec![range(0, 100), range(100, 101)], 120, true),
+            (vec![range(0, 99)], 0, false),
+            (vec![range(0, 120)], 0, false),
+            (vec![range(103, 102)], 0, false),
+            (vec![range(0, 104), range(1, 103)], 0, false),
+            (vec![], 121, false),
+        ] {
+            let mut side = side(&[]);
+            let index = Arc::get_mut(&mut side.index).unwrap();
+            (index.aborted, index.decided) = (ranges, Offset(decided));
+            assert_eq!(SideFile::decode(&side.encode()).is_ok(), sound, "{:?}", side.index);
         }
     }
 

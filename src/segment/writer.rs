@@ -268,7 +268,10 @@ impl ActiveSegment {
         made.max_timestamp = max_timestamp;
         made.indexed = index.entries.last().map_or(DATA_START, |entry| entry.position.into());
         made.segment.max_timestamp.store(max_timestamp.0, Ordering::Release);
-        made.segment.growing.write().entries.extend(index.entries);
+        let mut growing = made.segment.growing.write();
+        growing.entries.extend(index.entries);
+        growing.aborted = index.aborted;
+        drop(growing);
         Ok(made)
     }
 

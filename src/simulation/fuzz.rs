@@ -16,6 +16,7 @@ use crate::partition::{EventKind, ReadOptions};
 use crate::protocol::metadata::{
     FrameReader, MetadataState, encode_frame, find_valid_frame_after, peek_store,
 };
+use crate::protocol::producer_state::transactions::AbortedRange;
 use crate::record::{
     Batch, BatchHeader, BatchRecords, Draft, DraftSettings, HEADER_BYTES, LENGTH_AT, Place, Record,
     codec_is_available, find_header,
@@ -24,7 +25,8 @@ use crate::segment::{DATA_START, Identity, SideFile, SideHead, put_side_checksum
 use crate::storage::Clock;
 use crate::store::{Partition, Store, VerifyOptions};
 use crate::types::{
-    Acks, Compression, Flush, LeaderEpoch, Offset, StoreId, Timestamp, TopicId, TopicPartition,
+    Acks, Compression, Flush, LeaderEpoch, Offset, ProducerEpoch, ProducerId, StoreId, Timestamp,
+    TopicId, TopicPartition,
 };
 
 use super::SimDisk;
@@ -201,7 +203,11 @@ pub fn sample_side_file() -> Vec<u8> {
         last_append: Timestamp(9),
         boot: 7,
         durable: true,
+        producers: true,
     };
+    index.decided = Offset(140);
+    index.aborted =
+        vec![AbortedRange { producer: ProducerId(5), first: Offset(90), last: Offset(140) }];
     SideFile { head, index: std::sync::Arc::new(index) }.encode()
 }
 
@@ -303,6 +309,11 @@ pub fn sample_metadata() -> Vec<u8> {
         MetadataRecord::TopicRemoved { id: TopicId(2) },
         MetadataRecord::TopicGone { id: TopicId(5), name: "files.left".into() },
         MetadataRecord::Counters { next_topic: 9 },
+        MetadataRecord::ProducerNamed {
+            name: "meter-17".into(),
+            id: ProducerId(ProducerId::NAMED | 999),
+            epoch: ProducerEpoch(3),
+        },
     ];
     let mut bytes = Vec::new();
     for (index, record) in (1..).zip(&records) {
@@ -658,7 +669,7 @@ mod tests {
         assert_eq!(frames.last().unwrap().end, METADATA.len(), "to its end");
         let kinds: std::collections::HashSet<_> =
             frames.iter().map(|frame| std::mem::discriminant(&frame.record)).collect();
-        assert_eq!(kinds.len(), 16, "every kind of record");
+        assert_eq!(kinds.len(), 17, "every kind of record");
         let mut state = MetadataState::default();
         for frame in &frames {
             state.apply(&frame.record).unwrap();
@@ -672,6 +683,8 @@ mod tests {
         assert_eq!(topic.partitions[0].suspects.len(), 1);
         assert_eq!(state.deleted_topics().collect::<Vec<_>>(), [(TopicId(5), "files.left")]);
         assert_eq!(state.next_topic_id(), TopicId(10));
+        let named = (ProducerId(ProducerId::NAMED | 999), ProducerEpoch(3));
+        assert_eq!(state.named_producer("meter-17"), Some(named));
         assert_eq!(sample_metadata(), METADATA, "version 1 is what is written");
     }
 

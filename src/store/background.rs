@@ -16,17 +16,25 @@ use crate::partition::{Attention, Core, EventKind};
 use crate::protocol::metadata::MetadataRecord;
 use crate::types::Timestamp;
 
+use super::chores::Chores;
 use super::disks::StoreDisk;
+use super::transactions::Transactions;
 use super::{Shared, Topic};
 
 /// An appender that comes back sooner than this outruns the worker; it readies its pages itself.
 const PACED: Duration = Duration::from_millis(20);
+
+/// A producer that has not appended to a partition for this long is forgotten there (PROD-20; Kafka's
+/// `producer.id.expiration.ms`).
+const PRODUCER_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The running threads.
 #[derive(Debug)]
 pub(super) struct Workers {
     threads: Vec<JoinHandle<()>>,
     queues: Vec<Arc<Attention>>,
+    /// Once a thread does them.
+    chores: Option<Arc<Chores>>,
     /// Each thread has a sender; there is an end of it when all are gone.
     running: Sender<()>,
     ended: Receiver<()>,
@@ -50,6 +58,7 @@ pub(super) fn start(shared: &Arc<Shared>) -> Result<Workers> {
     let mut workers = Workers {
         threads: Vec::new(),
         queues: Vec::new(),
+        chores: None,
         running,
         ended,
         shared: Arc::downgrade(shared),
@@ -110,6 +119,22 @@ pub(super) fn start_disk(
     })
 }
 
+impl Shared {
+    /// Starts the thread that looks after the time-outs of transactions, where there are threads.
+    pub(super) fn start_transactions(&self, transactions: &Arc<Transactions>) -> Result<()> {
+        let mut workers = self.workers.lock();
+        let Some(workers) = &mut *workers else { return Ok(()) };
+        let (own, watched) = (workers.shared.clone(), Arc::clone(transactions));
+        workers.spawn("oncelog-transactions".into(), transactions.queue(), move || {
+            let mut due = Duration::ZERO;
+            while let Some(changed) = watched.queue().wait(due) {
+                let Some(shared) = own.upgrade() else { return };
+                due = watched.turn(&shared, &changed);
+            }
+        })
+    }
+}
+
 impl Workers {
     fn spawn(
         &mut self,
@@ -117,6 +142,29 @@ impl Workers {
         queue: &Arc<Attention>,
         work: impl FnOnce() + Send + 'static,
     ) -> Result<()> {
+        self.start_thread(name, work)?;
+        self.queues.push(Arc::clone(queue));
+        Ok(())
+    }
+
+    /// Starts the thread that does chores, unless it runs.
+    pub(super) fn start_chores(&mut self, chores: &Arc<Chores>) -> Result<()> {
+        if self.chores.is_some() {
+            return Ok(());
+        }
+        let done = Arc::clone(chores);
+        self.start_thread("oncelog-chores".into(), move || {
+            while let Some(chore) = done.next() {
+                if let Some(chore) = chore.upgrade() {
+                    chore.run();
+                }
+            }
+        })?;
+        self.chores = Some(Arc::clone(chores));
+        Ok(())
+    }
+
+    fn start_thread(&mut self, name: String, work: impl FnOnce() + Send + 'static) -> Result<()> {
         let running = self.running.clone();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             work();
@@ -124,7 +172,6 @@ impl Workers {
         });
         let thread = thread.map_err(|error| Error::io("", "start a thread", error))?;
         self.threads.push(thread);
-        self.queues.push(Arc::clone(queue));
         Ok(())
     }
 
@@ -139,6 +186,9 @@ impl Workers {
     ) -> Result<T> {
         for queue in &self.queues {
             queue.stop();
+        }
+        if let Some(chores) = &self.chores {
+            chores.stop();
         }
         let (sender, finished) = channel();
         let Self { threads, running, ended, .. } = self;
@@ -270,11 +320,16 @@ impl Shared {
         self.settle_reigns();
         self.rebuild_failed();
         self.retain_all(now);
+        if let Some(transactions) = self.known_transactions() {
+            transactions.tick(self);
+        }
+        self.chores.run_due();
     }
 
     /// Removes the segments that the topic's retention lets go: first durably from the metadata, then
     /// the files, so that a missing first segment is always told from a deleted one.
     fn apply_retention(&self, core: &Arc<Core>, now: Timestamp) {
+        core.expire_producers(now, PRODUCER_AGE);
         let Some(start) = core.retention_start(now) else {
             return;
         };

@@ -10,7 +10,7 @@ use crate::protocol::metadata::MetadataRecord;
 
 use super::Shared;
 use super::reigns::records_of;
-use super::session::Session;
+use super::session::{LogEnd, Session};
 
 impl Shared {
     /// Closes the store once. The work is done on a thread of its own where there may be a disk that
@@ -35,6 +35,9 @@ impl Shared {
     /// Ends appends, flushes every log, and writes the session files of the disks on which all of that went
     /// well.
     fn close_all(&self) -> Result<()> {
+        if let Some(transactions) = self.known_transactions() {
+            transactions.note_all(self);
+        }
         let mut outcome = Ok(());
         let mut last_words = Vec::new();
         let disks = self.online_disks();
@@ -45,8 +48,8 @@ impl Shared {
             let key = (topic.id, core.partition().partition());
             for (disk, settled) in core.settle_for_close(self.clock.now()) {
                 match (settled, sessions.get_mut(&disk)) {
-                    (Ok(end), Some(Some(session))) => {
-                        session.ends.insert(key, end);
+                    (Ok((end, producers)), Some(Some(session))) => {
+                        session.ends.insert(key, LogEnd { end, producers });
                     }
                     (Err(error), session) => {
                         if let Some(session) = session {
@@ -91,6 +94,8 @@ impl Shared {
         for disk in self.disks.read().values() {
             disk.lock.lock().take();
         }
+        // Who waits for what will not come is told so.
+        self.chores.run_due();
         outcome
     }
 }

@@ -13,25 +13,30 @@
 //! Lock order: a slot (while its logs are opened), `Shared::metadata`, the disks, the topic registry, then a
 //! partition's own.
 
+mod appender;
 mod background;
 mod builder;
+mod chores;
 mod close;
 mod disks;
+mod internal_topic;
 mod layout;
 mod metadata_log;
 mod open;
 mod operations;
 mod partition;
+mod producer_ids;
 mod reigns;
 mod session;
 mod topics;
+mod transactions;
 mod verify;
 mod view;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -42,15 +47,20 @@ use crate::partition::{Attention, Core, EventLog, Events};
 use crate::storage::{BufferPool, Clock, ForkGuard, TemporaryDirectory};
 use crate::types::{DiskId, StoreId, TopicId, TopicPartition};
 
+pub(crate) use appender::{Appender, Offered};
 pub use builder::StoreBuilder;
+pub(crate) use chores::{Chore, Chores};
 pub use operations::{DiskDescription, DiskState};
 pub use partition::Partition;
+pub(crate) use producer_ids::Holder;
 pub use topics::TopicDescription;
 pub use verify::{Damage, VerifyOptions, VerifyProgress, VerifyReport};
 
 use builder::Options;
 use disks::StoreDisk;
 use metadata_log::MetadataLog;
+use producer_ids::{Names, ProducerIds};
+pub(crate) use transactions::Transactions;
 
 /// How long a store that is dropped without `close` takes at most to flush.
 const DROP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -79,7 +89,7 @@ impl Drop for Handle {
 
 /// What all handles, and the background, share.
 #[derive(Debug)]
-struct Shared {
+pub(crate) struct Shared {
     id: StoreId,
     /// The first of its directories, for messages.
     home: PathBuf,
@@ -94,6 +104,15 @@ struct Shared {
     metadata: Mutex<MetadataLog>,
     topics: RwLock<HashMap<Arc<str>, Arc<Topic>>>,
     next_retention: Mutex<Duration>,
+    /// Taken before the metadata.
+    producer_ids: Mutex<ProducerIds>,
+    /// Unset: there has been none yet.
+    transactions: OnceLock<Arc<Transactions>>,
+    /// Held by whoever begins them.
+    beginning: Mutex<()>,
+    /// Taken before the producer ids.
+    producer_names: Mutex<Names>,
+    chores: Arc<Chores>,
     closed: AtomicBool,
     workers: Mutex<Option<background::Workers>>,
 }
@@ -105,6 +124,20 @@ struct Topic {
     name: Arc<str>,
     config: RwLock<Arc<TopicConfig>>,
     slots: RwLock<Vec<Arc<Slot>>>,
+}
+
+/// Counts a topic's partitions, which may become more.
+#[derive(Clone, Debug)]
+pub(crate) struct PartitionCounter(Arc<Topic>);
+
+impl PartitionCounter {
+    pub(crate) fn count(&self) -> u32 {
+        u32::try_from(self.0.slots.read().len()).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.0.name
+    }
 }
 
 /// The place of a partition, whose log is opened when it is first used.
@@ -144,13 +177,40 @@ impl Store {
         self.handle.shared.run_background();
     }
 
+    /// Where the layers above have work done, by a thread that is started now at the latest.
+    ///
+    /// # Errors
+    /// When the system has no thread left.
+    pub(crate) fn chores(&self) -> Result<Arc<Chores>> {
+        let shared = self.shared();
+        if let Some(workers) = &mut *shared.workers.lock() {
+            workers.start_chores(&shared.chores)?;
+        }
+        Ok(Arc::clone(&shared.chores))
+    }
+
+    /// Whether threads do the background work.
+    pub(crate) fn has_background(&self) -> bool {
+        self.shared().options.background
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.shared().clock
+    }
+
+    /// How many partitions a topic has by now.
+    pub(crate) fn partition_counter(&self, topic: &str) -> Result<PartitionCounter> {
+        self.shared().check_writable()?;
+        self.shared().topic(topic).map(PartitionCounter)
+    }
+
     fn keep(&mut self, directory: TemporaryDirectory) {
         if let Some(handle) = Arc::get_mut(&mut self.handle) {
             handle._temporary = Some(directory);
         }
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.handle.shared
     }
 }

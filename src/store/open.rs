@@ -9,8 +9,8 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -27,10 +27,11 @@ use crate::storage::{BufferPool, Clock, Disk, ForkGuard};
 use crate::types::{DiskId, Flush, LeaderEpoch, Offset, StorageMode, StoreId, TopicPartition};
 
 use super::builder::Options;
+use super::chores::Chores;
 use super::disks::{self, Given, LeftOut, StoreDisk};
 use super::layout::{self, DirectoryIdentity, IdentityFile};
 use super::metadata_log::{Found, MetadataLog};
-use super::session::{self, Session};
+use super::session::{self, LogEnd, Session};
 use super::{Handle, Shared, Slot, Store, Topic, background};
 
 /// Opens or makes the store on `disks`.
@@ -58,6 +59,7 @@ pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) ->
         id,
         home: first.disk.root().to_owned(),
         disks: RwLock::new(members.iter().map(|disk| (disk.id, Arc::clone(disk))).collect()),
+        chores: Arc::new(Chores::new(clock.clone())),
         clock,
         fork: Arc::new(fork),
         buffers: BufferPool::default(),
@@ -66,6 +68,10 @@ pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) ->
         metadata: Mutex::new(metadata),
         topics: RwLock::new(HashMap::new()),
         next_retention: Mutex::new(std::time::Duration::ZERO),
+        producer_ids: Mutex::new(0..0),
+        transactions: OnceLock::new(),
+        beginning: Mutex::new(()),
+        producer_names: Mutex::default(),
         closed: AtomicBool::new(false),
         workers: Mutex::new(None),
         options,
@@ -76,6 +82,7 @@ pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) ->
         if shared.options.background {
             *shared.workers.lock() = Some(background::start(&shared)?);
         }
+        shared.settle_transactions();
     }
     Ok(Store { handle: Arc::new(Handle { shared, _temporary: None }) })
 }
@@ -288,6 +295,7 @@ impl Shared {
         self.check_open()?;
         let (opened, _) = self.recover(topic, slot)?;
         *core = Some(Arc::clone(&opened));
+        self.look_at_transactions_of(&opened);
         Ok(opened)
     }
 
@@ -379,7 +387,7 @@ impl Shared {
     ) -> Result<(Recovered, Vec<Offset>)> {
         let place = self.place(topic, partition, &disk.disk);
         let suspect = described.suspects.get(&disk.id).copied();
-        let (clean, proven) = {
+        let (clean, LogEnd { end: proven, producers }) = {
             let session = disk.session.lock();
             let key = (topic.id, partition.partition());
             let end = session.ends.get(&key).copied().unwrap_or_default();
@@ -417,6 +425,7 @@ impl Shared {
                 },
                 now: self.clock.now(),
                 repair: true,
+                producers: producers || !clean,
             },
         )?;
         let mut damaged = Vec::new();
@@ -650,5 +659,6 @@ fn event_of(partition: &TopicPartition, loss: Loss) -> EventKind {
             EventKind::Damaged { partition, offsets: from..to.max(from), path, reason }
         }
         Loss::Foreign { path } => EventKind::ForeignFile { path },
+        Loss::ProducersForgotten { below } => EventKind::ProducersForgotten { partition, below },
     }
 }

@@ -3,13 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::check_not_internal;
 use crate::error::{Error, Result};
 use crate::log::{LogReader, Records};
-use crate::partition::{Appended, Core, Placed, ReadOptions, Ticket, Wait, Waiting};
+use crate::partition::{Appended, Author, Core, Placed, ReadOptions, Ticket, Wait, Waiting};
 use crate::protocol::metadata::MetadataRecord;
-use crate::record::Record;
-use crate::types::{Acks, DiskId, LeaderEpoch, Offset, Timestamp, TopicId, TopicPartition};
+use crate::protocol::producer_state::batch::Numbering;
+use crate::record::{Marker, Record};
+use crate::types::{
+    Acks, DiskId, LeaderEpoch, Offset, ProducerSequence, Timestamp, TopicId, TopicPartition,
+};
 
+use super::appender::Appender;
 use super::view::View;
 use super::{Handle, Store};
 
@@ -26,6 +31,8 @@ pub struct Partition {
 #[derive(Clone, Debug)]
 enum Inner {
     Live(Arc<Core>),
+    /// Of a topic of the store's own: to be read only.
+    Internal(Arc<Core>),
     View(Arc<View>),
 }
 
@@ -53,7 +60,11 @@ impl Store {
         let inner = if shared.options.read_only {
             Inner::View(shared.open_view(&found, &slot)?)
         } else {
-            Inner::Live(shared.open_core(&found, &slot)?)
+            let core = shared.open_core(&found, &slot)?;
+            match check_not_internal(topic) {
+                Ok(()) => Inner::Live(core),
+                Err(_) => Inner::Internal(core),
+            }
         };
         Ok(Partition { inner, topic: found.id, handle: Arc::clone(&self.handle) })
     }
@@ -83,15 +94,79 @@ impl Partition {
     /// ```
     #[inline]
     pub fn append(&self, records: &[Record<'_>], acks: Acks) -> Result<Appended> {
-        match self.live()?.append(records, acks) {
+        self.append_with(acks, |core| core.append(None, records, acks))
+    }
+
+    /// As [`Partition::append`], once: a batch that this producer has appended already is not appended again, and is
+    /// answered with its first offsets and [`Appended::duplicate`] (KIP-98).
+    ///
+    /// For applications that take numbered records from devices or sockets. The partition remembers each producer's
+    /// last five batches, and which sequence is next; it forgets a producer that has not appended for a day, and the
+    /// one that has been silent longest when there are more than 131,072. A producer that it does not know may begin
+    /// at any sequence.
+    ///
+    /// # Errors
+    /// Besides those of [`Partition::append`], with nothing written: [`Error::OutOfOrderSequence`] if records in between
+    /// are missing or others than before are offered; [`Error::DuplicateSequence`] if they are here, and where is
+    /// forgotten; [`Error::ProducerFenced`] for an epoch that is over; [`Error::InvalidRecord`] for an id out of range.
+    pub fn append_idempotent(
+        &self,
+        producer: ProducerSequence,
+        records: &[Record<'_>],
+        acks: Acks,
+    ) -> Result<Appended> {
+        self.append_numbered(producer, records, acks, false)
+    }
+
+    /// As [`Partition::append_idempotent`]; a producer that the partition does not know has to begin at 0 (PROD-11).
+    ///
+    /// # Errors
+    /// Besides those of [`Partition::append_idempotent`], [`Error::UnknownProducer`].
+    pub fn append_idempotent_strict(
+        &self,
+        producer: ProducerSequence,
+        records: &[Record<'_>],
+        acks: Acks,
+    ) -> Result<Appended> {
+        self.append_numbered(producer, records, acks, true)
+    }
+
+    fn append_numbered(
+        &self,
+        producer: ProducerSequence,
+        records: &[Record<'_>],
+        acks: Acks,
+        strict: bool,
+    ) -> Result<Appended> {
+        if producer.id.0 == 0 || producer.id.0 >= 1 << 62 {
+            let reason = "a producer's id is from 1 to 2^62 - 1".into();
+            return Err(Error::InvalidRecord { partition: self.name().clone(), index: 0, reason });
+        }
+        let numbering = Numbering::Restarts;
+        let author =
+            Author { producer, transactional: false, strict, numbering, compression: None };
+        self.append_with(acks, |core| core.append(Some(&author), records, acks))
+    }
+
+    /// Appends, waits, and tries again under the next leader where there was none.
+    #[inline]
+    fn append_with(
+        &self,
+        acks: Acks,
+        append: impl Fn(&Core) -> Result<Placed>,
+    ) -> Result<Appended> {
+        match append(self.live()?) {
             Ok(Placed::Done(appended)) => Ok(appended),
             Ok(Placed::Waits(waiting)) => self.wait(waiting, acks),
-            Err(error) => self.append_again(error, records, acks),
+            Err(error) => self.append_again(error, acks, append),
         }
     }
 
     /// Waits for the acknowledgement of an append.
     fn wait(&self, waiting: Waiting, acks: Acks) -> Result<Appended> {
+        if acks == Acks::None {
+            return Ok(waiting.appended);
+        }
         let core = self.live()?;
         let Waiting { appended, epoch } = waiting;
         let wait = Wait::new(appended.offsets.clone(), acks, epoch);
@@ -105,8 +180,8 @@ impl Partition {
     fn append_again(
         &self,
         mut error: Error,
-        records: &[Record<'_>],
         acks: Acks,
+        append: impl Fn(&Core) -> Result<Placed>,
     ) -> Result<Appended> {
         let core = self.live()?;
         for _ in 0..core.replicas().len() {
@@ -114,7 +189,7 @@ impl Partition {
                 break;
             }
             self.handle.shared.settle_one(core);
-            match core.append(records, acks) {
+            match append(core) {
                 Ok(Placed::Done(appended)) => return Ok(appended),
                 Ok(Placed::Waits(waiting)) => return self.wait(waiting, acks),
                 Err(again) => error = again,
@@ -128,21 +203,37 @@ impl Partition {
     /// # Errors
     /// As for [`Partition::append`], without those of the wait.
     pub fn append_nowait(&self, records: &[Record<'_>], acks: Acks) -> Result<Ticket> {
-        let core = self.live()?;
-        let placed = match core.append_only(records, acks) {
-            Err(Error::NoLeader { .. }) => {
-                self.handle.shared.settle_one(core);
-                core.append_only(records, acks)?
-            }
-            placed => placed?,
-        };
-        let (shared, settled) = (Arc::downgrade(&self.handle.shared), Arc::clone(core));
-        let settler = move || {
-            if let Some(shared) = shared.upgrade() {
-                shared.settle_one(&settled);
-            }
-        };
-        Ok(Ticket::new(Arc::clone(core), placed, acks, settler))
+        self.ticket(acks, |core| core.append_only(None, records, acks))
+    }
+
+    /// Appends a producer's batch and returns without waiting.
+    pub(crate) fn append_as(
+        &self,
+        author: &Author,
+        records: &[Record<'_>],
+        acks: Acks,
+    ) -> Result<Ticket> {
+        self.ticket(acks, |core| core.append_only(Some(author), records, acks))
+    }
+
+    /// Appends the end of a transaction and returns without waiting.
+    pub(crate) fn append_marker(&self, marker: &Marker, acks: Acks) -> Result<Ticket> {
+        self.ticket(acks, |core| core.append_marker(marker, acks))
+    }
+
+    /// The partition as a producer uses it.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`].
+    pub(crate) fn appender(&self) -> Result<Appender> {
+        let (core, shared) = (Arc::clone(self.live()?), Arc::clone(&self.handle.shared));
+        Ok(Appender { core, shared })
+    }
+
+    fn ticket(&self, acks: Acks, append: impl Fn(&Core) -> Result<Placed>) -> Result<Ticket> {
+        let (core, shared) = (self.live()?, &self.handle.shared);
+        let placed = shared.placed(core, append)?;
+        Ok(shared.ticket_of(core, placed, acks))
     }
 
     /// Returns whole batches from `offset` on, every checksum verified. Does not block: at the end
@@ -153,7 +244,7 @@ impl Partition {
     /// [`Error::Corrupt`] if the record at `offset` is damaged; its `offsets` tell where to go on.
     pub fn read(&self, offset: Offset, options: ReadOptions) -> Result<Records> {
         match &self.inner {
-            Inner::Live(core) => core.read(offset, &options),
+            Inner::Live(core) | Inner::Internal(core) => core.read(offset, &options),
             Inner::View(view) => view.read(offset, &options),
         }
     }
@@ -164,7 +255,7 @@ impl Partition {
     /// [`Error::TimedOut`]; [`Error::Closed`] when the store is closed meanwhile.
     pub fn wait_for(&self, offset: Offset, timeout: Duration) -> Result<()> {
         match &self.inner {
-            Inner::Live(core) => core.wait_for(offset, timeout),
+            Inner::Live(core) | Inner::Internal(core) => core.wait_for(offset, timeout),
             Inner::View(view) => view.wait_for(offset, timeout),
         }
     }
@@ -173,7 +264,7 @@ impl Partition {
     #[must_use]
     pub fn log_start_offset(&self) -> Offset {
         match &self.inner {
-            Inner::Live(core) => core.log_start(),
+            Inner::Live(core) | Inner::Internal(core) => core.log_start(),
             Inner::View(view) => view.offsets().0,
         }
     }
@@ -182,7 +273,7 @@ impl Partition {
     #[must_use]
     pub fn high_watermark(&self) -> Offset {
         match &self.inner {
-            Inner::Live(core) => core.high_watermark(),
+            Inner::Live(core) | Inner::Internal(core) => core.high_watermark(),
             Inner::View(view) => view.offsets().1,
         }
     }
@@ -191,8 +282,8 @@ impl Partition {
     #[must_use]
     pub fn last_stable_offset(&self) -> Offset {
         match &self.inner {
-            Inner::Live(core) => core.last_stable_offset(),
-            Inner::View(view) => view.offsets().1,
+            Inner::Live(core) | Inner::Internal(core) => core.last_stable_offset(),
+            Inner::View(view) => view.last_stable(),
         }
     }
 
@@ -200,7 +291,7 @@ impl Partition {
     #[must_use]
     pub fn log_end_offset(&self) -> Offset {
         match &self.inner {
-            Inner::Live(core) => core.log_end(),
+            Inner::Live(core) | Inner::Internal(core) => core.log_end(),
             Inner::View(view) => view.offsets().2,
         }
     }
@@ -209,7 +300,7 @@ impl Partition {
     #[must_use]
     pub fn leader(&self) -> Option<DiskId> {
         match &self.inner {
-            Inner::Live(core) => core.leader(),
+            Inner::Live(core) | Inner::Internal(core) => core.leader(),
             Inner::View(_) => None,
         }
     }
@@ -218,7 +309,7 @@ impl Partition {
     #[must_use]
     pub fn leader_epoch(&self) -> LeaderEpoch {
         match &self.inner {
-            Inner::Live(core) => core.leader_epoch(),
+            Inner::Live(core) | Inner::Internal(core) => core.leader_epoch(),
             Inner::View(view) => view.leader_epoch(),
         }
     }
@@ -227,7 +318,7 @@ impl Partition {
     #[must_use]
     pub fn replicas(&self) -> Vec<DiskId> {
         match &self.inner {
-            Inner::Live(core) => core.replicas(),
+            Inner::Live(core) | Inner::Internal(core) => core.replicas(),
             Inner::View(view) => view.replicas(),
         }
     }
@@ -236,7 +327,7 @@ impl Partition {
     #[must_use]
     pub fn in_sync_replicas(&self) -> Vec<DiskId> {
         match &self.inner {
-            Inner::Live(core) => core.in_sync(),
+            Inner::Live(core) | Inner::Internal(core) => core.in_sync(),
             Inner::View(_) => Vec::new(),
         }
     }
@@ -245,7 +336,7 @@ impl Partition {
     #[must_use]
     pub fn name(&self) -> &TopicPartition {
         match &self.inner {
-            Inner::Live(core) => core.partition(),
+            Inner::Live(core) | Inner::Internal(core) => core.partition(),
             Inner::View(view) => view.partition(),
         }
     }
@@ -257,7 +348,7 @@ impl Partition {
     /// [`Error::Corrupt`] if damage lies before the answer.
     pub fn offset_for_time(&self, timestamp: Timestamp) -> Result<Option<Offset>> {
         match &self.inner {
-            Inner::Live(core) => core.offset_for_time(timestamp),
+            Inner::Live(core) | Inner::Internal(core) => core.offset_for_time(timestamp),
             Inner::View(view) => view.offset_for_time(timestamp),
         }
     }
@@ -283,10 +374,15 @@ impl Partition {
         Ok(core.log_start())
     }
 
+    /// Its topic, by the id that no other topic has.
+    pub(crate) fn topic_id(&self) -> TopicId {
+        self.topic
+    }
+
     /// What a verification walks over: every replica's log.
     pub(super) fn log_readers(&self) -> Vec<(DiskId, Arc<LogReader>)> {
         match &self.inner {
-            Inner::Live(core) => core.readers(),
+            Inner::Live(core) | Inner::Internal(core) => core.readers(),
             Inner::View(view) => {
                 let disk = view.replicas().first().copied().unwrap_or_default();
                 vec![(disk, view.reader())]
@@ -298,7 +394,7 @@ impl Partition {
     fn live(&self) -> Result<&Arc<Core>> {
         match &self.inner {
             Inner::Live(core) => Ok(core),
-            Inner::View(_) => Err(Error::ReadOnly),
+            Inner::View(_) | Inner::Internal(_) => Err(Error::ReadOnly),
         }
     }
 }

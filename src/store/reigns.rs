@@ -98,6 +98,7 @@ impl Shared {
             Ok(()) => {
                 for (core, proposal) in proposals {
                     core.install(proposal, now);
+                    self.look_at_transactions_of(&core);
                 }
             }
             Err(error) => {

@@ -7,7 +7,8 @@
 //! counts as an unclean stop of which nothing is known.
 //!
 //! Bytes: magic (8), version u32, flags u32 (bit 0: clean), boot u128, seed u32, count u32, metadata
-//! term u64 and index u64, disks u64 (bit n: disk n was in service), then `count` entries (topic u64, partition u32, end u64), CRC-32 of it all.
+//! term u64 and index u64, disks u64 (bit n: disk n was in service), then `count` entries (topic u64, partition
+//! u32, flags u32 (bit 0: there are producers), end u64), CRC-32 of it all.
 
 use std::collections::BTreeMap;
 
@@ -20,10 +21,19 @@ use super::layout::SESSION;
 const MAGIC: &[u8; 8] = b"oncesess";
 const VERSION: u32 = 1;
 const HEAD_BYTES: usize = 64;
-const ENTRY_BYTES: usize = 20;
+const ENTRY_BYTES: usize = 24;
 const CLEAN: u32 = 1;
+const PRODUCERS: u32 = 1;
 /// A million partitions; a longer file is not one of ours.
 const BYTES_MAX: usize = HEAD_BYTES + ENTRY_BYTES * (1 << 20) + 4;
+
+/// How a log was left at its last clean stop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct LogEnd {
+    pub(super) end: Offset,
+    /// Whether there were producers to remember.
+    pub(super) producers: bool,
+}
 
 /// What is known of the last stop.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,7 +45,7 @@ pub(super) struct Session {
     /// The disks that have it, a bit for each.
     pub(super) disks: u64,
     /// Ends of logs that were flushed and had their side files written.
-    pub(super) ends: BTreeMap<(TopicId, u32), Offset>,
+    pub(super) ends: BTreeMap<(TopicId, u32), LogEnd>,
 }
 
 impl Session {
@@ -54,7 +64,9 @@ impl Session {
         for ((topic, partition), end) in &self.ends {
             bytes.extend_from_slice(&topic.0.to_le_bytes());
             bytes.extend_from_slice(&partition.to_le_bytes());
-            bytes.extend_from_slice(&end.0.to_le_bytes());
+            let flags = if end.producers { PRODUCERS } else { 0 };
+            bytes.extend_from_slice(&flags.to_le_bytes());
+            bytes.extend_from_slice(&end.end.0.to_le_bytes());
         }
         let crc = crc32fast::hash(&bytes);
         bytes.extend_from_slice(&crc.to_le_bytes());
@@ -77,8 +89,9 @@ impl Session {
         for entry in entries.chunks_exact(ENTRY_BYTES) {
             let topic = TopicId(u64::from_le_bytes(*entry.first_chunk()?));
             let partition = u32::from_le_bytes(*entry[8..].first_chunk()?);
-            let end = Offset(u64::from_le_bytes(*entry[12..].first_chunk()?));
-            ends.insert((topic, partition), end);
+            let flags = u32::from_le_bytes(*entry[12..].first_chunk()?);
+            let end = Offset(u64::from_le_bytes(*entry[16..].first_chunk()?));
+            ends.insert((topic, partition), LogEnd { end, producers: flags & PRODUCERS != 0 });
         }
         Some(Self {
             clean: u32_at(12)? & CLEAN != 0,
@@ -127,7 +140,9 @@ mod tests {
     #[test]
     fn a_session_comes_back_as_it_was_written_and_no_flipped_byte_is_believed() {
         let store = StoreId(7);
-        let ends = BTreeMap::from([((TopicId(1), 0), Offset(5)), ((TopicId(2), 3), Offset(9))]);
+        let end = |end, producers| LogEnd { end: Offset(end), producers };
+        let ends =
+            BTreeMap::from([((TopicId(1), 0), end(5, false)), ((TopicId(2), 3), end(9, true))]);
         let session = Session { clean: true, boot: 3 << 70, metadata: (2, 17), disks: 5, ends };
         let bytes = session.encode(store);
         assert_eq!(Session::decode(&bytes, store), Some(session));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::config::{TopicConfig, TopicUpdate, collides, validate_topic_name};
+use crate::config::{TopicConfig, TopicUpdate, check_not_internal, collides, validate_topic_name};
 use crate::error::{Error, Result};
 use crate::protocol::metadata::{MetadataRecord, MetadataState};
 use crate::protocol::replication::Load;
@@ -38,27 +38,8 @@ impl Store {
         let shared = self.shared();
         shared.check_writable()?;
         validate_topic_name(name)?;
-        let config = config.or_defaults(&shared.options.topic_defaults);
-        config.validate(shared.online_disks().len())?;
-        let mut metadata = shared.metadata.lock();
-        if metadata.state().topic_by_name(name).is_some() {
-            return Err(Error::TopicExists { topic: name.to_owned() });
-        }
-        if let Some(other) = metadata.state().topics().find(|topic| collides(&topic.name, name)) {
-            let reason = format!("too much like that of topic {}", other.name);
-            return Err(Error::InvalidTopic { topic: name.to_owned(), reason });
-        }
-        let id = metadata.state().next_topic_id();
-        let replicas =
-            shared.spread(metadata.state(), config.partitions, config.replication_factor);
-        metadata.commit(&MetadataRecord::TopicCreated {
-            id,
-            name: name.to_owned(),
-            replicas,
-            config,
-        })?;
-        shared.load_topics(metadata.state());
-        Ok(())
+        check_not_internal(name)?;
+        shared.create_topic(name, config)
     }
 
     /// The topic of that name.
@@ -70,7 +51,7 @@ impl Store {
         self.shared().topic(name).map(|topic| describe(&topic))
     }
 
-    /// All topics, by name.
+    /// All topics that applications have made, by name.
     #[must_use]
     pub fn topics(&self) -> Vec<TopicDescription> {
         if self.shared().options.read_only {
@@ -78,7 +59,11 @@ impl Store {
             let _ = self.shared().refresh();
         }
         let topics = self.shared().topics.read();
-        let mut descriptions: Vec<_> = topics.values().map(|topic| describe(topic)).collect();
+        let mut descriptions: Vec<_> = topics
+            .values()
+            .filter(|topic| check_not_internal(&topic.name).is_ok())
+            .map(|topic| describe(topic))
+            .collect();
         descriptions.sort_by(|one, other| one.name.cmp(&other.name));
         descriptions
     }
@@ -91,6 +76,7 @@ impl Store {
     pub fn alter_topic(&self, name: &str, update: TopicUpdate) -> Result<()> {
         let shared = self.shared();
         shared.check_writable()?;
+        check_not_internal(name)?;
         let topic = shared.topic(name)?;
         let mut metadata = shared.metadata.lock();
         let config = update.apply(&topic.config.read());
@@ -116,6 +102,7 @@ impl Store {
     pub fn add_partitions(&self, name: &str, total: u32) -> Result<()> {
         let shared = self.shared();
         shared.check_writable()?;
+        check_not_internal(name)?;
         let topic = shared.topic(name)?;
         let mut metadata = shared.metadata.lock();
         let config = TopicConfig::clone(&topic.config.read()).partitions(total);
@@ -143,6 +130,7 @@ impl Store {
     pub fn delete_topic(&self, name: &str) -> Result<()> {
         let shared = self.shared();
         shared.check_writable()?;
+        check_not_internal(name)?;
         let topic = shared.topic(name)?;
         let mut metadata = shared.metadata.lock();
         metadata.commit(&MetadataRecord::TopicDeleted { id: topic.id })?;
@@ -160,6 +148,33 @@ impl Store {
 }
 
 impl Shared {
+    /// Makes a topic, whoever's it is.
+    ///
+    /// # Errors
+    /// As for [`Store::create_topic`].
+    pub(super) fn create_topic(&self, name: &str, config: TopicConfig) -> Result<()> {
+        let config = config.or_defaults(&self.options.topic_defaults);
+        config.validate(self.online_disks().len())?;
+        let mut metadata = self.metadata.lock();
+        if metadata.state().topic_by_name(name).is_some() {
+            return Err(Error::TopicExists { topic: name.to_owned() });
+        }
+        if let Some(other) = metadata.state().topics().find(|topic| collides(&topic.name, name)) {
+            let reason = format!("too much like that of topic {}", other.name);
+            return Err(Error::InvalidTopic { topic: name.to_owned(), reason });
+        }
+        let id = metadata.state().next_topic_id();
+        let replicas = self.spread(metadata.state(), config.partitions, config.replication_factor);
+        metadata.commit(&MetadataRecord::TopicCreated {
+            id,
+            name: name.to_owned(),
+            replicas,
+            config,
+        })?;
+        self.load_topics(metadata.state());
+        Ok(())
+    }
+
     pub(super) fn topic(&self, name: &str) -> Result<Arc<Topic>> {
         if let Some(topic) = self.topics.read().get(name) {
             return Ok(Arc::clone(topic));

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::log::{LogReader, Marks, Part, Records};
+use crate::log::{LogReader, Marks, Part, Records, decided_end};
 use crate::partition::ReadOptions;
 use crate::segment::{Place, Scan, Scanner, Segment, SparseIndex, log_name, parse_log_name};
 use crate::storage::{EntryKind, OpenMode};
-use crate::types::{DiskId, LeaderEpoch, Offset, Timestamp, TopicPartition};
+use crate::types::{DiskId, Isolation, LeaderEpoch, Offset, Timestamp, TopicPartition};
 
 use super::{Shared, Slot, Topic};
 
@@ -39,6 +39,7 @@ struct State {
     reader: Arc<LogReader>,
     log_start: Offset,
     high_watermark: Offset,
+    last_stable: Offset,
     tail: Option<Tail>,
 }
 
@@ -73,25 +74,35 @@ impl View {
         (state.log_start, state.high_watermark, end.max(state.high_watermark))
     }
 
+    /// Where a read-committed read ends, now or when the disk last answered.
+    pub(super) fn last_stable(&self) -> Offset {
+        let mut state = self.state.lock();
+        let _ = self.refresh(&mut state);
+        state.last_stable
+    }
+
     pub(super) fn read(&self, offset: Offset, options: &ReadOptions) -> Result<Records> {
-        let (reader, start, upper) = {
+        let committed = options.isolation == Isolation::ReadCommitted;
+        let (reader, start, upper, last_stable) = {
             let mut state = self.state.lock();
-            if offset >= state.high_watermark {
+            if offset >= state.high_watermark || (committed && offset >= state.last_stable) {
                 self.refresh(&mut state)?;
             }
-            (Arc::clone(&state.reader), state.log_start, state.high_watermark)
+            let reader = Arc::clone(&state.reader);
+            (reader, state.log_start, state.high_watermark, state.last_stable)
         };
         self.check_range(offset, start, upper)?;
-        match reader.read(offset, upper, options.max_bytes) {
-            Ok(fetched) => {
-                let next = fetched.as_ref().map_or(offset, |fetched| fetched.next);
-                Ok(Records::of(Part {
-                    partition: self.partition.clone(),
-                    from: offset,
-                    next,
-                    fetched,
-                }))
-            }
+        let upper = match options.isolation {
+            Isolation::ReadUncommitted => upper,
+            Isolation::ReadCommitted => upper.min(last_stable),
+        };
+        match reader.read_records(offset, upper, options.max_bytes, options.isolation) {
+            Ok((fetched, next)) => Ok(Records::of(Part {
+                partition: self.partition.clone(),
+                from: offset,
+                next,
+                fetched,
+            })),
             Err(error) => {
                 // The owner's retention may have removed the file since the last look.
                 let mut state = self.state.lock();
@@ -147,12 +158,19 @@ impl View {
             && start == state.log_start
         {
             state.high_watermark = state.high_watermark.max(marks.high_watermark);
+            state.last_stable = state.last_stable.max(marks.last_stable);
             return Ok(());
         }
         let tail = self.walk(state)?;
         let end = tail.as_ref().map_or(start, |tail| tail.end);
         let high = shown.map_or(end, |marks| marks.high_watermark.min(end));
         state.high_watermark = state.high_watermark.max(high);
+        let stable = match shown {
+            Some(marks) => marks.last_stable,
+            // Nobody says what is decided: the log itself does.
+            None => decided_end(&self.place, &state.reader, end)?,
+        };
+        state.last_stable = state.last_stable.max(stable.min(high));
         state.log_start = state.log_start.max(start.min(end));
         state.tail = tail;
         Ok(())
@@ -243,7 +261,13 @@ impl Shared {
         let disk = disk.ok_or_else(|| Error::NoLeader { partition: partition.clone() })?;
         let place = self.place(topic, &partition, &disk.disk);
         let reader = Arc::new(LogReader::new(place.clone(), Vec::new(), log_start));
-        let state = State { reader, log_start, high_watermark: log_start, tail: None };
+        let state = State {
+            reader,
+            log_start,
+            high_watermark: log_start,
+            last_stable: log_start,
+            tail: None,
+        };
         let replicas = described.replicas;
         let view = View { place, partition, epoch, replicas, log_start, state: Mutex::new(state) };
         view.refresh(&mut view.state.lock())?;

@@ -47,6 +47,13 @@ impl fmt::Display for LeaderEpoch {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProducerId(pub u64);
 
+impl ProducerId {
+    /// Set in the ids that a store gives: an application's own are smaller.
+    pub(crate) const GIVEN: u64 = 1 << 63;
+    /// Set in the ids of named producers: they are never forgotten by age.
+    pub(crate) const NAMED: u64 = Self::GIVEN | 1 << 62;
+}
+
 impl fmt::Display for ProducerId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(formatter)
@@ -80,6 +87,11 @@ impl TopicPartition {
     #[must_use]
     pub fn topic(&self) -> &str {
         &self.topic
+    }
+
+    /// The topic's name, to keep.
+    pub(crate) fn shared_topic(&self) -> Arc<str> {
+        Arc::clone(&self.topic)
     }
 
     /// The partition's number, counted from zero.

@@ -6,8 +6,11 @@ mod ids;
 mod offset;
 mod settings;
 mod time;
+mod transaction;
 
 pub use ids::{DiskId, LeaderEpoch, ProducerEpoch, ProducerId, StoreId, TopicId, TopicPartition};
 pub use offset::Offset;
 pub use settings::{Acks, Compression, Flush, Isolation, StorageMode, TimestampType};
 pub use time::Timestamp;
+pub(crate) use transaction::Outcome;
+pub use transaction::ProducerSequence;

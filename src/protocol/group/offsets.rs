@@ -18,6 +18,7 @@ use crate::types::{Offset, ProducerId, Timestamp, TopicId};
 
 use super::assignment::PartitionId;
 use super::records::{CommittedOffset, GroupRecord, GroupState};
+use crate::types::Outcome;
 
 /// Whose record it is, and where it stands in the internal topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,13 +26,6 @@ pub(crate) struct RecordPlace {
     pub(crate) offset: Offset,
     /// The producer, if the record belongs to a transaction.
     pub(crate) transaction: Option<ProducerId>,
-}
-
-/// How a transaction ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    Committed,
-    Aborted,
 }
 
 /// A transaction that has sent an offset for the partition is open; ask again (GRP-21).

@@ -1,22 +1,7 @@
 //! What a batch says of its producer, in the log and before it gets there.
 
-use crate::protocol::group::offsets::Outcome;
-use crate::record::BatchHeader;
-use crate::types::{LeaderEpoch, Offset, ProducerEpoch, ProducerId};
-
-/// `base_sequence` of a marker, the control batch that ends a transaction in a partition. So the header alone says
-/// which way it ended, and a follower need not look at the payload.
-pub(crate) const MARKER_ABORT: u64 = 0;
-pub(crate) const MARKER_COMMIT: u64 = 1;
-
-/// Whose batch it is, and where it stands among the records of that producer in this partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ProducerSequence {
-    pub(crate) id: ProducerId,
-    pub(crate) epoch: ProducerEpoch,
-    /// How many records the producer numbered before this batch; counted from 0.
-    pub(crate) sequence: u64,
-}
+use crate::record::{BatchHeader, MARKER_ABORT, MARKER_COMMIT};
+use crate::types::{LeaderEpoch, Offset, Outcome, ProducerSequence};
 
 /// How a producer counts when it comes back under a newer epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

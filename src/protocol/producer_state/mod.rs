@@ -40,3 +40,5 @@ pub(crate) mod states;
 mod table;
 pub(crate) mod transactions;
 pub(crate) mod verdict;
+
+pub(crate) use entry::BATCHES_MAX;

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use crate::protocol::group::offsets::Outcome;
-use crate::types::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, Timestamp};
+use crate::types::{LeaderEpoch, Offset, Outcome, ProducerEpoch, ProducerId, Timestamp};
 
-use super::batch::{BatchFacts, Content, Numbering, ProducerSequence, Proposal};
+use super::batch::{BatchFacts, Content, Numbering, Proposal};
 use super::entry::BATCHES_MAX;
 use super::states::{Applied, PRODUCERS_MAX, ProducerStates};
 use super::verdict::{Refusal, Verdict};
+use crate::types::ProducerSequence;
 
 pub(super) const SEED: u32 = 0x0102_0304;
 

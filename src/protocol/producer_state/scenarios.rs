@@ -3,18 +3,18 @@
 use std::time::Duration;
 
 use crate::error::{DecodeError, Error, ErrorClass, Written};
-use crate::protocol::group::offsets::Outcome;
 use crate::record::BatchHeader;
 use crate::types::{
-    Compression, LeaderEpoch, Offset, ProducerEpoch, ProducerId, Timestamp, TopicPartition,
+    Compression, LeaderEpoch, Offset, Outcome, ProducerEpoch, ProducerId, Timestamp, TopicPartition,
 };
 
-use super::batch::{BatchFacts, Content, MARKER_ABORT, MARKER_COMMIT, Numbering, Proposal};
+use super::batch::{BatchFacts, Content, Numbering, Proposal};
 use super::model::{Log, SEED, plain, sequence, transactional};
 use super::snapshot::snapshot_bytes_max;
 use super::states::{PRODUCERS_MAX, ProducerStates};
 use super::transactions::AbortedRange;
 use super::verdict::{Refusal, TransactionFault, Verdict};
+use crate::record::{MARKER_ABORT, MARKER_COMMIT};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 

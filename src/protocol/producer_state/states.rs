@@ -11,14 +11,14 @@
 
 use std::time::Duration;
 
-use crate::protocol::group::offsets::Outcome;
-use crate::types::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, Timestamp};
+use crate::types::{LeaderEpoch, Offset, Outcome, ProducerEpoch, ProducerId, Timestamp};
 
-use super::batch::{BatchFacts, Content, ProducerSequence, Proposal};
+use super::batch::{BatchFacts, Content, Proposal};
 use super::entry::{self, Entry};
 use super::recency::Producers;
 use super::transactions::{EndedTransaction, OpenTransaction, Transactions};
 use super::verdict::{TransactionFault, Verdict};
+use crate::types::ProducerSequence;
 
 /// How many producers a partition remembers.
 pub(crate) const PRODUCERS_MAX: usize = 1 << 17;
@@ -141,6 +141,21 @@ impl ProducerStates {
             Some(entry) if epoch < entry.epoch => Err(entry.epoch),
             _ => Ok(()),
         }
+    }
+
+    /// As [`ProducerStates::on_appended`] for a batch of nobody.
+    #[inline]
+    pub(crate) fn pass(&mut self, end: Offset, leader_epoch: LeaderEpoch) {
+        if end > self.end {
+            self.end = end;
+            self.leader_epoch = leader_epoch;
+        }
+    }
+
+    /// Whether no transaction can hold back the last stable offset.
+    #[inline]
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.transactions.is_quiet()
     }
 
     /// Takes in a batch that the log now has: every one, in order, also of nobody. One that the state stands for already

@@ -1,6 +1,6 @@
 //! Every kind of past, every kind of batch, and what is answered.
 
-use crate::protocol::group::offsets::Outcome;
+use crate::types::Outcome;
 
 use super::batch::{Numbering, Proposal};
 use super::model::{Log, plain, sequence};

@@ -7,8 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::protocol::group::offsets::Outcome;
-use crate::types::{Offset, ProducerEpoch, ProducerId, Timestamp};
+use crate::types::{Offset, Outcome, ProducerEpoch, ProducerId, Timestamp};
 
 /// A transaction that has records in the partition and no marker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +70,11 @@ impl Transactions {
     pub(super) fn add_unsettled(&mut self, first: Offset, marker: Offset) {
         self.unsettled.insert(first, marker);
         self.by_marker.insert(marker, first);
+    }
+
+    #[inline]
+    pub(super) fn is_quiet(&self) -> bool {
+        self.open.is_empty() && self.unsettled.is_empty()
     }
 
     /// Forgets what a high watermark that does not fall any more has passed.

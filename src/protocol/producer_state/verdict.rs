@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::error::Error;
 use crate::types::{Offset, ProducerEpoch, Timestamp, TopicPartition};
 
-use super::batch::ProducerSequence;
+use crate::types::ProducerSequence;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {

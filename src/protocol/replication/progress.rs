@@ -129,11 +129,6 @@ impl Progress {
         self.high_watermark
     }
 
-    /// Everything below is decided; without transactions, that is the high watermark.
-    pub(crate) fn last_stable(&self) -> Offset {
-        self.high_watermark
-    }
-
     pub(crate) fn log_end(&self) -> Offset {
         self.log_end
     }

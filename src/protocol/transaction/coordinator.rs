@@ -28,8 +28,7 @@ use std::time::Duration;
 
 use crate::error::DecodeError;
 use crate::protocol::group::assignment::PartitionId;
-use crate::protocol::group::offsets::Outcome;
-use crate::types::{ProducerId, Timestamp};
+use crate::types::{Outcome, ProducerId, Timestamp};
 
 use super::entry::{Entry, reply};
 use super::lineage::{TransactionTag, Verdict};

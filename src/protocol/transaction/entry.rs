@@ -20,8 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::protocol::group::assignment::PartitionId;
-use crate::protocol::group::offsets::Outcome;
-use crate::types::{ProducerEpoch, ProducerId, Timestamp};
+use crate::types::{Outcome, ProducerEpoch, ProducerId, Timestamp};
 
 use super::lineage::{Lineage, TransactionTag, Verdict};
 use super::messages::{Answer, Context, Effect, Open, Refusal, RequestId, WAITERS_MAX};

@@ -5,8 +5,7 @@
 //!
 //! Invariant: epochs are handed out in rising order; a bit below epoch 0 is never set.
 
-use crate::protocol::group::offsets::Outcome;
-use crate::types::{ProducerEpoch, ProducerId};
+use crate::types::{Outcome, ProducerEpoch, ProducerId};
 
 /// How many transactions back it is known how one ended.
 pub(crate) const REMEMBERED: u32 = 64;

@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::protocol::group::assignment::PartitionId;
-use crate::protocol::group::offsets::Outcome;
-use crate::types::{ProducerEpoch, ProducerId, Timestamp};
+use crate::types::{Outcome, ProducerEpoch, ProducerId, Timestamp};
 
 use super::lineage::{TransactionTag, Verdict};
 use super::records::{ID_BYTES_MAX, PARTITIONS_MAX, TransactionRecord};

@@ -18,8 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::protocol::group::assignment::PartitionId;
-use crate::protocol::group::offsets::Outcome;
-use crate::types::{ProducerEpoch, ProducerId, Timestamp, TopicId};
+use crate::types::{Outcome, ProducerEpoch, ProducerId, Timestamp, TopicId};
 
 use super::coordinator::{Coordinator, Replay};
 use super::lineage::{TransactionTag, Verdict};

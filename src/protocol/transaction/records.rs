@@ -197,7 +197,7 @@ impl<'a> Fields<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::group::offsets::Outcome;
+    use crate::types::Outcome;
     use proptest::prelude::*;
 
     fn lineage(producer: u64, end: u32, committed: u64) -> Lineage {

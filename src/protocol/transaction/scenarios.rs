@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::error::DecodeError;
 use crate::protocol::group::assignment::PartitionId;
-use crate::protocol::group::offsets::Outcome::{self, Aborted, Committed};
+use crate::types::Outcome::{self, Aborted, Committed};
 use crate::types::{ProducerEpoch, ProducerId, Timestamp, TopicId};
 
 use super::coordinator::{Coordinator, Replay};

@@ -1,0 +1,328 @@
+//! The memory of a log's producers: kept with each append, written down now and then, found again at an open.
+//!
+//! A snapshot, `<end>.producers`, vouches for everything below `end`; an open takes the newest one that belongs to
+//! this log and walks over the headers behind it. Two are kept, so that a damaged one costs a longer walk and no
+//! knowledge. Records are not deleted before a snapshot remembers who wrote them.
+//!
+//! A log without producers has no snapshots, and its appends pay one comparison.
+
+use std::io;
+
+use crate::error::Error;
+use crate::protocol::producer_state::batch::{BatchFacts, Proposal};
+use crate::protocol::producer_state::snapshot::snapshot_bytes_max;
+use crate::protocol::producer_state::states::{PRODUCERS_MAX, ProducerStates, ProducerView};
+use crate::protocol::producer_state::transactions::OpenTransaction;
+use crate::protocol::producer_state::verdict::Verdict;
+use crate::record::BatchHeader;
+use crate::segment::Place;
+use crate::storage::{read_small, replace_file};
+use crate::types::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, Timestamp};
+
+use super::LogReader;
+
+const SUFFIX: &str = ".producers";
+/// Snapshots that are kept.
+const KEPT: usize = 2;
+/// Bytes appended by producers after which a new snapshot is due: an open walks over no more headers.
+const DUE_BYTES: u64 = 64 << 20;
+const SNAPSHOT_BYTES_MAX: usize = snapshot_bytes_max(PRODUCERS_MAX, 1 << 20);
+
+/// What a log knows of its producers.
+#[derive(Debug)]
+pub(super) struct Producers {
+    states: ProducerStates,
+    /// End of the newest snapshot on the disk.
+    written_end: Offset,
+    /// Ends of the snapshots that are on the disk, ascending.
+    on_disk: Vec<Offset>,
+    /// Bytes of batches since then.
+    unwritten_bytes: u64,
+    /// Records before the log's start were deleted, and who wrote them is not known here: see [`Producers::adopt`].
+    lacks_past: bool,
+}
+
+/// A snapshot on its way to the disk.
+#[derive(Debug)]
+pub(crate) struct ProducerSnapshot {
+    place: Place,
+    end: Offset,
+    bytes: Vec<u8>,
+}
+
+impl ProducerSnapshot {
+    /// Writes it and makes it durable. Takes no lock.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Io`].
+    pub(crate) fn write(&self) -> Result<(), Error> {
+        let name = snapshot_name(self.end);
+        replace_file(&*self.place.disk, &self.place.path(&name), &self.bytes)
+            .map_err(|error| self.place.io_error(&name, "write", error))
+    }
+}
+
+impl Producers {
+    /// Those of a log that goes on at `end` and has none.
+    pub(super) fn none(end: Offset) -> Self {
+        Self {
+            states: ProducerStates::new(end, PRODUCERS_MAX),
+            written_end: end,
+            on_disk: Vec::new(),
+            unwritten_bytes: 0,
+            lacks_past: false,
+        }
+    }
+
+    /// Finds them again: from the newest snapshot among `snapshots` that belongs to the log, and the batches behind
+    /// it. Also returns the offset below which nothing is known of who wrote, if there is any.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn recover(
+        place: &Place,
+        reader: &LogReader,
+        mut snapshots: Vec<Offset>,
+        end: Offset,
+        now: Timestamp,
+    ) -> Result<(Self, Option<Offset>), Error> {
+        snapshots.sort_unstable();
+        let start = reader.log_start();
+        let mut found = None;
+        for at in snapshots.iter().rev().filter(|at| **at <= end) {
+            if let Some(states) = read_snapshot(place, *at)
+                && belongs(&states, reader, end)?
+            {
+                found = Some(states);
+                break;
+            }
+        }
+        let mut producers = Self::none(start);
+        let reaches = found.as_ref().is_some_and(|states: &ProducerStates| states.end() >= start);
+        let unknown = !reaches && !snapshots.is_empty() && start > Offset::ZERO;
+        if let Some(states) = found {
+            producers.written_end = states.end();
+            producers.states = states;
+        }
+        producers.on_disk = snapshots;
+        producers.lacks_past = !reaches && start > Offset::ZERO;
+        let from = producers.states.end();
+        reader.producer_headers(from, |header| {
+            if header.producer_id == ProducerId(0) {
+                producers.pass(header);
+            } else {
+                producers.on_appended(header, now);
+            }
+        })?;
+        Ok((producers, unknown.then_some(start)))
+    }
+
+    /// Takes in a batch of nobody that the log now has.
+    #[inline]
+    pub(super) fn pass(&mut self, header: &BatchHeader) {
+        self.states.pass(header.end_offset(), header.leader_epoch);
+    }
+
+    /// Takes in a batch that the log now has.
+    pub(super) fn on_appended(&mut self, header: &BatchHeader, now: Timestamp) {
+        self.unwritten_bytes += u64::from(header.length);
+        // Who had to be forgotten to make room, and what ended, the log does not ask.
+        let _ = self.states.on_appended(&BatchFacts::from(header), now);
+    }
+
+    pub(super) fn check(&self, proposal: &Proposal) -> Verdict {
+        self.states.check(proposal)
+    }
+
+    /// Where the open transaction of a producer begins, if a marker of `epoch` may be written (TXLOG-07).
+    ///
+    /// # Errors
+    /// The epoch that reigns.
+    pub(super) fn check_marker(
+        &self,
+        id: ProducerId,
+        epoch: ProducerEpoch,
+    ) -> Result<Option<Offset>, ProducerEpoch> {
+        self.states.check_marker(id, epoch)?;
+        Ok(self.states.producer(id).and_then(|producer| producer.open_since))
+    }
+
+    pub(super) fn producer(&self, id: ProducerId) -> Option<ProducerView> {
+        self.states.producer(id)
+    }
+
+    pub(super) fn open_transactions(&self) -> Vec<OpenTransaction> {
+        self.states.open_transactions().collect()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.states.len() == 0
+    }
+
+    /// Below it, everything is decided and cannot be taken back.
+    #[inline]
+    pub(super) fn last_stable(&mut self, high_watermark: Offset, log_start: Offset) -> Offset {
+        if self.states.is_quiet() {
+            return high_watermark;
+        }
+        self.states.settle(high_watermark);
+        self.states.last_stable(high_watermark).max(log_start).min(high_watermark)
+    }
+
+    /// Below it, no marker to come changes anything.
+    pub(super) fn decided(&self, end: Offset) -> Offset {
+        if self.lacks_past {
+            return Offset::ZERO;
+        }
+        let open = self.states.open_transactions().next();
+        open.map_or(end, |open| open.first)
+    }
+
+    /// The log was cut at `end`. False: what is known is of a longer log.
+    #[must_use]
+    pub(super) fn truncate_to(&mut self, end: Offset, epoch: LeaderEpoch) -> bool {
+        self.states.truncate_to(end, epoch)
+    }
+
+    /// Forgets everything. Returns the snapshots that are on the disk.
+    pub(super) fn forget(&mut self) -> Vec<Offset> {
+        std::mem::take(&mut self.on_disk)
+    }
+
+    /// Forgets producers that have not appended for `age`, but for those whose numbering is their position (PROD-20,
+    /// PROD-21).
+    pub(super) fn expire(&mut self, now: Timestamp, age: std::time::Duration) {
+        self.states.expire(now, age, |id| id.0 & ProducerId::NAMED == ProducerId::NAMED);
+    }
+
+    /// What is to be written down now: if enough was appended since, or, when asked to, if anything was.
+    pub(super) fn snapshot(&mut self, place: &Place, force: bool) -> Option<ProducerSnapshot> {
+        let is_new = self.unwritten_bytes > 0 && !self.lacks_past;
+        let due = is_new && (force || self.unwritten_bytes >= DUE_BYTES);
+        due.then(|| self.take_snapshot(place))
+    }
+
+    /// What is to be written down before records below `start` go.
+    pub(super) fn snapshot_before(
+        &mut self,
+        place: &Place,
+        start: Offset,
+    ) -> Option<ProducerSnapshot> {
+        let due = !self.is_empty() && !self.lacks_past && self.written_end < start;
+        due.then(|| self.take_snapshot(place))
+    }
+
+    fn take_snapshot(&mut self, place: &Place) -> ProducerSnapshot {
+        self.unwritten_bytes = 0;
+        ProducerSnapshot {
+            place: place.clone(),
+            end: self.states.end(),
+            bytes: self.states.snapshot(place.identity.seed),
+        }
+    }
+
+    /// A snapshot could not be written: the next one has to be.
+    pub(super) fn on_unwritten(&mut self) {
+        self.unwritten_bytes = self.unwritten_bytes.max(1);
+    }
+
+    /// A snapshot is on the disk: returns those that it replaces.
+    pub(super) fn on_written(&mut self, snapshot: &ProducerSnapshot) -> Vec<Offset> {
+        self.written_end = self.written_end.max(snapshot.end);
+        self.on_disk.retain(|end| *end != snapshot.end);
+        let at = self.on_disk.partition_point(|end| *end < snapshot.end);
+        self.on_disk.insert(at, snapshot.end);
+        let old = self.on_disk.len().saturating_sub(KEPT);
+        self.on_disk.drain(..old).collect()
+    }
+
+    /// The log gave up everything and goes on at `start`.
+    pub(super) fn restart(&mut self, start: Offset) -> Vec<Offset> {
+        let on_disk = self.forget();
+        *self = Self::none(start);
+        self.lacks_past = start > Offset::ZERO;
+        on_disk
+    }
+
+    pub(super) fn lacks_past(&self) -> bool {
+        self.lacks_past
+    }
+
+    /// The log leads: nobody knows better.
+    pub(super) fn on_leading(&mut self) {
+        self.lacks_past = false;
+    }
+
+    /// Takes over what the leader knows. The log passes over the batches that are counted in already.
+    pub(super) fn adopt(&mut self, leader: &Self) {
+        self.states = leader.states.clone();
+        self.lacks_past = false;
+        self.unwritten_bytes = u64::from(!leader.is_empty());
+    }
+}
+
+/// Below which offset everything is decided in a log that somebody else may be appending to.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn decided_end(place: &Place, reader: &LogReader, end: Offset) -> Result<Offset, Error> {
+    let entries = match place.disk.list(&place.directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(end),
+        listed => listed.map_err(|error| place.io_error("", "list", error))?,
+    };
+    let names = entries.iter().filter_map(|entry| parse_snapshot_name(&entry.name));
+    let (producers, _) = Producers::recover(place, reader, names.collect(), end, Timestamp::MIN)?;
+    Ok(producers.decided(end))
+}
+
+/// Whether a snapshot tells of the log's own past: of two logs that went different ways after an election, the last
+/// batches before `end` are of different epochs.
+fn belongs(states: &ProducerStates, reader: &LogReader, end: Offset) -> Result<bool, Error> {
+    let at = states.end();
+    if at <= reader.log_start() {
+        return Ok(true); // its last batch was acknowledged and has been deleted since
+    }
+    match reader.read(Offset(at.0 - 1), end, 1) {
+        Ok(fetched) => {
+            Ok(fetched.and_then(|fetched| BatchHeader::trusted(&fetched.bytes)).is_some_and(
+                |header| header.end_offset() == at && header.leader_epoch == states.leader_epoch(),
+            ))
+        }
+        // What is damaged was there when the snapshot was written.
+        Err(Error::Corrupt { .. }) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+fn read_snapshot(place: &Place, end: Offset) -> Option<ProducerStates> {
+    let path = place.path(&snapshot_name(end));
+    let bytes = read_small(&*place.disk, &path, SNAPSHOT_BYTES_MAX).ok()?;
+    let states = ProducerStates::restore(&bytes, place.identity.seed, PRODUCERS_MAX).ok()?;
+    (states.end() == end).then_some(states)
+}
+
+fn snapshot_name(end: Offset) -> String {
+    format!("{:020}{SUFFIX}", end.0)
+}
+
+/// The end that a snapshot's name tells; `None` if it is no snapshot's name.
+pub(super) fn parse_snapshot_name(name: &str) -> Option<Offset> {
+    crate::segment::parse_name(name, SUFFIX)
+}
+
+/// Removes snapshots.
+///
+/// # Errors
+/// [`Error::Io`]; one that is gone already is none.
+pub(super) fn remove_snapshots(place: &Place, ends: &[Offset]) -> Result<(), Error> {
+    for end in ends {
+        let name = snapshot_name(*end);
+        match place.disk.remove(&place.path(&name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(place.io_error(&name, "remove", error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,260 @@
+//! Records that wait to be appended together, and where their senders look for the outcome.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::record::{HEADER_BYTES, Record, record_bytes_max};
+use crate::types::{Offset, Timestamp};
+
+use super::delivery::Callback;
+
+/// Beside its bytes, what a record takes in memory, about.
+const RECORD_OVERHEAD: u64 = 64;
+
+/// How much of the buffer a record takes.
+pub(super) fn memory_of(record: &Record<'_>) -> u64 {
+    record_bytes_max(record) + RECORD_OVERHEAD
+}
+
+/// What became of a batch; set once.
+#[derive(Debug, Default)]
+pub(super) struct Cell(OnceLock<Outcome>);
+
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Placed {
+        base: Offset,
+        /// When it was appended.
+        timestamp: Timestamp,
+    },
+    Failed(Error),
+    /// It went on as two.
+    Split {
+        at: u32,
+        halves: [Arc<Cell>; 2],
+    },
+}
+
+impl Cell {
+    /// Where the record at `index` is, and when it was appended; `None` as long as that is not known.
+    pub(super) fn result(&self, index: u32) -> Option<Result<(Offset, Timestamp)>> {
+        match self.0.get()? {
+            Outcome::Placed { base, timestamp } => {
+                Some(Ok((base.plus(u64::from(index)), *timestamp)))
+            }
+            Outcome::Failed(error) => Some(Err(error.clone())),
+            Outcome::Split { at, halves: [first, second] } => {
+                if index < *at {
+                    first.result(index)
+                } else {
+                    second.result(index - at)
+                }
+            }
+        }
+    }
+
+    fn set(&self, outcome: Outcome) {
+        assert!(self.0.set(outcome).is_ok(), "a batch ends once");
+    }
+}
+
+/// A record's parts, one behind the other in the bytes of the batch.
+#[derive(Clone, Debug)]
+struct Kept {
+    start: usize,
+    key_len: Option<usize>,
+    value_len: Option<usize>,
+    headers: Vec<(usize, usize)>,
+    timestamp: Option<Timestamp>,
+}
+
+/// Owned copies of records.
+#[derive(Debug, Default)]
+pub(super) struct Content {
+    bytes: Vec<u8>,
+    kept: Vec<Kept>,
+}
+
+impl Content {
+    fn push(&mut self, record: &Record<'_>) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(record.key.unwrap_or_default());
+        self.bytes.extend_from_slice(record.value.unwrap_or_default());
+        for (name, value) in &record.headers {
+            self.bytes.extend_from_slice(name.as_bytes());
+            self.bytes.extend_from_slice(value);
+        }
+        self.kept.push(Kept {
+            start,
+            key_len: record.key.map(<[u8]>::len),
+            value_len: record.value.map(<[u8]>::len),
+            headers: record.headers.iter().map(|(name, value)| (name.len(), value.len())).collect(),
+            timestamp: record.timestamp,
+        });
+    }
+
+    pub(super) fn records(&self) -> Vec<Record<'_>> {
+        self.kept.iter().map(|kept| self.record(kept)).collect()
+    }
+
+    fn record(&self, kept: &Kept) -> Record<'_> {
+        let mut at = kept.start;
+        let mut next = |len: usize| {
+            at += len;
+            &self.bytes[at - len..at]
+        };
+        let key = kept.key_len.map(&mut next);
+        let value = kept.value_len.map(&mut next);
+        let headers = kept
+            .headers
+            .iter()
+            .map(|(name, value)| {
+                let name = std::str::from_utf8(next(*name)).expect("it was a str when it was kept");
+                (name, next(*value))
+            })
+            .collect();
+        Record { key, value, headers, timestamp: kept.timestamp }
+    }
+}
+
+/// Who is called when a record has ended.
+pub(super) struct Call {
+    pub(super) index: u32,
+    pub(super) timestamp: Option<Timestamp>,
+    pub(super) callback: Callback,
+}
+
+impl std::fmt::Debug for Call {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Call").field("index", &self.index).finish_non_exhaustive()
+    }
+}
+
+/// Records that are appended together.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) cell: Arc<Cell>,
+    pub(super) content: Content,
+    /// Number of its first record among all that were sent here.
+    pub(super) first: u64,
+    pub(super) count: u32,
+    /// When its first record was sent.
+    pub(super) born: Duration,
+    /// Encoded, before compression, at most.
+    pub(super) bytes: u64,
+    /// What it takes of the buffer.
+    pub(super) memory: u64,
+    pub(super) calls: Vec<Call>,
+}
+
+impl Batch {
+    pub(super) fn new(first: u64, born: Duration) -> Self {
+        Self {
+            cell: Arc::default(),
+            content: Content::default(),
+            first,
+            count: 0,
+            born,
+            bytes: HEADER_BYTES as u64,
+            memory: 0,
+            calls: Vec::new(),
+        }
+    }
+
+    /// One past the number of its last record.
+    pub(super) fn end(&self) -> u64 {
+        self.first + u64::from(self.count)
+    }
+
+    pub(super) fn fits(&self, record: &Record<'_>, bytes_max: u64) -> bool {
+        self.count == 0 || self.bytes + record_bytes_max(record) + 3 <= bytes_max
+    }
+
+    /// Adds a record; gives its place.
+    pub(super) fn push(&mut self, record: &Record<'_>, callback: Option<Callback>) -> u32 {
+        let index = self.count;
+        self.content.push(record);
+        self.count += 1;
+        self.bytes += record_bytes_max(record);
+        self.memory += memory_of(record);
+        let timestamp = record.timestamp;
+        self.calls.extend(callback.map(|callback| Call { index, timestamp, callback }));
+        index
+    }
+
+    /// Tells the senders, but for the calls, which are the caller's.
+    pub(super) fn end_with(&mut self, outcome: Outcome) -> Vec<Call> {
+        self.cell.set(outcome);
+        std::mem::take(&mut self.calls)
+    }
+
+    /// Makes two of one of several records.
+    pub(super) fn split(mut self) -> [Self; 2] {
+        assert!(self.count > 1, "one record has no halves");
+        let at = self.count / 2;
+        let mut halves =
+            [self.first, self.first + u64::from(at)].map(|first| Self::new(first, self.born));
+        let records = self.content.records();
+        let (lower, upper) = records.split_at(at as usize);
+        for (half, records) in halves.iter_mut().zip([lower, upper]) {
+            records.iter().for_each(|record| {
+                half.push(record, None);
+            });
+        }
+        drop(records);
+        for mut call in std::mem::take(&mut self.calls) {
+            let upper = call.index >= at;
+            call.index -= if upper { at } else { 0 };
+            halves[usize::from(upper)].calls.push(call);
+        }
+        let cells = [Arc::clone(&halves[0].cell), Arc::clone(&halves[1].cell)];
+        self.cell.set(Outcome::Split { at, halves: cells });
+        halves
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(number: u8) -> Vec<u8> {
+        vec![number; usize::from(number)]
+    }
+
+    #[test]
+    fn records_come_back_as_they_were_given() {
+        let mut content = Content::default();
+        let given = [
+            Record::new("pear").key("k").header("a", b"1").header("", b"").timestamp(Timestamp(-4)),
+            Record::tombstone("gone"),
+            Record::new(""),
+            Record::default(),
+        ];
+        given.iter().for_each(|record| content.push(record));
+        assert_eq!(content.records(), given);
+    }
+
+    #[test]
+    fn halves_of_halves_answer_for_every_record() {
+        let mut batch = Batch::new(100, Duration::ZERO);
+        let values: Vec<_> = (0..5).map(record).collect();
+        for value in &values {
+            batch.push(&Record::new(value), Some(Box::new(|_| {})));
+        }
+        let (cell, memory) = (Arc::clone(&batch.cell), batch.memory);
+        let [mut lower, upper] = batch.split();
+        assert_eq!((lower.first, lower.count, upper.first, upper.count), (100, 2, 102, 3));
+        assert_eq!(lower.memory + upper.memory, memory);
+        let [mut middle, mut last] = upper.split();
+        assert_eq!(middle.content.records(), [Record::new(&values[2])]);
+        assert!(cell.result(0).is_none());
+        let placed = |base| Outcome::Placed { base: Offset(base), timestamp: Timestamp(7) };
+        assert_eq!(lower.end_with(placed(40)).len(), 2);
+        assert_eq!(middle.end_with(Outcome::Failed(Error::Closed)).len(), 1);
+        let calls = last.end_with(placed(50));
+        assert_eq!(calls.iter().map(|call| call.index).collect::<Vec<_>>(), [0, 1]);
+        let offset = |index| cell.result(index).unwrap().map(|(offset, _)| offset.0).ok();
+        assert_eq!([0, 1, 2, 3, 4].map(offset), [Some(40), Some(41), None, Some(50), Some(51)]);
+    }
+}

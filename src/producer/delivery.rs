@@ -1,0 +1,164 @@
+//! What becomes of a record that was sent: waited for by a thread, awaited as a future, or told to a callback.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::types::{Offset, Timestamp, TopicPartition};
+
+use super::batch::Cell;
+use super::lane::{Lane, Until};
+use super::target::{LogTarget, Target};
+
+/// Who is told about a record.
+pub(super) type Callback = Box<dyn FnOnce(Result<RecordMetadata>) + Send>;
+
+/// Where a record was put.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordMetadata {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The partition, counted from zero.
+    pub partition: u32,
+    /// The record's offset.
+    pub offset: Offset,
+    /// The record's own time, or that of the append if it has none or the topic stamps its records.
+    pub timestamp: Timestamp,
+}
+
+impl RecordMetadata {
+    pub(super) fn new(name: &TopicPartition, offset: Offset, timestamp: Timestamp) -> Self {
+        Self { topic: name.shared_topic(), partition: name.partition(), offset, timestamp }
+    }
+}
+
+/// A record that was sent, and its outcome, which comes once.
+///
+/// Waited for with [`Delivery::wait`], or awaited: it is a future, bound to no runtime. Dropping it takes
+/// nothing back: the record is delivered all the same.
+///
+/// # Examples
+/// ```
+/// use oncelog::{Record, Store, TopicConfig};
+/// use std::time::Duration;
+/// let store = Store::in_memory(1)?;
+/// store.create_topic("orders", TopicConfig::new())?;
+/// let producer = store.producer().build()?;
+/// let delivery = producer.send(Record::to("orders").value("pear"))?;
+/// let placed = delivery.wait(Duration::from_secs(5))?;
+/// assert_eq!((&*placed.topic, placed.offset.0), ("orders", 0));
+/// # Ok::<(), oncelog::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "a delivery tells whether the record was acknowledged"]
+pub struct Delivery(Inner);
+
+#[derive(Debug)]
+enum Inner {
+    Done { name: TopicPartition, offset: Offset, timestamp: Timestamp },
+    Pending(Receipt<LogTarget>),
+}
+
+impl Delivery {
+    #[inline]
+    pub(super) fn done(name: TopicPartition, offset: Offset, timestamp: Timestamp) -> Self {
+        Self(Inner::Done { name, offset, timestamp })
+    }
+
+    pub(super) fn pending(receipt: Receipt<LogTarget>) -> Self {
+        Self(Inner::Pending(receipt))
+    }
+
+    /// Waits for the outcome, for up to `timeout`. May be called again.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] when it is not known by then, or when the producer's `delivery_timeout` is over, which
+    /// ends the delivery; [`Error::written`] tells whether the record may be in the log. Otherwise what the append
+    /// ran into and no retry could mend.
+    pub fn wait(&self, timeout: Duration) -> Result<RecordMetadata> {
+        match &self.0 {
+            Inner::Done { name, offset, timestamp } => {
+                Ok(RecordMetadata::new(name, *offset, *timestamp))
+            }
+            Inner::Pending(receipt) => receipt.wait(timeout),
+        }
+    }
+
+    /// The outcome, if it is known; waits for nothing.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Result<RecordMetadata>> {
+        match &self.0 {
+            Inner::Done { .. } => Some(self.wait(Duration::ZERO)),
+            Inner::Pending(receipt) => receipt.outcome(),
+        }
+    }
+}
+
+impl Future for Delivery {
+    type Output = Result<RecordMetadata>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            Inner::Done { name, offset, timestamp } => {
+                Poll::Ready(Ok(RecordMetadata::new(name, *offset, *timestamp)))
+            }
+            Inner::Pending(receipt) => receipt.poll(context.waker()),
+        }
+    }
+}
+
+/// A record on its way through a lane.
+pub(super) struct Receipt<T: Target> {
+    pub(super) lane: Arc<Lane<T>>,
+    pub(super) cell: Arc<Cell>,
+    pub(super) index: u32,
+    pub(super) number: u64,
+    pub(super) timestamp: Option<Timestamp>,
+    /// Under which its waker is registered.
+    pub(super) waker: Option<u64>,
+}
+
+impl<T: Target> std::fmt::Debug for Receipt<T> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = formatter.debug_struct("Receipt");
+        shown.field("partition", self.lane.name()).field("number", &self.number).finish()
+    }
+}
+
+impl<T: Target> Receipt<T> {
+    pub(super) fn wait(&self, timeout: Duration) -> Result<RecordMetadata> {
+        if let Some(outcome) = self.outcome() {
+            return outcome;
+        }
+        self.lane.wait(self.number, timeout, Until::Ended);
+        self.outcome().unwrap_or_else(|| {
+            let what = format!("{}: delivering a record", self.lane.name());
+            Err(Error::TimedOut { what, timeout, appended: None })
+        })
+    }
+
+    pub(super) fn outcome(&self) -> Option<Result<RecordMetadata>> {
+        let result = self.cell.result(self.index)?;
+        Some(result.map(|placed| self.lane.metadata(placed, self.timestamp)))
+    }
+
+    fn poll(&mut self, waker: &Waker) -> Poll<Result<RecordMetadata>> {
+        if self.cell.result(self.index).is_none() {
+            self.waker = self.lane.watch(self.number, self.waker, waker);
+        }
+        match self.outcome() {
+            Some(outcome) => Poll::Ready(outcome),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<T: Target> Drop for Receipt<T> {
+    fn drop(&mut self) {
+        if self.cell.result(self.index).is_none() {
+            self.lane.unwatched(self.number, self.waker);
+        }
+    }
+}

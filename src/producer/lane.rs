@@ -1,0 +1,749 @@
+//! One partition, as a producer writes to it: which thread does what the window decides.
+//!
+//! A sender that finds nothing under way appends its record itself. Otherwise the record gathers, and the thread
+//! that ends what is under way goes on with it. At most one thread *drives* a lane: it waits for the
+//! acknowledgement of the first batch (and flushes, if nobody else does), tells those that it ended, and appends what
+//! has gathered. Threads that wait for deliveries drive in turn; the others sleep, each on its own bed. Where nobody
+//! waits but somebody counts on progress (a callback, a future, records that gathered), the acknowledgement is
+//! watched, and the store's thread for chores drives.
+//!
+//! Callbacks run under no lock, one after the other and in order; on the thread that happens to end the records:
+//! a sender's, a waiter's, or the one for chores. Never on a disk's worker.
+//!
+//! Lock order: a lane, then the partition's. Nothing of a partition is waited for under a lane's lock.
+//!
+//! Invariant: while somebody sleeps, somebody drives or offers, or nothing can be done before a time that the
+//! sleeper knows.
+
+use std::cell::{Cell as ThreadCell, RefCell};
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::{Wake, Waker};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::config::ProducerSettings;
+use crate::error::{Error, ErrorClass, Result, Written};
+use crate::record::{Record, batch_bytes};
+use crate::storage::Clock;
+use crate::store::{Chore, Chores};
+use crate::types::{Offset, Timestamp, TopicPartition};
+
+use super::batch::memory_of;
+use super::delivery::{Callback, Receipt, RecordMetadata};
+use super::memory::Memory;
+use super::numbers::Numbers;
+use super::target::{Offered, Pending, Target};
+use super::window::{Counts, Ended, Window};
+
+/// Batches that a thread appends for others before it lets go.
+const ROUNDS_MAX: usize = 16;
+/// How long a thread that begins to drive waits for as many as last time.
+const GATHER: Duration = Duration::from_micros(30);
+/// How long records that gather are left to their senders, which may be about to wait for them.
+const SOON: Duration = Duration::from_millis(1);
+
+/// What all lanes of a producer share.
+#[derive(Debug)]
+pub(super) struct Common {
+    pub(super) settings: ProducerSettings,
+    pub(super) memory: Memory,
+    pub(super) clock: Clock,
+    pub(super) chores: Arc<Chores>,
+    pub(super) panics: AtomicU64,
+}
+
+/// How a record was taken.
+pub(super) enum Taken<T: Target> {
+    Done {
+        offset: Offset,
+        timestamp: Timestamp,
+    },
+    Pending(Receipt<T>),
+    /// There is no room for it; the callback comes back.
+    NoRoom(Option<Callback>),
+}
+
+/// What a wait is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Until {
+    /// The records have ended.
+    Ended,
+    /// Their callbacks, too, have returned.
+    Called,
+}
+
+pub(super) struct Lane<T: Target> {
+    this: Weak<Self>,
+    name: TopicPartition,
+    target: T,
+    common: Arc<Common>,
+    state: Mutex<State<T::Pending>>,
+    /// Records that gather, for a thread that waits for company.
+    queued: AtomicU32,
+    /// A batch has to be offered again.
+    stuck: AtomicBool,
+    /// The lane is among the store's chores.
+    is_chore: AtomicBool,
+}
+
+struct State<P> {
+    window: Window<P>,
+    /// Somebody waits for the first acknowledgement, or was told to.
+    driven: bool,
+    sleepers: Vec<Sleeper>,
+    watchers: Vec<Watcher>,
+    next_watcher: u64,
+    /// Somebody counts on the records below this number and does not wait.
+    followed: u64,
+    calls: VecDeque<(Callback, Result<RecordMetadata>, u64)>,
+    /// Number of the record whose callback runs.
+    calling: Option<u64>,
+    /// Up to where those that sleep were told, and whether callbacks have returned since.
+    told: u64,
+    called: bool,
+    /// How many records the last round ended or left behind.
+    company: u32,
+    /// When the lane is next among the chores.
+    timer: Option<Duration>,
+    /// How many records had ended when those that gather were last left to their senders.
+    left_at: Option<u64>,
+}
+
+struct Sleeper {
+    number: u64,
+    until: Until,
+    bed: Arc<Bed>,
+}
+
+struct Watcher {
+    id: u64,
+    number: u64,
+    waker: Waker,
+}
+
+/// Where a thread sleeps.
+struct Bed {
+    thread: Thread,
+    told: AtomicU8,
+}
+
+const NOTHING: u8 = 0;
+const SERVED: u8 = 1;
+const DRIVE: u8 = 2;
+
+thread_local! {
+    static CALLING: ThreadCell<bool> = const { ThreadCell::new(false) };
+    static BED: RefCell<Arc<Bed>> = RefCell::new(Bed::made());
+}
+
+impl Bed {
+    fn made() -> Arc<Self> {
+        Arc::new(Self { thread: std::thread::current(), told: AtomicU8::new(NOTHING) })
+    }
+
+    /// The calling thread's; another one if somebody still holds the last one.
+    fn of_this_thread() -> Arc<Self> {
+        let used = BED.try_with(|bed| {
+            let mut bed = bed.borrow_mut();
+            if let Some(bed) = Arc::get_mut(&mut bed) {
+                *bed.told.get_mut() = NOTHING;
+            } else {
+                *bed = Self::made();
+            }
+            Arc::clone(&bed)
+        });
+        // A thread that ends has none left to use again.
+        used.unwrap_or_else(|_| Self::made())
+    }
+
+    /// Leaves word, under the lane's lock: a sleeper whose time is over finds it, or is on the list still.
+    fn tell(&self, news: u8) {
+        self.told.store(news, Ordering::Release);
+    }
+
+    fn wake(&self) {
+        self.thread.unpark();
+    }
+
+    fn sleep(&self, span: Duration) {
+        let started = Instant::now();
+        while self.told.load(Ordering::Acquire) == NOTHING {
+            let left = span.saturating_sub(started.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            std::thread::park_timeout(left);
+        }
+    }
+}
+
+impl<P: Pending> State<P> {
+    /// Whether somebody counts on progress and does not wait.
+    fn is_followed(&self) -> bool {
+        self.followed > self.window.ended() || self.window.is_pressed() || !self.watchers.is_empty()
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.window.is_idle()
+            && !self.window.has_news()
+            && self.calls.is_empty()
+            && self.sleepers.is_empty()
+            && self.watchers.is_empty()
+    }
+
+    fn is_served(&self, number: u64, until: Until) -> bool {
+        let called = || {
+            self.calling.is_none_or(|calling| calling > number)
+                && self.calls.front().is_none_or(|(_, _, first)| *first > number)
+        };
+        self.window.ended() > number && (until == Until::Ended || called())
+    }
+}
+
+impl<T: Target> std::fmt::Debug for Lane<T> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Lane").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl<T: Target> Lane<T> {
+    pub(super) fn new(
+        name: TopicPartition,
+        target: T,
+        numbers: Numbers,
+        common: Arc<Common>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            target,
+            common,
+            state: Mutex::new(State {
+                window: Window::new(name.clone(), numbers),
+                driven: false,
+                sleepers: Vec::new(),
+                watchers: Vec::new(),
+                next_watcher: 0,
+                followed: 0,
+                calls: VecDeque::new(),
+                calling: None,
+                told: 0,
+                called: false,
+                company: 0,
+                timer: None,
+                left_at: None,
+            }),
+            name,
+            queued: AtomicU32::new(0),
+            stuck: AtomicBool::new(false),
+            is_chore: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn name(&self) -> &TopicPartition {
+        &self.name
+    }
+
+    /// Whether the partition took its last batch.
+    pub(super) fn is_available(&self) -> bool {
+        !self.stuck.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        self.state.lock().window.counts
+    }
+
+    pub(super) fn metadata(
+        &self,
+        (offset, appended_at): (Offset, Timestamp),
+        own: Option<Timestamp>,
+    ) -> RecordMetadata {
+        let own = own.filter(|_| !self.target.stamps_records());
+        RecordMetadata::new(&self.name, offset, own.unwrap_or(appended_at))
+    }
+
+    /// Takes a record. `room`: how much of the buffer was taken for it before.
+    ///
+    /// # Errors
+    /// What is wrong with the record, or with the lane; the record is then in no log.
+    #[inline]
+    pub(super) fn send(
+        &self,
+        record: &Record<'_>,
+        callback: Option<Callback>,
+        room: u64,
+    ) -> Result<Taken<T>> {
+        let memory = &self.common.memory;
+        let bytes = memory_of(record);
+        let mut state = self.state.lock();
+        if let Err(error) = state.window.check_open() {
+            drop(state);
+            memory.give_back(room);
+            return Err(error);
+        }
+        if !state.driven && self.common.settings.linger.is_zero() {
+            if state.window.is_single() {
+                let now = self.common.clock.elapsed();
+                state.window.catch_up(now, &self.common.settings);
+            }
+            if state.window.is_idle() && (room > 0 || memory.has_room(bytes)) {
+                return self.send_single(state, record, callback, room);
+            }
+        }
+        self.gather(state, record, callback, room)
+    }
+
+    /// Appends the record at once.
+    #[inline]
+    fn send_single(
+        &self,
+        mut state: MutexGuard<'_, State<T::Pending>>,
+        record: &Record<'_>,
+        callback: Option<Callback>,
+        room: u64,
+    ) -> Result<Taken<T>> {
+        let author = state.window.begin_single();
+        drop(state);
+        let settings = &self.common.settings;
+        let outcome = self.target.offer(&author, std::slice::from_ref(record), settings.acks);
+        let mut state = self.state.lock();
+        match outcome {
+            Ok(Offered::Done(appended)) => {
+                let number = state.window.ended();
+                state.window.single_done();
+                let (offset, at) = (appended.offsets.start, appended.timestamp);
+                let timestamp = match record.timestamp {
+                    None => at,
+                    own => self.metadata((offset, at), own).timestamp,
+                };
+                if let Some(callback) = callback {
+                    let metadata = RecordMetadata::new(&self.name, offset, timestamp);
+                    state.calls.push_back((callback, Ok(metadata), number));
+                }
+                if !state.is_quiet() {
+                    let state = self.offer_due(state, false);
+                    self.leave(state);
+                } else {
+                    drop(state);
+                }
+                self.common.memory.give_back(room);
+                Ok(Taken::Done { offset, timestamp })
+            }
+            Err(error) if is_told_at_once(&error) => {
+                state.window.single_refused(&error);
+                let state = self.offer_due(state, false);
+                self.leave(state);
+                self.common.memory.give_back(room);
+                Err(error)
+            }
+            outcome => {
+                if room == 0 {
+                    self.common.memory.take_anyway(memory_of(record));
+                }
+                let now = self.common.clock.elapsed();
+                let timestamp = record.timestamp;
+                let calls = callback.is_some();
+                let sent = state.window.single_waits(record, callback, outcome, now, settings);
+                if calls {
+                    state.followed = state.followed.max(sent.number + 1);
+                }
+                let state = self.offer_due(state, false);
+                self.leave(state);
+                Ok(Taken::Pending(self.receipt(sent, timestamp)))
+            }
+        }
+    }
+
+    /// Adds the record to those that gather.
+    fn gather<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State<T::Pending>>,
+        record: &Record<'_>,
+        callback: Option<Callback>,
+        room: u64,
+    ) -> Result<Taken<T>> {
+        let Common { memory, settings, clock, .. } = &*self.common;
+        let limit = match self.target.max_batch_bytes() {
+            Ok(limit) if batch_bytes(record) <= limit => limit,
+            refused => {
+                drop(state);
+                memory.give_back(room);
+                let (partition, bytes) = (self.name.clone(), batch_bytes(record));
+                return Err(match refused {
+                    Ok(bytes_max) => Error::RecordTooLarge { partition, bytes, bytes_max },
+                    Err(error) => error,
+                });
+            }
+        };
+        if room == 0 && !memory.try_take(memory_of(record)) {
+            return Ok(Taken::NoRoom(callback));
+        }
+        let batch_bytes = settings.batch_bytes.min(limit);
+        let calls = callback.is_some();
+        let sent = state.window.push(record, callback, batch_bytes, clock.elapsed());
+        if calls {
+            state.followed = state.followed.max(sent.number + 1);
+        }
+        self.queued.store(state.window.queued_records(), Ordering::Release);
+        // Whoever drives appends what has gathered; but a full batch need not wait for that.
+        if !state.driven || state.window.has_window() {
+            state = self.offer_due(state, false);
+        }
+        self.leave(state);
+        Ok(Taken::Pending(self.receipt(sent, record.timestamp)))
+    }
+
+    fn receipt(&self, sent: super::window::Sent, timestamp: Option<Timestamp>) -> Receipt<T> {
+        let lane = self.this.upgrade().expect("a lane that is used is held");
+        let super::window::Sent { cell, index, number } = sent;
+        Receipt { lane, cell, index, number, timestamp, waker: None }
+    }
+
+    /// Appends what is due.
+    fn offer_due<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State<T::Pending>>,
+        eager: bool,
+    ) -> MutexGuard<'a, State<T::Pending>> {
+        let settings = &self.common.settings;
+        for _ in 0..ROUNDS_MAX {
+            let now = self.common.clock.elapsed();
+            let Some(offer) = state.window.next_offer(now, settings, eager) else { break };
+            self.queued.store(state.window.queued_records(), Ordering::Release);
+            drop(state);
+            let records = offer.content.records();
+            let outcome = self.target.offer(&offer.author, &records, settings.acks);
+            drop(records);
+            state = self.state.lock();
+            state.window.on_offered(offer, outcome, self.common.clock.elapsed(), settings);
+        }
+        state
+    }
+
+    /// Waits for the first acknowledgements, until the record `number` has ended or the time is over. The caller
+    /// has said that it drives. `blocks`: or only takes what has come.
+    fn drive<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State<T::Pending>>,
+        number: u64,
+        blocks: bool,
+        left: impl Fn() -> Duration,
+    ) -> MutexGuard<'a, State<T::Pending>> {
+        let Common { settings, clock, .. } = &*self.common;
+        loop {
+            if blocks {
+                state = self.wait_for_company(state);
+            }
+            state = self.offer_due(state, blocks);
+            if state.window.ended() > number {
+                break;
+            }
+            let ends_at = state.window.expires_at(settings);
+            let Some((first, pending)) = state.window.take_front() else { break };
+            // Those that have ended are not to wait for the next.
+            self.leave(state);
+            let before = clock.elapsed();
+            let span = ends_at.map_or(Duration::MAX, |at| at.saturating_sub(before)).min(left());
+            let outcome = if blocks { pending.wait(span) } else { pending.outcome_now() };
+            state = self.state.lock();
+            let came = outcome.is_some();
+            let (ended, now) = (state.window.ended(), clock.elapsed());
+            state.window.on_waited(first, pending, outcome, now, settings);
+            if came {
+                state.window.catch_up(now, settings);
+                let served = state.window.ended() - ended;
+                let company = served + u64::from(state.window.queued_records());
+                state.company = u32::try_from(company).unwrap_or(u32::MAX);
+            } else if !blocks || left().is_zero() {
+                break;
+            }
+        }
+        state.driven = false;
+        state
+    }
+
+    /// Waits until the record `number` has ended; whether it has by then.
+    pub(super) fn wait(&self, number: u64, timeout: Duration, until: Until) -> bool {
+        let started = Instant::now();
+        let left = || timeout.saturating_sub(started.elapsed());
+        // A callback that waits for callbacks would wait for itself (CLI-22).
+        let until = if CALLING.get() { Until::Ended } else { until };
+        let Common { settings, clock, .. } = &*self.common;
+        let mut state = self.state.lock();
+        let mut told_to_drive = false;
+        loop {
+            if !state.is_served(number, until) && (told_to_drive || !state.driven) {
+                state.driven = true;
+                state = self.drive(state, number, true, left);
+                told_to_drive = false;
+            }
+            if told_to_drive {
+                state.driven = false;
+            }
+            if state.is_served(number, until) || left().is_zero() {
+                let served = state.is_served(number, until);
+                self.leave(state);
+                return served || self.state.lock().is_served(number, until);
+            }
+            let due = state.window.next_due(settings);
+            let nap = due.map_or(Duration::MAX, |at| at.saturating_sub(clock.elapsed()));
+            // A clock that stands still does not make anything due.
+            let nap = nap.max(Duration::from_millis(1)).min(left());
+            let bed = Bed::of_this_thread();
+            state.sleepers.push(Sleeper { number, until, bed: Arc::clone(&bed) });
+            self.leave(state);
+            bed.sleep(nap);
+            state = self.state.lock();
+            state.sleepers.retain(|other| !Arc::ptr_eq(&other.bed, &bed));
+            told_to_drive = bed.told.load(Ordering::Acquire) == DRIVE;
+        }
+    }
+
+    /// Lets others send for a moment, until as many have as in the last round: one flush serves them all.
+    fn wait_for_company<'a>(
+        &'a self,
+        state: MutexGuard<'a, State<T::Pending>>,
+    ) -> MutexGuard<'a, State<T::Pending>> {
+        let offered = state.window.under_way() - u64::from(state.window.queued_records());
+        let missing = u64::from(state.company).saturating_sub(offered);
+        let is_missing = || u64::from(self.queued.load(Ordering::Acquire)) < missing;
+        if !is_missing() {
+            return state;
+        }
+        drop(state);
+        let started = Instant::now();
+        while is_missing() && started.elapsed() < GATHER {
+            std::thread::yield_now();
+        }
+        self.state.lock()
+    }
+
+    /// Lets go of the lock, tells everyone what has ended, and sees to it that somebody goes on.
+    fn leave(&self, mut state: MutexGuard<'_, State<T::Pending>>) {
+        let Common { memory, chores, clock, settings, .. } = &*self.common;
+        let freed = self.collect(&mut state);
+        let ended = state.window.ended();
+        let (mut served, mut woken) = (Vec::new(), Vec::new());
+        if ended > state.told || state.called {
+            (state.told, state.called) = (ended, false);
+            let sleepers = std::mem::take(&mut state.sleepers);
+            (served, state.sleepers) = sleepers
+                .into_iter()
+                .partition(|sleeper| state.is_served(sleeper.number, sleeper.until));
+            served.iter().for_each(|sleeper: &Sleeper| sleeper.bed.tell(SERVED));
+            woken = state.watchers.extract_if(.., |one| one.number < ended).collect();
+        }
+        self.stuck.store(state.window.is_stuck(), Ordering::Relaxed);
+
+        let (mut next, mut soon, mut timer) = (None, false, None);
+        if !state.window.is_idle() && !state.driven && !state.window.is_offering() {
+            let now = clock.elapsed();
+            let offers = state.window.offer_is_due(now, settings, false);
+            if !state.sleepers.is_empty() && (offers || state.window.front_waits()) {
+                state.driven = true;
+                let chosen = state.sleepers.remove(0);
+                chosen.bed.tell(DRIVE);
+                next = Some(chosen);
+            } else {
+                let mut due = None;
+                if offers || state.is_followed() {
+                    soon = offers || (state.window.front_waits() && self.watch_front(&mut state));
+                    due = state.window.next_due(settings).filter(|_| !soon);
+                } else if state.window.has_queue() {
+                    // Whoever sent it is likely to wait for it.
+                    due = Some(now.saturating_add(SOON));
+                    state.left_at = Some(ended);
+                }
+                timer = due.filter(|due| state.timer.is_none_or(|set| *due < set));
+                state.timer = timer.or(state.timer);
+            }
+        }
+        let calls = state.calling.is_none() && !state.calls.is_empty();
+        if calls {
+            state.calling = state.calls.front().map(|(_, _, number)| *number);
+        }
+        drop(state);
+
+        memory.give_back(freed);
+        for sleeper in served {
+            sleeper.bed.wake();
+        }
+        for watcher in woken {
+            wake(watcher.waker);
+        }
+        if let Some(next) = next {
+            next.bed.wake();
+        }
+        if soon {
+            self.be_chore();
+        }
+        if let Some(at) = timer {
+            let chore: Weak<dyn Chore> = self.this.clone();
+            chores.push_at(at, chore);
+        }
+        if calls {
+            self.call_back();
+        }
+    }
+
+    /// Collects the callbacks of records that have ended; gives the memory that came free.
+    fn collect(&self, state: &mut State<T::Pending>) -> u64 {
+        let (calls, freed) = state.window.take_news();
+        for Ended { call, cell, number } in calls {
+            let result = cell.result(call.index).expect("a record that has ended has an outcome");
+            let result = result.map(|placed| self.metadata(placed, call.timestamp));
+            state.calls.push_back((call.callback, result, number));
+        }
+        freed
+    }
+
+    fn watch_front(&self, state: &mut State<T::Pending>) -> bool {
+        let lane = self.this.upgrade().expect("a lane that is used is held");
+        state.window.watch_front(&Waker::from(Arc::new(Woken(Arc::downgrade(&lane)))))
+    }
+
+    fn be_chore(&self) {
+        if !self.is_chore.swap(true, Ordering::AcqRel) {
+            let chore: Weak<dyn Chore> = self.this.clone();
+            self.common.chores.push(chore);
+        }
+    }
+
+    /// Calls what is to be called, in order. The caller has said so in `calling`.
+    fn call_back(&self) {
+        loop {
+            let mut state = self.state.lock();
+            let freed = self.collect(&mut state);
+            self.common.memory.give_back(freed);
+            let Some((callback, result, number)) = state.calls.pop_front() else {
+                (state.calling, state.called) = (None, true);
+                // Those that wait for callbacks look again.
+                self.leave(state);
+                return;
+            };
+            state.calling = Some(number);
+            drop(state);
+            let before = CALLING.replace(true);
+            if catch_unwind(AssertUnwindSafe(|| callback(result))).is_err() {
+                self.common.panics.fetch_add(1, Ordering::Relaxed);
+            }
+            CALLING.set(before);
+        }
+    }
+
+    /// Has `waker` called when the record has ended. Returns what to give next time.
+    pub(super) fn watch(&self, number: u64, known: Option<u64>, waker: &Waker) -> Option<u64> {
+        let mut state = self.state.lock();
+        if state.window.ended() > number {
+            self.leave(state);
+            return known;
+        }
+        let known = state.watchers.iter_mut().find(|one| Some(one.id) == known);
+        let id = if let Some(watcher) = known {
+            watcher.waker.clone_from(waker);
+            watcher.id
+        } else {
+            let id = state.next_watcher;
+            state.next_watcher += 1;
+            state.watchers.push(Watcher { id, number, waker: waker.clone() });
+            id
+        };
+        self.leave(state);
+        Some(id)
+    }
+
+    /// A delivery that nobody asks for any more is brought about all the same.
+    pub(super) fn unwatched(&self, number: u64, watcher: Option<u64>) {
+        let mut state = self.state.lock();
+        state.watchers.retain(|one| Some(one.id) != watcher);
+        state.followed = state.followed.max(number + 1);
+        self.leave(state);
+    }
+
+    /// Has all that was sent by now delivered without further delay. Returns the number behind the last record.
+    pub(super) fn hasten(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.window.hasten();
+        state.followed = state.window.sent();
+        if !state.driven || state.window.has_window() {
+            state = self.offer_due(state, false);
+        }
+        let sent = state.window.sent();
+        self.leave(state);
+        sent
+    }
+
+    /// Fails what is still under way.
+    pub(super) fn abandon(&self, error: &Error) {
+        let mut state = self.state.lock();
+        state.window.abandon(error);
+        self.leave(state);
+    }
+
+    /// The sequence of the next record that will be sent; asks the log where to go on if a record failed.
+    ///
+    /// # Errors
+    /// What the log answers; [`Error::TimedOut`] as long as older records are under way behind one that failed.
+    pub(super) fn next_sequence(&self) -> Result<u64> {
+        let mut state = self.state.lock();
+        if let Some(next) = state.window.next_sequence() {
+            return Ok(next);
+        }
+        if !state.window.is_idle() {
+            let what = format!("{}: ending the records behind one that failed", self.name);
+            let timeout = Duration::ZERO;
+            return Err(Error::TimedOut { what, timeout, appended: None });
+        }
+        let next = self.target.next_sequence()?;
+        state.window.mend(next);
+        Ok(next)
+    }
+}
+
+impl<T: Target> Chore for Lane<T> {
+    fn run(self: Arc<Self>) {
+        self.is_chore.store(false, Ordering::Release);
+        let mut state = self.state.lock();
+        let now = self.common.clock.elapsed();
+        if state.timer.is_some_and(|at| at <= now) {
+            state.timer = None;
+        }
+        if state.left_at.take() == Some(state.window.ended()) {
+            // Nobody came to wait for what gathered.
+            state.followed = state.window.sent();
+        }
+        if !state.driven {
+            state.driven = true;
+            state = self.drive(state, u64::MAX, false, || Duration::ZERO);
+        }
+        self.leave(state);
+    }
+}
+
+/// Called when an acknowledgement that nobody waits for has come; by whoever learns it, in the middle of
+/// something else, so that it only leaves word.
+struct Woken<T: Target>(Weak<Lane<T>>);
+
+impl<T: Target> Wake for Woken<T> {
+    fn wake(self: Arc<Self>) {
+        if let Some(lane) = self.0.upgrade() {
+            lane.be_chore();
+        }
+    }
+}
+
+/// A waker is the application's: a panic ends here.
+fn wake(waker: Waker) {
+    drop(catch_unwind(AssertUnwindSafe(|| waker.wake())));
+}
+
+/// Whether a sender is told of a refusal by `send` itself: the same record would be refused again.
+fn is_told_at_once(error: &Error) -> bool {
+    let hopeless =
+        matches!(error.class(), ErrorClass::Invalid | ErrorClass::Fatal | ErrorClass::Fenced);
+    hopeless && error.written() == Written::No
+}

@@ -1,0 +1,148 @@
+//! How much a producer may hold that is not delivered yet; who comes too late waits in line.
+//!
+//! Taking and giving back without anybody waiting is one atomic addition. A sender that finds the buffer full
+//! stands in line (CLI-04): as long as somebody does, nobody passes by.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+#[derive(Debug)]
+pub(super) struct Memory {
+    used: AtomicU64,
+    bytes_max: u64,
+    /// The length of the line, for those that do not stand in it.
+    waiting: AtomicUsize,
+    line: Mutex<Line>,
+    bell: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    places: VecDeque<u64>,
+    next: u64,
+}
+
+impl Memory {
+    pub(super) fn new(bytes_max: u64) -> Self {
+        Self {
+            used: AtomicU64::new(0),
+            bytes_max,
+            waiting: AtomicUsize::new(0),
+            line: Mutex::default(),
+            bell: Condvar::new(),
+        }
+    }
+
+    pub(super) fn used(&self) -> u64 {
+        self.used.load(Ordering::Acquire)
+    }
+
+    pub(super) fn bytes_max(&self) -> u64 {
+        self.bytes_max
+    }
+
+    /// Whether there is room now and nobody waits for it.
+    #[inline]
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        self.waiting.load(Ordering::Acquire) == 0 && self.used() + bytes <= self.bytes_max
+    }
+
+    /// Takes room if there is some and nobody waits for it.
+    pub(super) fn try_take(&self, bytes: u64) -> bool {
+        self.waiting.load(Ordering::Acquire) == 0 && self.take_now(bytes)
+    }
+
+    /// Takes room even if there is none: for a record that is in the log already.
+    pub(super) fn take_anyway(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    fn take_now(&self, bytes: u64) -> bool {
+        let fits = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= self.bytes_max);
+        self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_ok()
+    }
+
+    /// Waits in line for room.
+    pub(super) fn take(&self, bytes: u64, timeout: Duration) -> bool {
+        let started = Instant::now();
+        let mut line = self.line.lock();
+        let place = line.next;
+        line.next += 1;
+        line.places.push_back(place);
+        self.waiting.store(line.places.len(), Ordering::Release);
+        let taken = loop {
+            if line.places.front() == Some(&place) && self.take_now(bytes) {
+                break true;
+            }
+            let left = timeout.saturating_sub(started.elapsed());
+            if left.is_zero() {
+                break false;
+            }
+            self.bell.wait_for(&mut line, left);
+        };
+        line.places.retain(|other| *other != place);
+        self.waiting.store(line.places.len(), Ordering::Release);
+        drop(line);
+        self.bell.notify_all();
+        taken
+    }
+
+    pub(super) fn give_back(&self, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        self.used.fetch_sub(bytes, Ordering::AcqRel);
+        if self.waiting.load(Ordering::Acquire) > 0 {
+            // Under the lock, so that nobody is between looking and sleeping.
+            let line = self.line.lock();
+            drop(line);
+            self.bell.notify_all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cli_04_room_is_given_in_the_order_in_which_it_was_asked_for() {
+        let memory = Memory::new(100);
+        assert!(memory.try_take(100) && !memory.try_take(1) && !memory.has_room(1));
+        let order = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for (at, bytes) in [(0, 90), (1, 20), (2, 5)] {
+                let (memory, order) = (&memory, &order);
+                scope.spawn(move || {
+                    assert!(memory.take(bytes, Duration::from_secs(30)));
+                    order.lock().push(at);
+                });
+                while memory.waiting.load(Ordering::Acquire) <= at {
+                    std::thread::yield_now();
+                }
+            }
+            memory.give_back(30);
+            assert!(!memory.try_take(1), "it is kept for the first in line");
+            memory.give_back(70);
+            while order.lock().is_empty() {
+                std::thread::yield_now();
+            }
+            assert_eq!(*order.lock(), [0]);
+            memory.give_back(90);
+        });
+        assert_eq!(order.lock().len(), 3);
+        assert_eq!(memory.used(), 25);
+    }
+
+    #[test]
+    fn who_waits_too_long_leaves_the_line() {
+        let memory = Memory::new(10);
+        assert!(memory.try_take(10));
+        assert!(!memory.take(1, Duration::from_millis(1)));
+        memory.give_back(10);
+        assert!(memory.try_take(10), "nobody is in line any more");
+    }
+}

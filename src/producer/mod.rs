@@ -1,0 +1,445 @@
+//! Producers: records go in one by one, batches come out, each appended once.
+//!
+//! - `builder`: how one is made.
+//! - `delivery`: what a sender gets back.
+//! - `lane`: one partition as a producer writes to it: which thread does what.
+//! - `window`: what is on its way there, and what is to be done next. Pure decisions; time is an argument.
+//! - `batch`: records that go together. `numbers`: their sequences. `memory`: how much may be under way.
+//! - `target`: the partition, or what stands for it in tests.
+//! - `transaction`: batches that are seen together or never.
+//!
+//! Threads: none of its own. Senders and waiters do the work; where there are none, the store's thread for chores.
+//! Leaves to others: what a sequence means (`protocol::producer_state`), flushing (`partition`), who holds a name
+//! (`store::producer_ids`).
+
+mod batch;
+mod builder;
+mod delivery;
+mod lane;
+mod memory;
+#[cfg(test)]
+mod model;
+mod numbers;
+mod target;
+mod transaction;
+mod window;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::error::{Error, Result};
+use crate::protocol::partitioner::{Sticky, partition_of_key};
+use crate::record::{ProducerRecord, record_bytes_max};
+use crate::store::{Holder, PartitionCounter, Store};
+use crate::types::TopicPartition;
+
+pub use builder::ProducerBuilder;
+pub use delivery::{Delivery, RecordMetadata};
+pub use transaction::{
+    Transaction, TransactionId, TransactionOutcome, TransactionalBuilder, TransactionalProducer,
+};
+
+use batch::memory_of;
+use delivery::Callback;
+use lane::{Common, Lane, Taken, Until};
+use numbers::{Identity, Numbers};
+use target::{LogTarget, Target};
+
+type Partitioner = Arc<dyn Fn(&ProducerRecord<'_>, u32) -> u32 + Send + Sync>;
+
+/// Sends records to topics: gathers them into batches, retries what can be retried, and appends each once.
+///
+/// A record that finds its partition idle is appended at once, by the caller. While an append or a flush is under way
+/// there, records gather and go together when it is done. So batches grow with the load, and nothing waits for them
+/// to. Records of one partition are appended, and their deliveries end, in the order in which they were sent.
+///
+/// Cheap to clone, usable from any number of threads; keeps its store open. The last clone to go delivers what was
+/// sent, for up to the delivery timeout.
+///
+/// # Examples
+/// ```
+/// use oncelog::{Record, Store, TopicConfig};
+/// use std::time::Duration;
+/// let store = Store::in_memory(1)?;
+/// store.create_topic("orders", TopicConfig::new().partitions(6))?;
+/// let producer = store.producer().build()?;
+/// for customer in ["ada", "ben", "ada"] {
+///     let order = Record::to("orders").key(customer).value("pear");
+///     producer.send_with(order, |outcome| assert!(outcome.is_ok()))?;
+/// }
+/// producer.flush(Duration::from_secs(5))?;
+/// assert_eq!(producer.counters().records, 3);
+/// # Ok::<(), oncelog::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Producer {
+    handle: Arc<Handle>,
+}
+
+/// What a producer has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProducerCounters {
+    /// Records that were delivered.
+    pub records: u64,
+    /// Batches that they went in.
+    pub batches: u64,
+    /// Batches that were offered again.
+    pub retries: u64,
+    /// Records that failed with [`Acks::None`](crate::Acks), for which nobody waits.
+    pub dropped: u64,
+    /// Callbacks that panicked.
+    pub callback_panics: u64,
+    /// How much of the buffer is taken now, in bytes.
+    pub buffered_bytes: u64,
+}
+
+/// Delivers what was sent when it goes.
+#[derive(Debug)]
+struct Handle {
+    shared: Shared,
+}
+
+struct Shared {
+    store: Store,
+    common: Arc<Common>,
+    identity: Identity,
+    holder: Option<Holder>,
+    partitioner: Option<Partitioner>,
+    topics: RwLock<HashMap<Arc<str>, Arc<TopicLanes>>>,
+    closed: AtomicBool,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = formatter.debug_struct("Shared");
+        shown
+            .field("identity", &self.identity)
+            .field("common", &self.common)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A topic that was sent to.
+struct TopicLanes {
+    counter: PartitionCounter,
+    lanes: RwLock<Vec<Option<Arc<Lane<LogTarget>>>>>,
+    sticky: Mutex<Sticky>,
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "a record is made where it is sent")]
+impl Producer {
+    /// Sends a record. Returns when it is appended or has its place in the next batch; waits for up to `max_block`
+    /// if the buffer is full.
+    ///
+    /// # Errors
+    /// What is wrong with the record or the call, known at once: [`Error::UnknownTopicOrPartition`],
+    /// [`Error::RecordTooLarge`] (before any I/O), [`Error::InvalidRecord`], [`Error::BufferFull`],
+    /// [`Error::ProducerFenced`], [`Error::Closed`], and [`Error::OutOfOrderSequence`] behind a named producer's
+    /// record that failed. The record is then in no log. All else is the delivery's to tell.
+    #[inline]
+    pub fn send(&self, record: ProducerRecord<'_>) -> Result<Delivery> {
+        self.handle.shared.send(&record, None, true)
+    }
+
+    /// Sends a record and has `callback` called with its outcome, once, in the order of sending within a partition.
+    /// It runs under no lock, on a thread that sends or waits here or on one of the store's; a panic in it is counted.
+    ///
+    /// # Errors
+    /// As for [`Producer::send`]; `callback` is then not called.
+    pub fn send_with(
+        &self,
+        record: ProducerRecord<'_>,
+        callback: impl FnOnce(Result<RecordMetadata>) + Send + 'static,
+    ) -> Result<()> {
+        self.handle.shared.send(&record, Some(Box::new(callback)), true).map(drop)
+    }
+
+    /// As [`Producer::send`], without waiting for room in the buffer.
+    ///
+    /// # Errors
+    /// As for [`Producer::send`]; [`Error::BufferFull`] at once.
+    pub fn try_send(&self, record: ProducerRecord<'_>) -> Result<Delivery> {
+        self.handle.shared.send(&record, None, false)
+    }
+
+    /// Waits until all that was sent before has ended, and its callbacks have returned. Nothing waits for `linger`
+    /// any more. How each record ended, its delivery tells. In a callback, callbacks are not waited for.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`]; what is under way goes on.
+    pub fn flush(&self, timeout: Duration) -> Result<()> {
+        self.handle.shared.flush(timeout)
+    }
+
+    /// Takes no more records, and flushes. Every clone is closed with it.
+    ///
+    /// # Errors
+    /// As for [`Producer::flush`].
+    pub fn close(&self, timeout: Duration) -> Result<()> {
+        self.handle.shared.closed.store(true, Ordering::Release);
+        self.flush(timeout)
+    }
+
+    /// The sequence of the next record that this producer sends to the partition: how many it has sent there since
+    /// it first had its name. That is where a source that can be replayed goes on, at the start or after a failure.
+    ///
+    /// After a record failed, all that was sent behind it fails as well, and `send` refuses more with
+    /// [`Error::OutOfOrderSequence`] until this was asked.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for a producer without a name; [`Error::UnknownTopicOrPartition`];
+    /// [`Error::ProducerFenced`]; [`Error::TimedOut`] while records behind one that failed are under way: flush first.
+    ///
+    /// # Examples
+    /// ```
+    /// use oncelog::{Record, Store, TopicConfig};
+    /// use std::time::Duration;
+    /// let source = ["21.5", "21.7", "21.6"];
+    /// let store = Store::in_memory(1)?;
+    /// store.create_topic("readings", TopicConfig::new())?;
+    /// for _start in 0..3 {
+    ///     let producer = store.producer().name("meter-17").build()?;
+    ///     let next = producer.next_sequence("readings", 0)?;
+    ///     for reading in source.iter().skip(next as usize) {
+    ///         producer.send(Record::to("readings").partition(0).value(reading))?;
+    ///     }
+    ///     producer.flush(Duration::from_secs(5))?;
+    /// }
+    /// assert_eq!(store.partition("readings", 0)?.log_end_offset().0, 3);
+    /// # Ok::<(), oncelog::Error>(())
+    /// ```
+    pub fn next_sequence(&self, topic: &str, partition: u32) -> Result<u64> {
+        let shared = &self.handle.shared;
+        if shared.holder.is_none() {
+            return Err(Error::InvalidConfig {
+                key: "name".into(),
+                value: String::new(),
+                reason: "a producer without a name begins anew each time".into(),
+            });
+        }
+        shared
+            .lane(&ProducerRecord {
+                topic,
+                partition: Some(partition),
+                record: crate::record::Record::default(),
+            })?
+            .next_sequence()
+    }
+
+    /// What it has done so far.
+    #[must_use]
+    pub fn counters(&self) -> ProducerCounters {
+        let shared = &self.handle.shared;
+        let mut sum = ProducerCounters {
+            callback_panics: shared.common.panics.load(Ordering::Relaxed),
+            buffered_bytes: shared.common.memory.used(),
+            ..ProducerCounters::default()
+        };
+        for lane in shared.lanes() {
+            let counts = lane.counts();
+            sum.records += counts.records;
+            sum.batches += counts.batches;
+            sum.retries += counts.retries;
+            sum.dropped += counts.dropped;
+        }
+        sum
+    }
+}
+
+impl Shared {
+    #[inline]
+    fn send(
+        &self,
+        record: &ProducerRecord<'_>,
+        callback: Option<Callback>,
+        blocks: bool,
+    ) -> Result<Delivery> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        let lane = self.lane(record)?;
+        match lane.send(&record.record, callback, 0) {
+            Ok(Taken::Done { offset, timestamp }) => {
+                Ok(Delivery::done(lane.name().clone(), offset, timestamp))
+            }
+            Ok(Taken::Pending(receipt)) => Ok(Delivery::pending(receipt)),
+            Ok(Taken::NoRoom(callback)) => self.send_late(&lane, record, callback, blocks),
+            Err(error) => Err(self.refused(record.topic, error)),
+        }
+    }
+
+    /// Sends a record for which there was no room.
+    #[cold]
+    fn send_late(
+        &self,
+        lane: &Arc<Lane<LogTarget>>,
+        record: &ProducerRecord<'_>,
+        callback: Option<Callback>,
+        blocks: bool,
+    ) -> Result<Delivery> {
+        let (bytes, memory) = (memory_of(&record.record), &self.common.memory);
+        let bytes_max = memory.bytes_max();
+        if bytes > bytes_max {
+            let partition = lane.name().clone();
+            return Err(Error::RecordTooLarge { partition, bytes, bytes_max });
+        }
+        if !blocks || !self.wait_for_room(bytes) {
+            return Err(Error::BufferFull { bytes_max });
+        }
+        match lane.send(&record.record, callback, bytes) {
+            Ok(Taken::Done { offset, timestamp }) => {
+                Ok(Delivery::done(lane.name().clone(), offset, timestamp))
+            }
+            Ok(Taken::Pending(receipt)) => Ok(Delivery::pending(receipt)),
+            Ok(Taken::NoRoom(_)) => unreachable!("its room was taken before"),
+            Err(error) => Err(self.refused(record.topic, error)),
+        }
+    }
+
+    /// Takes room, waiting for it. What is under way is hastened (CLI-05).
+    fn wait_for_room(&self, bytes: u64) -> bool {
+        let Common { memory, settings, .. } = &*self.common;
+        let lanes = self.lanes();
+        let sent: Vec<_> = lanes.iter().map(|lane| lane.hasten()).collect();
+        if self.store.has_background() {
+            return memory.take(bytes, settings.max_block);
+        }
+        for (lane, sent) in lanes.iter().zip(sent) {
+            if !memory.has_room(bytes) && sent > 0 {
+                lane.wait(sent - 1, Duration::ZERO, Until::Ended);
+            }
+        }
+        memory.take(bytes, Duration::ZERO)
+    }
+
+    /// A topic that is gone may come again under its name: it is looked up anew.
+    #[cold]
+    fn refused(&self, topic: &str, error: Error) -> Error {
+        if matches!(error, Error::UnknownTopicOrPartition { .. }) {
+            self.topics.write().remove(topic);
+        }
+        error
+    }
+
+    fn flush(&self, timeout: Duration) -> Result<()> {
+        let lanes = self.lanes();
+        let sent: Vec<_> = lanes.iter().map(|lane| lane.hasten()).collect();
+        let started = self.common.clock.elapsed();
+        let mut in_time = true;
+        for (lane, sent) in lanes.iter().zip(sent).filter(|(_, sent)| *sent > 0) {
+            let passed = self.common.clock.elapsed().saturating_sub(started);
+            in_time &= lane.wait(sent - 1, timeout.saturating_sub(passed), Until::Called);
+        }
+        if in_time {
+            return Ok(());
+        }
+        Err(Error::TimedOut { what: "flushing the producer".into(), timeout, appended: None })
+    }
+
+    fn lanes(&self) -> Vec<Arc<Lane<LogTarget>>> {
+        let topics: Vec<_> = self.topics.read().values().cloned().collect();
+        topics.iter().flat_map(|topic| topic.lanes.read().clone()).flatten().collect()
+    }
+
+    /// The partition for a record.
+    #[inline]
+    fn lane(&self, record: &ProducerRecord<'_>) -> Result<Arc<Lane<LogTarget>>> {
+        let topics = self.topics.read();
+        let Some(topic) = topics.get(record.topic) else {
+            drop(topics);
+            return self.lane_of_new_topic(record);
+        };
+        let number = self.partition_of(topic, record);
+        if let Some(Some(lane)) = topic.lanes.read().get(number as usize) {
+            return Ok(Arc::clone(lane));
+        }
+        let topic = Arc::clone(topic);
+        drop(topics);
+        self.make_lane(&topic, number).map_err(|error| self.refused(record.topic, error))
+    }
+
+    #[cold]
+    fn lane_of_new_topic(&self, record: &ProducerRecord<'_>) -> Result<Arc<Lane<LogTarget>>> {
+        let counter = self.store.partition_counter(record.topic)?;
+        let name = Arc::clone(counter.name());
+        let seed = match self.identity {
+            Identity::Nobody => 0,
+            Identity::Plain(id) | Identity::Named(id, _) => id.0,
+        };
+        let made = || {
+            Arc::new(TopicLanes {
+                counter,
+                lanes: RwLock::default(),
+                sticky: Mutex::new(Sticky::new(self.common.settings.batch_bytes, seed)),
+            })
+        };
+        let topic = Arc::clone(self.topics.write().entry(name).or_insert_with(made));
+        let number = self.partition_of(&topic, record);
+        self.make_lane(&topic, number)
+    }
+
+    #[cold]
+    fn make_lane(&self, topic: &TopicLanes, number: u32) -> Result<Arc<Lane<LogTarget>>> {
+        let partition = self.store.partition(topic.counter.name(), number)?.appender()?;
+        let target = LogTarget { partition, holder: self.holder.clone() };
+        let mut lanes = topic.lanes.write();
+        let at = number as usize;
+        if lanes.len() <= at {
+            lanes.resize(at + 1, None);
+        }
+        if let Some(lane) = &lanes[at] {
+            return Ok(Arc::clone(lane));
+        }
+        let next = target.next_sequence()?;
+        let numbers = Numbers::new(self.identity, next, self.common.settings.compression);
+        let name = TopicPartition::new(Arc::clone(topic.counter.name()), number);
+        let lane = Lane::new(name, target, numbers, Arc::clone(&self.common));
+        lanes[at] = Some(Arc::clone(&lane));
+        Ok(lane)
+    }
+
+    #[inline]
+    fn partition_of(&self, topic: &TopicLanes, record: &ProducerRecord<'_>) -> u32 {
+        if let Some(number) = record.partition {
+            return number;
+        }
+        let count = topic.counter.count();
+        if let Some(choose) = &self.partitioner {
+            return choose(record, count);
+        }
+        match record.record.key {
+            _ if count <= 1 => 0,
+            Some(key) => partition_of_key(key, count),
+            None => {
+                let lanes = topic.lanes.read();
+                let is_available = |number: u32| {
+                    let lane = lanes.get(number as usize).and_then(Option::as_ref);
+                    lane.is_none_or(|lane| lane.is_available())
+                };
+                let bytes = record_bytes_max(&record.record);
+                topic.sticky.lock().choose(bytes, count, is_available)
+            }
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let shared = &self.shared;
+        shared.closed.store(true, Ordering::Release);
+        // What has no thread is driven once: its clock does not move while it is waited for.
+        let background = shared.store.has_background();
+        let timeout =
+            if background { shared.common.settings.delivery_timeout } else { Duration::ZERO };
+        // Whoever holds a delivery is told by it.
+        let _ = shared.flush(timeout);
+        for lane in shared.lanes() {
+            lane.abandon(&Error::Closed);
+        }
+    }
+}

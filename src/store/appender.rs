@@ -1,0 +1,100 @@
+//! A partition as a producer uses it. Does not keep its store open: a thread that happens to hold it for a moment
+//! longer than the application must not be the one that closes the store.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::partition::{Appended, Author, Core, Placed, Ticket};
+use crate::protocol::producer_state::states::ProducerView;
+use crate::record::Record;
+use crate::types::{Acks, ProducerId, TimestampType};
+
+use super::Shared;
+
+/// What became of a batch that was offered.
+#[derive(Debug)]
+pub(crate) enum Offered {
+    /// It is acknowledged.
+    Done(Appended),
+    /// It is in the leader's log.
+    Waits(Ticket),
+}
+
+/// Takes a producer's batches.
+#[derive(Debug)]
+pub(crate) struct Appender {
+    pub(super) core: Arc<Core>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Appender {
+    /// Appends a batch whose author is likely to wait for it at once, or, with id 0, one of nobody.
+    ///
+    /// # Errors
+    /// As for `Partition::append_nowait`.
+    #[inline]
+    pub(crate) fn offer(
+        &self,
+        author: &Author,
+        records: &[Record<'_>],
+        acks: Acks,
+    ) -> Result<Offered> {
+        let append = |core: &Core| core.append_to_wait(author, records, acks);
+        match self.shared.placed(&self.core, append)? {
+            Placed::Done(appended) => Ok(Offered::Done(appended)),
+            waits => Ok(Offered::Waits(self.shared.ticket_of(&self.core, waits, acks))),
+        }
+    }
+
+    /// Whether the log stamps the records.
+    pub(crate) fn stamps_records(&self) -> bool {
+        self.core.settings().topic.timestamp_type == TimestampType::AppendTime
+    }
+
+    /// The largest batch that the topic takes.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub(crate) fn max_batch_bytes(&self) -> Result<u64> {
+        self.shared.check_open()?;
+        Ok(self.core.settings().topic.max_batch_bytes.into())
+    }
+
+    /// What the partition knows of a producer.
+    pub(crate) fn producer(&self, id: ProducerId) -> Option<ProducerView> {
+        self.core.producer(id)
+    }
+}
+
+impl Shared {
+    /// Appends; where there is no leader, settles who leads, and tries once more.
+    #[inline]
+    pub(super) fn placed(
+        &self,
+        core: &Arc<Core>,
+        append: impl Fn(&Core) -> Result<Placed>,
+    ) -> Result<Placed> {
+        match append(core) {
+            Err(Error::NoLeader { .. }) => {
+                self.settle_one(core);
+                append(core)
+            }
+            placed => placed,
+        }
+    }
+
+    pub(super) fn ticket_of(
+        self: &Arc<Self>,
+        core: &Arc<Core>,
+        placed: Placed,
+        acks: Acks,
+    ) -> Ticket {
+        let (shared, settled) = (Arc::downgrade(self), Arc::clone(core));
+        let settler = move || {
+            if let Some(shared) = shared.upgrade() {
+                shared.settle_one(&settled);
+            }
+        };
+        Ticket::new(Arc::clone(core), placed, acks, settler)
+    }
+}

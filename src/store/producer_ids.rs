@@ -1,0 +1,125 @@
+//! Numbers for producers, each given once in the life of a store, and who holds a name.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use parking_lot::{RwLock, RwLockReadGuard};
+
+use crate::error::{Error, Result};
+use crate::protocol::metadata::{MetadataRecord, PRODUCER_NAME_BYTES_MAX};
+use crate::types::{ProducerEpoch, ProducerId};
+
+use super::{Shared, Store};
+
+/// How many are made durable at a time: what a crash leaves of them is never given.
+const BLOCK: u64 = 1000;
+
+/// Those that were made durable and have not been given.
+pub(super) type ProducerIds = Range<u64>;
+
+/// The names that were held since the store was opened.
+pub(super) type Names = HashMap<String, Arc<Reign>>;
+
+/// Under which epoch a name is held now.
+#[derive(Debug)]
+pub(super) struct Reign {
+    id: ProducerId,
+    epoch: RwLock<ProducerEpoch>,
+}
+
+/// A name's holder, until the next one takes over.
+#[derive(Clone, Debug)]
+pub(crate) struct Holder {
+    pub(crate) id: ProducerId,
+    pub(crate) epoch: ProducerEpoch,
+    reign: Arc<Reign>,
+}
+
+impl Holder {
+    /// As long as the answer is kept, nobody takes over: an append under it is not a late one.
+    ///
+    /// # Errors
+    /// [`Error::ProducerFenced`] when somebody has taken over.
+    pub(crate) fn reigns(&self) -> Result<RwLockReadGuard<'_, ProducerEpoch>> {
+        let current = self.reign.epoch.read();
+        if *current == self.epoch {
+            return Ok(current);
+        }
+        Err(Error::ProducerFenced { id: self.id, epoch: self.epoch, current: *current })
+    }
+}
+
+impl Store {
+    /// A number that no producer had before.
+    ///
+    /// # Errors
+    /// What making the next block durable runs into.
+    pub(crate) fn new_producer_id(&self) -> Result<ProducerId> {
+        self.shared().check_writable()?;
+        self.shared().new_producer_id(false)
+    }
+
+    /// Takes over the producer of that name; who held it until now is fenced when this returns.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for a name that cannot be one; what writing it down runs into.
+    pub(crate) fn hold_name(&self, name: &str) -> Result<Holder> {
+        self.shared().check_writable()?;
+        if name.is_empty() || name.len() > PRODUCER_NAME_BYTES_MAX {
+            return Err(Error::InvalidConfig {
+                key: "name".into(),
+                value: name.to_owned(),
+                reason: format!("a producer's name has 1 to {PRODUCER_NAME_BYTES_MAX} bytes"),
+            });
+        }
+        self.shared().hold_name(name)
+    }
+}
+
+impl Shared {
+    /// A number that nobody had before. `named`: its holder is known by a name, and never forgotten by age.
+    ///
+    /// # Errors
+    /// What making the next block durable runs into.
+    pub(super) fn new_producer_id(&self, named: bool) -> Result<ProducerId> {
+        let mut ids = self.producer_ids.lock();
+        if ids.is_empty() {
+            let mut metadata = self.metadata.lock();
+            let first = metadata.state().next_producer_id();
+            metadata.commit(&MetadataRecord::ProducerIdBlock { next: first + BLOCK })?;
+            *ids = first..first + BLOCK;
+        }
+        let number = ids.next().expect("a block was made just now");
+        let mark = if named { ProducerId::NAMED } else { ProducerId::GIVEN };
+        Ok(ProducerId(mark | number))
+    }
+
+    fn hold_name(&self, name: &str) -> Result<Holder> {
+        let mut names = self.producer_names.lock();
+        let reign = match names.get(name) {
+            Some(reign) => Arc::clone(reign),
+            None => {
+                let known = self.metadata.lock().state().named_producer(name);
+                let (id, epoch) = match known {
+                    Some(known) => known,
+                    None => (self.new_producer_id(true)?, ProducerEpoch(0)),
+                };
+                let reign = Arc::new(Reign { id, epoch: RwLock::new(epoch) });
+                names.insert(name.to_owned(), Arc::clone(&reign));
+                reign
+            }
+        };
+        let (id, name) = (reign.id, name.to_owned());
+        // Waits for an append that the holder has under way.
+        let mut current = reign.epoch.write();
+        let Some(epoch) = current.0.checked_add(1).map(ProducerEpoch) else {
+            let reason = "it was held 2^32 times".to_owned();
+            return Err(Error::InvalidConfig { key: "name".into(), value: name, reason });
+        };
+        self.metadata.lock().commit(&MetadataRecord::ProducerNamed { name, id, epoch })?;
+        *current = epoch;
+        drop(current);
+        Ok(Holder { id, epoch, reign })
+    }
+}

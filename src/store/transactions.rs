@@ -1,0 +1,595 @@
+//! The transactions of a store: the shell around [`Coordinator`], its internal topic, and the partitions.
+//!
+//! What the coordinator asks for is begun under its lock, so that records reach the topic in its order, and waited
+//! for without it, by whichever thread told it something: the application's own, or the one that looks after
+//! time-outs. Markers are appended to the partitions' leaders like any batch, and count once they are as safe as
+//! the partition's flush level gives.
+//!
+//! Nothing here runs before a store has had its first transaction. From then on, an open settles what a crash has
+//! left: decisions that are in the topic are carried out, and what partitions have open beside them is aborted.
+//!
+//! Lock order: `Transactions::cut`, `Transactions::state`, then the partition of the topic. While markers are written,
+//! `cut` is held shared; who holds it alone sees no transaction by halves.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
+
+use crate::error::{Error, Result};
+use crate::partition::{Attention, Core, EventKind, Placed, Wait, Waiting};
+use crate::protocol::group::assignment::PartitionId;
+use crate::protocol::transaction::coordinator::{Coordinator, Replay};
+use crate::protocol::transaction::lineage::{TransactionTag, Verdict};
+use crate::protocol::transaction::messages::{
+    Answer, Effect, Event, Open, Refusal, RequestId, Settings,
+};
+use crate::protocol::transaction::records::TransactionRecord;
+use crate::record::Marker;
+use crate::types::{Acks, Outcome, Timestamp, TopicId};
+
+use super::internal_topic::{Begun, InternalTopic, Rewritten};
+use super::{Shared, Topic};
+
+/// The internal topic (Kafka's name for its own).
+pub(super) const TRANSACTION_TOPIC: &str = "__transaction_state";
+
+/// After an id was found busy.
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
+
+/// All transactions of a store that has had one.
+#[derive(Debug)]
+pub(crate) struct Transactions {
+    cut: RwLock<()>,
+    state: Mutex<State>,
+    answered: Condvar,
+    /// Partitions whose leader has changed, or that came into use: what they have open is to be looked at.
+    changed: Arc<Attention>,
+}
+
+#[derive(Debug)]
+struct State {
+    coordinator: Coordinator,
+    topic: InternalTopic,
+    next_request: u64,
+    answers: HashMap<RequestId, Answer>,
+    /// Calls that nobody waits for any more.
+    abandoned: HashSet<RequestId>,
+    /// When the thread that looks after time-outs comes back by itself.
+    wakes_at: Timestamp,
+    /// Why a record was not written last.
+    last_error: Option<Error>,
+    /// Transactions of which some markers are written and others could not be.
+    halves: HashSet<TransactionTag>,
+}
+
+/// What is begun, and to be finished without the lock.
+enum Job {
+    Persist { id: Arc<str>, begun: Result<Begun> },
+    Markers { tag: TransactionTag, outcome: Outcome, partitions: Vec<PartitionId> },
+    Rewrite(Rewritten),
+    Close(TransactionTag),
+}
+
+impl Shared {
+    /// The store's transactions; begins them with the first.
+    ///
+    /// # Errors
+    /// What making or reading the internal topic runs into.
+    pub(crate) fn transactions(&self) -> Result<Arc<Transactions>> {
+        self.check_writable()?;
+        if let Some(transactions) = self.transactions.get() {
+            return Ok(Arc::clone(transactions));
+        }
+        let _beginning = self.beginning.lock();
+        if let Some(transactions) = self.transactions.get() {
+            return Ok(Arc::clone(transactions));
+        }
+        let topic = self.make_internal_topic(TRANSACTION_TOPIC)?;
+        let (begun, jobs) = Transactions::load(self, topic)?;
+        begun.finish(self, jobs);
+        begun.find_open(self)?;
+        self.start_transactions(&begun)?;
+        // Nobody opens an id before all that was left open is known.
+        Ok(Arc::clone(self.transactions.get_or_init(|| begun)))
+    }
+
+    /// Settles what a crash has left, if the store has had transactions. What cannot be settled now, for want of
+    /// replicas, is settled before the first transaction begins.
+    pub(super) fn settle_transactions(&self) {
+        if !self.topics.read().contains_key(TRANSACTION_TOPIC) {
+            return;
+        }
+        if let Err(error) = self.transactions() {
+            let reason = format!("settling transactions: {error}");
+            self.events
+                .push(self.clock.now(), EventKind::BackgroundFailed { partition: None, reason });
+        }
+    }
+
+    /// The transactions, if they have begun.
+    pub(super) fn known_transactions(&self) -> Option<Arc<Transactions>> {
+        self.transactions.get().cloned()
+    }
+
+    /// A partition came into use or under another leader.
+    pub(super) fn look_at_transactions_of(&self, core: &Arc<Core>) {
+        if let Some(transactions) = self.known_transactions() {
+            transactions.changed.push(Arc::downgrade(core));
+        }
+    }
+
+    fn topic_by_id(&self, id: TopicId) -> Option<Arc<Topic>> {
+        self.topics.read().values().find(|topic| topic.id == id).cloned()
+    }
+
+    /// `None`: the partition is gone.
+    fn core_of(&self, partition: PartitionId) -> Result<Option<Arc<Core>>> {
+        let Some(topic) = self.topic_by_id(partition.topic) else { return Ok(None) };
+        let slot = topic.slots.read().get(partition.partition as usize).map(Arc::clone);
+        slot.map(|slot| self.open_core(&topic, &slot)).transpose()
+    }
+}
+
+impl Transactions {
+    fn load(shared: &Shared, mut topic: InternalTopic) -> Result<(Arc<Self>, Vec<Job>)> {
+        let mut replay = Replay::default();
+        topic.replay(shared, |key, value| {
+            let record = TransactionRecord::decode(key, value).map_err(corrupt)?;
+            replay.apply(record);
+            Ok(())
+        })?;
+        let (coordinator, effects) =
+            replay.open(Settings::default(), shared.clock.now()).map_err(corrupt)?;
+        let transactions = Self {
+            cut: RwLock::new(()),
+            state: Mutex::new(State {
+                coordinator,
+                topic,
+                next_request: 0,
+                answers: HashMap::new(),
+                abandoned: HashSet::new(),
+                wakes_at: Timestamp::MAX,
+                last_error: None,
+                halves: HashSet::new(),
+            }),
+            answered: Condvar::new(),
+            changed: Arc::new(Attention::default()),
+        };
+        let jobs = transactions.begin(shared, &mut transactions.state.lock(), effects);
+        Ok((Arc::new(transactions), jobs))
+    }
+
+    /// Reports what partitions have open: all of it is of before this opening.
+    fn find_open(&self, shared: &Shared) -> Result<()> {
+        let topics: Vec<_> = shared.topics.read().values().cloned().collect();
+        for topic in topics {
+            for slot in topic.slots.read().clone() {
+                let key = (topic.id, slot.partition.partition());
+                let in_use = slot.core.lock().clone();
+                let core = match in_use {
+                    Some(core) => core,
+                    None => {
+                        let knows = |disk: &Arc<super::disks::StoreDisk>| {
+                            disk.session.lock().ends.get(&key).is_some_and(|end| end.producers)
+                        };
+                        if !shared.online_disks().iter().any(knows) {
+                            continue;
+                        }
+                        match shared.open_core(&topic, &slot) {
+                            Ok(core) => core,
+                            // It is looked at when it can be opened.
+                            Err(_) => continue,
+                        }
+                    }
+                };
+                self.find_open_in(shared, topic.id, &core);
+            }
+        }
+        Ok(())
+    }
+
+    fn find_open_in(&self, shared: &Shared, topic: TopicId, core: &Core) {
+        let partition = PartitionId { topic, partition: core.partition().partition() };
+        for open in core.open_transactions() {
+            let tag = TransactionTag { producer: open.producer, epoch: open.epoch };
+            self.run(shared, Event::Found { tag, partition });
+        }
+    }
+
+    /// Holds a transactional id: fences whoever held it, and settles what they left.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for an id or a time-out that cannot be; [`Error::TimedOut`]; [`Error::Io`] and
+    /// others of the internal topic.
+    pub(crate) fn open(
+        &self,
+        shared: &Shared,
+        id: &Arc<str>,
+        timeout: Duration,
+        renews: Option<TransactionTag>,
+        wait: Duration,
+    ) -> Result<TransactionTag> {
+        let deadline = Instant::now().checked_add(wait);
+        loop {
+            let fresh = shared.new_producer_id(false)?;
+            let id = Arc::clone(id);
+            let answer = self.call(shared, wait, &id.clone(), |request| {
+                Event::Open(Open { request, id, timeout, fresh, renews })
+            })?;
+            match answer {
+                Answer::Opened { tag } => return Ok(tag),
+                Answer::Refused(Refusal::Busy | Refusal::ProducerIdInUse) | Answer::Failed
+                    if deadline.is_none_or(|deadline| Instant::now() < deadline) =>
+                {
+                    self.pause(shared);
+                }
+                Answer::Refused(refusal) => return Err(refused(&id_of(renews), refusal, renews)),
+                Answer::Failed | Answer::Ended { .. } => return Err(self.in_doubt(wait)),
+            }
+        }
+    }
+
+    /// Adds a partition to the transaction: before each batch, for the transaction may be over.
+    ///
+    /// # Errors
+    /// [`Error::TransactionAborted`], [`Error::ProducerFenced`], [`Error::InvalidTransactionState`].
+    pub(crate) fn join(
+        &self,
+        shared: &Shared,
+        id: &str,
+        tag: TransactionTag,
+        partition: PartitionId,
+    ) -> Result<()> {
+        let mut state = self.state.lock();
+        state
+            .coordinator
+            .join(shared.clock.now(), tag, partition)
+            .map_err(|refusal| refused(id, refusal, Some(tag)))
+    }
+
+    /// Ends the transaction, and returns when readers can see how. What it says is how it *did* end.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`]: [`Transactions::verdict`] knows how it ended. Others as for [`Transactions::join`].
+    pub(crate) fn end(
+        &self,
+        shared: &Shared,
+        id: &str,
+        tag: TransactionTag,
+        outcome: Outcome,
+        wait: Duration,
+    ) -> Result<(Outcome, Option<TransactionTag>)> {
+        let answer = self.call(shared, wait, id, |request| Event::End { request, tag, outcome })?;
+        match answer {
+            Answer::Ended { outcome, next } => Ok((outcome, next)),
+            Answer::Refused(refusal) => Err(refused(id, refusal, Some(tag))),
+            Answer::Failed | Answer::Opened { .. } => Err(self.in_doubt(wait)),
+        }
+    }
+
+    /// Lets go of an id; what its holder left open is aborted.
+    pub(crate) fn close(&self, shared: &Shared, tag: TransactionTag) {
+        self.run(shared, Event::Close { tag });
+    }
+
+    /// How a transaction ended.
+    pub(crate) fn verdict(&self, tag: TransactionTag) -> Verdict {
+        self.state.lock().coordinator.verdict(tag)
+    }
+
+    /// Keeps all markers away: between transactions, and never amid one.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] while a transaction cannot be settled.
+    pub(super) fn hold(&self, wait: Duration) -> Result<RwLockWriteGuard<'_, ()>> {
+        let late =
+            |what: &str| Error::TimedOut { what: what.into(), timeout: wait, appended: None };
+        let cut = self.cut.try_write_for(wait);
+        let cut = cut.ok_or_else(|| late("waiting for transactions to settle"))?;
+        if !self.state.lock().halves.is_empty() {
+            return Err(late("waiting for a transaction whose partitions are not all there"));
+        }
+        Ok(cut)
+    }
+
+    /// Looks at partitions that have changed, and does what is due by time. Returns when to come back.
+    pub(super) fn turn(&self, shared: &Shared, changed: &[Arc<Core>]) -> Duration {
+        for core in changed {
+            let topic = shared.topics.read().get(core.partition().topic()).map(|topic| topic.id);
+            if let Some(topic) = topic {
+                self.find_open_in(shared, topic, core);
+            }
+        }
+        let due = self.state.lock().coordinator.next_deadline();
+        if due.is_some_and(|due| due <= shared.clock.now()) {
+            self.run(shared, Event::Tick);
+        }
+        let mut state = self.state.lock();
+        state.wakes_at = state.coordinator.next_deadline().unwrap_or(Timestamp::MAX);
+        if state.wakes_at == Timestamp::MAX {
+            return Duration::MAX;
+        }
+        state.wakes_at.since(shared.clock.now()).max(Duration::from_millis(1))
+    }
+
+    /// As [`Transactions::turn`], for stores without threads.
+    pub(super) fn tick(&self, shared: &Shared) {
+        let changed = self.changed.take();
+        self.turn(shared, &changed);
+    }
+
+    /// Where partitions that have changed are queued.
+    pub(super) fn queue(&self) -> &Arc<Attention> {
+        &self.changed
+    }
+
+    /// Puts down what is known to be settled, so that the next open is quick.
+    pub(super) fn note_all(&self, shared: &Shared) {
+        let jobs = {
+            let mut state = self.state.lock();
+            let effects = state.coordinator.notes();
+            self.begin(shared, &mut state, effects)
+        };
+        self.finish(shared, jobs);
+    }
+
+    /// Before something is tried again.
+    fn pause(&self, shared: &Shared) {
+        if shared.options.background {
+            let mut state = self.state.lock();
+            self.answered.wait_for(&mut state, BUSY_PAUSE);
+        } else {
+            self.tick(shared);
+        }
+    }
+
+    /// A record could not be written, or is not known to be.
+    fn in_doubt(&self, timeout: Duration) -> Error {
+        let what = "the record of a transaction".into();
+        let late = Error::TimedOut { what, timeout, appended: None };
+        self.state.lock().last_error.take().unwrap_or(late)
+    }
+
+    /// Asks something and waits for the answer.
+    fn call(
+        &self,
+        shared: &Shared,
+        wait: Duration,
+        id: &str,
+        event: impl FnOnce(RequestId) -> Event,
+    ) -> Result<Answer> {
+        let deadline = Instant::now().checked_add(wait);
+        let request = {
+            let mut state = self.state.lock();
+            state.next_request += 1;
+            RequestId(state.next_request)
+        };
+        self.run(shared, event(request));
+        let mut state = self.state.lock();
+        loop {
+            if let Some(answer) = state.answers.remove(&request) {
+                return Ok(answer);
+            }
+            let late = if shared.options.background {
+                deadline.is_some_and(|at| self.answered.wait_until(&mut state, at).timed_out())
+            } else {
+                // Nobody else does what is due: this thread does, or nothing comes of it.
+                let due = state.coordinator.next_deadline();
+                MutexGuard::unlocked(&mut state, || {
+                    self.tick(shared);
+                });
+                due == state.coordinator.next_deadline()
+            };
+            if late && !state.answers.contains_key(&request) {
+                state.abandoned.insert(request);
+                let what = format!("transaction {id}");
+                return Err(Error::TimedOut { what, timeout: wait, appended: None });
+            }
+        }
+    }
+
+    /// Tells the coordinator, and does what follows, and what follows from that.
+    fn run(&self, shared: &Shared, event: Event) {
+        let jobs = self.step(shared, event);
+        self.finish(shared, jobs);
+    }
+
+    fn step(&self, shared: &Shared, event: Event) -> Vec<Job> {
+        let mut state = self.state.lock();
+        let effects = state.coordinator.step(shared.clock.now(), event);
+        self.begin(shared, &mut state, effects)
+    }
+
+    /// Begins the effects, in order.
+    fn begin(&self, shared: &Shared, state: &mut State, effects: Vec<Effect>) -> Vec<Job> {
+        let mut jobs = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Persist { record } => {
+                    let begun = state.topic.begin(shared, record.key(), record.value());
+                    jobs.push(Job::Persist { id: record.id, begun });
+                    match state.topic.rewrite_if_due(shared) {
+                        Ok(rewritten) => jobs.extend(rewritten.map(Job::Rewrite)),
+                        Err(error) => report(shared, "rewriting the transactions", &error),
+                    }
+                }
+                Effect::Note { record } => {
+                    // Nothing depends on it.
+                    let _ = state.topic.begin(shared, record.key(), record.value());
+                }
+                Effect::WriteMarkers { tag, outcome, partitions } => {
+                    jobs.push(Job::Markers { tag, outcome, partitions });
+                }
+                Effect::Reply { request, answer } => {
+                    if state.abandoned.remove(&request) {
+                        // An id that was opened for nobody is let go of.
+                        if let Answer::Opened { tag } = answer {
+                            jobs.push(Job::Close(tag));
+                        }
+                    } else {
+                        state.answers.insert(request, answer);
+                        self.answered.notify_all();
+                    }
+                }
+                Effect::Unexplained { tag, partition } => {
+                    let name = shared.topic_by_id(partition.topic).map(|topic| {
+                        crate::types::TopicPartition::new(
+                            Arc::clone(&topic.name),
+                            partition.partition,
+                        )
+                    });
+                    let reason = format!(
+                        "a transaction of producer {} in epoch {}, of which nothing is known, was aborted",
+                        tag.producer, tag.epoch
+                    );
+                    shared.events.push(
+                        shared.clock.now(),
+                        EventKind::BackgroundFailed { partition: name, reason },
+                    );
+                }
+            }
+        }
+        if state.coordinator.next_deadline().is_some_and(|due| due < state.wakes_at) {
+            state.wakes_at = Timestamp::MIN;
+            self.changed.ring();
+        }
+        jobs
+    }
+
+    fn finish(&self, shared: &Shared, jobs: Vec<Job>) {
+        let mut jobs = VecDeque::from(jobs);
+        while let Some(job) = jobs.pop_front() {
+            match job {
+                Job::Persist { id, begun } => {
+                    let written =
+                        begun.and_then(|begun| begun.wait(shared, shared.options.append_timeout));
+                    let event = match written {
+                        Ok(()) => Event::Persisted { id },
+                        Err(error) => {
+                            self.state.lock().last_error = Some(error);
+                            Event::PersistFailed { id }
+                        }
+                    };
+                    jobs.extend(self.step(shared, event));
+                }
+                Job::Markers { tag, outcome, partitions } => {
+                    jobs.extend(self.write_markers(shared, tag, outcome, partitions));
+                }
+                Job::Rewrite(rewritten) => {
+                    if let Err(error) = rewritten.finish(shared, shared.options.append_timeout) {
+                        report(shared, "rewriting the transactions", &error);
+                    }
+                }
+                Job::Close(tag) => jobs.extend(self.step(shared, Event::Close { tag })),
+            }
+        }
+    }
+
+    /// Writes the markers, all at once, and waits for them.
+    fn write_markers(
+        &self,
+        shared: &Shared,
+        tag: TransactionTag,
+        outcome: Outcome,
+        partitions: Vec<PartitionId>,
+    ) -> Vec<Job> {
+        let marker = Marker { producer: tag.producer, epoch: tag.epoch, outcome };
+        let cut = self.cut.read();
+        let begun: Vec<_> = partitions
+            .into_iter()
+            .map(|partition| (partition, begin_marker(shared, partition, &marker)))
+            .collect();
+        let mut reports = Vec::new();
+        let mut failed = false;
+        for (partition, begun) in begun {
+            let written = begun.and_then(|begun| match begun {
+                None => Ok(()),
+                Some((core, Waiting { appended, epoch })) => {
+                    let wait = Wait::new(appended.offsets, Acks::All, epoch);
+                    let settle = || shared.settle_one(&core);
+                    core.wait_settled(&wait, shared.options.append_timeout, &settle)
+                }
+            });
+            match written {
+                Ok(()) => reports.push(Event::MarkerWritten { tag, partition }),
+                Err(_) => {
+                    failed = true;
+                    reports.push(Event::MarkerFailed { tag, partition });
+                }
+            }
+        }
+        let mut state = self.state.lock();
+        if failed {
+            state.halves.insert(tag);
+        } else {
+            state.halves.remove(&tag);
+        }
+        drop(cut);
+        let mut jobs = Vec::new();
+        for report in reports {
+            let effects = state.coordinator.step(shared.clock.now(), report);
+            jobs.extend(self.begin(shared, &mut state, effects));
+        }
+        jobs
+    }
+}
+
+/// Appends a marker. `None`: the partition needs none, for it is gone or has a later transaction of the producer.
+fn begin_marker(
+    shared: &Shared,
+    partition: PartitionId,
+    marker: &Marker,
+) -> Result<Option<(Arc<Core>, Waiting)>> {
+    let Some(core) = shared.core_of(partition)? else { return Ok(None) };
+    let mut placed = core.append_marker(marker, Acks::All);
+    for _ in 0..core.replicas().len() {
+        if !matches!(placed, Err(Error::NoLeader { .. })) {
+            break;
+        }
+        shared.settle_one(&core);
+        placed = core.append_marker(marker, Acks::All);
+    }
+    match placed {
+        Ok(Placed::Done(_)) | Err(Error::UnknownTopicOrPartition { .. }) => Ok(None),
+        Ok(Placed::Waits(waiting)) => Ok(Some((core, waiting))),
+        Err(Error::ProducerFenced { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn report(shared: &Shared, what: &str, error: &Error) {
+    let reason = format!("{what}: {error}");
+    shared.events.push(shared.clock.now(), EventKind::BackgroundFailed { partition: None, reason });
+}
+
+fn id_of(tag: Option<TransactionTag>) -> String {
+    tag.map_or_else(String::new, |tag| format!("of producer {}", tag.producer))
+}
+
+fn corrupt(source: crate::error::DecodeError) -> Error {
+    let partition = crate::types::TopicPartition::new(TRANSACTION_TOPIC, 0);
+    let (start, end) = (crate::types::Offset::ZERO, crate::types::Offset::MAX);
+    Error::Corrupt { partition, offsets: start..end, path: "".into(), position: 0, source }
+}
+
+fn refused(id: &str, refusal: Refusal, tag: Option<TransactionTag>) -> Error {
+    let reason = refusal.to_string();
+    let id = id.to_owned();
+    match refusal {
+        Refusal::Fenced { current } => Error::ProducerFenced {
+            id: current.producer,
+            epoch: tag.map_or(current.epoch, |tag| tag.epoch),
+            current: current.epoch,
+        },
+        Refusal::Over(Verdict::Aborted) => Error::TransactionAborted { id, reason },
+        Refusal::BadId | Refusal::Full { .. } => {
+            Error::InvalidConfig { key: "transactional.id".into(), value: id, reason }
+        }
+        Refusal::BadTimeout { .. } => {
+            Error::InvalidConfig { key: "transaction.timeout.ms".into(), value: id, reason }
+        }
+        _ => Error::InvalidTransactionState { id, reason },
+    }
+}

@@ -1,0 +1,341 @@
+//! Transactions through the public API: atomic, isolated, durable, fenced, and never hanging (TXLOG-*, COORD-*).
+#![cfg(feature = "simulation")]
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+use std::time::Duration;
+
+use oncelog::simulation::{Clock, SimDisk};
+use oncelog::{
+    Acks, Error, Flush, Isolation, Offset, Partition, ReadOptions, Record, Store, Timestamp,
+    TopicConfig, TransactionOutcome, TransactionalProducer,
+};
+
+const LONG: Duration = Duration::from_secs(10);
+
+fn open(disks: &[SimDisk], clock: &Clock) -> Store {
+    let mut builder = Store::builder().clock(clock.clone());
+    for disk in disks {
+        builder = builder.simulated_disk(disk.clone());
+    }
+    builder.open().unwrap()
+}
+
+fn with_topic(config: TopicConfig) -> (SimDisk, Clock, Store) {
+    let (disk, clock) = (SimDisk::new(1), Clock::manual(Timestamp(1_000_000)));
+    let store = open(std::slice::from_ref(&disk), &clock);
+    store.create_topic("t", config).unwrap();
+    (disk, clock, store)
+}
+
+fn producer(store: &Store, id: &str) -> TransactionalProducer {
+    store.transactional(id).build().unwrap()
+}
+
+fn read(partition: &Partition, isolation: Isolation, max_bytes: usize) -> Vec<String> {
+    let options = ReadOptions::new().isolation(isolation).max_bytes(max_bytes);
+    let mut offset = partition.log_start_offset();
+    let mut values = Vec::new();
+    loop {
+        let records = partition.read(offset, options).unwrap();
+        let texts = records.iter().map(|r| String::from_utf8(r.value().unwrap().to_vec()).unwrap());
+        values.extend(texts);
+        if records.next_offset() == offset {
+            return values;
+        }
+        offset = records.next_offset();
+    }
+}
+
+fn committed(store: &Store, partition: u32) -> Vec<String> {
+    let partition = store.partition("t", partition).unwrap();
+    let whole = read(&partition, Isolation::ReadCommitted, 1 << 20);
+    assert_eq!(read(&partition, Isolation::ReadCommitted, 1), whole, "batch by batch");
+    whole
+}
+
+fn put(producer: &mut TransactionalProducer, partitions: &[u32], value: &str, commit: bool) {
+    let mut transaction = producer.begin().unwrap();
+    for partition in partitions {
+        transaction.append("t", *partition, &[Record::new(value)]).unwrap();
+    }
+    if commit {
+        transaction.commit(LONG).unwrap();
+    } else {
+        transaction.abort(LONG).unwrap();
+    }
+}
+
+#[test]
+fn txlog_01_what_is_committed_is_seen_and_what_is_aborted_or_open_is_not() {
+    for flush in [Flush::OnAck, Flush::Os] {
+        let (_disk, _clock, store) = with_topic(TopicConfig::new().partitions(2).flush(flush));
+        let partition = store.partition("t", 0).unwrap();
+        let mut first = producer(&store, "first");
+        let mut second = producer(&store, "second");
+        partition.append(&[Record::new("plain")], Acks::All).unwrap();
+        put(&mut first, &[0, 1], "aborted", false);
+        let mut open = first.begin().unwrap();
+        open.append("t", 0, &[Record::new("open")]).unwrap();
+        put(&mut second, &[0], "committed behind", true);
+        partition.append(&[Record::new("plain behind")], Acks::All).unwrap();
+        assert_eq!(committed(&store, 0), ["plain"]);
+        assert!(partition.last_stable_offset() < partition.high_watermark());
+        let everything = read(&partition, Isolation::ReadUncommitted, 1 << 20);
+        let all = ["plain", "aborted", "open", "committed behind", "plain behind"];
+        assert_eq!(everything, all);
+        drop(open);
+        assert_eq!(partition.last_stable_offset(), partition.high_watermark());
+        assert_eq!(committed(&store, 0), ["plain", "committed behind", "plain behind"]);
+        assert_eq!(committed(&store, 1), [] as [&str; 0]);
+    }
+}
+
+#[test]
+fn txlog_25_aborted_data_stays_hidden_over_segments_restarts_deletion_and_lost_side_files() {
+    for how in ["nothing", "closed", "killed", "sides lost", "deleted"] {
+        let config = TopicConfig::new().segment_bytes(4096).index_interval_bytes(256);
+        let (disk, clock, store) = with_topic(config);
+        let mut producers: Vec<_> =
+            (0..3).map(|number| producer(&store, &format!("id-{number}"))).collect();
+        let mut expected = Vec::new();
+        for round in 0..60 {
+            // Three at a time, so that they lie across one another, and some over several segments.
+            let mut open: Vec<_> =
+                producers.iter_mut().map(|producer| producer.begin().unwrap()).collect();
+            for part in 0..=round % 4 {
+                for (number, transaction) in open.iter_mut().enumerate() {
+                    let value = format!("{round}/{number}/{part}{}", ".".repeat(100));
+                    let at = transaction.append("t", 0, &[Record::new(&value)]).unwrap();
+                    expected.push((at.start, value, (round + number) % 3 != 0));
+                }
+            }
+            for (number, transaction) in open.into_iter().enumerate() {
+                if (round + number) % 3 == 0 {
+                    transaction.abort(LONG).unwrap();
+                } else {
+                    transaction.commit(LONG).unwrap();
+                }
+            }
+        }
+        let partition = store.partition("t", 0).unwrap();
+        let mut start = Offset::ZERO;
+        if how == "deleted" {
+            // Into the midst of transactions.
+            for to in [37, 101, 216] {
+                start = partition.delete_records(Offset(to)).unwrap();
+            }
+        }
+        let check = |store: &Store| {
+            let of = |keep: &dyn Fn(bool) -> bool| -> Vec<String> {
+                let kept = expected.iter().filter(|(at, _, good)| *at >= start && keep(*good));
+                kept.map(|(_, value, _)| value.clone()).collect()
+            };
+            assert_eq!(committed(store, 0), of(&|good| good), "{how}");
+            let partition = store.partition("t", 0).unwrap();
+            let all = read(&partition, Isolation::ReadUncommitted, 4096);
+            assert_eq!(all, of(&|_| true), "{how}");
+        };
+        check(&store);
+        if how == "killed" {
+            disk.process_restart();
+        }
+        drop((producers, partition, store));
+        if how == "sides lost" {
+            let sides = disk.files().into_iter().filter(|name| name.ends_with(".side"));
+            sides.for_each(|name| disk.write_file(&name, b""));
+        }
+        check(&open(std::slice::from_ref(&disk), &clock));
+    }
+}
+
+#[test]
+fn coord_31_a_crash_at_any_call_leaves_whole_transactions_and_nothing_hanging() {
+    // How many calls of the disk there are between the first `begin` and the last `commit`.
+    let config = || TopicConfig::new().partitions(3).segment_bytes(4096);
+    let calls = {
+        let (disk, _clock, store) = with_topic(config());
+        let mut producer = producer(&store, "id");
+        let before = disk.calls();
+        (0..4).for_each(|n| put(&mut producer, &[0, 1, 2], &format!("v{n}"), n != 2));
+        (before, disk.calls())
+    };
+    assert!(calls.1 > calls.0 + 10, "{calls:?}");
+    for at in calls.0..=calls.1 {
+        for power in [false, true] {
+            let (disk, clock, store) = with_topic(config());
+            let mut producer = producer(&store, "id");
+            disk.crash_at(at);
+            let mut acknowledged = Vec::new();
+            let mut ids = Vec::new();
+            for n in 0..4 {
+                let Ok(mut transaction) = producer.begin() else { break };
+                ids.push((n, transaction.id()));
+                let value = format!("v{n}");
+                let sent = (0..3).all(|partition| {
+                    transaction.append("t", partition, &[Record::new(&value)]).is_ok()
+                });
+                let ended = match (sent, n != 2) {
+                    (true, true) => transaction.commit(LONG),
+                    _ => transaction.abort(LONG),
+                };
+                if sent && ended.is_ok() && n != 2 {
+                    acknowledged.push(value);
+                }
+            }
+            if power {
+                disk.power_loss();
+            } else {
+                disk.process_restart();
+            }
+            drop((producer, store));
+            let store = open(std::slice::from_ref(&disk), &clock);
+            let seen = committed(&store, 0);
+            let note = format!("call {at}, power loss {power}");
+            assert_eq!(committed(&store, 1), seen, "{note}: torn");
+            assert_eq!(committed(&store, 2), seen, "{note}: torn");
+            for value in &acknowledged {
+                assert!(seen.contains(value), "{note}: {value} was acknowledged");
+            }
+            assert!(!seen.contains(&"v2".to_owned()), "{note}: aborted");
+            for (n, id) in ids {
+                let outcome = store.transaction_outcome(id);
+                let was_seen = seen.contains(&format!("v{n}"));
+                match outcome {
+                    Ok(TransactionOutcome::Committed) => assert!(was_seen, "{note}: {n}"),
+                    Ok(TransactionOutcome::Aborted) => assert!(!was_seen, "{note}: {n}"),
+                    other => panic!("{note}: {n}: {other:?}"),
+                }
+            }
+            for number in 0..3 {
+                let partition = store.partition("t", number).unwrap();
+                assert_eq!(partition.last_stable_offset(), partition.high_watermark(), "{note}");
+            }
+            let mut again = self::producer(&store, "id");
+            put(&mut again, &[0, 1, 2], "after", true);
+            assert_eq!(committed(&store, 0).last().unwrap(), "after", "{note}");
+        }
+    }
+}
+
+#[test]
+fn coord_05_a_newer_holder_fences_the_older_and_aborts_what_it_left_open() {
+    let (_disk, _clock, store) = with_topic(TopicConfig::new());
+    let mut old = producer(&store, "id");
+    put(&mut old, &[0], "before", true);
+    let mut left = old.begin().unwrap();
+    left.append("t", 0, &[Record::new("left open")]).unwrap();
+    let mut new = producer(&store, "id");
+    let late = left.append("t", 0, &[Record::new("late")]);
+    assert!(matches!(late, Err(Error::ProducerFenced { .. })), "{late:?}");
+    assert!(matches!(
+        left.commit(LONG),
+        Err(Error::ProducerFenced { .. } | Error::TransactionAborted { .. })
+    ));
+    put(&mut new, &[0], "after", true);
+    assert!(matches!(
+        old.begin().and_then(|mut late| late.append("t", 0, &[Record::new("later")])),
+        Err(Error::ProducerFenced { .. })
+    ));
+    assert_eq!(committed(&store, 0), ["before", "after"]);
+}
+
+#[test]
+fn coord_60_a_transaction_that_is_open_too_long_is_aborted_and_its_holder_goes_on() {
+    let (_disk, clock, store) = with_topic(TopicConfig::new());
+    let timeout = Duration::from_secs(5);
+    let mut producer = store.transactional("id").transaction_timeout(timeout).build().unwrap();
+    let mut slow = producer.begin().unwrap();
+    slow.append("t", 0, &[Record::new("slow")]).unwrap();
+    let id = slow.id();
+    clock.advance(Duration::from_secs(6));
+    store.run_background();
+    let partition = store.partition("t", 0).unwrap();
+    assert_eq!(partition.last_stable_offset(), partition.high_watermark(), "nothing hangs");
+    assert!(slow.append("t", 0, &[Record::new("late")]).is_err());
+    assert!(matches!(slow.commit(LONG), Err(Error::TransactionAborted { .. })));
+    assert_eq!(store.transaction_outcome(id).unwrap(), TransactionOutcome::Aborted);
+    put(&mut producer, &[0], "next", true);
+    assert_eq!(committed(&store, 0), ["next"]);
+}
+
+#[test]
+fn coord_04_an_open_transaction_is_aborted_when_the_store_is_opened_again() {
+    for clean in [true, false] {
+        let (disk, clock, store) = with_topic(TopicConfig::new());
+        let mut held = producer(&store, "id");
+        put(&mut held, &[0], "committed", true);
+        let mut left = held.begin().unwrap();
+        left.append("t", 0, &[Record::new("left open")]).unwrap();
+        if !clean {
+            disk.process_restart();
+        }
+        store.close(LONG).ok();
+        drop(left);
+        drop((held, store));
+        let store = open(std::slice::from_ref(&disk), &clock);
+        let partition = store.partition("t", 0).unwrap();
+        assert_eq!(partition.last_stable_offset(), partition.high_watermark(), "clean: {clean}");
+        assert_eq!(committed(&store, 0), ["committed"]);
+    }
+}
+
+#[test]
+fn an_unacknowledged_record_and_bad_input_abort_or_leave_the_transaction_as_it_was() {
+    let config = TopicConfig::new().max_batch_bytes(1_024);
+    let (_disk, _clock, store) = with_topic(config);
+    let mut held = producer(&store, "id");
+    let mut transaction = held.begin().unwrap();
+    let large = vec![b'x'; 2000];
+    let refused = transaction.append("t", 0, &[Record::new(&large)]);
+    assert!(matches!(refused, Err(Error::RecordTooLarge { .. })));
+    assert!(matches!(
+        transaction.append("absent", 0, &[Record::new("x")]),
+        Err(Error::UnknownTopicOrPartition { .. })
+    ));
+    transaction.append("t", 0, &[Record::new("kept")]).unwrap();
+    transaction.commit(LONG).unwrap();
+    assert_eq!(committed(&store, 0), ["kept"]);
+    assert!(matches!(store.transactional("").build(), Err(Error::InvalidConfig { .. })));
+    let long = store.transactional("x").transaction_timeout(Duration::from_secs(3600)).build();
+    assert!(matches!(long, Err(Error::InvalidConfig { .. })));
+}
+
+#[test]
+fn the_topics_of_the_store_can_be_read_and_not_be_changed() {
+    let (_disk, _clock, store) = with_topic(TopicConfig::new());
+    let mut held = producer(&store, "id");
+    put(&mut held, &[0], "x", true);
+    let internal = store.partition("__transaction_state", 0).unwrap();
+    assert!(internal.high_watermark() > Offset::ZERO);
+    assert!(internal.read(Offset::ZERO, ReadOptions::new()).unwrap().count() > 0);
+    assert!(internal.append(&[Record::new("x")], Acks::All).is_err());
+    assert!(internal.delete_records(Offset(1)).is_err());
+    assert!(matches!(store.delete_topic("__transaction_state"), Err(Error::InvalidTopic { .. })));
+    let made = store.create_topic("__mine", TopicConfig::new());
+    assert!(matches!(made, Err(Error::InvalidTopic { .. })));
+    assert_eq!(store.topics().len(), 1);
+}
+
+#[test]
+fn the_table_of_transactions_is_rewritten_and_reads_the_same_afterwards() {
+    let (disk, clock, store) = with_topic(TopicConfig::new().flush(Flush::Os));
+    let names: Vec<_> = (0..40).map(|n| format!("{n}-{}", "x".repeat(20_000))).collect();
+    let mut ids = Vec::new();
+    for (round, name) in names.iter().enumerate().cycle().take(400) {
+        let mut held = producer(&store, name);
+        let transaction = held.begin().unwrap();
+        let id = transaction.id();
+        drop(transaction);
+        put(&mut held, &[0], &format!("{round}"), true);
+        ids.push(id);
+    }
+    let internal = store.partition("__transaction_state", 0).unwrap();
+    assert!(internal.log_start_offset() > Offset::ZERO, "what lay before the table is gone");
+    disk.process_restart();
+    drop((internal, store));
+    let store = open(std::slice::from_ref(&disk), &clock);
+    for id in ids.iter().rev().take(40) {
+        assert_eq!(store.transaction_outcome(*id).unwrap(), TransactionOutcome::Committed);
+    }
+    assert_eq!(committed(&store, 0).len(), 400);
+}
