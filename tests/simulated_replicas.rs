@@ -232,6 +232,13 @@ impl World {
         }
         assert_eq!(in_sync.len(), self.disks.len(), "all are in sync again: {in_sync:?}");
         assert_eq!(partition.high_watermark(), partition.log_end_offset());
+        for _ in 0..3 {
+            self.clock.advance(Duration::from_secs(6));
+            store.run_background();
+        }
+        assert_eq!(partition.leader(), partition.replicas().first().copied(), "leaders go back");
+        assert_eq!(partition.in_sync_replicas().len(), self.disks.len());
+        assert_eq!(partition.high_watermark(), partition.log_end_offset());
         // At the `Os` level nobody waits for a flush, and a process that dies before it could write down that
         // one failed leaves pages which the next process cannot know to be lost: a scrub finds them.
         if self.flush == Flush::Os && self.sync_failed {

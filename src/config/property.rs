@@ -70,6 +70,12 @@ const KEYS: &[(&str, Setting, Set)] = &[
     ("log.flush.interval.messages", Setting::FlushMessages, set_flush_messages),
     ("flush.ms", Setting::FlushTime, set_flush_ms),
     ("log.flush.interval.ms", Setting::FlushTime, set_flush_ms),
+    ("auto.leader.rebalance.enable", Setting::Rebalance, |draft, value| {
+        boolean(value).map(|on| draft.rebalance = Some(on))
+    }),
+    ("log.scrub.bytes.per.second", Setting::ScrubRate, |draft, value| {
+        number(value).map(|bytes| draft.scrub_rate = Some(bytes))
+    }),
 ];
 
 /// What several keys may speak of.
@@ -92,6 +98,8 @@ enum Setting {
     UncleanLeaderElection,
     FlushMessages,
     FlushTime,
+    Rebalance,
+    ScrubRate,
 }
 
 /// Keys, and beginnings of keys (with a dot at the end), that have no meaning in one process: the
@@ -101,7 +109,6 @@ const NETWORK: &[&str] = &[
     "allow.everyone.if.no.acl.found",
     "authorizer.",
     "auto.create.topics.enable",
-    "auto.leader.rebalance.enable",
     "background.threads",
     "bootstrap.controllers",
     "bootstrap.servers",
@@ -172,6 +179,8 @@ struct Draft {
     flush_on_ack: Option<bool>,
     /// `flush.ms`; `Some(None)`: by time never.
     flush_interval: Option<Option<Duration>>,
+    rebalance: Option<bool>,
+    scrub_rate: Option<u64>,
 }
 
 /// A set of properties as a user gave them.
@@ -229,6 +238,16 @@ impl Properties {
     /// Whether one of the properties chose the flush level.
     pub(crate) fn sets_flush(&self) -> bool {
         self.draft.flush_on_ack.is_some() || self.draft.flush_interval.is_some()
+    }
+
+    /// Whether preferred replicas lead again, if a property says so.
+    pub(crate) fn rebalance(&self) -> Option<bool> {
+        self.draft.rebalance
+    }
+
+    /// Bytes a second that a disk's scrub reads, if a property says so.
+    pub(crate) fn scrub_rate(&self) -> Option<u64> {
+        self.draft.scrub_rate
     }
 
     /// Keys that were accepted and mean nothing here.

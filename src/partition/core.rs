@@ -149,6 +149,10 @@ pub(super) struct State {
     pub(super) min_insync: u16,
     /// The leader hands over as soon as somebody can take over; it takes no appends meanwhile.
     pub(super) stepping_down: bool,
+    /// Who is to take over, because it is preferred; else whoever can.
+    pub(super) hand_to: Option<DiskId>,
+    /// Since when the preferred replica could lead and does not.
+    pub(super) preferred_since: Option<Timestamp>,
     /// Because its disk is full.
     pub(super) stuck: bool,
     /// Something of the reign is to be made durable.
@@ -229,6 +233,8 @@ impl Core {
                 preference: reign.preference,
                 min_insync,
                 stepping_down: false,
+                hand_to: None,
+                preferred_since: None,
                 stuck: false,
                 unsettled: false,
                 suspects: Vec::new(),
@@ -548,6 +554,7 @@ impl Core {
                 // A replica whose disk has room may lead instead.
                 if state.progress.in_sync() > 1 {
                     state.stepping_down = true;
+                    state.hand_to = None;
                     state.stuck = true;
                     self.ask_for_settling(&mut state);
                     return self.no_leader();

@@ -28,6 +28,8 @@ use super::replica::Replica;
 
 /// How long a replica that failed is left alone.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long the preferred replica is in sync before it leads again: a disk that comes and goes moves no leaders.
+const PREFER_AFTER: Duration = Duration::from_secs(5);
 
 /// A change of leader or of the in-sync set, to be made durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,7 +134,9 @@ impl Core {
             state.preference.iter().position(|disk| *disk == candidate.disk)
         });
         let unclean = self.settings().topic.unclean_leader_election && state.fenced.is_some();
-        let elected = elect(&candidates, unclean);
+        let handed = state.hand_to.filter(|_| state.fenced.is_none());
+        let elected = elect(&candidates, unclean)
+            .filter(|elected| handed.is_none_or(|preferred| preferred == elected.disk));
         let required = usize::from(state.progress.required());
         let high_watermark = state.progress.high_watermark();
         let without = |mut eligible: Vec<DiskId>| {
@@ -143,6 +147,7 @@ impl Core {
             if state.stepping_down && state.fenced.is_none() {
                 // Nobody can take over: it stays.
                 state.stepping_down = false;
+                state.hand_to = None;
                 return None;
             }
             state.leader?;
@@ -265,6 +270,7 @@ impl Core {
         state.leader = Some(leader);
         state.epoch = proposal.epoch;
         state.stepping_down = false;
+        state.hand_to = None;
         state.stuck = false;
         self.reign_over(state, start, proposal.high_watermark, now);
         for replica in &state.followers {
@@ -354,11 +360,36 @@ impl Core {
         }
     }
 
+    /// Hands over to the preferred replica, if that has been in sync for a while. True: it was asked for.
+    pub(crate) fn prefer_leader(&self, now: Timestamp) -> bool {
+        let mut state = self.state.lock();
+        let Some(preferred) = state.preference.first().copied() else { return false };
+        let able = state.leader.is_some_and(|leader| leader != preferred)
+            && state.ended.is_none()
+            && state.fenced.is_none()
+            && !state.stepping_down
+            && state.isr.contains(&preferred)
+            && state.progress.is_online(preferred);
+        if !able {
+            state.preferred_since = None;
+            return false;
+        }
+        if now.since(*state.preferred_since.get_or_insert(now)) < PREFER_AFTER {
+            return false;
+        }
+        state.preferred_since = None;
+        state.stepping_down = true;
+        state.hand_to = Some(preferred);
+        self.ask_for_settling(&mut state);
+        true
+    }
+
     /// The replica on `disk` is taken out of service: its disk stops. A leader hands over first.
     pub(crate) fn step_down(&self, disk: DiskId) {
         let mut state = self.state.lock();
         if state.leading.disk == disk && state.leader == Some(disk) && state.fenced.is_none() {
             state.stepping_down = true;
+            state.hand_to = None;
             self.ask_for_settling(&mut state);
         }
     }

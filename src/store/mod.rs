@@ -27,6 +27,7 @@ mod operations;
 mod partition;
 mod producer_ids;
 mod reigns;
+mod scrub;
 mod session;
 mod topics;
 mod transactions;
