@@ -30,8 +30,8 @@ pub use producer::{
 };
 pub use record::{Headers, ProducerRecord, Record, RecordView};
 pub use store::{
-    Damage, DiskDescription, DiskState, Partition, Store, StoreBuilder, TopicDescription,
-    VerifyOptions, VerifyProgress, VerifyReport,
+    BackupReport, Damage, DiskDescription, DiskState, Partition, Store, StoreBuilder,
+    TopicDescription, VerifyOptions, VerifyProgress, VerifyReport,
 };
 pub use types::{
     Acks, Compression, DiskId, Flush, Isolation, LeaderEpoch, Offset, ProducerEpoch, ProducerId,

@@ -39,7 +39,7 @@ use crate::types::{LeaderEpoch, Offset, ProducerId, Timestamp};
 
 pub(crate) use marks::Marks;
 use producers::Producers;
-pub(crate) use producers::{ProducerSnapshot, decided_end};
+pub(crate) use producers::{ProducerSnapshot, copy_snapshots, decided_end};
 pub(crate) use reader::LogReader;
 pub(crate) use records::Part;
 pub use records::{Iter, Records};
@@ -807,6 +807,14 @@ pub(crate) enum SettleError {
     Flush(Error),
     /// Anything else: the next attempt may do better.
     Other(Error),
+}
+
+impl SettleError {
+    /// What went wrong.
+    pub(crate) fn into_error(self) -> Error {
+        let (Self::Flush(error) | Self::Other(error)) = self;
+        error
+    }
 }
 
 #[cfg(test)]

@@ -394,7 +394,11 @@ impl Core {
 }
 
 /// Appends whole batches from where the log ends. False: it has to wait for its own flush first.
-fn append_batches(log: &mut Log, mut bytes: &[u8], now: Timestamp) -> Result<bool, Error> {
+pub(crate) fn append_batches(
+    log: &mut Log,
+    mut bytes: &[u8],
+    now: Timestamp,
+) -> Result<bool, Error> {
     while let Some(header) = BatchHeader::trusted(bytes) {
         let (batch, rest) = bytes.split_at(header.len());
         bytes = rest;

@@ -27,6 +27,7 @@ pub(crate) use core::{Core, CoreParts, CoreSettings, Placed, Reign, Waiting};
 pub(crate) use events::EventLog;
 pub use events::{Event, EventKind, Events};
 pub(crate) use flush::Wait;
+pub(crate) use follow::append_batches;
 pub(crate) use reign::Proposal;
 pub(crate) use replica::Replica;
 pub use ticket::Ticket;

@@ -23,6 +23,7 @@
 //! |   25 |      | fields   | fixed numbers little-endian; lists and texts behind a u32 count |
 
 mod fields;
+mod one_disk;
 
 use std::collections::BTreeMap;
 
@@ -32,6 +33,7 @@ use crate::types::{DiskId, LeaderEpoch, Offset, ProducerEpoch, ProducerId, Store
 
 use super::replication::EpochHistory;
 use fields::{Fields, Target};
+pub(crate) use one_disk::Copied;
 
 const HEAD_BYTES: usize = 25;
 /// A million partitions with thirty replicas each; nothing larger is written.

@@ -15,6 +15,7 @@
 
 mod appender;
 mod background;
+mod backup;
 mod builder;
 mod chores;
 mod close;
@@ -49,6 +50,7 @@ use crate::storage::{BufferPool, Clock, ForkGuard, TemporaryDirectory};
 use crate::types::{DiskId, StoreId, TopicId, TopicPartition};
 
 pub(crate) use appender::{Appender, Offered};
+pub use backup::BackupReport;
 pub use builder::StoreBuilder;
 pub(crate) use chores::{Chore, Chores};
 pub use operations::{DiskDescription, DiskState};

@@ -417,12 +417,12 @@ impl Shared {
                 log_start: described.log_start,
                 rewrite: config.flush != Flush::Os || suspect.is_some(),
                 epoch: described.leader_epoch,
-                // One replica gave all its offsets itself. Of several, the one that led last sealed the batches
-                // of its reign, and copied those before.
-                sealed_since: match (described.led_by, replicated) {
-                    (_, false) => Some(LeaderEpoch(0)),
-                    (led_by, true) => (led_by == Some(disk.id)).then_some(described.leader_epoch),
-                },
+                // The one that led last sealed the batches of its reign, and copied those before; where there never
+                // was another, there is no history.
+                sealed_since: (described.led_by == Some(disk.id)).then(|| {
+                    let last = described.history.reigns().last();
+                    last.map_or(LeaderEpoch(0), |reign| reign.epoch)
+                }),
                 now: self.clock.now(),
                 repair: true,
                 producers: producers || !clean,
