@@ -248,6 +248,32 @@ pub enum Error {
         /// The generation of the group.
         current: u64,
     },
+    /// The consumer is no member of the group any more: it has stopped polling, or another took its place.
+    #[error("group {group}: {reason}")]
+    UnknownMember {
+        /// The group.
+        group: String,
+        /// What has happened.
+        reason: String,
+    },
+    /// The partition is not the consumer's.
+    #[error("{partition} is not assigned to this consumer")]
+    NotAssigned {
+        /// The partition.
+        partition: TopicPartition,
+    },
+    /// There is no such group.
+    #[error("no such group: {group}")]
+    UnknownGroup {
+        /// The group.
+        group: String,
+    },
+    /// The group has members, which are in the way of what was asked for.
+    #[error("group {group} has members")]
+    GroupNotEmpty {
+        /// The group.
+        group: String,
+    },
     /// The group is being rebalanced; poll, then retry.
     #[error("group {group} is being rebalanced")]
     RebalanceInProgress {
@@ -370,7 +396,9 @@ impl Error {
             | Self::UnknownProducer { .. }
             | Self::InvalidTransactionState { .. }
             | Self::TransactionAborted { .. } => ErrorClass::AbortTransaction,
-            Self::ProducerFenced { .. } | Self::IllegalGeneration { .. } => ErrorClass::Fenced,
+            Self::ProducerFenced { .. }
+            | Self::IllegalGeneration { .. }
+            | Self::UnknownMember { .. } => ErrorClass::Fenced,
             Self::UnknownTopicOrPartition { .. }
             | Self::TopicExists { .. }
             | Self::InvalidTopic { .. }
@@ -380,6 +408,9 @@ impl Error {
             | Self::OffsetOutOfRange { .. }
             | Self::DuplicateSequence { .. }
             | Self::NoOffset { .. }
+            | Self::NotAssigned { .. }
+            | Self::UnknownGroup { .. }
+            | Self::GroupNotEmpty { .. }
             | Self::ReadOnly => ErrorClass::Invalid,
             Self::Io { source, .. } => {
                 if is_passing(source) {
@@ -427,6 +458,10 @@ impl Error {
             | Self::TransactionAborted { .. }
             | Self::NoOffset { .. }
             | Self::IllegalGeneration { .. }
+            | Self::UnknownMember { .. }
+            | Self::NotAssigned { .. }
+            | Self::UnknownGroup { .. }
+            | Self::GroupNotEmpty { .. }
             | Self::RebalanceInProgress { .. }
             | Self::BufferFull { .. }
             | Self::NoSpace { .. }
@@ -463,6 +498,10 @@ impl Error {
             Self::TransactionAborted { .. } => "TRANSACTION_ABORTABLE",
             Self::NoOffset { .. } => "NO_OFFSET_FOR_PARTITION",
             Self::IllegalGeneration { .. } => "ILLEGAL_GENERATION",
+            Self::UnknownMember { .. } => "UNKNOWN_MEMBER_ID",
+            Self::NotAssigned { .. } => "NO_CURRENT_ASSIGNMENT",
+            Self::UnknownGroup { .. } => "GROUP_ID_NOT_FOUND",
+            Self::GroupNotEmpty { .. } => "NON_EMPTY_GROUP",
             Self::RebalanceInProgress { .. } => "REBALANCE_IN_PROGRESS",
             Self::BufferFull { .. } => "BUFFER_EXHAUSTED",
             Self::NoSpace { .. }

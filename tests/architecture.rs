@@ -68,7 +68,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("unsafe", &["src/storage/"]),
     ("std::fs", &["src/storage/"]),
     ("SystemTime::now", &["src/storage/"]),
-    ("Instant::now", &["src/storage/", "src/partition/", "src/producer/", "src/store/view.rs"]),
+    ("Instant::now", &["src/storage/", "src/partition/", "src/producer/", "src/store/"]),
     ("process::id", &["src/storage/"]),
     ("thread::spawn", &[]),
     ("thread::Builder", &["src/store/background.rs"]),

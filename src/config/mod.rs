@@ -9,7 +9,9 @@ mod property;
 mod retention;
 mod topic;
 
-pub(crate) use name::{INTERNAL_PREFIX, check_not_internal, collides, validate_topic_name};
+pub(crate) use name::{
+    INTERNAL_PREFIX, check_not_internal, collides, is_internal, validate_topic_name,
+};
 pub(crate) use producer::{ProducerProperties, ProducerSettings};
 pub(crate) use property::Properties;
 pub use retention::Retention;

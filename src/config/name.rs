@@ -29,12 +29,17 @@ pub(crate) fn validate_topic_name(name: &str) -> Result<(), Error> {
 /// Topics whose names begin so are the store's own.
 pub(crate) const INTERNAL_PREFIX: &str = "__";
 
+/// Whether a topic is one of the store's own.
+pub(crate) fn is_internal(name: &str) -> bool {
+    name.starts_with(INTERNAL_PREFIX)
+}
+
 /// Whether an application may make, change, delete and append to a topic of that name.
 ///
 /// # Errors
 /// [`Error::InvalidTopic`] if it is one of the store's own.
 pub(crate) fn check_not_internal(name: &str) -> Result<(), Error> {
-    if !name.starts_with(INTERNAL_PREFIX) {
+    if !is_internal(name) {
         return Ok(());
     }
     let reason = format!("names that begin with {INTERNAL_PREFIX} are the store's own");

@@ -76,6 +76,11 @@ const KEYS: &[(&str, Setting, Set)] = &[
     ("log.scrub.bytes.per.second", Setting::ScrubRate, |draft, value| {
         number(value).map(|bytes| draft.scrub_rate = Some(bytes))
     }),
+    ("offsets.retention.minutes", Setting::OffsetsRetention, |draft, value| {
+        number(value).map(|minutes: u32| {
+            draft.offsets_retention = Some(Duration::from_secs(60 * u64::from(minutes)));
+        })
+    }),
 ];
 
 /// What several keys may speak of.
@@ -100,6 +105,7 @@ enum Setting {
     FlushTime,
     Rebalance,
     ScrubRate,
+    OffsetsRetention,
 }
 
 /// Keys, and beginnings of keys (with a dot at the end), that have no meaning in one process: the
@@ -181,6 +187,7 @@ struct Draft {
     flush_interval: Option<Option<Duration>>,
     rebalance: Option<bool>,
     scrub_rate: Option<u64>,
+    offsets_retention: Option<Duration>,
 }
 
 /// A set of properties as a user gave them.
@@ -248,6 +255,11 @@ impl Properties {
     /// Bytes a second that a disk's scrub reads, if a property says so.
     pub(crate) fn scrub_rate(&self) -> Option<u64> {
         self.draft.scrub_rate
+    }
+
+    /// How long offsets of groups without members are kept, if one of the properties says so.
+    pub(crate) fn offsets_retention(&self) -> Option<Duration> {
+        self.draft.offsets_retention
     }
 
     /// Keys that were accepted and mean nothing here.

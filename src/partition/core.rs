@@ -1,32 +1,31 @@
-//! The partition itself: append, read, look up, wait.
+//! The partition itself: append, look up, end.
 
 use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use crate::config::TopicConfig;
 use crate::error::{Error, ErrorClass, Written};
-use crate::log::{Log, LogReader, LogSettings, Marks, Part, Records};
+use crate::log::{Log, LogReader, LogSettings, Marks};
 use crate::protocol::producer_state::states::ProducerView;
 use crate::protocol::producer_state::transactions::OpenTransaction;
 use crate::protocol::producer_state::verdict::Verdict;
 use crate::protocol::replication::{EpochHistory, Progress};
 use crate::record::{Draft, DraftSettings, Marker, Record};
-use crate::segment::Fetched;
 use crate::storage::{Clock, ForkGuard};
 use crate::types::{
-    Acks, DiskId, Flush, Isolation, LeaderEpoch, Offset, ProducerId, Timestamp, TopicPartition,
+    Acks, DiskId, Flush, LeaderEpoch, Offset, ProducerId, Timestamp, TopicPartition,
 };
 
 use super::events::EventKind;
 use super::flush::{Durable, Group, Sleeper, Until, Wait, Waited};
 use super::replica::Replica;
 use super::ticket::{Waiter, complete};
-use super::{Appended, Attention, Author, EventLog, ReadOptions};
+use super::{Appended, Attention, Author, EventLog};
 
 /// Encoding buffers up to this size are kept for the thread's next append.
 const SCRATCH_BYTES_MAX: usize = 1 << 20;
@@ -104,7 +103,7 @@ pub(crate) struct Core {
     this: Weak<Core>,
 
     pub(super) state: Mutex<State>,
-    readable: Condvar,
+    pub(super) readable: Condvar,
     pub(super) group: Group,
     /// Copies of the watermarks, for whoever only wants to look.
     high_watermark: AtomicU64,
@@ -170,7 +169,7 @@ pub(super) struct State {
     pub(super) ended: Option<Ended>,
     /// The store is about to close.
     stopped: bool,
-    readers: u32,
+    pub(super) readers: u32,
     pub(super) durable: Durable,
     pub(super) tickets: Vec<Waiter>,
     pub(super) next_ticket: u64,
@@ -627,96 +626,6 @@ impl Core {
         }
     }
 
-    /// Reads whole batches from `offset` on. Does not block.
-    pub(crate) fn read(&self, offset: Offset, options: &ReadOptions) -> Result<Records, Error> {
-        let upper = match options.isolation {
-            Isolation::ReadUncommitted => self.high_watermark(),
-            Isolation::ReadCommitted => self.last_stable_offset(),
-        };
-        self.check_range(offset)?;
-        let ReadOptions { max_bytes, isolation } = *options;
-        let (fetched, next) = match self.reader().read_records(offset, upper, max_bytes, isolation)
-        {
-            Err(error) => {
-                // Retention may have passed by between the check and the read.
-                self.check_range(offset)?;
-                self.check_usable()?;
-                self.report_damage(&error);
-                match self.read_elsewhere(offset, upper, options) {
-                    Some(read) => read,
-                    None => return Err(error),
-                }
-            }
-            Ok(read) => read,
-        };
-        Ok(Records::of(Part { partition: self.partition.clone(), from: offset, next, fetched }))
-    }
-
-    /// Reads from another replica what the leader's has lost.
-    #[cold]
-    fn read_elsewhere(
-        &self,
-        offset: Offset,
-        upper: Offset,
-        options: &ReadOptions,
-    ) -> Option<(Option<Fetched>, Offset)> {
-        let ReadOptions { max_bytes, isolation } = *options;
-        self.readers().into_iter().skip(1).find_map(|(_, reader)| {
-            let read = reader.read_records(offset, upper, max_bytes, isolation).ok();
-            read.filter(|(_, next)| *next > offset)
-        })
-    }
-
-    fn check_range(&self, offset: Offset) -> Result<(), Error> {
-        let (start, end) = (self.log_start(), self.log_end());
-        if offset < start || offset > end {
-            let partition = self.partition.clone();
-            return Err(Error::OffsetOutOfRange { partition, offset, start, end });
-        }
-        Ok(())
-    }
-
-    /// The first record whose timestamp is at least `timestamp`, below the high watermark.
-    pub(crate) fn offset_for_time(&self, timestamp: Timestamp) -> Result<Option<Offset>, Error> {
-        self.check_usable()?;
-        let found = self.reader().find_time(timestamp, self.log_start(), self.high_watermark());
-        if let Err(error) = &found {
-            self.report_damage(error);
-        }
-        Ok(found?.map(|(offset, _)| offset))
-    }
-
-    /// Waits until a record at `offset` can be read.
-    pub(crate) fn wait_for(&self, offset: Offset, timeout: Duration) -> Result<(), Error> {
-        if self.high_watermark() > offset {
-            return Ok(());
-        }
-        let deadline = Instant::now().checked_add(timeout);
-        let mut state = self.state.lock();
-        state.readers += 1;
-        let outcome = loop {
-            if state.progress.high_watermark() > offset {
-                break Ok(());
-            }
-            if let Some(ended) = state.ended {
-                break Err(self.ended_error(ended));
-            }
-            let timed_out = match deadline {
-                Some(deadline) => self.readable.wait_until(&mut state, deadline).timed_out(),
-                None => {
-                    self.readable.wait(&mut state);
-                    false
-                }
-            };
-            if timed_out && state.progress.high_watermark() <= offset {
-                let what = format!("{}: waiting for offset {offset}", self.partition);
-                break Err(Error::TimedOut { what, timeout, appended: None });
-            }
-        };
-        state.readers -= 1;
-        outcome
-    }
-
     pub(crate) fn partition(&self) -> &TopicPartition {
         &self.partition
     }
@@ -871,7 +780,7 @@ impl Core {
         Err(self.closed_error(state, Written::No))
     }
 
-    fn check_usable(&self) -> Result<(), Error> {
+    pub(super) fn check_usable(&self) -> Result<(), Error> {
         match self.state.lock().ended {
             Some(Ended::TopicDeleted) => Err(self.ended_error(Ended::TopicDeleted)),
             _ => Ok(()),
@@ -893,7 +802,7 @@ impl Core {
         }
     }
 
-    fn ended_error(&self, ended: Ended) -> Error {
+    pub(super) fn ended_error(&self, ended: Ended) -> Error {
         match ended {
             Ended::StoreClosed => Error::Closed,
             Ended::TopicDeleted => {

@@ -17,6 +17,7 @@ mod damage;
 mod events;
 mod flush;
 mod follow;
+mod read;
 mod reign;
 mod replica;
 mod tend;

@@ -15,7 +15,7 @@ use crate::protocol::group::assignment::PartitionId;
 use crate::protocol::producer_state::batch::Numbering;
 use crate::protocol::transaction::lineage::{TransactionTag, Verdict};
 use crate::record::Record;
-use crate::store::{Partition, Store, Transactions};
+use crate::store::{CommittedOffset, ConsumerGroupMetadata, Partition, Store, Transactions};
 use crate::types::{
     Acks, Compression, Offset, Outcome, ProducerEpoch, ProducerId, ProducerSequence, TopicPartition,
 };
@@ -274,15 +274,66 @@ impl Transaction<'_> {
                 Ok(offsets)
             }
             Err(error) => {
-                let over = matches!(
-                    error.class(),
-                    ErrorClass::AbortTransaction | ErrorClass::Fenced | ErrorClass::Fatal
-                );
-                if over {
-                    self.failed.get_or_insert_with(|| error.to_string());
-                }
+                self.note_failure(&error);
                 Err(error)
             }
+        }
+    }
+
+    /// Commits offsets with the transaction: they count when it is committed, and never did when it is aborted. With
+    /// them, what was read, and what was made of it, are done once, together (KIP-447).
+    ///
+    /// `group` says who commits: a consumer that has lost a partition since cannot commit for it any more.
+    ///
+    /// # Errors
+    /// Those of a commit of offsets; [`Error::UnknownMember`] and [`Error::IllegalGeneration`] are the end of the
+    /// transaction. Those of [`Transaction::append`].
+    pub fn send_offsets<'o>(
+        &mut self,
+        offsets: impl IntoIterator<Item = (&'o TopicPartition, &'o CommittedOffset)>,
+        group: &ConsumerGroupMetadata,
+    ) -> Result<()> {
+        let offsets: Vec<_> =
+            offsets.into_iter().map(|(at, offset)| (at.clone(), offset.clone())).collect();
+        if offsets.is_empty() {
+            return Ok(());
+        }
+        let producer = &*self.producer;
+        let (shared, tag) = (producer.store.shared(), producer.tag);
+        let groups = shared.groups()?;
+        let partition = groups.partition();
+        producer.transactions.join(shared, &producer.id, tag, partition)?;
+        let sequence = self.sequences.entry(partition).or_insert(0);
+        let author = Author {
+            producer: ProducerSequence { id: tag.producer, epoch: tag.epoch, sequence: *sequence },
+            transactional: true,
+            strict: true,
+            numbering: Numbering::Restarts,
+            compression: None,
+        };
+        match groups.send_offsets(shared, &author, group, &offsets) {
+            Ok(ticket) => {
+                *sequence += offsets.len() as u64;
+                if ticket.is_waiting() {
+                    self.tickets.push(ticket);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.note_failure(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// After some errors it can only be aborted.
+    fn note_failure(&mut self, error: &Error) {
+        let over = matches!(
+            error.class(),
+            ErrorClass::AbortTransaction | ErrorClass::Fenced | ErrorClass::Fatal
+        );
+        if over {
+            self.failed.get_or_insert_with(|| error.to_string());
         }
     }
 

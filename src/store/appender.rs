@@ -83,6 +83,23 @@ impl Shared {
         }
     }
 
+    /// As [`Shared::placed`], through as many leaders as there may be.
+    pub(super) fn placed_by_any(
+        &self,
+        core: &Arc<Core>,
+        append: impl Fn(&Core) -> Result<Placed>,
+    ) -> Result<Placed> {
+        let mut placed = append(core);
+        for _ in 0..core.replicas().len() {
+            if !matches!(placed, Err(Error::NoLeader { .. })) {
+                break;
+            }
+            self.settle_one(core);
+            placed = append(core);
+        }
+        placed
+    }
+
     pub(super) fn ticket_of(
         self: &Arc<Self>,
         core: &Arc<Core>,

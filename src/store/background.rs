@@ -306,6 +306,7 @@ impl Shared {
     }
 
     fn retain_all(&self, now: Timestamp) {
+        self.expire_offsets();
         for (_, core) in self.cores() {
             core.roll_if_old(now);
             self.apply_retention(&core, now);
@@ -314,7 +315,7 @@ impl Shared {
 
     /// Everything that is due, for stores without threads.
     #[cfg(any(test, feature = "simulation"))]
-    pub(super) fn run_background(&self) {
+    pub(super) fn run_background(self: &Arc<Self>) {
         for disk in self.online_disks() {
             let mut agenda = Agenda { next_retention: Duration::MAX, ..Agenda::default() };
             let queued = disk.attention.take();

@@ -34,6 +34,8 @@ pub(super) struct Options {
     pub(super) rebalance: bool,
     /// Bytes a second that the scrub of a disk reads; 0: none.
     pub(super) scrub_rate: u64,
+    /// How long what groups without members have committed is kept; `None`: for ever.
+    pub(super) offsets_retention: Option<Duration>,
 }
 
 /// Describes a store before it is opened. Made by [`Store::builder`].
@@ -77,6 +79,7 @@ impl StoreBuilder {
                 lag_max: Duration::from_secs(30),
                 rebalance: true,
                 scrub_rate: 4 << 20,
+                offsets_retention: None,
             },
             properties: Properties::new(),
             fault: None,
@@ -159,6 +162,13 @@ impl StoreBuilder {
         self
     }
 
+    /// How long the offsets of a group without members are kept (`offsets.retention.minutes`). Default: for ever;
+    /// a group that comes back late finds its place.
+    pub fn offsets_retention(mut self, span: Duration) -> Self {
+        self.options.offsets_retention = Some(span);
+        self
+    }
+
     /// Sets a Kafka configuration key, such as `retention.ms`, as the default of new topics. A key that
     /// does not exist is reported by [`StoreBuilder::open`], with the nearest one that does.
     pub fn property(mut self, key: &str, value: &str) -> Self {
@@ -218,6 +228,8 @@ impl StoreBuilder {
         self.options.topic_defaults = if chosen { defaults } else { defaults.flush(flush) };
         self.options.rebalance = self.properties.rebalance().unwrap_or(self.options.rebalance);
         self.options.scrub_rate = self.properties.scrub_rate().unwrap_or(self.options.scrub_rate);
+        self.options.offsets_retention =
+            self.properties.offsets_retention().or(self.options.offsets_retention);
         let mut absent = Vec::new();
         if self.disks.is_empty() || self.disks.len() > DISKS_MAX {
             return Err(Error::InvalidConfig {

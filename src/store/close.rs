@@ -34,7 +34,7 @@ impl Shared {
 
     /// Ends appends, flushes every log, and writes the session files of the disks on which all of that went
     /// well.
-    fn close_all(&self) -> Result<()> {
+    fn close_all(self: &Arc<Self>) -> Result<()> {
         if let Some(transactions) = self.known_transactions() {
             transactions.note_all(self);
         }

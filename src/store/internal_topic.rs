@@ -3,21 +3,21 @@
 //! One partition, on up to three disks. The last record of a key is what holds; whoever uses the table has all of it
 //! in memory. So no cleaner is needed: when the log has outgrown the table, the table is written again at its
 //! end, and what lies before goes (the order is kept by the caller's lock). A crash in between leaves both, which read
-//! as the same table.
+//! as the same table: a record that was written again says in a header where it was first, so that one of a
+//! transaction, written before and decided after, is still known to be newer. What an open transaction has written stays.
 //!
 //! Applications may read it; they cannot make, change, delete or append to topics whose names begin with `__`.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{INTERNAL_PREFIX, Retention, TopicConfig};
 use crate::error::{Error, Result};
-use crate::log::Records;
-use crate::partition::{Author, Core, Placed, ReadOptions, Wait, Waiting};
+use crate::partition::{Author, Core, Placed, Wait, Waiting};
 use crate::protocol::metadata::MetadataRecord;
-use crate::record::Record;
-use crate::types::{Acks, Offset};
+use crate::record::{MARKER_COMMIT, Record};
+use crate::segment::batches::Batches;
+use crate::types::{Acks, Offset, Outcome, ProducerId};
 
 use super::{Shared, Topic};
 
@@ -27,19 +27,45 @@ const REWRITE_BYTES_MIN: u64 = 4 << 20;
 const REWRITE_FACTOR: u64 = 4;
 /// About how many bytes of the table go into one batch.
 const REWRITE_BATCH_BYTES: usize = 64 << 10;
+/// What an entry takes in the log besides its key and value, about.
+const ENTRY_BYTES: u64 = 100;
+const READ_BYTES: usize = 1 << 20;
+/// The header of a record that was written again: the offset that it had first, u64.
+const FIRST_AT: &str = "at";
 
-type Key = Vec<u8>;
-type Value = Vec<u8>;
-
-/// The log of a table, and the table as bytes.
+/// The log of a table.
 #[derive(Debug)]
 pub(super) struct InternalTopic {
     topic: Arc<Topic>,
     core: Arc<Core>,
-    table: HashMap<Key, Value>,
-    table_bytes: u64,
-    /// Bytes appended since the log's start.
+    /// Bytes appended since the log's start, about.
     log_bytes: u64,
+    /// Bytes of the table when it was last written again, about.
+    table_bytes: u64,
+}
+
+/// What the log says, in its order.
+#[derive(Debug)]
+pub(super) enum Entry<'a> {
+    Record {
+        /// Its offset, or the one that it had before it was written again.
+        at: Offset,
+        /// Whose transaction it belongs to.
+        transaction: Option<ProducerId>,
+        key: &'a [u8],
+        value: Option<&'a [u8]>,
+    },
+    /// A producer's transaction ended.
+    Marker { producer: ProducerId, outcome: Outcome },
+}
+
+/// A record of the table, as it is written again.
+#[derive(Debug)]
+pub(super) struct Live {
+    /// Where it is, or was first.
+    pub(super) at: Offset,
+    pub(super) key: Vec<u8>,
+    pub(super) value: Vec<u8>,
 }
 
 /// Records on their way, to be waited for without the table's lock.
@@ -68,7 +94,7 @@ impl Shared {
         let slot = topic.slots.read().first().map(Arc::clone);
         let slot = slot.expect("a topic has a partition");
         let core = self.open_core(&topic, &slot)?;
-        Ok(Some(InternalTopic { topic, core, table: HashMap::new(), table_bytes: 0, log_bytes: 0 }))
+        Ok(Some(InternalTopic { topic, core, log_bytes: 0, table_bytes: 0 }))
     }
 
     /// As [`Shared::internal_topic`]; makes it if need be.
@@ -103,7 +129,7 @@ impl InternalTopic {
     pub(super) fn replay(
         &mut self,
         shared: &Shared,
-        mut take: impl FnMut(&[u8], Option<&[u8]>) -> Result<()>,
+        mut take: impl FnMut(Entry<'_>) -> Result<()>,
     ) -> Result<()> {
         let end = self.core.log_end();
         if end > self.core.log_start() {
@@ -112,111 +138,131 @@ impl InternalTopic {
             let core = &self.core;
             core.wait_settled(&wait, core.append_timeout(), &|| shared.settle_one(core))?;
         }
+        self.log_bytes = 0;
         let mut offset = self.core.log_start();
         while offset < end {
-            let records = self.core.read(offset, &ReadOptions::new())?;
-            if records.next_offset() == offset {
+            let Some(fetched) = self.core.read_batches(offset, READ_BYTES)? else {
                 return Err(Error::NoLeader { partition: self.core.partition().clone() });
+            };
+            self.log_bytes += fetched.bytes.len() as u64;
+            for (header, mut records) in Batches::new(&fetched) {
+                if header.control {
+                    let committed = header.base_sequence == MARKER_COMMIT;
+                    let outcome = if committed { Outcome::Committed } else { Outcome::Aborted };
+                    take(Entry::Marker { producer: header.producer_id, outcome })?;
+                    continue;
+                }
+                if header.base_offset < offset {
+                    records.skip_to(offset);
+                }
+                for record in records {
+                    let first = record.header(FIRST_AT).and_then(|at| at.first_chunk());
+                    let at = first.map_or(record.offset(), |at| Offset(u64::from_le_bytes(*at)));
+                    take(Entry::Record {
+                        at: at.min(record.offset()),
+                        transaction: header.transactional.then_some(header.producer_id),
+                        key: record.key().unwrap_or_default(),
+                        value: record.value(),
+                    })?;
+                }
             }
-            offset = records.next_offset();
-            self.take(&records, &mut take)?;
+            offset = fetched.next;
         }
         Ok(())
     }
 
-    fn take(
-        &mut self,
-        records: &Records,
-        take: &mut impl FnMut(&[u8], Option<&[u8]>) -> Result<()>,
-    ) -> Result<()> {
-        self.log_bytes += records.bytes() as u64;
-        for record in records {
-            let key = record.key().unwrap_or_default();
-            take(key, record.value())?;
-            self.put(key.to_vec(), record.value().map(<[u8]>::to_vec));
-        }
-        Ok(())
+    /// Where the log is.
+    pub(super) fn core(&self) -> &Arc<Core> {
+        &self.core
     }
 
-    fn put(&mut self, key: Key, value: Option<Value>) {
-        let bytes = |key: &Key, value: &Value| (key.len() + value.len()) as u64;
-        if let Some((key, old)) = self.table.remove_entry(&key) {
-            self.table_bytes -= bytes(&key, &old);
-        }
-        if let Some(value) = value {
-            self.table_bytes += bytes(&key, &value);
-            self.table.insert(key, value);
-        }
+    pub(super) fn topic(&self) -> &Arc<Topic> {
+        &self.topic
     }
 
-    /// Appends a record, and has the table hold it; `None` takes the key out. The caller keeps others away, so that
-    /// the order of the log is that of the calls.
+    /// Appends a record; no value takes the key out. The caller keeps others away, so that the order of the log is
+    /// that of the calls.
     ///
     /// # Errors
     /// As for an append: nothing was written.
     pub(super) fn begin(
         &mut self,
         shared: &Shared,
-        key: Key,
-        value: Option<Value>,
+        key: &[u8],
+        value: Option<&[u8]>,
     ) -> Result<Begun> {
-        let record = match &value {
-            Some(value) => Record::new(value).key(&key),
-            None => Record::tombstone(&key),
+        let record = match value {
+            Some(value) => Record::new(value).key(key),
+            None => Record::tombstone(key),
         };
-        let begun = self.append(shared, None, &[record])?;
-        self.log_bytes += (key.len() + value.as_ref().map_or(0, Vec::len) + 100) as u64;
-        self.put(key, value);
-        Ok(begun)
+        self.append(shared, None, &[record]).map(|placed| self.begun(placed))
     }
 
-    fn append(
-        &self,
+    /// Appends records as one batch; the caller keeps others away, and waits.
+    ///
+    /// # Errors
+    /// As for an append.
+    pub(super) fn append(
+        &mut self,
         shared: &Shared,
         author: Option<&Author>,
         records: &[Record<'_>],
-    ) -> Result<Begun> {
-        let core = &self.core;
-        let mut placed = core.append_only(author, records, Acks::All);
-        for _ in 0..core.replicas().len() {
-            if !matches!(placed, Err(Error::NoLeader { .. })) {
-                break;
-            }
-            shared.settle_one(core);
-            placed = core.append_only(author, records, Acks::All);
-        }
-        let waiting = match placed? {
+    ) -> Result<Placed> {
+        let size = |field: Option<&[u8]>| field.map_or(0, <[u8]>::len) as u64;
+        let bytes = records.iter().map(|record| size(record.key) + size(record.value));
+        self.log_bytes += bytes.sum::<u64>() + ENTRY_BYTES;
+        shared.placed_by_any(&self.core, |core| core.append_only(author, records, Acks::All))
+    }
+
+    fn begun(&self, placed: Placed) -> Begun {
+        let waiting = match placed {
             Placed::Done(_) => None,
             Placed::Waits(waiting) => Some(waiting),
         };
-        Ok(Begun { core: Arc::clone(core), waiting })
+        Begun { core: Arc::clone(&self.core), waiting }
     }
 
-    /// Writes the table again at the end of the log, if the log has outgrown it. The caller keeps others away.
+    /// Whether the log has outgrown the table.
+    pub(super) fn rewrite_is_due(&self) -> bool {
+        self.log_bytes >= REWRITE_BYTES_MIN.max(REWRITE_FACTOR * self.table_bytes)
+    }
+
+    /// Writes the table again at the end of the log. The caller keeps others away until it has handed over all.
     ///
     /// # Errors
     /// As for an append; what was written does no harm.
-    pub(super) fn rewrite_if_due(&mut self, shared: &Shared) -> Result<Option<Rewritten>> {
-        if self.log_bytes < REWRITE_BYTES_MIN.max(REWRITE_FACTOR * self.table_bytes) {
-            return Ok(None);
-        }
-        let start = self.core.log_end();
-        let (mut records, mut bytes) = (Vec::new(), 0);
+    pub(super) fn rewrite(
+        &mut self,
+        shared: &Shared,
+        table: impl Iterator<Item = Live>,
+    ) -> Result<Rewritten> {
+        // What a transaction that is open now has written is not in the table.
+        let start = self.core.log_end().min(self.core.last_stable_offset());
+        let (mut batch, mut bytes, mut total) = (Vec::new(), 0, 0);
         let mut last = None;
-        let mut left = self.table.len();
-        for (key, value) in &self.table {
-            records.push(Record::new(value).key(key));
-            bytes += key.len() + value.len();
-            left -= 1;
-            if bytes >= REWRITE_BATCH_BYTES || left == 0 {
+        let mut table = table.peekable();
+        while let Some(live) = table.next() {
+            bytes += live.key.len() + live.value.len();
+            batch.push(live);
+            if bytes >= REWRITE_BATCH_BYTES || table.peek().is_none() {
+                let places: Vec<_> = batch.iter().map(|live| live.at.0.to_le_bytes()).collect();
+                let records: Vec<_> = batch
+                    .iter()
+                    .zip(&places)
+                    .map(|(live, at)| Record::new(&live.value).key(&live.key).header(FIRST_AT, at))
+                    .collect();
                 last = Some(self.append(shared, None, &records)?);
-                (records, bytes) = (Vec::new(), 0);
+                total += bytes as u64 + ENTRY_BYTES;
+                (batch, bytes) = (Vec::new(), 0);
             }
         }
-        self.log_bytes = self.table_bytes + 100 * self.table.len() as u64;
+        (self.log_bytes, self.table_bytes) = (total, total);
         // An empty table needs no record to say so.
-        let begun = last.unwrap_or(Begun { core: Arc::clone(&self.core), waiting: None });
-        Ok(Some(Rewritten { topic: Arc::clone(&self.topic), begun, start }))
+        let begun = match last {
+            Some(placed) => self.begun(placed),
+            None => Begun { core: Arc::clone(&self.core), waiting: None },
+        };
+        Ok(Rewritten { topic: Arc::clone(&self.topic), begun, start })
     }
 }
 
@@ -240,14 +286,13 @@ impl Rewritten {
     pub(super) fn finish(&self, shared: &Shared, timeout: Duration) -> Result<()> {
         self.begun.wait(shared, timeout)?;
         let core = &self.begun.core;
-        let start = self.start.min(core.last_stable_offset());
-        if start > core.log_start() {
+        if self.start > core.log_start() {
             shared.metadata.lock().commit(&MetadataRecord::LogStartRaised {
                 id: self.topic.id,
                 partition: core.partition().partition(),
-                offset: start,
+                offset: self.start,
             })?;
-            core.raise_log_start(start)?;
+            core.raise_log_start(self.start)?;
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ mod builder;
 mod chores;
 mod close;
 mod disks;
+mod groups;
 mod internal_topic;
 mod layout;
 mod metadata_log;
@@ -53,6 +54,11 @@ pub(crate) use appender::{Appender, Offered};
 pub use backup::BackupReport;
 pub use builder::StoreBuilder;
 pub(crate) use chores::{Chore, Chores};
+pub(crate) use groups::{Change, Groups, JoinGroup, Membership};
+pub use groups::{
+    CommittedOffset, ConsumerGroupMetadata, GroupDescription, GroupMember, GroupOffset, GroupPhase,
+    ResetTo,
+};
 pub use operations::{DiskDescription, DiskState};
 pub use partition::Partition;
 pub(crate) use producer_ids::Holder;
@@ -113,6 +119,10 @@ pub(crate) struct Shared {
     transactions: OnceLock<Arc<Transactions>>,
     /// Held by whoever begins them.
     beginning: Mutex<()>,
+    /// Unset: nobody has asked for one yet.
+    groups: OnceLock<Arc<Groups>>,
+    /// Held by whoever reads them, if need be while transactions begin.
+    beginning_groups: Mutex<()>,
     /// Taken before the producer ids.
     producer_names: Mutex<Names>,
     chores: Arc<Chores>,

@@ -71,6 +71,8 @@ pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) ->
         producer_ids: Mutex::new(0..0),
         transactions: OnceLock::new(),
         beginning: Mutex::new(()),
+        groups: OnceLock::new(),
+        beginning_groups: Mutex::new(()),
         producer_names: Mutex::default(),
         closed: AtomicBool::new(false),
         workers: Mutex::new(None),

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::config::{TopicConfig, TopicUpdate, check_not_internal, collides, validate_topic_name};
+use crate::config::{
+    TopicConfig, TopicUpdate, check_not_internal, collides, is_internal, validate_topic_name,
+};
 use crate::error::{Error, Result};
 use crate::protocol::metadata::{MetadataRecord, MetadataState};
 use crate::protocol::replication::Load;
@@ -39,7 +41,9 @@ impl Store {
         shared.check_writable()?;
         validate_topic_name(name)?;
         check_not_internal(name)?;
-        shared.create_topic(name, config)
+        shared.create_topic(name, config)?;
+        shared.topics_changed();
+        Ok(())
     }
 
     /// The topic of that name.
@@ -61,7 +65,7 @@ impl Store {
         let topics = self.shared().topics.read();
         let mut descriptions: Vec<_> = topics
             .values()
-            .filter(|topic| check_not_internal(&topic.name).is_ok())
+            .filter(|topic| !is_internal(&topic.name))
             .map(|topic| describe(topic))
             .collect();
         descriptions.sort_by(|one, other| one.name.cmp(&other.name));
@@ -119,6 +123,8 @@ impl Store {
         metadata.commit(&MetadataRecord::PartitionsAdded { id: topic.id, replicas })?;
         *topic.config.write() = Arc::new(config);
         shared.load_topics(metadata.state());
+        drop(metadata);
+        shared.topics_changed();
         Ok(())
     }
 
@@ -143,7 +149,11 @@ impl Store {
         for disk in shared.online_disks() {
             disk.session.lock().ends.retain(|(id, _), _| *id != topic.id);
         }
-        shared.remove_topic_files(&mut metadata, topic.id, &topic.name)
+        let removed = shared.remove_topic_files(&mut metadata, topic.id, &topic.name);
+        drop(metadata);
+        shared.topics_changed();
+        shared.forget_offsets_of(topic.id);
+        removed
     }
 }
 

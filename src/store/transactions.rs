@@ -27,9 +27,9 @@ use crate::protocol::transaction::messages::{
 };
 use crate::protocol::transaction::records::TransactionRecord;
 use crate::record::Marker;
-use crate::types::{Acks, Outcome, Timestamp, TopicId};
+use crate::types::{Acks, Offset, Outcome, Timestamp, TopicId};
 
-use super::internal_topic::{Begun, InternalTopic, Rewritten};
+use super::internal_topic::{Begun, Entry, InternalTopic, Live, Rewritten};
 use super::{Shared, Topic};
 
 /// The internal topic (Kafka's name for its own).
@@ -52,6 +52,8 @@ pub(crate) struct Transactions {
 struct State {
     coordinator: Coordinator,
     topic: InternalTopic,
+    /// What the topic holds, as bytes.
+    table: HashMap<Vec<u8>, Vec<u8>>,
     next_request: u64,
     answers: HashMap<RequestId, Answer>,
     /// Calls that nobody waits for any more.
@@ -77,7 +79,7 @@ impl Shared {
     ///
     /// # Errors
     /// What making or reading the internal topic runs into.
-    pub(crate) fn transactions(&self) -> Result<Arc<Transactions>> {
+    pub(crate) fn transactions(self: &Arc<Self>) -> Result<Arc<Transactions>> {
         self.check_writable()?;
         if let Some(transactions) = self.transactions.get() {
             return Ok(Arc::clone(transactions));
@@ -97,7 +99,7 @@ impl Shared {
 
     /// Settles what a crash has left, if the store has had transactions. What cannot be settled now, for want of
     /// replicas, is settled before the first transaction begins.
-    pub(super) fn settle_transactions(&self) {
+    pub(super) fn settle_transactions(self: &Arc<Self>) {
         if !self.topics.read().contains_key(TRANSACTION_TOPIC) {
             return;
         }
@@ -125,7 +127,7 @@ impl Shared {
     }
 
     /// `None`: the partition is gone.
-    fn core_of(&self, partition: PartitionId) -> Result<Option<Arc<Core>>> {
+    pub(super) fn core_of(&self, partition: PartitionId) -> Result<Option<Arc<Core>>> {
         let Some(topic) = self.topic_by_id(partition.topic) else { return Ok(None) };
         let slot = topic.slots.read().get(partition.partition as usize).map(Arc::clone);
         slot.map(|slot| self.open_core(&topic, &slot)).transpose()
@@ -133,11 +135,15 @@ impl Shared {
 }
 
 impl Transactions {
-    fn load(shared: &Shared, mut topic: InternalTopic) -> Result<(Arc<Self>, Vec<Job>)> {
+    fn load(shared: &Arc<Shared>, mut topic: InternalTopic) -> Result<(Arc<Self>, Vec<Job>)> {
         let mut replay = Replay::default();
-        topic.replay(shared, |key, value| {
-            let record = TransactionRecord::decode(key, value).map_err(corrupt)?;
-            replay.apply(record);
+        let mut table = HashMap::new();
+        topic.replay(shared, |entry| {
+            if let Entry::Record { key, value, .. } = entry {
+                let record = TransactionRecord::decode(key, value).map_err(corrupt)?;
+                replay.apply(record);
+                put(&mut table, key.to_vec(), value.map(<[u8]>::to_vec));
+            }
             Ok(())
         })?;
         let (coordinator, effects) =
@@ -147,6 +153,7 @@ impl Transactions {
             state: Mutex::new(State {
                 coordinator,
                 topic,
+                table,
                 next_request: 0,
                 answers: HashMap::new(),
                 abandoned: HashSet::new(),
@@ -162,7 +169,7 @@ impl Transactions {
     }
 
     /// Reports what partitions have open: all of it is of before this opening.
-    fn find_open(&self, shared: &Shared) -> Result<()> {
+    fn find_open(&self, shared: &Arc<Shared>) -> Result<()> {
         let topics: Vec<_> = shared.topics.read().values().cloned().collect();
         for topic in topics {
             for slot in topic.slots.read().clone() {
@@ -190,7 +197,7 @@ impl Transactions {
         Ok(())
     }
 
-    fn find_open_in(&self, shared: &Shared, topic: TopicId, core: &Core) {
+    fn find_open_in(&self, shared: &Arc<Shared>, topic: TopicId, core: &Core) {
         let partition = PartitionId { topic, partition: core.partition().partition() };
         for open in core.open_transactions() {
             let tag = TransactionTag { producer: open.producer, epoch: open.epoch };
@@ -205,7 +212,7 @@ impl Transactions {
     /// others of the internal topic.
     pub(crate) fn open(
         &self,
-        shared: &Shared,
+        shared: &Arc<Shared>,
         id: &Arc<str>,
         timeout: Duration,
         renews: Option<TransactionTag>,
@@ -237,7 +244,7 @@ impl Transactions {
     /// [`Error::TransactionAborted`], [`Error::ProducerFenced`], [`Error::InvalidTransactionState`].
     pub(crate) fn join(
         &self,
-        shared: &Shared,
+        shared: &Arc<Shared>,
         id: &str,
         tag: TransactionTag,
         partition: PartitionId,
@@ -255,7 +262,7 @@ impl Transactions {
     /// [`Error::TimedOut`]: [`Transactions::verdict`] knows how it ended. Others as for [`Transactions::join`].
     pub(crate) fn end(
         &self,
-        shared: &Shared,
+        shared: &Arc<Shared>,
         id: &str,
         tag: TransactionTag,
         outcome: Outcome,
@@ -270,7 +277,7 @@ impl Transactions {
     }
 
     /// Lets go of an id; what its holder left open is aborted.
-    pub(crate) fn close(&self, shared: &Shared, tag: TransactionTag) {
+    pub(crate) fn close(&self, shared: &Arc<Shared>, tag: TransactionTag) {
         self.run(shared, Event::Close { tag });
     }
 
@@ -295,7 +302,7 @@ impl Transactions {
     }
 
     /// Looks at partitions that have changed, and does what is due by time. Returns when to come back.
-    pub(super) fn turn(&self, shared: &Shared, changed: &[Arc<Core>]) -> Duration {
+    pub(super) fn turn(&self, shared: &Arc<Shared>, changed: &[Arc<Core>]) -> Duration {
         for core in changed {
             let topic = shared.topics.read().get(core.partition().topic()).map(|topic| topic.id);
             if let Some(topic) = topic {
@@ -315,7 +322,7 @@ impl Transactions {
     }
 
     /// As [`Transactions::turn`], for stores without threads.
-    pub(super) fn tick(&self, shared: &Shared) {
+    pub(super) fn tick(&self, shared: &Arc<Shared>) {
         let changed = self.changed.take();
         self.turn(shared, &changed);
     }
@@ -326,7 +333,7 @@ impl Transactions {
     }
 
     /// Puts down what is known to be settled, so that the next open is quick.
-    pub(super) fn note_all(&self, shared: &Shared) {
+    pub(super) fn note_all(&self, shared: &Arc<Shared>) {
         let jobs = {
             let mut state = self.state.lock();
             let effects = state.coordinator.notes();
@@ -336,7 +343,7 @@ impl Transactions {
     }
 
     /// Before something is tried again.
-    fn pause(&self, shared: &Shared) {
+    fn pause(&self, shared: &Arc<Shared>) {
         if shared.options.background {
             let mut state = self.state.lock();
             self.answered.wait_for(&mut state, BUSY_PAUSE);
@@ -355,7 +362,7 @@ impl Transactions {
     /// Asks something and waits for the answer.
     fn call(
         &self,
-        shared: &Shared,
+        shared: &Arc<Shared>,
         wait: Duration,
         id: &str,
         event: impl FnOnce(RequestId) -> Event,
@@ -391,33 +398,35 @@ impl Transactions {
     }
 
     /// Tells the coordinator, and does what follows, and what follows from that.
-    fn run(&self, shared: &Shared, event: Event) {
+    fn run(&self, shared: &Arc<Shared>, event: Event) {
         let jobs = self.step(shared, event);
         self.finish(shared, jobs);
     }
 
-    fn step(&self, shared: &Shared, event: Event) -> Vec<Job> {
+    fn step(&self, shared: &Arc<Shared>, event: Event) -> Vec<Job> {
         let mut state = self.state.lock();
         let effects = state.coordinator.step(shared.clock.now(), event);
         self.begin(shared, &mut state, effects)
     }
 
     /// Begins the effects, in order.
-    fn begin(&self, shared: &Shared, state: &mut State, effects: Vec<Effect>) -> Vec<Job> {
+    fn begin(&self, shared: &Arc<Shared>, state: &mut State, effects: Vec<Effect>) -> Vec<Job> {
         let mut jobs = Vec::new();
         for effect in effects {
             match effect {
                 Effect::Persist { record } => {
-                    let begun = state.topic.begin(shared, record.key(), record.value());
+                    let begun = state.write(shared, &record);
                     jobs.push(Job::Persist { id: record.id, begun });
-                    match state.topic.rewrite_if_due(shared) {
-                        Ok(rewritten) => jobs.extend(rewritten.map(Job::Rewrite)),
-                        Err(error) => report(shared, "rewriting the transactions", &error),
+                    if state.topic.rewrite_is_due() {
+                        match state.rewrite(shared) {
+                            Ok(rewritten) => jobs.push(Job::Rewrite(rewritten)),
+                            Err(error) => report(shared, "rewriting the transactions", &error),
+                        }
                     }
                 }
                 Effect::Note { record } => {
                     // Nothing depends on it.
-                    let _ = state.topic.begin(shared, record.key(), record.value());
+                    let _ = state.write(shared, &record);
                 }
                 Effect::WriteMarkers { tag, outcome, partitions } => {
                     jobs.push(Job::Markers { tag, outcome, partitions });
@@ -458,7 +467,7 @@ impl Transactions {
         jobs
     }
 
-    fn finish(&self, shared: &Shared, jobs: Vec<Job>) {
+    fn finish(&self, shared: &Arc<Shared>, jobs: Vec<Job>) {
         let mut jobs = VecDeque::from(jobs);
         while let Some(job) = jobs.pop_front() {
             match job {
@@ -490,7 +499,7 @@ impl Transactions {
     /// Writes the markers, all at once, and waits for them.
     fn write_markers(
         &self,
-        shared: &Shared,
+        shared: &Arc<Shared>,
         tag: TransactionTag,
         outcome: Outcome,
         partitions: Vec<PartitionId>,
@@ -536,21 +545,43 @@ impl Transactions {
     }
 }
 
+impl State {
+    fn write(&mut self, shared: &Arc<Shared>, record: &TransactionRecord) -> Result<Begun> {
+        let (key, value) = (record.key(), record.value());
+        let begun = self.topic.begin(shared, &key, value.as_deref())?;
+        put(&mut self.table, key, value);
+        Ok(begun)
+    }
+
+    fn rewrite(&mut self, shared: &Arc<Shared>) -> Result<Rewritten> {
+        // Nothing here is written in transactions, so that where a record was first makes no difference.
+        let live = self.table.iter().map(|(key, value)| Live {
+            at: Offset::ZERO,
+            key: key.clone(),
+            value: value.clone(),
+        });
+        self.topic.rewrite(shared, live)
+    }
+}
+
+fn put(table: &mut HashMap<Vec<u8>, Vec<u8>>, key: Vec<u8>, value: Option<Vec<u8>>) {
+    match value {
+        Some(value) => table.insert(key, value),
+        None => table.remove(&key),
+    };
+}
+
 /// Appends a marker. `None`: the partition needs none, for it is gone or has a later transaction of the producer.
 fn begin_marker(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     partition: PartitionId,
     marker: &Marker,
 ) -> Result<Option<(Arc<Core>, Waiting)>> {
     let Some(core) = shared.core_of(partition)? else { return Ok(None) };
-    let mut placed = core.append_marker(marker, Acks::All);
-    for _ in 0..core.replicas().len() {
-        if !matches!(placed, Err(Error::NoLeader { .. })) {
-            break;
-        }
-        shared.settle_one(&core);
-        placed = core.append_marker(marker, Acks::All);
-    }
+    let placed = match shared.groups_in(core.partition())? {
+        Some(groups) => groups.append_marker(shared, marker),
+        None => shared.placed_by_any(&core, |core| core.append_marker(marker, Acks::All)),
+    };
     match placed {
         Ok(Placed::Done(_)) | Err(Error::UnknownTopicOrPartition { .. }) => Ok(None),
         Ok(Placed::Waits(waiting)) => Ok(Some((core, waiting))),
@@ -559,7 +590,7 @@ fn begin_marker(
     }
 }
 
-fn report(shared: &Shared, what: &str, error: &Error) {
+fn report(shared: &Arc<Shared>, what: &str, error: &Error) {
     let reason = format!("{what}: {error}");
     shared.events.push(shared.clock.now(), EventKind::BackgroundFailed { partition: None, reason });
 }
@@ -570,7 +601,7 @@ fn id_of(tag: Option<TransactionTag>) -> String {
 
 fn corrupt(source: crate::error::DecodeError) -> Error {
     let partition = crate::types::TopicPartition::new(TRANSACTION_TOPIC, 0);
-    let (start, end) = (crate::types::Offset::ZERO, crate::types::Offset::MAX);
+    let (start, end) = (Offset::ZERO, Offset::MAX);
     Error::Corrupt { partition, offsets: start..end, path: "".into(), position: 0, source }
 }
 

@@ -13,7 +13,7 @@ use crate::types::TopicId;
 
 /// One handle of one member. Never used twice in a group, so a late call is known for what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct MemberId(pub(crate) u64);
+pub struct MemberId(pub u64);
 
 impl fmt::Display for MemberId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -23,9 +23,11 @@ impl fmt::Display for MemberId {
 
 /// A partition by its topic's id: a topic that was deleted and made again is another one (CONS-13).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct PartitionId {
-    pub(crate) topic: TopicId,
-    pub(crate) partition: u32,
+pub struct PartitionId {
+    /// The topic's id.
+    pub topic: TopicId,
+    /// Its number, from 0.
+    pub partition: u32,
 }
 
 impl fmt::Display for PartitionId {
@@ -36,26 +38,31 @@ impl fmt::Display for PartitionId {
 
 /// A topic as groups see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct TopicView {
-    pub(crate) id: TopicId,
-    pub(crate) name: Arc<str>,
-    pub(crate) partitions: u32,
+pub struct TopicView {
+    /// Its id.
+    pub id: TopicId,
+    /// Its name.
+    pub name: Arc<str>,
+    /// How many partitions it has.
+    pub partitions: u32,
 }
 
 /// A member as assignors see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct MemberView {
-    pub(crate) id: MemberId,
-    pub(crate) instance: Option<Arc<str>>,
+pub struct MemberView {
+    /// Its id.
+    pub id: MemberId,
+    /// Its instance id, if it has one.
+    pub instance: Option<Arc<str>>,
     /// What it is subscribed to, in ascending order.
-    pub(crate) topics: Vec<TopicId>,
+    pub topics: Vec<TopicId>,
     /// What the last assignment gave it, in ascending order.
-    pub(crate) owned: Vec<PartitionId>,
+    pub owned: Vec<PartitionId>,
 }
 
 /// What an assignment starts from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Situation {
+pub struct Situation {
     topics: Vec<TopicView>,
     members: Vec<MemberView>,
 }
@@ -63,7 +70,7 @@ pub(crate) struct Situation {
 impl Situation {
     /// Brings both lists into Kafka's order: topics by name; members with an instance id by that id, then
     /// the others from the oldest on.
-    pub(crate) fn new(mut topics: Vec<TopicView>, mut members: Vec<MemberView>) -> Self {
+    pub fn new(mut topics: Vec<TopicView>, mut members: Vec<MemberView>) -> Self {
         topics.sort_by(|one, other| (&one.name, one.id).cmp(&(&other.name, other.id)));
         let rank = |member: &MemberView| (member.instance.is_none(), member.instance.clone());
         members.sort_by_cached_key(|member| (rank(member), member.id));
@@ -75,16 +82,16 @@ impl Situation {
     }
 
     /// The topics that somebody is subscribed to, by name.
-    pub(crate) fn topics(&self) -> &[TopicView] {
+    pub fn topics(&self) -> &[TopicView] {
         &self.topics
     }
 
-    pub(crate) fn members(&self) -> &[MemberView] {
+    pub fn members(&self) -> &[MemberView] {
         &self.members
     }
 
     /// For each topic, the places of its subscribers among the members.
-    pub(crate) fn subscribers(&self) -> Vec<Vec<usize>> {
+    pub fn subscribers(&self) -> Vec<Vec<usize>> {
         let mut subscribers = vec![Vec::new(); self.topics.len()];
         let places = self.topic_places();
         for (at, member) in self.members.iter().enumerate() {
@@ -95,13 +102,13 @@ impl Situation {
         subscribers
     }
 
-    pub(crate) fn topic_places(&self) -> BTreeMap<TopicId, usize> {
+    pub fn topic_places(&self) -> BTreeMap<TopicId, usize> {
         self.topics.iter().enumerate().map(|(place, topic)| (topic.id, place)).collect()
     }
 }
 
 /// Decides who gets what. Called with the group's lock held: no waiting, no calls into the store.
-pub(crate) trait Assignor: Send + Sync {
+pub trait Assignor: Send + Sync {
     /// By this name members agree that they use the same one.
     fn name(&self) -> &str;
 

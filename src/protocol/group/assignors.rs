@@ -24,7 +24,7 @@ use super::assignment::{Assignor, MemberId, PartitionId, Situation};
 
 /// Kafka's `range`.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Range;
+pub struct Range;
 
 impl Assignor for Range {
     fn name(&self) -> &'static str {
@@ -55,7 +55,7 @@ impl Assignor for Range {
 
 /// Kafka's `roundrobin`.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct RoundRobin;
+pub struct RoundRobin;
 
 impl Assignor for RoundRobin {
     fn name(&self) -> &'static str {
@@ -87,8 +87,9 @@ impl Assignor for RoundRobin {
 
 /// Kafka's `sticky`, and with `cooperative` its `cooperative-sticky`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Sticky {
-    pub(crate) cooperative: bool,
+pub struct Sticky {
+    /// Whether members keep working on what they keep (KIP-429).
+    pub cooperative: bool,
 }
 
 impl Assignor for Sticky {

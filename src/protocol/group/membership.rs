@@ -100,8 +100,10 @@ pub(crate) enum Event {
     Remove {
         member: MemberId,
     },
+    /// It polled at that time, which may be a while ago.
     Polled {
         member: MemberId,
+        at: Timestamp,
     },
     /// The member has stopped with these, which it was asked for by [`Effect::Revoke`].
     Revoked {
@@ -275,9 +277,9 @@ impl Group {
             Event::Remove { member } => {
                 self.fence(&[(member, FenceReason::Removed)], &mut effects);
             }
-            Event::Polled { member } => {
+            Event::Polled { member, at } => {
                 if let Some(member) = self.members.get_mut(&member).filter(|one| one.present) {
-                    member.polled_at = self.now;
+                    member.polled_at = member.polled_at.max(at.min(self.now));
                 }
             }
             Event::Revoked { member, partitions } => {

@@ -165,7 +165,7 @@ impl World {
                 }
                 handle.generation = handle.next_generation;
                 let member = handle.id;
-                self.group.step(NOW, Event::Polled { member })
+                self.group.step(NOW, Event::Polled { member, at: NOW })
             }
             Action::Confirm(slot) => {
                 let handle = self.handles[slot].as_mut().unwrap();

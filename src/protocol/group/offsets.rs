@@ -180,6 +180,23 @@ impl OffsetTable {
         committed.into_iter().flatten().map(|(partition, held)| (*partition, &held.value))
     }
 
+    /// Everything that counts, with where its record stands; in no log order. What is pending is not among it.
+    pub(crate) fn live(&self) -> impl Iterator<Item = (Offset, GroupRecord)> {
+        self.groups.iter().flat_map(|(name, group)| {
+            let state = group.state.iter().map(|state| {
+                let record = GroupRecord::Group { group: name.clone(), state: Some(state.clone()) };
+                (Offset::ZERO, record)
+            });
+            let committed = group.committed.iter().map(|(partition, held)| {
+                let committed = Some(held.value.clone());
+                let record =
+                    GroupRecord::Offset { group: name.clone(), partition: *partition, committed };
+                (held.at, record)
+            });
+            state.chain(committed)
+        })
+    }
+
     /// Whether the group has to stay though it is empty: a marker will come (GRP-09).
     pub(crate) fn has_open_transactions(&self, group: &str) -> bool {
         self.groups.get(group).is_some_and(|group| !group.open.is_empty())

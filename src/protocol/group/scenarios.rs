@@ -68,7 +68,7 @@ impl World {
     }
 
     fn poll(&mut self, member: u64) {
-        assert_eq!(self.step(Event::Polled { member: MemberId(member) }), []);
+        assert_eq!(self.step(Event::Polled { member: MemberId(member), at: self.now }), []);
     }
 
     fn confirm(&mut self, member: u64, partitions: &[PartitionId]) -> Vec<Effect> {
@@ -175,7 +175,7 @@ fn a_member_that_stops_polling_is_fenced_and_its_late_commits_are_refused() {
     // A clock that steps back does not give anybody more time.
     world.now = Timestamp(0);
     world.poll(1);
-    assert_eq!(world.group.next_deadline(), Some(Timestamp(0).plus(10 * MINUTE)));
+    assert_eq!(world.group.next_deadline(), Some(Timestamp(0).plus(9 * MINUTE)));
 }
 
 #[test]

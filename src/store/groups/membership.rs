@@ -1,0 +1,248 @@
+//! A member of a group, as a consumer holds it.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+use crate::partition::Ticket;
+use crate::protocol::group::assignment::{MemberId, PartitionId};
+use crate::protocol::group::membership::{Event, FenceReason, Join, Subscription};
+use crate::store::Shared;
+use crate::types::{Timestamp, TopicId, TopicPartition};
+
+use super::{CommittedOffset, ConsumerGroupMetadata, GroupCell, Groups};
+
+/// No poll since the watchdog looked.
+const NOT_POLLED: i64 = i64::MIN;
+
+/// What a member has to be told, in order.
+#[derive(Debug)]
+pub(super) enum News {
+    Assign { generation: u64, added: Vec<PartitionId> },
+    Revoke(Vec<PartitionId>),
+    Fenced(FenceReason),
+}
+
+/// Where the group leaves its news for a member, and the member the time of its last poll.
+pub(super) struct Mailbox {
+    polled_at: AtomicI64,
+    has_news: AtomicBool,
+    news: Mutex<VecDeque<News>>,
+    wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl std::fmt::Debug for Mailbox {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Mailbox").field("news", &self.news).finish_non_exhaustive()
+    }
+}
+
+impl Mailbox {
+    pub(super) fn new(now: Timestamp, wake: Arc<dyn Fn() + Send + Sync>) -> Self {
+        Self {
+            polled_at: AtomicI64::new(now.0),
+            has_news: AtomicBool::new(false),
+            news: Mutex::default(),
+            wake,
+        }
+    }
+
+    pub(super) fn post(&self, news: News) {
+        self.news.lock().push_back(news);
+        self.has_news.store(true, Ordering::Release);
+    }
+
+    pub(super) fn has_news(&self) -> bool {
+        self.has_news.load(Ordering::Acquire)
+    }
+
+    pub(super) fn wake(&self) {
+        (self.wake)();
+    }
+
+    /// When it polled, if it did since the last call.
+    pub(super) fn take_polled(&self) -> Option<Timestamp> {
+        let at = self.polled_at.swap(NOT_POLLED, Ordering::Relaxed);
+        (at != NOT_POLLED).then_some(Timestamp(at))
+    }
+
+    fn take(&self) -> Option<News> {
+        let mut news = self.news.lock();
+        let next = news.pop_front();
+        self.has_news.store(!news.is_empty(), Ordering::Release);
+        next
+    }
+}
+
+/// What has changed for a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// These in addition to what it has; it may be none, when only the generation is another.
+    Assigned(Vec<TopicPartition>),
+    /// To be let go of, and then confirmed with [`Membership::confirm_revoked`].
+    Revoke(Vec<TopicPartition>),
+    /// All that it had is gone; it is no member any more, and may join again.
+    Lost(Vec<TopicPartition>),
+}
+
+/// A place in a group. Dropping it leaves.
+#[derive(Debug)]
+pub(crate) struct Membership {
+    shared: Arc<Shared>,
+    groups: Arc<Groups>,
+    cell: Arc<GroupCell>,
+    member: MemberId,
+    mailbox: Arc<Mailbox>,
+    join: Mutex<Join>,
+    known: Mutex<Known>,
+}
+
+/// What the member has been told.
+#[derive(Debug, Default)]
+struct Known {
+    generation: u64,
+    /// Under the names that they had when they came.
+    holds: BTreeMap<PartitionId, TopicPartition>,
+    /// To be confirmed.
+    revoked: Vec<PartitionId>,
+}
+
+impl Membership {
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        groups: &Arc<Groups>,
+        cell: &Arc<GroupCell>,
+        member: MemberId,
+        mailbox: Arc<Mailbox>,
+        join: Join,
+    ) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            groups: Arc::clone(groups),
+            cell: Arc::clone(cell),
+            member,
+            mailbox,
+            join: Mutex::new(join),
+            known: Mutex::default(),
+        }
+    }
+
+    /// What has changed, one thing a call; tells the watchdog that the member is alive.
+    ///
+    /// # Errors
+    /// [`Error::UnknownMember`] when another handle has taken over its instance id: it must not join again.
+    #[inline]
+    pub(crate) fn poll(&self) -> Result<Option<Change>> {
+        self.mailbox.polled_at.store(self.shared.group_time().0, Ordering::Relaxed);
+        if self.mailbox.has_news() { self.take() } else { Ok(None) }
+    }
+
+    #[cold]
+    fn take(&self) -> Result<Option<Change>> {
+        let Some(news) = self.mailbox.take() else { return Ok(None) };
+        let mut known = self.known.lock();
+        match news {
+            News::Assign { generation, added } => {
+                known.generation = generation;
+                let added = self.named(&added);
+                let names = added.iter().map(|(_, name)| name.clone()).collect();
+                known.holds.extend(added);
+                Ok(Some(Change::Assigned(names)))
+            }
+            News::Revoke(partitions) => {
+                let names = partitions.iter().filter_map(|at| known.holds.remove(at)).collect();
+                known.revoked.extend(partitions);
+                Ok(Some(Change::Revoke(names)))
+            }
+            News::Fenced(FenceReason::Replaced) => Err(Error::UnknownMember {
+                group: self.cell.name.to_string(),
+                reason: "another handle has taken over the instance id".into(),
+            }),
+            News::Fenced(_) => {
+                known.revoked.clear();
+                let lost = std::mem::take(&mut known.holds);
+                Ok(Some(Change::Lost(lost.into_values().collect())))
+            }
+        }
+    }
+
+    /// What was to be let go of has been.
+    pub(crate) fn confirm_revoked(&self) {
+        let partitions = std::mem::take(&mut self.known.lock().revoked);
+        if !partitions.is_empty() {
+            let event = Event::Revoked { member: self.member, partitions };
+            let told = self.cell.act(&self.shared, event);
+            debug_assert!(told.is_ok(), "only who joins is refused");
+        }
+    }
+
+    /// It wants to read other topics.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`].
+    pub(crate) fn resubscribe(&self, subscription: Subscription) -> Result<()> {
+        let mut join = self.join.lock();
+        join.subscription = subscription;
+        self.cell.act(&self.shared, Event::Join(join.clone()))
+    }
+
+    /// Commits, and waits until that is as safe as the internal topic's flush level gives.
+    ///
+    /// # Errors
+    /// [`Error::UnknownMember`], [`Error::IllegalGeneration`], [`Error::RebalanceInProgress`],
+    /// [`Error::NotAssigned`], [`Error::OffsetOutOfRange`]: nothing was committed. Those of an append.
+    pub(crate) fn commit(
+        &self,
+        offsets: &[(TopicPartition, CommittedOffset)],
+        timeout: Duration,
+    ) -> Result<()> {
+        self.begin_commit(offsets)?.wait(timeout).map(drop)
+    }
+
+    /// As [`Membership::commit`]; `done` is called with the outcome, in order, under no lock.
+    ///
+    /// # Errors
+    /// As for [`Membership::commit`], known at once; `done` is then not called.
+    pub(crate) fn commit_nowait(
+        &self,
+        offsets: &[(TopicPartition, CommittedOffset)],
+        done: impl FnOnce(Result<()>) + Send + 'static,
+    ) -> Result<()> {
+        self.begin_commit(offsets)?.on_complete(|outcome| done(outcome.map(drop)));
+        Ok(())
+    }
+
+    fn begin_commit(&self, offsets: &[(TopicPartition, CommittedOffset)]) -> Result<Ticket> {
+        self.groups.commit(&self.shared, None, &self.metadata(), offsets)
+    }
+
+    /// Who it is.
+    pub(crate) fn metadata(&self) -> ConsumerGroupMetadata {
+        let generation = self.known.lock().generation;
+        let group = Arc::clone(&self.cell.name);
+        ConsumerGroupMetadata { group, member: Some((self.member, generation)) }
+    }
+
+    fn named(&self, partitions: &[PartitionId]) -> Vec<(PartitionId, TopicPartition)> {
+        let topics = self.shared.topics.read();
+        let topics: HashMap<TopicId, &Arc<str>> =
+            topics.values().map(|topic| (topic.id, &topic.name)).collect();
+        let named = partitions.iter().filter_map(|at| {
+            let name = topics.get(&at.topic)?;
+            Some((*at, TopicPartition::new(Arc::clone(name), at.partition)))
+        });
+        named.collect()
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        let told = self.cell.act(&self.shared, Event::Leave { member: self.member });
+        debug_assert!(told.is_ok(), "only who joins is refused");
+        self.cell.state.lock().mailboxes.remove(&self.member);
+    }
+}

@@ -1,0 +1,717 @@
+//! Consumer groups of a store: the shell around [`Group`], one for each, and their committed offsets.
+//!
+//! - `membership`: a member, as a consumer holds it. `offsets`: what is committed, and its internal topic.
+//! - `admin`: what applications see of groups from outside.
+//!
+//! Members are handles in this process. What the pure group decides is put into each member's mailbox, in order, under
+//! the group's lock, and taken out by its next poll; whoever blocks in one is woken. A poll of a member for which there
+//! is nothing new takes no lock: it leaves the time, which the watchdog reads before it fences anybody. The watchdog is a
+//! chore, asked for when somebody could be due.
+//!
+//! A commit is checked and appended under the group's lock, so that none slips in behind a revocation (GRP-02 to GRP-04).
+//!
+//! Lock order: a group, the table of offsets, its partition. Neither is held while a mailbox's owner is woken, or while
+//! anything is waited for but the table itself being read.
+
+mod admin;
+mod membership;
+mod offsets;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+use crate::partition::{Author, EventKind, Placed, Ticket};
+use crate::protocol::group::assignment::{Assignor, MemberId, PartitionId, Situation, TopicView};
+use crate::protocol::group::membership::{
+    CommitRefusal, Effect, Event, Group, Join, JoinRefusal, Subscription,
+};
+use crate::protocol::group::offsets::Usage;
+use crate::protocol::group::records::{
+    self, GROUP_BYTES_MAX, GroupRecord, GroupState, METADATA_CHARS_MAX, group_name_fits,
+    metadata_fits,
+};
+use crate::record::Marker;
+use crate::types::{LeaderEpoch, Offset, Timestamp, TopicId, TopicPartition};
+
+use super::chores::Chore;
+use super::{Shared, Store};
+
+pub use admin::{GroupDescription, GroupMember, GroupOffset, GroupPhase, ResetTo};
+pub(crate) use membership::{Change, Membership};
+
+use membership::{Mailbox, News};
+use offsets::{Offsets, report};
+
+/// The internal topic (Kafka's name for its own).
+pub(super) const GROUP_TOPIC: &str = "__consumer_offsets";
+
+/// The next offset that a group will read of a partition, as it is committed.
+///
+/// # Examples
+/// ```
+/// use oncelog::{CommittedOffset, Offset};
+/// let committed = CommittedOffset::from(Offset(7));
+/// assert_eq!((committed.offset, committed.leader_epoch), (Offset(7), None));
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CommittedOffset {
+    /// The next offset to read (GRP-29).
+    pub offset: Offset,
+    /// The leader epoch of the last record that was read: with it, a truncation is noticed (KIP-320).
+    pub leader_epoch: Option<LeaderEpoch>,
+    /// Whatever the application wants to find again beside it; 4,096 characters at most.
+    pub metadata: String,
+}
+
+impl From<Offset> for CommittedOffset {
+    fn from(offset: Offset) -> Self {
+        Self { offset, leader_epoch: None, metadata: String::new() }
+    }
+}
+
+/// Who commits: a consumer's group and its place in it, for offsets in a producer's transaction (KIP-447).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsumerGroupMetadata {
+    group: Arc<str>,
+    /// And the generation that it knows. `None`: it is no member.
+    member: Option<(MemberId, u64)>,
+}
+
+impl ConsumerGroupMetadata {
+    /// For one who is no member, and may commit while the group has none.
+    #[must_use]
+    pub fn of_group(group: &str) -> Self {
+        Self { group: group.into(), member: None }
+    }
+
+    /// The group's name.
+    #[must_use]
+    pub fn group(&self) -> &str {
+        &self.group
+    }
+
+    /// The generation in which the member knows itself; `None` for one who is no member.
+    #[must_use]
+    pub fn generation(&self) -> Option<u64> {
+        self.member.map(|(_, generation)| generation)
+    }
+}
+
+/// A handle that wants to be a member.
+pub(crate) struct JoinGroup {
+    pub(crate) group: Arc<str>,
+    /// Kafka's `group.instance.id`.
+    pub(crate) instance: Option<Arc<str>>,
+    pub(crate) subscription: Subscription,
+    pub(crate) assignor: Arc<dyn Assignor>,
+    /// Kafka's `max.poll.interval.ms`.
+    pub(crate) poll_interval_max: Duration,
+    /// Called, under no lock, when there is something to poll for.
+    pub(crate) wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// All groups of a store.
+#[derive(Debug)]
+pub(crate) struct Groups {
+    shared: Weak<Shared>,
+    offsets: Offsets,
+    cells: Mutex<HashMap<Arc<str>, Arc<GroupCell>>>,
+    members: AtomicU64,
+}
+
+/// One group.
+#[derive(Debug)]
+struct GroupCell {
+    name: Arc<str>,
+    groups: Weak<Groups>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    group: Group,
+    mailboxes: HashMap<MemberId, Arc<Mailbox>>,
+    /// Those that have got news under the lock as it is held now.
+    posted: Vec<Arc<Mailbox>>,
+    /// When the watchdog comes.
+    watched: Option<Timestamp>,
+    /// It was deleted: whoever still has the cell takes a new one.
+    is_gone: bool,
+}
+
+impl Shared {
+    /// The store's groups; reads what they have committed at the first use.
+    ///
+    /// # Errors
+    /// What making or reading the internal topic runs into.
+    pub(crate) fn groups(self: &Arc<Self>) -> Result<Arc<Groups>> {
+        self.check_writable()?;
+        if let Some(groups) = self.groups.get() {
+            return Ok(Arc::clone(groups));
+        }
+        let _beginning = self.beginning_groups.lock();
+        if let Some(groups) = self.groups.get() {
+            return Ok(Arc::clone(groups));
+        }
+        if let Some(workers) = &mut *self.workers.lock() {
+            workers.start_chores(&self.chores)?;
+        }
+        let groups = Groups {
+            shared: Arc::downgrade(self),
+            offsets: Offsets::load(self)?,
+            cells: Mutex::default(),
+            members: AtomicU64::new(0),
+        };
+        Ok(Arc::clone(self.groups.get_or_init(|| Arc::new(groups))))
+    }
+
+    /// The groups, if their offsets are in `partition`: they are told of the markers there.
+    ///
+    /// # Errors
+    /// As for [`Shared::groups`].
+    pub(super) fn groups_in(
+        self: &Arc<Self>,
+        partition: &TopicPartition,
+    ) -> Result<Option<Arc<Groups>>> {
+        if partition.topic() == GROUP_TOPIC { self.groups().map(Some) } else { Ok(None) }
+    }
+
+    /// Topics have come, grown or gone: groups are assigned anew.
+    pub(super) fn topics_changed(self: &Arc<Self>) {
+        if let Some(groups) = self.groups.get() {
+            groups.on_topics_changed(self);
+        }
+    }
+
+    /// A topic is gone, and with it what groups have committed for it.
+    pub(super) fn forget_offsets_of(self: &Arc<Self>, topic: TopicId) {
+        // Those of a store that has not used its groups yet do no harm: an id is never given again.
+        if let Some(groups) = self.groups.get() {
+            groups.forget_topic(self, topic);
+        }
+    }
+
+    /// Forgets offsets that have not been needed for as long as the store keeps them.
+    pub(super) fn expire_offsets(&self) {
+        let (Some(retention), Some(groups)) = (self.options.offsets_retention, self.groups.get())
+        else {
+            return;
+        };
+        if let Some(shared) = groups.shared.upgrade() {
+            groups.expire(&shared, retention);
+        }
+    }
+
+    fn topic_views(&self) -> Vec<TopicView> {
+        let topics = self.topics.read();
+        let own = topics.values().filter(|topic| !crate::config::is_internal(&topic.name));
+        own.map(|topic| TopicView {
+            id: topic.id,
+            name: Arc::clone(&topic.name),
+            partitions: u32::try_from(topic.slots.read().len()).unwrap_or(u32::MAX),
+        })
+        .collect()
+    }
+
+    fn partition_id(&self, partition: &TopicPartition) -> Result<PartitionId> {
+        let topic = self.topic(partition.topic())?;
+        if partition.partition() as usize >= topic.slots.read().len() {
+            return Err(Error::UnknownTopicOrPartition { partition: partition.clone() });
+        }
+        Ok(PartitionId { topic: topic.id, partition: partition.partition() })
+    }
+
+    /// Groups count time from the store's opening: it never jumps.
+    fn group_time(&self) -> Timestamp {
+        Timestamp(i64::try_from(self.clock.elapsed().as_millis()).unwrap_or(i64::MAX))
+    }
+}
+
+impl Store {
+    /// Makes a handle a member of a group.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for a name, an instance id or an assignor that does not fit.
+    pub(crate) fn join_group(&self, join: JoinGroup) -> Result<Membership> {
+        let shared = self.shared();
+        let groups = shared.groups()?;
+        groups.join(shared, join)
+    }
+
+    /// Commits for a group that has no members.
+    ///
+    /// # Errors
+    /// [`Error::UnknownMember`] while it has.
+    pub(crate) fn commit_without_members(
+        &self,
+        group: &str,
+        offsets: &[(TopicPartition, CommittedOffset)],
+        timeout: Duration,
+    ) -> Result<()> {
+        let shared = self.shared();
+        let metadata = ConsumerGroupMetadata::of_group(group);
+        let ticket = shared.groups()?.commit(shared, None, &metadata, offsets)?;
+        ticket.wait(timeout).map(drop)
+    }
+
+    /// What the group has committed, in the order of `partitions`. Waits while a transaction is about to change it.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`], [`Error::UnknownTopicOrPartition`].
+    pub(crate) fn committed_offsets(
+        &self,
+        group: &str,
+        partitions: &[TopicPartition],
+        timeout: Duration,
+    ) -> Result<Vec<Option<CommittedOffset>>> {
+        let shared = self.shared();
+        let ids: Result<Vec<_>> =
+            partitions.iter().map(|partition| shared.partition_id(partition)).collect();
+        let found = shared.groups()?.offsets.committed(shared, group, &ids?, timeout)?;
+        Ok(found.into_iter().map(|held| held.map(shown)).collect())
+    }
+}
+
+impl Groups {
+    /// The partition of their offsets.
+    pub(crate) fn partition(&self) -> PartitionId {
+        self.offsets.partition()
+    }
+
+    /// Sends offsets in the author's transaction: they count once its marker is here.
+    ///
+    /// # Errors
+    /// As for a commit.
+    pub(crate) fn send_offsets(
+        &self,
+        shared: &Arc<Shared>,
+        author: &Author,
+        metadata: &ConsumerGroupMetadata,
+        offsets: &[(TopicPartition, CommittedOffset)],
+    ) -> Result<Ticket> {
+        self.commit(shared, Some(author), metadata, offsets)
+    }
+
+    /// Appends a transaction's marker where offsets are.
+    ///
+    /// # Errors
+    /// As for an append.
+    pub(super) fn append_marker(&self, shared: &Shared, marker: &Marker) -> Result<Placed> {
+        self.offsets.append_marker(shared, marker)
+    }
+
+    fn join(self: &Arc<Self>, shared: &Arc<Shared>, join: JoinGroup) -> Result<Membership> {
+        let JoinGroup { group, instance, subscription, assignor, poll_interval_max, wake } = join;
+        let member = MemberId(self.members.fetch_add(1, Ordering::Relaxed) + 1);
+        let now = shared.group_time();
+        let mailbox = Arc::new(Mailbox::new(now, wake));
+        let assignor: Arc<dyn Assignor> = Arc::new(Caught::new(assignor)?);
+        let subscription = caught(subscription);
+        let join = Join { member, instance, subscription, assignor, poll_interval_max };
+        self.in_group(shared, &group, |cell, state| {
+            state.mailboxes.insert(member, Arc::clone(&mailbox));
+            let joined = cell.tell(shared, state, Event::Join(join.clone()));
+            if joined.is_err() {
+                state.mailboxes.remove(&member);
+            }
+            let (mailbox, join) = (Arc::clone(&mailbox), join.clone());
+            joined.map(|()| Membership::new(shared, self, cell, member, mailbox, join))
+        })
+    }
+
+    fn commit(
+        &self,
+        shared: &Arc<Shared>,
+        author: Option<&Author>,
+        metadata: &ConsumerGroupMetadata,
+        offsets: &[(TopicPartition, CommittedOffset)],
+    ) -> Result<Ticket> {
+        let ConsumerGroupMetadata { group, member } = metadata;
+        let now = shared.clock.now();
+        let mut records = Vec::with_capacity(offsets.len());
+        let mut ids = Vec::with_capacity(offsets.len());
+        for (partition, committed) in offsets {
+            let id = shared.partition_id(partition)?;
+            check_offset(shared, id, partition, committed)?;
+            ids.push((id, partition));
+            records.push(GroupRecord::Offset {
+                group: group.to_string(),
+                partition: id,
+                committed: Some(records::CommittedOffset {
+                    offset: committed.offset,
+                    leader_epoch: committed.leader_epoch,
+                    committed_at: now,
+                    metadata: committed.metadata.clone(),
+                }),
+            });
+        }
+        self.in_group(shared, group, |_, state| {
+            match *member {
+                None => {
+                    state.group.check_simple_commit().map_err(|why| refused(group, why, None))?
+                }
+                Some((member, generation)) => {
+                    for (id, partition) in &ids {
+                        let checked = state.group.check_commit(member, generation, *id);
+                        checked.map_err(|why| refused(group, why, Some(partition)))?;
+                    }
+                }
+            }
+            self.offsets.append(shared, author, std::mem::take(&mut records))
+        })
+        .inspect(|_| self.finish_rewrite_soon(shared))
+    }
+
+    /// Does something with a group, which is there from then on.
+    fn in_group<T>(
+        &self,
+        shared: &Arc<Shared>,
+        group: &Arc<str>,
+        mut act: impl FnMut(&Arc<GroupCell>, &mut State) -> Result<T>,
+    ) -> Result<T> {
+        if !group_name_fits(group) {
+            return Err(Error::InvalidConfig {
+                key: "group.id".into(),
+                value: group.to_string(),
+                reason: format!("a group's name has 1 to {GROUP_BYTES_MAX} bytes"),
+            });
+        }
+        loop {
+            let cell = self.cell(shared, group)?;
+            let mut state = cell.state.lock();
+            if state.is_gone {
+                continue;
+            }
+            let outcome = act(&cell, &mut state);
+            let woken = state.woken();
+            drop(state);
+            woken.iter().for_each(|mailbox| mailbox.wake());
+            return outcome;
+        }
+    }
+
+    fn cell(&self, shared: &Arc<Shared>, group: &Arc<str>) -> Result<Arc<GroupCell>> {
+        if let Some(cell) = self.cells.lock().get(group) {
+            return Ok(Arc::clone(cell));
+        }
+        let generation = self
+            .offsets
+            .look(shared, |table| table.state(group).map_or(0, |state| state.generation))?;
+        let mut cells = self.cells.lock();
+        let cell = cells.entry(Arc::clone(group)).or_insert_with(|| {
+            let groups = shared.groups.get().map(Arc::downgrade).unwrap_or_default();
+            let group_state = Group::new(generation, Duration::ZERO, shared.topic_views());
+            Arc::new(GroupCell {
+                name: Arc::clone(group),
+                groups,
+                state: Mutex::new(State {
+                    group: group_state,
+                    mailboxes: HashMap::new(),
+                    posted: Vec::new(),
+                    watched: None,
+                    is_gone: false,
+                }),
+            })
+        });
+        Ok(Arc::clone(cell))
+    }
+
+    fn on_topics_changed(&self, shared: &Arc<Shared>) {
+        let cells: Vec<_> = self.cells.lock().values().cloned().collect();
+        for cell in cells {
+            let topics = shared.topic_views();
+            // What nobody is told of is an assignor's failure, which is an event.
+            let _ = cell.act(shared, Event::TopicsChanged { topics });
+        }
+    }
+
+    /// Forgets what was committed for a topic that is gone (GRP-10).
+    fn forget_topic(&self, shared: &Arc<Shared>, topic: TopicId) {
+        let taken_back = self.offsets.look(shared, |table| {
+            let partitions = table.partitions_of_topic(topic).into_iter();
+            partitions.map(|(group, at)| taken_back(group, at)).collect::<Vec<_>>()
+        });
+        let outcome = taken_back.and_then(|records| match records.is_empty() {
+            true => Ok(()),
+            false => self.offsets.append(shared, None, records).map(drop),
+        });
+        if let Err(error) = outcome {
+            report(shared, "forgetting the offsets of a topic", &error);
+        }
+    }
+
+    /// Forgets offsets that nobody has needed for `retention` (GRP-09).
+    fn expire(&self, shared: &Arc<Shared>, retention: Duration) {
+        let now = shared.clock.now();
+        let groups = self
+            .offsets
+            .look(shared, |table| table.groups().map(Arc::from).collect::<Vec<Arc<str>>>());
+        for name in groups.unwrap_or_default() {
+            let outcome = self.in_group(shared, &name, |_, state| {
+                let group = &state.group;
+                let expired = self.offsets.look(shared, |table| {
+                    let is_subscribed = |topic| group.is_subscribed(topic);
+                    let since = table.state(&name).and_then(|state| state.empty_since);
+                    let usage = match since {
+                        _ if group.is_rebalancing() => Usage::Rebalancing,
+                        _ if !group.is_empty() => Usage::Stable { is_subscribed: &is_subscribed },
+                        Some(since) => Usage::Empty { since },
+                        None => Usage::Simple,
+                    };
+                    table.expired(&name, &usage, retention, now)
+                })?;
+                if expired.is_empty() {
+                    return Ok(());
+                }
+                let records = expired.into_iter().map(|at| taken_back(&name, at)).collect();
+                self.offsets.append(shared, None, records).map(drop)
+            });
+            if let Err(error) = outcome {
+                report(shared, "expiring offsets", &error);
+            }
+        }
+    }
+
+    fn finish_rewrite_soon(&self, shared: &Arc<Shared>) {
+        if self.offsets.has_rewritten()
+            && let Some(groups) = shared.groups.get()
+        {
+            let chore: Weak<dyn Chore> = Arc::downgrade(groups) as Weak<dyn Chore>;
+            shared.chores.push(chore);
+        }
+    }
+}
+
+impl Chore for Groups {
+    fn run(self: Arc<Self>) {
+        if let Some(shared) = self.shared.upgrade() {
+            self.offsets.finish_rewrite(&shared);
+        }
+    }
+}
+
+impl GroupCell {
+    /// Tells the group, and wakes whom it concerns.
+    fn act(self: &Arc<Self>, shared: &Arc<Shared>, event: Event) -> Result<()> {
+        let mut state = self.state.lock();
+        let outcome = self.tell(shared, &mut state, event);
+        let woken = state.woken();
+        drop(state);
+        woken.iter().for_each(|mailbox| mailbox.wake());
+        outcome
+    }
+
+    /// Tells the group, and puts what follows into the mailboxes.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] if it refuses a member.
+    fn tell(self: &Arc<Self>, shared: &Arc<Shared>, state: &mut State, event: Event) -> Result<()> {
+        let was_empty = state.group.is_empty();
+        let effects = state.group.step(shared.group_time(), event);
+        let mut outcome = Ok(());
+        for effect in effects {
+            match effect {
+                Effect::Revoke { member, partitions } => {
+                    state.post(member, News::Revoke(partitions));
+                }
+                Effect::Assign { member, generation, added } => {
+                    state.post(member, News::Assign { generation, added });
+                }
+                Effect::Fenced { member, reason } => {
+                    state.post(member, News::Fenced(reason));
+                    state.mailboxes.remove(&member);
+                }
+                Effect::Refused { reason, .. } => outcome = Err(unfit(&reason)),
+                Effect::AssignorFailed { fault } => {
+                    let reason = format!("the assignor of group {}: {fault}", self.name);
+                    let kind = EventKind::BackgroundFailed { partition: None, reason };
+                    shared.events.push(shared.clock.now(), kind);
+                }
+            }
+        }
+        if state.group.is_empty() != was_empty {
+            self.note(shared, state);
+        }
+        self.watch(shared, state);
+        outcome
+    }
+
+    /// Puts down that the group has its first member, or has lost its last.
+    fn note(&self, shared: &Arc<Shared>, state: &State) {
+        let Some(groups) = self.groups.upgrade() else { return };
+        let group = &state.group;
+        let noted = GroupState {
+            generation: group.generation(),
+            empty_since: group.is_empty().then(|| shared.clock.now()),
+            assignor: group.assignor().unwrap_or_default().to_owned(),
+        };
+        let record = GroupRecord::Group { group: self.name.to_string(), state: Some(noted) };
+        if let Err(error) = groups.offsets.append(shared, None, vec![record]) {
+            report(shared, "noting the state of a group", &error);
+        }
+    }
+
+    /// Has the watchdog come when somebody could be due.
+    fn watch(self: &Arc<Self>, shared: &Arc<Shared>, state: &mut State) {
+        let Some(due) = state.group.next_deadline() else { return };
+        if state.watched.is_none_or(|watched| due < watched) {
+            state.watched = Some(due);
+            let at = Duration::from_millis(u64::try_from(due.0).unwrap_or_default());
+            let chore: Weak<dyn Chore> = Arc::downgrade(self) as Weak<dyn Chore>;
+            shared.chores.push_at(at, chore);
+        }
+    }
+}
+
+impl Chore for GroupCell {
+    /// The watchdog: fences members that have not polled for too long.
+    fn run(self: Arc<Self>) {
+        let shared = self.groups.upgrade().and_then(|groups| groups.shared.upgrade());
+        let Some(shared) = shared else { return };
+        let mut state = self.state.lock();
+        state.watched = None;
+        let polled: Vec<_> = state
+            .mailboxes
+            .iter()
+            .filter_map(|(member, mailbox)| Some((*member, mailbox.take_polled()?)))
+            .collect();
+        let now = shared.group_time();
+        for (member, at) in polled {
+            // A poll has no effects.
+            let _ = state.group.step(now, Event::Polled { member, at });
+        }
+        let outcome = self.tell(&shared, &mut state, Event::Tick);
+        debug_assert!(outcome.is_ok(), "time refuses nobody");
+        let woken = state.woken();
+        drop(state);
+        woken.iter().for_each(|mailbox| mailbox.wake());
+    }
+}
+
+impl State {
+    fn post(&mut self, member: MemberId, news: News) {
+        if let Some(mailbox) = self.mailboxes.get(&member) {
+            mailbox.post(news);
+            self.posted.push(Arc::clone(mailbox));
+        }
+    }
+
+    /// Those to be woken, once.
+    fn woken(&mut self) -> Vec<Arc<Mailbox>> {
+        std::mem::take(&mut self.posted)
+    }
+}
+
+/// An application's assignor: a panic in it is an answer that cannot be used.
+struct Caught {
+    name: String,
+    cooperative: bool,
+    inner: Arc<dyn Assignor>,
+}
+
+impl Caught {
+    fn new(inner: Arc<dyn Assignor>) -> Result<Self> {
+        let asked =
+            catch_unwind(AssertUnwindSafe(|| (inner.name().to_owned(), inner.is_cooperative())));
+        let Ok((name, cooperative)) = asked else {
+            return Err(Error::InvalidConfig {
+                key: "partition.assignment.strategy".into(),
+                value: String::new(),
+                reason: "the assignor panicked when it was asked for its name".into(),
+            });
+        };
+        Ok(Self { name, cooperative, inner })
+    }
+}
+
+impl Assignor for Caught {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn is_cooperative(&self) -> bool {
+        self.cooperative
+    }
+
+    fn assign(&self, situation: &Situation) -> Vec<(PartitionId, MemberId)> {
+        catch_unwind(AssertUnwindSafe(|| self.inner.assign(situation))).unwrap_or_default()
+    }
+}
+
+/// A topic at which an application's pattern panics does not match it.
+fn caught(subscription: Subscription) -> Subscription {
+    let Subscription::Matching(passes) = subscription else { return subscription };
+    Subscription::Matching(Arc::new(move |topic: &str| {
+        catch_unwind(AssertUnwindSafe(|| passes(topic))).unwrap_or(false)
+    }))
+}
+
+fn taken_back(group: &str, partition: PartitionId) -> GroupRecord {
+    GroupRecord::Offset { group: group.to_owned(), partition, committed: None }
+}
+
+fn shown(held: records::CommittedOffset) -> CommittedOffset {
+    let records::CommittedOffset { offset, leader_epoch, metadata, .. } = held;
+    CommittedOffset { offset, leader_epoch, metadata }
+}
+
+/// # Errors
+/// [`Error::OffsetOutOfRange`] behind the end of the log: nobody can have read that far (GRP-05).
+fn check_offset(
+    shared: &Shared,
+    id: PartitionId,
+    partition: &TopicPartition,
+    committed: &CommittedOffset,
+) -> Result<()> {
+    if !metadata_fits(&committed.metadata) {
+        return Err(Error::InvalidConfig {
+            key: "offset.metadata.max.bytes".into(),
+            value: committed.metadata.chars().count().to_string(),
+            reason: format!("{METADATA_CHARS_MAX} characters at most beside an offset"),
+        });
+    }
+    let Some(core) = shared.core_of(id)? else {
+        return Err(Error::UnknownTopicOrPartition { partition: partition.clone() });
+    };
+    let (start, end) = (core.log_start(), core.log_end());
+    if committed.offset > end {
+        let (partition, offset) = (partition.clone(), committed.offset);
+        return Err(Error::OffsetOutOfRange { partition, offset, start, end });
+    }
+    Ok(())
+}
+
+fn refused(group: &str, refusal: CommitRefusal, partition: Option<&TopicPartition>) -> Error {
+    let (name, reason) = (group.to_owned(), refusal.to_string());
+    match (refusal, partition) {
+        (CommitRefusal::IllegalGeneration { given, current }, _) => {
+            Error::IllegalGeneration { group: name, given, current }
+        }
+        (CommitRefusal::RebalanceInProgress, _) => Error::RebalanceInProgress { group: name },
+        (CommitRefusal::NotOwner, Some(partition)) => {
+            Error::NotAssigned { partition: partition.clone() }
+        }
+        _ => Error::UnknownMember { group: name, reason },
+    }
+}
+
+fn unfit(refusal: &JoinRefusal) -> Error {
+    let reason = refusal.to_string();
+    let (key, value) = match refusal {
+        JoinRefusal::OtherAssignor { given, .. } => {
+            ("partition.assignment.strategy", given.clone())
+        }
+        JoinRefusal::BadAssignor => ("partition.assignment.strategy", String::new()),
+        JoinRefusal::BadInstance => ("group.instance.id", String::new()),
+        JoinRefusal::Full => ("group.max.size", String::new()),
+    };
+    Error::InvalidConfig { key: key.into(), value, reason }
+}
