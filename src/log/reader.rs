@@ -1,6 +1,7 @@
 //! The shared side of a log: which segment holds an offset, and what is in it.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,6 +29,11 @@ impl LogReader {
         Self { place, segments, log_start: AtomicU64::new(log_start.0) }
     }
 
+    /// Where it is.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// The segments as they are now, oldest first.
     pub(crate) fn segments(&self) -> SegmentList {
         Arc::clone(&self.segments.read())
@@ -39,6 +45,12 @@ impl LogReader {
 
     pub(crate) fn log_start(&self) -> Offset {
         Offset(self.log_start.load(Ordering::Acquire))
+    }
+
+    /// The file in which an offset is, or would be.
+    pub(crate) fn path_of(&self, offset: Offset) -> PathBuf {
+        let (segment, _) = self.find(offset);
+        self.place.full_path(&log_name(segment.map_or(offset, |segment| segment.base)))
     }
 
     pub(super) fn push(&self, segment: Arc<Segment>) {

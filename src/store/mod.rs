@@ -15,6 +15,7 @@
 
 mod appender;
 mod background;
+mod backup;
 mod builder;
 mod chores;
 mod close;
@@ -28,6 +29,7 @@ mod operations;
 mod partition;
 mod producer_ids;
 mod reigns;
+mod scrub;
 mod session;
 mod snapshot;
 mod topics;
@@ -50,6 +52,7 @@ use crate::storage::{BufferPool, Clock, ForkGuard, TemporaryDirectory};
 use crate::types::{DiskId, StoreId, TopicId, TopicPartition};
 
 pub(crate) use appender::{Appender, Offered};
+pub use backup::BackupReport;
 pub use builder::StoreBuilder;
 pub(crate) use chores::{Chore, Chores};
 pub(crate) use groups::{Change, Groups, JoinGroup, Membership};
