@@ -291,7 +291,7 @@ fn s3_damage_is_passed_by_where_another_replica_is_sound_and_told_where_none_is(
 fn a_copy_begins_where_the_log_does_and_keeps_the_numbers_of_its_producers() {
     let (_disks, clock, store) = filled(1);
     let partition = store.partition("t", 0).unwrap();
-    let mut producer = store.transactional("id").build().unwrap();
+    let mut producer = store.producer().transactional_id("id").build().unwrap();
     for at in 400..420 {
         let mut transaction = producer.begin().unwrap();
         transaction.append("t", 0, &[Record::new(&value(at))]).unwrap();
@@ -319,7 +319,7 @@ fn a_copy_begins_where_the_log_does_and_keeps_the_numbers_of_its_producers() {
     assert_eq!(kept.len(), 150 + 20);
     assert_eq!(records(&copied), kept);
     // The name goes on with a later epoch.
-    let mut producer = copy.transactional("id").build().unwrap();
+    let mut producer = copy.producer().transactional_id("id").build().unwrap();
     let mut transaction = producer.begin().unwrap();
     transaction.append("t", 0, &[Record::new("more")]).unwrap();
     transaction.commit(SECOND).unwrap();
@@ -336,7 +336,7 @@ fn a_backup_has_all_of_a_transaction_or_nothing() {
     let count = AtomicU64::new(0);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let mut producer = store.transactional("id").build().unwrap();
+            let mut producer = store.producer().transactional_id("id").build().unwrap();
             while !done.load(Ordering::Acquire) {
                 let mut transaction = producer.begin().unwrap();
                 for partition in 0..4 {
