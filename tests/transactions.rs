@@ -543,3 +543,38 @@ fn a_committed_read_is_waited_for_until_the_marker() {
     transaction.commit(LONG).unwrap();
     waits.join().unwrap().unwrap();
 }
+
+#[test]
+fn a_decision_is_as_safe_as_the_strictest_of_what_it_decides_about() {
+    let (disk, clock) = (SimDisk::new(1), Clock::manual(Timestamp(0)));
+    let build = || Store::builder().clock(clock.clone()).simulated_disk(disk.clone());
+    let store = build().flush(Flush::Os).open().unwrap();
+    for (topic, flush) in [("os", Flush::Os), ("on-ack", Flush::OnAck)] {
+        store.create_topic(topic, TopicConfig::new().flush(flush)).unwrap();
+    }
+    let level = |store: &Store| store.topic("__transaction_state").unwrap().config;
+    let mut held = producer(&store, "id");
+    let mut transaction = held.begin().unwrap();
+    transaction.append("os", 0, &[Record::new("x")]).unwrap();
+    transaction.commit(LONG).unwrap();
+    assert!(format!("{:?}", level(&store)).contains("flush: Os"));
+    let mut transaction = held.begin().unwrap();
+    transaction.append("on-ack", 0, &[Record::new("kept")]).unwrap();
+    transaction.commit(LONG).unwrap();
+    let id = transaction_id(&mut held, "on-ack");
+    assert!(format!("{:?}", level(&store)).contains("flush: OnAck"));
+    disk.power_loss();
+    drop((held, store));
+    let store = build().open().unwrap();
+    assert_eq!(store.transaction_outcome(id).unwrap(), TransactionOutcome::Committed);
+    let partition = store.partition("on-ack", 0).unwrap();
+    assert_eq!(read(&partition, Isolation::ReadCommitted, 1 << 20), ["kept", "also"]);
+}
+
+fn transaction_id(held: &mut TransactionalProducer, topic: &str) -> oncelog::TransactionId {
+    let mut transaction = held.begin().unwrap();
+    let id = transaction.id();
+    transaction.append(topic, 0, &[Record::new("also")]).unwrap();
+    transaction.commit(LONG).unwrap();
+    id
+}

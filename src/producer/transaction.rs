@@ -116,6 +116,11 @@ impl<'a> Transaction<'a> {
         records: &[Record<'_>],
     ) -> Result<Appended> {
         let used = self.producer.used(name)?;
+        if !self.sequences.contains_key(&used.id) {
+            let producer = &*self.producer;
+            let flush = used.partition.flush_level()?;
+            producer.transactions.match_flush(producer.store.shared(), flush)?;
+        }
         let compression = self.producer.settings.compression;
         let appended = self.write(used.id, compression, records.len(), |author| {
             used.partition.append_as(author, records, Acks::All)

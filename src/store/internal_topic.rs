@@ -11,13 +11,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{INTERNAL_PREFIX, Retention, TopicConfig};
+use crate::config::{INTERNAL_PREFIX, Retention, TopicConfig, TopicUpdate, is_internal};
 use crate::error::{Error, Result};
 use crate::partition::{Author, Core, Placed, Wait, Waiting};
 use crate::protocol::metadata::MetadataRecord;
 use crate::record::{MARKER_COMMIT, Record};
 use crate::segment::batches::Batches;
-use crate::types::{Acks, Offset, Outcome, ProducerId};
+use crate::types::{Acks, Flush, Offset, Outcome, ProducerId};
 
 use super::{Shared, Topic};
 
@@ -97,6 +97,26 @@ impl Shared {
         Ok(Some(InternalTopic { topic, core, log_bytes: 0, table_bytes: 0 }))
     }
 
+    /// Those that have been made.
+    fn internal_topics(&self) -> Vec<Arc<Topic>> {
+        let topics = self.topics.read();
+        topics.values().filter(|topic| is_internal(&topic.name)).cloned().collect()
+    }
+
+    /// Has the internal topics flushed at least as strictly as `flush`, from now on.
+    ///
+    /// # Errors
+    /// What making that durable runs into.
+    pub(super) fn tighten_internal_topics(&self, flush: Flush) -> Result<()> {
+        for topic in self.internal_topics() {
+            let current = topic.config.read().flush;
+            if flush.exposure() < current.exposure() {
+                self.alter(&topic, &TopicUpdate::new().flush(flush))?;
+            }
+        }
+        Ok(())
+    }
+
     /// As [`Shared::internal_topic`]; makes it if need be.
     ///
     /// # Errors
@@ -105,11 +125,18 @@ impl Shared {
         if let Some(topic) = self.internal_topic(name)? {
             return Ok(topic);
         }
+        // A decision is as safe as what it decides about, and as what else is decided with it.
+        let others = self.internal_topics();
+        let flush = others
+            .iter()
+            .map(|topic| topic.config.read().flush)
+            .fold(self.options.topic_defaults.flush, Flush::stricter);
         let disks = u16::try_from(self.online_disks().len()).unwrap_or(u16::MAX);
         let config = TopicConfig::new()
             .partitions(1)
             .replication_factor(disks.min(3))
             .min_insync_replicas(if disks >= 3 { 2 } else { 1 })
+            .flush(flush)
             .retention(Retention::forever())
             .segment_bytes(64 << 20);
         match self.create_topic(name, config) {

@@ -14,7 +14,7 @@ use crate::protocol::metadata::MetadataRecord;
 use crate::protocol::producer_state::batch::Numbering;
 use crate::record::Record;
 use crate::types::{
-    Acks, DiskId, Isolation, LeaderEpoch, Offset, ProducerSequence, Timestamp, TopicId,
+    Acks, DiskId, Flush, Isolation, LeaderEpoch, Offset, ProducerSequence, Timestamp, TopicId,
     TopicPartition,
 };
 
@@ -424,6 +424,11 @@ impl Partition {
             Inner::Live(core) | Inner::Internal(core) => Some(core),
             Inner::View(_) => None,
         }
+    }
+
+    /// How it is flushed.
+    pub(crate) fn flush_level(&self) -> Result<Flush> {
+        Ok(self.live()?.settings().topic.flush)
     }
 
     /// The largest batch that its topic takes, in bytes.

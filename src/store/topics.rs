@@ -82,20 +82,7 @@ impl Store {
         shared.check_writable()?;
         check_not_internal(name)?;
         let topic = shared.topic(name)?;
-        let mut metadata = shared.metadata.lock();
-        let config = update.apply(&topic.config.read());
-        config.validate(metadata.state().disks().count())?;
-        metadata.commit(&MetadataRecord::TopicAltered { id: topic.id, config: config.clone() })?;
-        let config = Arc::new(config);
-        *topic.config.write() = Arc::clone(&config);
-        let slots = topic.slots.read().clone();
-        drop(metadata);
-        for slot in slots {
-            if let Some(core) = &*slot.core.lock() {
-                core.set_settings(shared.core_settings(&config));
-            }
-        }
-        Ok(())
+        shared.alter(&topic, &update)
     }
 
     /// Raises the number of a topic's partitions to `total`. Keys may from then on go elsewhere.
@@ -182,6 +169,27 @@ impl Shared {
             config,
         })?;
         self.load_topics(metadata.state());
+        Ok(())
+    }
+
+    /// Changes a topic's settings, whoever's it is.
+    ///
+    /// # Errors
+    /// As for [`Store::alter_topic`].
+    pub(super) fn alter(&self, topic: &Topic, update: &TopicUpdate) -> Result<()> {
+        let mut metadata = self.metadata.lock();
+        let config = update.apply(&topic.config.read());
+        config.validate(metadata.state().disks().count())?;
+        metadata.commit(&MetadataRecord::TopicAltered { id: topic.id, config: config.clone() })?;
+        let config = Arc::new(config);
+        *topic.config.write() = Arc::clone(&config);
+        let slots = topic.slots.read().clone();
+        drop(metadata);
+        for slot in slots {
+            if let Some(core) = &*slot.core.lock() {
+                core.set_settings(self.core_settings(&config));
+            }
+        }
         Ok(())
     }
 

@@ -8,7 +8,10 @@
 //! Nothing here runs before a store has had its first transaction. From then on, an open settles what a crash has
 //! left: decisions that are in the topic are carried out, and what partitions have open beside them is aborted.
 //!
-//! Lock order: `Transactions::cut`, `Transactions::state`, then the partition of the topic. While markers are written,
+//! The internal topics are flushed at least as strictly as any partition that takes part: they are made stricter when the
+//! first such partition does. Else a power loss could leave a durable marker in one partition and no decision for the next.
+//!
+//! Lock order: `Transactions::flush`; `Transactions::cut`, `Transactions::state`, then the partition of the topic. While markers are written,
 //! `cut` is held shared; who holds it alone sees no transaction by halves.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -27,7 +30,7 @@ use crate::protocol::transaction::messages::{
 };
 use crate::protocol::transaction::records::TransactionRecord;
 use crate::record::Marker;
-use crate::types::{Acks, Offset, Outcome, Timestamp, TopicId};
+use crate::types::{Acks, Flush, Offset, Outcome, Timestamp, TopicId};
 
 use super::internal_topic::{Begun, Entry, InternalTopic, Live, Rewritten};
 use super::{Shared, Topic};
@@ -44,6 +47,8 @@ pub(crate) struct Transactions {
     cut: RwLock<()>,
     state: Mutex<State>,
     answered: Condvar,
+    /// How strictly the internal topics are flushed.
+    flush: RwLock<Flush>,
     /// Ids of the store's own, held and not in use.
     spares: Mutex<Spares>,
     /// Partitions whose leader has changed, or that came into use: what they have open is to be looked at.
@@ -157,8 +162,10 @@ impl Transactions {
         })?;
         let (coordinator, effects) =
             replay.open(Settings::default(), shared.clock.now()).map_err(corrupt)?;
+        let flush = RwLock::new(topic.topic().config.read().flush);
         let transactions = Self {
             cut: RwLock::new(()),
+            flush,
             state: Mutex::new(State {
                 coordinator,
                 topic,
@@ -246,6 +253,22 @@ impl Transactions {
                 Answer::Failed | Answer::Ended { .. } => return Err(self.in_doubt(wait)),
             }
         }
+    }
+
+    /// Before the first batch of a transaction in a partition: the decision has to be as safe as what it decides about.
+    ///
+    /// # Errors
+    /// What making that durable runs into.
+    pub(crate) fn match_flush(&self, shared: &Shared, flush: Flush) -> Result<()> {
+        if self.flush.read().exposure() <= flush.exposure() {
+            return Ok(());
+        }
+        let mut current = self.flush.write();
+        if flush.exposure() < current.exposure() {
+            shared.tighten_internal_topics(flush)?;
+            *current = flush;
+        }
+        Ok(())
     }
 
     /// Adds a partition to the transaction: before each batch, for the transaction may be over.

@@ -26,6 +26,22 @@ pub enum Flush {
     Os,
 }
 
+impl Flush {
+    /// How long what was appended may be out of stable storage.
+    pub(crate) fn exposure(self) -> Duration {
+        match self {
+            Self::OnAck => Duration::ZERO,
+            Self::Interval(span) => span,
+            Self::Os => Duration::MAX,
+        }
+    }
+
+    /// The one that exposes less.
+    pub(crate) fn stricter(self, other: Self) -> Self {
+        if other.exposure() < self.exposure() { other } else { self }
+    }
+}
+
 /// Which records a read may return (KIP-98).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Isolation {
