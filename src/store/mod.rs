@@ -199,6 +199,13 @@ impl Store {
         Ok(Arc::clone(&shared.chores))
     }
 
+    /// # Errors
+    /// [`Error::Closed`].
+    #[inline]
+    pub(crate) fn check_open(&self) -> Result<()> {
+        self.shared().check_open()
+    }
+
     /// Whether threads do the background work.
     pub(crate) fn has_background(&self) -> bool {
         self.shared().options.background
