@@ -146,7 +146,7 @@ fn add_up(store: &Store, number: usize) -> Outcome<()> {
         .build()?;
     consumer.subscribe(&[EVENTS])?;
     // Whoever held the id before is fenced, and what it left open is aborted.
-    let mut producer = store.transactional(&format!("{GROUP}-{number}")).build()?;
+    let mut producer = store.producer().transactional_id(&format!("{GROUP}-{number}")).build()?;
     loop {
         let events = consumer.poll(Duration::from_millis(50))?;
         if events.is_empty() {

@@ -59,9 +59,9 @@ pub use producer::{
 };
 pub use record::{Headers, ProducerRecord, Record, RecordView};
 pub use store::{
-    CommittedOffset, ConsumerGroupMetadata, Damage, DiskDescription, DiskState, GroupDescription,
-    GroupMember, GroupOffset, GroupPhase, Partition, ResetTo, Store, StoreBuilder,
-    TopicDescription, VerifyOptions, VerifyProgress, VerifyReport,
+    BackupReport, CommittedOffset, ConsumerGroupMetadata, Damage, DiskDescription, DiskState,
+    GroupDescription, GroupMember, GroupOffset, GroupPhase, Partition, ResetTo, Snapshot, Store,
+    StoreBuilder, TopicDescription, VerifyOptions, VerifyProgress, VerifyReport,
 };
 pub use types::{
     Acks, Compression, DiskId, Flush, Isolation, LeaderEpoch, Offset, ProducerEpoch, ProducerId,

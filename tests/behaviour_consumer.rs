@@ -123,7 +123,7 @@ fn starts_are_the_first_record_behind_the_last_or_by_time() {
     let store = store(1);
     let partition = store.partition("t", 0).unwrap();
     for value in 0..10 {
-        let time = Timestamp(i64::try_from(1000 + value).unwrap());
+        let time = Timestamp(1000 + value);
         let text = value.to_string();
         partition.append(&[Record::new(&text).timestamp(time)], Acks::All).unwrap();
     }
@@ -179,7 +179,7 @@ fn cons_05_a_poll_returns_no_more_than_asked_for_and_the_position_is_what_it_ret
     let store = store(2);
     let partition = store.partition("t", 0).unwrap();
     let texts: Vec<_> = (0..10).map(|value: u64| value.to_string()).collect();
-    let records: Vec<_> = texts.iter().map(|text| Record::new(text)).collect();
+    let records: Vec<_> = texts.iter().map(Record::new).collect();
     partition.append(&records, Acks::All).unwrap(); // one batch
     append(&store, 0, 10..20);
     append(&store, 1, 0..5);
@@ -261,7 +261,7 @@ fn cons_10_a_paused_partition_keeps_its_place_and_others_go_on() {
 fn cons_11_ends_and_lags_are_those_that_the_reader_may_see() {
     let store = store(1);
     append(&store, 0, 0..2);
-    let mut producer = store.transactional("p").build().unwrap();
+    let mut producer = store.producer().transactional_id("p").build().unwrap();
     let mut transaction = producer.begin().unwrap();
     transaction.append("t", 0, &[Record::new("2"), Record::new("3")]).unwrap();
     store.partition("t", 0).unwrap().wait_for(Offset(3), SECONDS).unwrap();
@@ -357,7 +357,7 @@ fn a_blocked_read_committed_poll_wakes_when_a_transaction_is_decided() {
             .build()
             .unwrap();
         consumer.assign(&[("t", 0)]).unwrap();
-        let mut producer = store.transactional("p").build().unwrap();
+        let mut producer = store.producer().transactional_id("p").build().unwrap();
         let mut transaction = producer.begin().unwrap();
         transaction.append("t", 0, &[Record::new("7")]).unwrap();
         assert!(consumer.poll(SHORT).unwrap().is_empty(), "it is not decided");
@@ -794,7 +794,7 @@ fn grp_20_what_is_read_and_what_is_made_of_it_are_done_once_together() {
             .build()
             .unwrap();
         consumer.subscribe(&["t"]).unwrap();
-        let mut producer = store.transactional("p").build().unwrap();
+        let mut producer = store.producer().transactional_id("p").build().unwrap();
         let records = consumer.poll(Duration::ZERO).unwrap();
         if records.is_empty() {
             break;
@@ -840,7 +840,7 @@ fn grp_20_what_is_read_and_what_is_made_of_it_are_done_once_together() {
 fn grp_21_a_start_waits_until_a_transaction_with_its_offset_is_decided() {
     let store = store(1);
     append(&store, 0, 0..10);
-    let mut producer = store.transactional("p").build().unwrap();
+    let mut producer = store.producer().transactional_id("p").build().unwrap();
     let mut transaction = producer.begin().unwrap();
     transaction
         .send_offsets(
@@ -901,4 +901,51 @@ fn kafkas_keys_configure_a_consumer_and_what_does_not_fit_is_refused() {
     assert!(store.consumer().max_poll_records(0).build().is_err());
     assert!(store.consumer().max_bytes(0).build().is_err());
     assert!(store.consumer().auto_commit(SECONDS).build().is_err(), "no group");
+}
+
+/// Without replicas there is no history of leaders: the batches themselves tell.
+#[cfg(feature = "simulation")]
+#[test]
+fn cons_03_cons_04_a_tail_lost_with_the_power_is_noticed_on_one_disk_too() {
+    use oncelog::simulation::{Clock, SimDisk};
+    for appended in [0, 2, 20] {
+        let (disk, clock) = (SimDisk::new(3), Clock::manual(Timestamp(1_000_000)));
+        let open = || {
+            let builder = Store::builder().simulated_disk(disk.clone()).clock(clock.clone());
+            builder.flush(Flush::OnAck).open().unwrap()
+        };
+        let store = open();
+        store.create_topic("t", TopicConfig::new().flush(Flush::Os)).unwrap();
+        append(&store, 0, 0..10);
+        let mut consumer = member(&store, "g");
+        assert_eq!(take(&mut consumer, 10), row(0, 0..10));
+        consumer.commit().unwrap();
+        disk.power_loss();
+        drop((consumer, store));
+
+        let store = open();
+        let kept = store.partition("t", 0).unwrap().log_end_offset();
+        assert!(kept < Offset(10), "the test is about a loss: {kept}");
+        append(&store, 0, 100..100 + appended);
+        let mut consumer = member(&store, "g");
+        match consumer.poll(Duration::ZERO).unwrap_err() {
+            Error::Diverged { partition, position, diverged_at } => {
+                assert_eq!((partition, position, diverged_at), (at(0), Offset(10), kept));
+            }
+            error => panic!("{appended}: {error}"),
+        }
+        consumer.seek("t", 0, kept).unwrap();
+        let count = usize::try_from(appended).unwrap();
+        assert_eq!(take(&mut consumer, count), row(0, 100..100 + appended));
+        consumer.commit().unwrap();
+
+        // Another crash that loses nothing is no divergence.
+        store.close(SECONDS).unwrap();
+        drop((consumer, store));
+        let store = open();
+        disk.process_restart();
+        drop(store);
+        let store = open();
+        assert!(member(&store, "g").poll(Duration::ZERO).unwrap().is_empty());
+    }
 }

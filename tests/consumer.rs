@@ -254,7 +254,7 @@ fn a_waiting_poll_wakes_on_data_on_a_marker_and_when_it_is_told_to() {
     });
     append(&store, 1, &["plain"]);
     assert_eq!(heard.recv().unwrap(), ["plain"]);
-    let mut producer = store.transactional("id").build().unwrap();
+    let mut producer = store.producer().transactional_id("id").build().unwrap();
     let mut transaction = producer.begin().unwrap();
     transaction.append("t", 0, &[Record::new("decided")]).unwrap();
     assert!(heard.try_recv().is_err());
@@ -380,14 +380,14 @@ fn members_share_the_partitions_and_are_told_of_every_change() {
     assert_eq!((poll(&mut first).len(), poll(&mut second).len()), (2, 2));
     drop(second);
     assert_eq!(poll(&mut first).len(), 2, "what was not committed comes again");
-    use RebalanceKind::{Assigned, Revoked};
+    let (assigned, revoked) = (RebalanceKind::Assigned, RebalanceKind::Revoked);
     let expected = [
-        ("first", Assigned, vec![0, 1, 2, 3]),
-        ("second", Assigned, vec![]),
-        ("first", Revoked, vec![2, 3]),
-        ("first", Assigned, vec![]),
-        ("second", Assigned, vec![2, 3]),
-        ("first", Assigned, vec![2, 3]),
+        ("first", assigned, vec![0, 1, 2, 3]),
+        ("second", assigned, vec![]),
+        ("first", revoked, vec![2, 3]),
+        ("first", assigned, vec![]),
+        ("second", assigned, vec![2, 3]),
+        ("first", assigned, vec![2, 3]),
     ];
     let mut told = std::mem::take(&mut *told.lock().unwrap());
     // A cooperative rebalance tells the generation to all, in no order between members.
@@ -421,7 +421,7 @@ fn who_has_not_polled_for_too_long_loses_its_partitions_and_comes_back() {
     second.commit().unwrap();
     let late = first.commit();
     assert!(matches!(late, Err(Error::UnknownMember { .. })), "{late:?}");
-    let mut producer = store.transactional("zombie").build().unwrap();
+    let mut producer = store.producer().transactional_id("zombie").build().unwrap();
     let mut transaction = producer.begin().unwrap();
     let refused = transaction.send_offsets(&first.position_map(), &metadata);
     assert!(matches!(refused, Err(Error::UnknownMember { .. })), "{refused:?}");
@@ -659,7 +659,7 @@ fn square_all(store: &Store, worker: u32) -> Result<(), Error> {
         .max_poll_records(7)
         .build()?;
     consumer.subscribe(&["t"])?;
-    let mut producer = store.transactional(&format!("worker-{worker}")).build()?;
+    let mut producer = store.producer().transactional_id(&format!("worker-{worker}")).build()?;
     loop {
         let batch = consumer.poll(NOW)?;
         if batch.is_empty() {

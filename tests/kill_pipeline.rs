@@ -50,7 +50,8 @@ fn work(store: &Store, number: usize) {
         .build()
         .unwrap();
     consumer.subscribe(&["t"]).unwrap();
-    let mut producer = store.transactional(&format!("squares-{number}")).build().unwrap();
+    let mut producer =
+        store.producer().transactional_id(&format!("squares-{number}")).build().unwrap();
     loop {
         let records = consumer.poll(Duration::from_millis(20)).unwrap();
         if records.is_empty() {

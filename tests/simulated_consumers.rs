@@ -255,7 +255,10 @@ impl Worker {
             .build()?;
         consumer.subscribe(&["t"])?;
         let id = format!("squares-{number}");
-        Ok(Self { consumer, producer: store.transactional(&id).max_block(WAIT).build()? })
+        Ok(Self {
+            consumer,
+            producer: store.producer().transactional_id(&id).max_block(WAIT).build()?,
+        })
     }
 
     /// `hangs` is called between reading and committing.

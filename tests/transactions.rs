@@ -28,7 +28,7 @@ fn with_topic(config: TopicConfig) -> (SimDisk, Clock, Store) {
 }
 
 fn producer(store: &Store, id: &str) -> TransactionalProducer {
-    store.transactional(id).build().unwrap()
+    store.producer().transactional_id(id).build().unwrap()
 }
 
 fn read(partition: &Partition, isolation: Isolation, max_bytes: usize) -> Vec<String> {
@@ -243,7 +243,8 @@ fn coord_05_a_newer_holder_fences_the_older_and_aborts_what_it_left_open() {
 fn coord_60_a_transaction_that_is_open_too_long_is_aborted_and_its_holder_goes_on() {
     let (_disk, clock, store) = with_topic(TopicConfig::new());
     let timeout = Duration::from_secs(5);
-    let mut producer = store.transactional("id").transaction_timeout(timeout).build().unwrap();
+    let mut producer =
+        store.producer().transactional_id("id").transaction_timeout(timeout).build().unwrap();
     let mut slow = producer.begin().unwrap();
     slow.append("t", 0, &[Record::new("slow")]).unwrap();
     let id = slow.id();
@@ -295,8 +296,15 @@ fn an_unacknowledged_record_and_bad_input_abort_or_leave_the_transaction_as_it_w
     transaction.append("t", 0, &[Record::new("kept")]).unwrap();
     transaction.commit(LONG).unwrap();
     assert_eq!(committed(&store, 0), ["kept"]);
-    assert!(matches!(store.transactional("").build(), Err(Error::InvalidConfig { .. })));
-    let long = store.transactional("x").transaction_timeout(Duration::from_secs(3600)).build();
+    assert!(matches!(
+        store.producer().transactional_id("").build(),
+        Err(Error::InvalidConfig { .. })
+    ));
+    let long = store
+        .producer()
+        .transactional_id("x")
+        .transaction_timeout(Duration::from_secs(3600))
+        .build();
     assert!(matches!(long, Err(Error::InvalidConfig { .. })));
 }
 
@@ -338,4 +346,200 @@ fn the_table_of_transactions_is_rewritten_and_reads_the_same_afterwards() {
         assert_eq!(store.transaction_outcome(*id).unwrap(), TransactionOutcome::Committed);
     }
     assert_eq!(committed(&store, 0).len(), 400);
+}
+
+#[test]
+fn what_is_sent_is_partitioned_gathered_and_in_order_with_what_is_appended() {
+    let config = TopicConfig::new().partitions(3).max_batch_bytes(2048);
+    let (_disk, _clock, store) = with_topic(config);
+    let build = || store.producer().transactional_id("id").batch_bytes(400);
+    let mut held = build().partitioner(|record, _| record_number(record)).build().unwrap();
+    let mut transaction = held.begin().unwrap();
+    let values: Vec<_> = (0..60).map(|number| format!("{number}")).collect();
+    for value in &values {
+        transaction.send(Record::to("t").value(value)).unwrap();
+    }
+    transaction.append("t", 0, &[Record::new("behind")]).unwrap();
+    let large = vec![b'x'; 4000];
+    let refused = transaction.send(Record::to("t").value(&large));
+    assert!(matches!(refused, Err(Error::RecordTooLarge { .. })), "{refused:?}");
+    let alone = "y".repeat(600);
+    transaction.send(Record::to("t").partition(2).value(&alone)).unwrap();
+    let absent = transaction.send(Record::to("absent").value("x"));
+    assert!(matches!(absent, Err(Error::UnknownTopicOrPartition { .. })));
+    let beyond = transaction.send(Record::to("t").partition(3).value("x"));
+    assert!(matches!(beyond, Err(Error::UnknownTopicOrPartition { .. })));
+    assert_eq!(committed(&store, 1), [] as [&str; 0]);
+    transaction.commit(LONG).unwrap();
+    for partition in 0..3_usize {
+        let mut expected: Vec<_> =
+            values.iter().skip(partition).step_by(3).map(String::as_str).collect();
+        match partition {
+            0 => expected.push("behind"),
+            2 => expected.push(&alone),
+            _ => {}
+        }
+        assert_eq!(committed(&store, u32::try_from(partition).unwrap()), expected);
+    }
+    let batches = store.partition("t", 1).unwrap().log_end_offset();
+    assert_eq!(batches, Offset(21), "20 records and a marker");
+    // Keys go where the other producers send them.
+    drop(held);
+    let mut held = build().build().unwrap();
+    let plain = store.producer().build().unwrap();
+    for key in ["ada", "ben", "cleo"] {
+        let mut transaction = held.begin().unwrap();
+        transaction.send(Record::to("t").key(key).value(key)).unwrap();
+        transaction.commit(LONG).unwrap();
+        let placed = plain.send(Record::to("t").key(key).value(key)).unwrap().wait(LONG).unwrap();
+        let there = committed(&store, placed.partition);
+        assert_eq!(there[there.len() - 2..], [key, key]);
+    }
+    let mut transaction = held.begin().unwrap();
+    transaction.send(Record::to("t").value("taken back")).unwrap();
+    drop(transaction);
+    assert!((0..3).all(|number| !committed(&store, number).contains(&"taken back".into())));
+}
+
+fn record_number(record: &oncelog::ProducerRecord<'_>) -> u32 {
+    let value = std::str::from_utf8(record.value_bytes().unwrap()).unwrap();
+    value.parse::<u32>().map_or(0, |number| number % 3)
+}
+
+#[test]
+fn settings_that_a_transaction_cannot_have_are_refused() {
+    let (_disk, _clock, store) = with_topic(TopicConfig::new());
+    let refused = |builder: oncelog::TransactionalBuilder| match builder.build() {
+        Err(Error::InvalidConfig { key, .. }) => key,
+        other => panic!("{other:?}"),
+    };
+    let begin = || store.producer();
+    assert_eq!(refused(begin().acks(Acks::Leader).transactional_id("x")), "acks");
+    assert_eq!(refused(begin().idempotent(false).transactional_id("x")), "enable.idempotence");
+    assert_eq!(refused(begin().name("n").transactional_id("x")), "transactional.id");
+    assert_eq!(refused(begin().transactional_id("__mine")), "transactional.id");
+    let late = begin().transactional_id("x").property("transaction.timeout.ms", "-1");
+    assert_eq!(refused(late), "transaction.timeout.ms");
+    let odd = begin().transactional_id("x").property("batch.sise", "1");
+    assert_eq!(refused(odd), "batch.sise");
+    let fits = begin().property("linger.ms", "5").transactional_id("x");
+    fits.property("transaction.timeout.ms", "1000").property("batch.size", "100").build().unwrap();
+}
+
+#[test]
+fn batches_for_several_partitions_are_appended_in_one_call_or_not_at_all() {
+    let config = TopicConfig::new().partitions(3).max_batch_bytes(1024);
+    let (disk, clock, store) = with_topic(config);
+    let large = vec![b'x'; 2000];
+    for round in 0..10 {
+        let value = round.to_string();
+        let records = [Record::new(&value)];
+        let all: [(&str, u32, &[Record<'_>]); 3] =
+            [("t", 0, &records), ("t", 1, &records), ("t", 0, &records)];
+        let appended = store.append_atomic(&all, LONG).unwrap();
+        assert_eq!(appended.len(), 3);
+        assert!(appended[0].offsets.end <= appended[2].offsets.start);
+        let torn: [(&str, u32, &[Record<'_>]); 2] =
+            [("t", 0, &records), ("t", 1, &[Record::new(&large)])];
+        assert!(matches!(store.append_atomic(&torn, LONG), Err(Error::RecordTooLarge { .. })));
+    }
+    let one: [(&str, u32, &[Record<'_>]); 1] = [("t", 2, &[Record::new("alone")])];
+    assert_eq!(store.append_atomic(&one, LONG).unwrap()[0].offsets, Offset(0)..Offset(1));
+    assert!(store.append_atomic(&[], LONG).unwrap().is_empty());
+    let expected: Vec<_> = (0..10).map(|round| round.to_string()).collect();
+    let check = |store: &Store| {
+        assert_eq!(committed(store, 1), expected);
+        assert_eq!(committed(store, 0).len(), 20);
+        assert_eq!(committed(store, 2), ["alone"]);
+    };
+    check(&store);
+    disk.power_loss();
+    drop(store);
+    let store = open(std::slice::from_ref(&disk), &clock);
+    check(&store);
+    let two: [(&str, u32, &[Record<'_>]); 2] =
+        [("t", 2, &[Record::new("a")]), ("t", 1, &[Record::new("b")])];
+    store.append_atomic(&two, LONG).unwrap();
+    assert_eq!(committed(&store, 2), ["alone", "a"]);
+}
+
+#[test]
+fn a_snapshot_shows_every_transaction_in_all_partitions_or_in_none() {
+    let store = Store::in_memory(1).unwrap();
+    store.create_topic("t", TopicConfig::new().partitions(3).flush(Flush::Os)).unwrap();
+    // One that stays open, begun before the others in one partition.
+    let mut old = store.producer().transactional_id("old").build().unwrap();
+    let mut open = old.begin().unwrap();
+    open.append("t", 1, &[Record::new("1000")]).unwrap();
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..3_u32)
+            .map(|writer| {
+                let store = &store;
+                scope.spawn(move || {
+                    for round in 0..300_u32 {
+                        let (from, to) = (writer % 3, (writer + 1 + round % 2) % 3);
+                        let amount = (round % 7 + 1).to_string();
+                        let (minus, plus) = (format!("-{amount}"), amount);
+                        let transfer: [(&str, u32, &[Record<'_>]); 2] =
+                            [("t", from, &[Record::new(&minus)]), ("t", to, &[Record::new(&plus)])];
+                        store.append_atomic(&transfer, LONG).unwrap();
+                    }
+                })
+            })
+            .collect();
+        let sum = |snapshot: &oncelog::Snapshot| -> i64 {
+            let mut sum = 0;
+            for partition in 0..3 {
+                let mut offset = Offset(0);
+                let end = snapshot.end("t", partition).unwrap();
+                while offset < end {
+                    let options = ReadOptions::new().max_bytes(4096);
+                    let records = snapshot.read("t", partition, offset, options).unwrap();
+                    for record in &records {
+                        let text = std::str::from_utf8(record.value().unwrap()).unwrap();
+                        sum += text.parse::<i64>().unwrap();
+                    }
+                    assert!(records.next_offset() > offset || records.is_empty());
+                    if records.next_offset() == offset {
+                        break;
+                    }
+                    offset = records.next_offset();
+                }
+            }
+            sum
+        };
+        let all = [("t", 0), ("t", 1), ("t", 2)];
+        let mut kept = Vec::new();
+        while writers.iter().any(|writer| !writer.is_finished()) {
+            let snapshot = store.snapshot(&all).unwrap();
+            assert_eq!(sum(&snapshot), 0);
+            kept.push(snapshot);
+        }
+        kept.iter().for_each(|snapshot| assert_eq!(sum(snapshot), 0, "and stays so"));
+        let before = store.snapshot(&all).unwrap();
+        open.commit(LONG).unwrap();
+        assert_eq!(sum(&before), 0, "it was open then");
+        assert_eq!(sum(&store.snapshot(&all).unwrap()), 1000);
+        assert!(before.end("t", 9).is_err());
+        assert!(store.snapshot(&[("t", 9)]).is_err());
+    });
+}
+
+#[test]
+fn a_committed_read_is_waited_for_until_the_marker() {
+    let store = Store::in_memory(1).unwrap();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    let mut held = store.producer().transactional_id("id").build().unwrap();
+    let mut transaction = held.begin().unwrap();
+    transaction.append("t", 0, &[Record::new("a")]).unwrap();
+    partition.wait_for(Offset(0), LONG).unwrap();
+    let early = partition.wait_for_committed(Offset(0), Duration::from_millis(1));
+    assert!(matches!(early, Err(Error::TimedOut { .. })));
+    let waits = std::thread::spawn({
+        let partition = partition.clone();
+        move || partition.wait_for_committed(Offset(0), LONG)
+    });
+    transaction.commit(LONG).unwrap();
+    waits.join().unwrap().unwrap();
 }

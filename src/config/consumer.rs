@@ -124,7 +124,7 @@ const KEYS: &[(&str, Set)] = &[
     }),
     ("enable.auto.commit", |settings, value| {
         boolean(value).map(|on| {
-            settings.auto_commit = on.then(|| settings.auto_commit.unwrap_or(AUTO_COMMIT))
+            settings.auto_commit = on.then(|| settings.auto_commit.unwrap_or(AUTO_COMMIT));
         })
     }),
     ("auto.commit.interval.ms", |settings, value| {

@@ -15,7 +15,7 @@ pub(crate) use consumer::{AssignorName, ConsumerProperties, ConsumerSettings};
 pub(crate) use name::{
     INTERNAL_PREFIX, check_not_internal, collides, is_internal, validate_topic_name,
 };
-pub(crate) use producer::{ProducerProperties, ProducerSettings};
+pub(crate) use producer::{ProducerProperties, ProducerSettings, TransactionSettings};
 pub(crate) use property::Properties;
 pub use retention::Retention;
 pub use topic::{TopicConfig, TopicUpdate};

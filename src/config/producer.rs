@@ -74,6 +74,30 @@ impl ProducerSettings {
     }
 }
 
+/// What a producer of transactions goes by, besides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TransactionSettings {
+    /// How long one may be open.
+    pub(crate) timeout: Duration,
+}
+
+impl Default for TransactionSettings {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(60) }
+    }
+}
+
+impl TransactionSettings {
+    /// Takes a property, if it is one of a transaction's.
+    pub(crate) fn set(&mut self, key: &str, value: &str) -> Option<Result<(), Error>> {
+        if key != "transaction.timeout.ms" {
+            return None;
+        }
+        let set = span(value.trim(), 1).map(|timeout| self.timeout = timeout);
+        Some(set.map_err(|reason| invalid(key, value, &reason)))
+    }
+}
+
 /// No machine has more, and sums of it do not overflow.
 const MEMORY_MAX: u64 = 1 << 40;
 

@@ -70,6 +70,12 @@ const KEYS: &[(&str, Setting, Set)] = &[
     ("log.flush.interval.messages", Setting::FlushMessages, set_flush_messages),
     ("flush.ms", Setting::FlushTime, set_flush_ms),
     ("log.flush.interval.ms", Setting::FlushTime, set_flush_ms),
+    ("auto.leader.rebalance.enable", Setting::Rebalance, |draft, value| {
+        boolean(value).map(|on| draft.rebalance = Some(on))
+    }),
+    ("log.scrub.bytes.per.second", Setting::ScrubRate, |draft, value| {
+        number(value).map(|bytes| draft.scrub_rate = Some(bytes))
+    }),
     ("offsets.retention.minutes", Setting::OffsetsRetention, |draft, value| {
         number(value).map(|minutes: u32| {
             draft.offsets_retention = Some(Duration::from_secs(60 * u64::from(minutes)));
@@ -97,6 +103,8 @@ enum Setting {
     UncleanLeaderElection,
     FlushMessages,
     FlushTime,
+    Rebalance,
+    ScrubRate,
     OffsetsRetention,
 }
 
@@ -107,7 +115,6 @@ const NETWORK: &[&str] = &[
     "allow.everyone.if.no.acl.found",
     "authorizer.",
     "auto.create.topics.enable",
-    "auto.leader.rebalance.enable",
     "background.threads",
     "bootstrap.controllers",
     "bootstrap.servers",
@@ -178,6 +185,8 @@ struct Draft {
     flush_on_ack: Option<bool>,
     /// `flush.ms`; `Some(None)`: by time never.
     flush_interval: Option<Option<Duration>>,
+    rebalance: Option<bool>,
+    scrub_rate: Option<u64>,
     offsets_retention: Option<Duration>,
 }
 
@@ -236,6 +245,16 @@ impl Properties {
     /// Whether one of the properties chose the flush level.
     pub(crate) fn sets_flush(&self) -> bool {
         self.draft.flush_on_ack.is_some() || self.draft.flush_interval.is_some()
+    }
+
+    /// Whether preferred replicas lead again, if a property says so.
+    pub(crate) fn rebalance(&self) -> Option<bool> {
+        self.draft.rebalance
+    }
+
+    /// Bytes a second that a disk's scrub reads, if a property says so.
+    pub(crate) fn scrub_rate(&self) -> Option<u64> {
+        self.draft.scrub_rate
     }
 
     /// How long offsets of groups without members are kept, if one of the properties says so.

@@ -105,7 +105,7 @@ enum Mode {
     Subscribed {
         subscription: Subscription,
         /// `None`: it has lost its place, and takes another with the next poll.
-        membership: Option<Membership>,
+        membership: Option<Box<Membership>>,
     },
 }
 
@@ -207,7 +207,7 @@ impl Consumer {
         if !self.slots.is_empty() {
             return Err(misused("partitions are assigned by hand"));
         }
-        let membership = Some(self.join(&subscription)?);
+        let membership = Some(Box::new(self.join(&subscription)?));
         self.mode = Mode::Subscribed { subscription, membership };
         Ok(())
     }
@@ -393,7 +393,7 @@ impl Consumer {
             let Some(member) = membership else {
                 let joined = self.join(subscription)?;
                 if let Mode::Subscribed { membership, .. } = &mut self.mode {
-                    *membership = Some(joined);
+                    *membership = Some(Box::new(joined));
                 }
                 continue;
             };

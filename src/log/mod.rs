@@ -39,11 +39,12 @@ use crate::types::{LeaderEpoch, Offset, ProducerId, Timestamp};
 
 pub(crate) use marks::Marks;
 use producers::Producers;
-pub(crate) use producers::{ProducerSnapshot, decided_end};
+pub(crate) use producers::{ProducerSnapshot, copy_snapshots, decided_end};
 pub(crate) use reader::LogReader;
 pub(crate) use records::Part;
 pub use records::{Iter, Records};
 pub(crate) use recovery::{Evidence, Loss, Recovered};
+pub(crate) use repair::Repair;
 
 /// How far a background pass works ahead of the appender.
 const AHEAD_BYTES: u64 = 4 << 20;
@@ -399,6 +400,34 @@ impl Log {
         (self.end, self.flushed_end) = (start, start);
         let snapshots = self.producers.restart(start);
         producers::remove_snapshots(&self.place, &snapshots)
+    }
+
+    /// Goes on at `to`: what is between has no replica any more. That it was there stays proven, so that no
+    /// recovery takes the gap for a torn tail. False: it has to wait for the flush that is on its way.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NoSpace`].
+    pub(crate) fn pass_over(&mut self, to: Offset, now: Timestamp) -> Result<bool, Error> {
+        assert!(to > self.end, "a log goes on behind its end");
+        if self.active.as_ref().is_some_and(ActiveSegment::is_in_flight) {
+            return Ok(false);
+        }
+        self.seal(now)?;
+        // The proof vouches for what is before the gap as well.
+        if let Some(plan) = self.flush_plan() {
+            plan.run()?;
+            self.on_flushed(plan);
+        }
+        let before = std::mem::replace(&mut self.end, to);
+        if let Err(error) = self.roll(0, now) {
+            self.end = before;
+            return Err(error);
+        }
+        let active = self.active.as_ref().expect("the roll made one").segment();
+        let place = &self.place;
+        place.disk.sync_dir(&place.directory).map_err(|error| place.io_error("", "sync", error))?;
+        active.write_side_file(active.head(place.disk.boot_id(), true))?;
+        Ok(true)
     }
 
     /// Cuts what a leader whose log ends at `leader_end` does not have. Returns the new end.
@@ -780,6 +809,14 @@ pub(crate) enum SettleError {
     Other(Error),
 }
 
+impl SettleError {
+    /// What went wrong.
+    pub(crate) fn into_error(self) -> Error {
+        let (Self::Flush(error) | Self::Other(error)) = self;
+        error
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -816,6 +853,7 @@ mod tests {
             log_start: Offset::ZERO,
             rewrite: true,
             epoch: LeaderEpoch(0),
+            sealed_since: Some(LeaderEpoch(0)),
             now: NOW,
             repair: true,
             producers: true,

@@ -310,6 +310,29 @@ pub(super) fn parse_snapshot_name(name: &str) -> Option<Offset> {
     crate::segment::parse_name(name, SUFFIX)
 }
 
+/// Copies the snapshots of the log in `from` that speak of nothing behind `end`, to the log in `to`.
+///
+/// # Errors
+/// [`Error::NoSpace`], [`Error::Io`].
+pub(crate) fn copy_snapshots(from: &Place, to: &Place, end: Offset) -> Result<(), Error> {
+    let entries = match from.disk.list(&from.directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        listed => listed.map_err(|error| from.io_error("", "list", error))?,
+    };
+    for name in entries.iter().map(|entry| entry.name.as_str()) {
+        if parse_snapshot_name(name).is_none_or(|known| known > end) {
+            continue;
+        }
+        // A newer one may have taken its place meanwhile.
+        let Ok(bytes) = read_small(&*from.disk, &from.path(name), SNAPSHOT_BYTES_MAX) else {
+            continue;
+        };
+        replace_file(&*to.disk, &to.path(name), &bytes)
+            .map_err(|error| to.io_error(name, "write", error))?;
+    }
+    Ok(())
+}
+
 /// Removes snapshots.
 ///
 /// # Errors

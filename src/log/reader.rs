@@ -1,6 +1,7 @@
 //! The shared side of a log: which segment holds an offset, and what is in it.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,7 +11,7 @@ use crate::error::{DecodeError, Error};
 use crate::record::BatchHeader;
 use crate::segment::batches::Batches;
 use crate::segment::{Fetched, Place, Segment, log_name};
-use crate::types::{Isolation, Offset, Timestamp};
+use crate::types::{Isolation, Offset, ProducerId, Timestamp};
 
 type SegmentList = Arc<Vec<Arc<Segment>>>;
 
@@ -28,6 +29,11 @@ impl LogReader {
         Self { place, segments, log_start: AtomicU64::new(log_start.0) }
     }
 
+    /// Where it is.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// The segments as they are now, oldest first.
     pub(crate) fn segments(&self) -> SegmentList {
         Arc::clone(&self.segments.read())
@@ -39,6 +45,12 @@ impl LogReader {
 
     pub(crate) fn log_start(&self) -> Offset {
         Offset(self.log_start.load(Ordering::Acquire))
+    }
+
+    /// The file in which an offset is, or would be.
+    pub(crate) fn path_of(&self, offset: Offset) -> PathBuf {
+        let (segment, _) = self.find(offset);
+        self.place.full_path(&log_name(segment.map_or(offset, |segment| segment.base)))
     }
 
     pub(super) fn push(&self, segment: Arc<Segment>) {
@@ -131,6 +143,36 @@ impl LogReader {
         bytes_max: usize,
         isolation: Isolation,
     ) -> Result<(Option<Fetched>, Offset), Error> {
+        match isolation {
+            Isolation::ReadUncommitted => {
+                self.read_shown(from, upper, bytes_max, |_| Ok(Vec::new()))
+            }
+            Isolation::ReadCommitted => self.read_decided(from, upper, bytes_max, &HashMap::new()),
+        }
+    }
+
+    /// As [`LogReader::read_records`], without what was aborted, and without what belongs to one of these transactions,
+    /// which began where `open` says.
+    ///
+    /// # Errors
+    /// As for [`LogReader::read`].
+    pub(crate) fn read_decided(
+        &self,
+        from: Offset,
+        upper: Offset,
+        bytes_max: usize,
+        open: &HashMap<ProducerId, Offset>,
+    ) -> Result<(Option<Fetched>, Offset), Error> {
+        self.read_shown(from, upper, bytes_max, |fetched| self.hidden(fetched, open))
+    }
+
+    fn read_shown(
+        &self,
+        from: Offset,
+        upper: Offset,
+        bytes_max: usize,
+        hide: impl Fn(&Fetched) -> Result<Vec<Offset>, Error>,
+    ) -> Result<(Option<Fetched>, Offset), Error> {
         let mut next = from;
         loop {
             let read = self.read(next, upper, bytes_max);
@@ -141,8 +183,8 @@ impl LogReader {
                 Err(Error::Corrupt { .. }) if next > from => return Ok((None, next)),
                 Err(error) => return Err(error),
             };
-            if fetched.transactional && isolation == Isolation::ReadCommitted {
-                fetched.hidden = self.hidden(&fetched)?;
+            if fetched.transactional {
+                fetched.hidden = hide(&fetched)?;
             }
             next = fetched.next;
             if fetched.has_records(from) {
@@ -151,8 +193,12 @@ impl LogReader {
         }
     }
 
-    /// Where the batches of aborted transactions begin.
-    fn hidden(&self, fetched: &Fetched) -> Result<Vec<Offset>, Error> {
+    /// Where the batches begin of aborted transactions, and of those that are `open`.
+    fn hidden(
+        &self,
+        fetched: &Fetched,
+        open: &HashMap<ProducerId, Offset>,
+    ) -> Result<Vec<Offset>, Error> {
         let Some(first) = BatchHeader::trusted(&fetched.bytes) else { return Ok(Vec::new()) };
         let offsets = first.base_offset..fetched.next;
         let segments = self.segments();
@@ -165,7 +211,7 @@ impl LogReader {
                 break;
             }
         }
-        if aborted.is_empty() {
+        if aborted.is_empty() && open.is_empty() {
             return Ok(Vec::new());
         }
         aborted.sort_unstable_by_key(|range| range.first);
@@ -176,10 +222,11 @@ impl LogReader {
             while let Some(range) = ranges.next_if(|range| range.first <= base) {
                 begun.insert(range.producer, range.last);
             }
-            let is_aborted = header.transactional
-                && !header.control
-                && begun.get(&header.producer_id).is_some_and(|last| base < *last);
-            is_aborted.then_some(base)
+            let id = &header.producer_id;
+            let is_open = || open.get(id).is_some_and(|first| *first <= base);
+            let is_aborted = || begun.get(id).is_some_and(|last| base < *last);
+            let is_data = header.transactional && !header.control;
+            (is_data && (is_aborted() || is_open())).then_some(base)
         });
         Ok(hidden.collect())
     }

@@ -42,6 +42,9 @@ pub(crate) struct Evidence {
     /// flush what is not proven.
     pub(crate) rewrite: bool,
     pub(crate) epoch: LeaderEpoch,
+    /// The first reign whose batches were sealed on this disk, for the durable end that a batch carries is
+    /// that of its leader's disk. `None`: this replica followed.
+    pub(crate) sealed_since: Option<LeaderEpoch>,
     pub(crate) now: Timestamp,
     /// False: look only; nothing on the disk is changed and nothing can be appended.
     pub(crate) repair: bool,
@@ -310,7 +313,8 @@ impl Opening {
         }
         let file = self.open_file(found.base, OpenMode::Read)?;
         let place = self.place.clone();
-        let mut scanner = Scanner::new(&place, found.base);
+        let since = self.evidence.sealed_since;
+        let mut scanner = Scanner::new(&place, found.base).sealed_since(since);
         let mut proven = self.evidence.proven_end;
         let mut last_append = None;
         let mut producers = false;
@@ -440,7 +444,9 @@ impl Opening {
                 finding.proven_end = finding.proven_end.max(head.base);
             }
             let file = self.open_file(found.base, OpenMode::Read)?;
-            let scan = Scanner::new(&self.place, found.base).walk(&*file, found.len, None)?;
+            let since = self.evidence.sealed_since;
+            let mut scanner = Scanner::new(&self.place, found.base).sealed_since(since);
+            let scan = scanner.walk(&*file, found.len, None)?;
             self.scanned_bytes += scan.position;
             if scan.end > found.base {
                 finding.beyond_end = finding.beyond_end.max(Some(scan.end));

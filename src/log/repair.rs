@@ -18,12 +18,22 @@ use super::{Log, LogReader, Sealed};
 
 const COPY_BYTES: usize = 1 << 20;
 
+/// What came of a repair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repair {
+    /// The segment is whole again.
+    Done,
+    /// No other replica has what is damaged, or there is no such segment.
+    Nowhere,
+    /// A flush of the segment is on its way; later.
+    NotNow,
+}
+
 /// A file and how many bytes of it are in use.
 type Written = (Arc<dyn File>, u64);
 
 impl Log {
-    /// Writes the segment that holds `offset` anew, taking what is damaged from `sources`. False: none of
-    /// them has it, or the log has no such segment.
+    /// Writes the segment that holds `offset` anew, taking what is damaged from `sources`.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::NoSpace`]; the segment is then as it was.
@@ -32,23 +42,23 @@ impl Log {
         offset: Offset,
         sources: &[Arc<LogReader>],
         now: Timestamp,
-    ) -> Result<bool, Error> {
+    ) -> Result<Repair, Error> {
         if self.active.as_ref().is_some_and(|active| active.segment().base <= offset) {
             if self.active.as_ref().is_some_and(|active| active.is_in_flight()) {
-                return Ok(false);
+                return Ok(Repair::NotNow);
             }
             self.seal(now)?;
         }
         let segments = self.reader.segments();
         let Some(damaged) = segments.iter().rev().find(|segment| segment.base <= offset) else {
-            return Ok(false);
+            return Ok(Repair::Nowhere);
         };
         let damaged = Arc::clone(damaged);
         let next = segments.iter().find(|segment| segment.base > damaged.base);
         // A segment whose last batches are gone ends where the next one begins.
         let end = next.map_or(self.end, |next| next.base).max(damaged.end());
         let Some((file, position)) = self.write_anew(&damaged, end, sources, now)? else {
-            return Ok(false);
+            return Ok(Repair::Nowhere);
         };
         self.keep_aside(&damaged)?;
         let name = log_name(damaged.base);
@@ -66,7 +76,7 @@ impl Log {
         self.sealed.retain(|sealed| !Arc::ptr_eq(&sealed.segment, &damaged));
         self.sealed.push(Sealed { segment: Arc::clone(&repaired), file, at: now, settled: true });
         self.reader.replace(&damaged, repaired);
-        Ok(true)
+        Ok(Repair::Done)
     }
 
     /// Writes the temporary file. `None`: something is nowhere to be had; no file is left.

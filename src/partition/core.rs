@@ -149,6 +149,10 @@ pub(super) struct State {
     pub(super) min_insync: u16,
     /// The leader hands over as soon as somebody can take over; it takes no appends meanwhile.
     pub(super) stepping_down: bool,
+    /// Who is to take over, because it is preferred; else whoever can.
+    pub(super) hand_to: Option<DiskId>,
+    /// Since when the preferred replica could lead and does not.
+    pub(super) preferred_since: Option<Timestamp>,
     /// Because its disk is full.
     pub(super) stuck: bool,
     /// Something of the reign is to be made durable.
@@ -157,6 +161,8 @@ pub(super) struct State {
     pub(super) suspects: Vec<(DiskId, Offset)>,
     /// Damage that was met and is to be repaired from another replica: on which disk, and where.
     pub(super) damaged: Vec<(DiskId, Offset)>,
+    /// Damage that was reported, and has not been repaired since.
+    pub(super) reported: Vec<(DiskId, Range<Offset>)>,
     pub(super) page: Option<Marks>,
     pub(super) flush: Flush,
     /// Why nothing can be appended any more.
@@ -229,10 +235,13 @@ impl Core {
                 preference: reign.preference,
                 min_insync,
                 stepping_down: false,
+                hand_to: None,
+                preferred_since: None,
                 stuck: false,
                 unsettled: false,
                 suspects: Vec::new(),
                 damaged: Vec::new(),
+                reported: Vec::new(),
                 page: None,
                 flush,
                 fenced: None,
@@ -548,6 +557,7 @@ impl Core {
                 // A replica whose disk has room may lead instead.
                 if state.progress.in_sync() > 1 {
                     state.stepping_down = true;
+                    state.hand_to = None;
                     state.stuck = true;
                     self.ask_for_settling(&mut state);
                     return self.no_leader();
@@ -870,24 +880,6 @@ impl Core {
         }
         served.into_iter().for_each(Sleeper::serve);
         complete(done);
-    }
-
-    pub(super) fn report_damage(&self, error: &Error) {
-        if let Error::Corrupt { offsets, path, source, .. } = error {
-            let mut state = self.state.lock();
-            if state.replicas > 1 {
-                let disk = state.leading.disk;
-                state.damaged.push((disk, offsets.start));
-                self.ask_for_settling(&mut state);
-            }
-            drop(state);
-            self.report(EventKind::Damaged {
-                partition: self.partition.clone(),
-                offsets: offsets.clone(),
-                path: path.clone(),
-                reason: source.to_string(),
-            });
-        }
     }
 
     pub(super) fn report(&self, kind: EventKind) {

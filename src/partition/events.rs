@@ -128,6 +128,15 @@ pub enum EventKind {
         /// The new log start offset.
         log_start: Offset,
     },
+    /// Every sealed byte of a disk was read and checked.
+    Scrubbed {
+        /// The disk.
+        disk: DiskId,
+        /// Sound bytes that were read.
+        bytes: u64,
+        /// Damages that were found; each had an event of its own, and one for its repair.
+        damages: u64,
+    },
     /// Background work failed and will be tried again.
     BackgroundFailed {
         /// The partition, if it concerns one.
@@ -196,6 +205,9 @@ impl fmt::Display for Event {
             }
             EventKind::RetentionApplied { partition, log_start } => {
                 write!(out, "{partition}: retention moved the start to offset {log_start}")
+            }
+            EventKind::Scrubbed { disk, bytes, damages } => {
+                write!(out, "{disk} was read through: {bytes} bytes, {damages} damages")
             }
             EventKind::BackgroundFailed { partition: Some(partition), reason } => {
                 write!(out, "{partition}: {reason}")

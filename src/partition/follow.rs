@@ -101,8 +101,7 @@ impl Core {
                 Ok(None) => Ok((true, 0)),
                 Err(error) => {
                     drop(follower);
-                    self.report_damage(&error);
-                    return Followed::Waits;
+                    return self.follow_past(replica, &error, now);
                 }
             };
             drop(follower);
@@ -163,10 +162,71 @@ impl Core {
                 }
                 if whole { Followed::CaughtUp } else { Followed::Waits }
             }
+            Err(error @ Error::Corrupt { .. }) => {
+                drop(state);
+                self.follow_past(replica, &error, now)
+            }
             Err(error) => {
                 drop(state);
                 self.follower_failed(replica, &error)
             }
+        }
+    }
+
+    /// The leader's log cannot be read where the follower ends. Damage is not copied: another replica may
+    /// have what is lost. What none has, with all of them here, is passed over, or the partition would
+    /// stand still for good; those offsets then answer as damaged on every replica.
+    fn follow_past(&self, replica: &Arc<Replica>, error: &Error, now: Timestamp) -> Followed {
+        let Error::Corrupt { offsets, .. } = error else {
+            // Its own disk's trouble is for the leader to meet.
+            self.background_failed("reading the leader's log", error);
+            return Followed::Waits;
+        };
+        self.report_damage(error);
+        let mut state = self.state.lock();
+        if !self.may_follow(&state, replica) {
+            return Followed::Idle;
+        }
+        let written = state.log.written_end();
+        let all_here = state.followers.len() + 1 == state.replicas
+            && state.suspects.is_empty()
+            && state.followers.iter().all(|other| state.progress.is_online(other.disk));
+        let others: Vec<_> = state
+            .followers
+            .iter()
+            .filter(|other| other.disk != replica.disk)
+            .filter_map(|other| {
+                let held = other.state.lock();
+                held.log.as_ref().map(|log| (Arc::clone(log.reader()), log.written_end()))
+            })
+            .collect();
+        let mut follower = replica.state.lock();
+        if follower.epoch != state.epoch {
+            return Followed::More;
+        }
+        let Some(log) = follower.log.as_mut() else { return Followed::Idle };
+        let from = log.end();
+        let found = others.into_iter().find_map(|(reader, end)| {
+            reader.read(from, written.min(end), COPY_BYTES).ok().flatten()
+        });
+        let outcome = match found {
+            Some(fetched) => append_batches(log, &fetched.bytes, now),
+            None if all_here && offsets.contains(&from) => {
+                let passed = log.pass_over(offsets.end.min(state.log.end()), now);
+                // The leader may know who wrote what is lost.
+                passed.and_then(|passed| log.adopt_producers(&state.log).map(|()| passed))
+            }
+            None => Ok(false),
+        };
+        let end = log.end();
+        drop(follower);
+        let flush = state.flush;
+        state.progress.on_followed(replica.disk, end, flush);
+        self.publish(state);
+        match outcome {
+            Ok(true) => Followed::More,
+            Ok(false) => Followed::Waits,
+            Err(error) => self.follower_failed(replica, &error),
         }
     }
 
@@ -334,7 +394,11 @@ impl Core {
 }
 
 /// Appends whole batches from where the log ends. False: it has to wait for its own flush first.
-fn append_batches(log: &mut Log, mut bytes: &[u8], now: Timestamp) -> Result<bool, Error> {
+pub(crate) fn append_batches(
+    log: &mut Log,
+    mut bytes: &[u8],
+    now: Timestamp,
+) -> Result<bool, Error> {
     while let Some(header) = BatchHeader::trusted(bytes) {
         let (batch, rest) = bytes.split_at(header.len());
         bytes = rest;

@@ -13,6 +13,7 @@
 
 mod attention;
 mod core;
+mod damage;
 mod events;
 mod flush;
 mod follow;
@@ -27,6 +28,7 @@ pub(crate) use core::{Core, CoreParts, CoreSettings, Placed, Reign, Waiting};
 pub(crate) use events::EventLog;
 pub use events::{Event, EventKind, Events};
 pub(crate) use flush::Wait;
+pub(crate) use follow::append_batches;
 pub(crate) use read::Watched;
 pub(crate) use reign::Proposal;
 pub(crate) use replica::Replica;

@@ -1,5 +1,6 @@
 //! Reading a partition: what a reader may see, and waiting until there is more.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use crate::error::Error;
 use crate::log::{LogReader, Part};
 use crate::record::BatchHeader;
 use crate::segment::Fetched;
-use crate::types::{Isolation, LeaderEpoch, Offset, Timestamp};
+use crate::types::{Isolation, LeaderEpoch, Offset, ProducerId, Timestamp};
 
 use super::ReadOptions;
 use super::core::{Core, State};
@@ -159,6 +160,34 @@ impl Core {
         others.find_map(|(_, reader)| read(reader)).map(Some).ok_or(error)
     }
 
+    /// Reads what is below `end` and was decided when those transactions were open, which began where `open` says.
+    ///
+    /// # Errors
+    /// As for [`Core::read`].
+    pub(crate) fn read_cut(
+        &self,
+        offset: Offset,
+        end: Offset,
+        open: &HashMap<ProducerId, Offset>,
+        options: ReadOptions,
+    ) -> Result<Part, Error> {
+        self.check_range(offset)?;
+        let max_bytes = options.max_bytes;
+        let read = |reader: &LogReader| reader.read_decided(offset, end, max_bytes, open);
+        let (fetched, next) = match read(&self.reader()) {
+            Ok(read) => read,
+            Err(error) => {
+                self.check_range(offset)?;
+                self.check_usable()?;
+                self.report_damage(&error);
+                let mut others = self.readers().into_iter().skip(1);
+                let elsewhere = others.find_map(|(_, reader)| read(&reader).ok());
+                elsewhere.filter(|(_, next)| *next > offset).ok_or(error)?
+            }
+        };
+        Ok(Part::new(self.partition.clone(), offset, next, fetched))
+    }
+
     /// Reads from another replica what the leader's has lost.
     #[cold]
     fn read_elsewhere(
@@ -194,15 +223,24 @@ impl Core {
     }
 
     /// Waits until a record at `offset` can be read.
-    pub(crate) fn wait_for(&self, offset: Offset, timeout: Duration) -> Result<(), Error> {
-        if self.high_watermark() > offset {
+    pub(crate) fn wait_for(
+        &self,
+        offset: Offset,
+        isolation: Isolation,
+        timeout: Duration,
+    ) -> Result<(), Error> {
+        let seen = match isolation {
+            Isolation::ReadUncommitted => self.high_watermark(),
+            Isolation::ReadCommitted => self.last_stable_offset(),
+        };
+        if seen > offset {
             return Ok(());
         }
         let deadline = Instant::now().checked_add(timeout);
         let mut state = self.state.lock();
         state.readers += 1;
         let outcome = loop {
-            if state.progress.high_watermark() > offset {
+            if visible_end(&mut state, isolation) > offset {
                 break Ok(());
             }
             if let Some(ended) = state.ended {
@@ -215,7 +253,7 @@ impl Core {
                     false
                 }
             };
-            if timed_out && state.progress.high_watermark() <= offset {
+            if timed_out && visible_end(&mut state, isolation) <= offset {
                 let what = format!("{}: waiting for offset {offset}", self.partition);
                 break Err(Error::TimedOut { what, timeout, appended: None });
             }

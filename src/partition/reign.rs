@@ -14,12 +14,13 @@
 //! failed is copied as far as memory still gives it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::error::Error;
 use crate::log::{Log, Marks};
 use crate::protocol::replication::{Candidate, FollowerStart, Progress, elect, eligible_after};
-use crate::types::{DiskId, LeaderEpoch, Offset, Timestamp};
+use crate::types::{DiskId, Flush, LeaderEpoch, Offset, Timestamp};
 
 use super::core::{Core, Fenced, State};
 use super::events::EventKind;
@@ -27,6 +28,8 @@ use super::replica::Replica;
 
 /// How long a replica that failed is left alone.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long the preferred replica is in sync before it leads again: a disk that comes and goes moves no leaders.
+const PREFER_AFTER: Duration = Duration::from_secs(5);
 
 /// A change of leader or of the in-sync set, to be made durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,7 +134,9 @@ impl Core {
             state.preference.iter().position(|disk| *disk == candidate.disk)
         });
         let unclean = self.settings().topic.unclean_leader_election && state.fenced.is_some();
-        let elected = elect(&candidates, unclean);
+        let handed = state.hand_to.filter(|_| state.fenced.is_none());
+        let elected = elect(&candidates, unclean)
+            .filter(|elected| handed.is_none_or(|preferred| preferred == elected.disk));
         let required = usize::from(state.progress.required());
         let high_watermark = state.progress.high_watermark();
         let without = |mut eligible: Vec<DiskId>| {
@@ -142,6 +147,7 @@ impl Core {
             if state.stepping_down && state.fenced.is_none() {
                 // Nobody can take over: it stays.
                 state.stepping_down = false;
+                state.hand_to = None;
                 return None;
             }
             state.leader?;
@@ -264,10 +270,16 @@ impl Core {
         state.leader = Some(leader);
         state.epoch = proposal.epoch;
         state.stepping_down = false;
+        state.hand_to = None;
         state.stuck = false;
         self.reign_over(state, start, proposal.high_watermark, now);
         for replica in &state.followers {
             replica.ask_for_attention(self);
+        }
+        // Whoever appended the tail that was taken over waits for it no more, and it is to be read all the same.
+        if state.flush == Flush::OnAck && state.log.flushed_end() < state.log.end() {
+            self.group.wanted.store(true, Ordering::Release);
+            state.leading.ask_for_attention(self);
         }
     }
 
@@ -348,11 +360,36 @@ impl Core {
         }
     }
 
+    /// Hands over to the preferred replica, if that has been in sync for a while. True: it was asked for.
+    pub(crate) fn prefer_leader(&self, now: Timestamp) -> bool {
+        let mut state = self.state.lock();
+        let Some(preferred) = state.preference.first().copied() else { return false };
+        let able = state.leader.is_some_and(|leader| leader != preferred)
+            && state.ended.is_none()
+            && state.fenced.is_none()
+            && !state.stepping_down
+            && state.isr.contains(&preferred)
+            && state.progress.is_online(preferred);
+        if !able {
+            state.preferred_since = None;
+            return false;
+        }
+        if now.since(*state.preferred_since.get_or_insert(now)) < PREFER_AFTER {
+            return false;
+        }
+        state.preferred_since = None;
+        state.stepping_down = true;
+        state.hand_to = Some(preferred);
+        self.ask_for_settling(&mut state);
+        true
+    }
+
     /// The replica on `disk` is taken out of service: its disk stops. A leader hands over first.
     pub(crate) fn step_down(&self, disk: DiskId) {
         let mut state = self.state.lock();
         if state.leading.disk == disk && state.leader == Some(disk) && state.fenced.is_none() {
             state.stepping_down = true;
+            state.hand_to = None;
             self.ask_for_settling(&mut state);
         }
     }
@@ -418,6 +455,8 @@ impl Core {
         };
         state.followers.retain(|known| known.disk != replica.disk);
         state.followers.push(Arc::clone(replica));
+        // It may have what the others lack.
+        state.reported.clear();
         if leaderless {
             let (start, high_watermark) =
                 (state.progress.epoch_start(), state.progress.high_watermark());
@@ -448,44 +487,6 @@ impl Core {
         };
         let all = state.followers.iter().chain(leading);
         all.filter(failed).map(|replica| replica.disk).collect()
-    }
-
-    /// Repairs the damage that was met since the last call.
-    pub(crate) fn repair_damage(&self, now: Timestamp) {
-        let damaged = std::mem::take(&mut self.state.lock().damaged);
-        for (disk, offset) in damaged {
-            if let Err(error) = self.repair(disk, offset, now) {
-                self.background_failed("repairing a segment", &error);
-            }
-        }
-    }
-
-    /// Writes the segment of the replica on `disk` that holds `offset` anew, taking what is damaged from
-    /// the other replicas. False: no other has it.
-    ///
-    /// # Errors
-    /// [`Error::Io`], [`Error::NoSpace`].
-    pub(crate) fn repair(
-        &self,
-        disk: DiskId,
-        offset: Offset,
-        now: Timestamp,
-    ) -> Result<bool, Error> {
-        let readers = self.readers().into_iter().filter(|(other, _)| *other != disk);
-        let sources: Vec<_> = readers.map(|(_, reader)| reader).collect();
-        if sources.is_empty() {
-            return Ok(false);
-        }
-        let outcome = self.with_log(disk, |log| {
-            let path = log.place().full_path("");
-            log.repair(offset, &sources, now).map(|repaired| (repaired, path))
-        });
-        let Some(outcome) = outcome else { return Ok(false) };
-        let (repaired, path) = outcome?;
-        if repaired {
-            self.report(EventKind::Repaired { path });
-        }
-        Ok(repaired)
     }
 
     /// The replicas are on other disks from now on; new ones begin empty.

@@ -105,6 +105,11 @@ impl Ticket {
         self.wait.is_some()
     }
 
+    /// Where the records are, and when they got there.
+    pub(crate) fn appended(&self) -> &Appended {
+        &self.appended
+    }
+
     /// Where the records are.
     #[must_use]
     pub fn offsets(&self) -> Range<Offset> {

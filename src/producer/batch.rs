@@ -77,7 +77,7 @@ pub(super) struct Content {
 }
 
 impl Content {
-    fn push(&mut self, record: &Record<'_>) {
+    pub(super) fn push(&mut self, record: &Record<'_>) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(record.key.unwrap_or_default());
         self.bytes.extend_from_slice(record.value.unwrap_or_default());

@@ -16,7 +16,7 @@ use crate::types::{Acks, Compression};
 use super::lane::Common;
 use super::memory::Memory;
 use super::numbers::Identity;
-use super::{Handle, Partitioner, Producer, Shared};
+use super::{Handle, Partitioner, Producer, Shared, TransactionalBuilder};
 
 /// Describes a producer before it is made. Made by [`Store::producer`].
 ///
@@ -85,6 +85,18 @@ impl ProducerBuilder {
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
+    }
+
+    /// A producer of transactions under this id, with the settings so far. One that was held under it before, here or
+    /// in an earlier run, is fenced by [`TransactionalBuilder::build`].
+    pub fn transactional_id(self, id: &str) -> TransactionalBuilder {
+        let Self { store, settings, properties, name, partitioner, fault } = self;
+        let named = name.map(|name| Error::InvalidConfig {
+            key: "transactional.id".into(),
+            value: id.to_owned(),
+            reason: format!("the producer has the name {name}"),
+        });
+        TransactionalBuilder::new(store, id, settings, properties, partitioner, fault.or(named))
     }
 
     /// How long a batch waits for company although its partition is idle (`linger.ms`). Default: not at all; records

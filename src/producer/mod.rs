@@ -6,12 +6,13 @@
 //! - `window`: what is on its way there, and what is to be done next. Pure decisions; time is an argument.
 //! - `batch`: records that go together. `numbers`: their sequences. `memory`: how much may be under way.
 //! - `target`: the partition, or what stands for it in tests.
-//! - `transaction`: batches that are seen together or never.
+//! - `transactional`, `transaction`: batches that are seen together or never. `atomic`: the same in one call.
 //!
 //! Threads: none of its own. Senders and waiters do the work; where there are none, the store's thread for chores.
 //! Leaves to others: what a sequence means (`protocol::producer_state`), flushing (`partition`), who holds a name
 //! (`store::producer_ids`).
 
+mod atomic;
 mod batch;
 mod builder;
 mod delivery;
@@ -22,6 +23,7 @@ mod model;
 mod numbers;
 mod target;
 mod transaction;
+mod transactional;
 mod window;
 
 use std::collections::HashMap;
@@ -39,8 +41,9 @@ use crate::types::TopicPartition;
 
 pub use builder::ProducerBuilder;
 pub use delivery::{Delivery, RecordMetadata};
-pub use transaction::{
-    Transaction, TransactionId, TransactionOutcome, TransactionalBuilder, TransactionalProducer,
+pub use transaction::Transaction;
+pub use transactional::{
+    TransactionId, TransactionOutcome, TransactionalBuilder, TransactionalProducer,
 };
 
 use batch::memory_of;

@@ -23,6 +23,7 @@
 //! |   25 |      | fields   | fixed numbers little-endian; lists and texts behind a u32 count |
 
 mod fields;
+mod one_disk;
 
 use std::collections::BTreeMap;
 
@@ -32,6 +33,7 @@ use crate::types::{DiskId, LeaderEpoch, Offset, ProducerEpoch, ProducerId, Store
 
 use super::replication::EpochHistory;
 use fields::{Fields, Target};
+pub(crate) use one_disk::Copied;
 
 const HEAD_BYTES: usize = 25;
 /// A million partitions with thirty replicas each; nothing larger is written.
@@ -146,6 +148,8 @@ pub(crate) struct PartitionState {
     pub(crate) replicas: Vec<DiskId>,
     pub(crate) leader: Option<DiskId>,
     pub(crate) leader_epoch: LeaderEpoch,
+    /// Who led, or leads, in that epoch. `None`: nobody.
+    pub(crate) led_by: Option<DiskId>,
     pub(crate) isr: Vec<DiskId>,
     /// Replicas that may lead although they are not in sync (KIP-966).
     pub(crate) eligible: Vec<DiskId>,
@@ -322,7 +326,8 @@ impl MetadataState {
                 self.check_replicas(std::slice::from_ref(replicas))?;
                 let partition = self.partition_mut(*id, *partition)?;
                 let stay = |disk: &DiskId| replicas.contains(disk);
-                let leader_stays = partition.leader.is_none_or(|leader| stay(&leader));
+                // Also one that only led last: what it has may be nowhere else.
+                let leader_stays = partition.led_by.is_none_or(|leader| stay(&leader));
                 ensure(leader_stays, "the leader is to lose its replica")?;
                 partition.replicas.clone_from(replicas);
                 partition.isr.retain(stay);
@@ -516,6 +521,9 @@ impl PartitionState {
             ensure(self.replicas.contains(disk), "no replica is on a disk that is to be in sync")?;
             ensure(!isr[..at].contains(disk), "a disk is in sync twice")?;
         }
+        if leader.is_some() || epoch > self.leader_epoch {
+            self.led_by = leader;
+        }
         (self.leader, self.leader_epoch) = (leader, epoch);
         self.isr = isr.to_vec();
         Ok(())
@@ -527,6 +535,7 @@ fn new_partition(replicas: &[DiskId]) -> PartitionState {
         replicas: replicas.to_vec(),
         leader: replicas.first().copied(),
         leader_epoch: LeaderEpoch(0),
+        led_by: replicas.first().copied(),
         isr: replicas.to_vec(),
         eligible: Vec::new(),
         history: EpochHistory::default(),
@@ -540,7 +549,7 @@ fn new_partition(replicas: &[DiskId]) -> PartitionState {
 /// first.
 fn first_replicas(partition: &PartitionState) -> Vec<DiskId> {
     let mut replicas = partition.replicas.clone();
-    if let (LeaderEpoch(0), Some(leader)) = (partition.leader_epoch, partition.leader) {
+    if let (LeaderEpoch(0), Some(leader)) = (partition.leader_epoch, partition.led_by) {
         replicas.sort_by_key(|disk| *disk != leader);
     }
     replicas
@@ -553,7 +562,7 @@ fn push_reigns(
     number: u32,
     partition: &PartitionState,
 ) {
-    let PartitionState { leader, leader_epoch, isr, eligible, history, .. } = partition;
+    let PartitionState { leader, leader_epoch, led_by, isr, eligible, history, .. } = partition;
     let fresh = new_partition(&partition.replicas);
     let untouched = PartitionState {
         log_start: partition.log_start,
@@ -575,6 +584,18 @@ fn push_reigns(
         start: Some(reign.start),
         high_watermark: Offset::ZERO,
     }));
+    if let (None, Some(led_by)) = (leader, led_by) {
+        records.push(MetadataRecord::LeaderChanged {
+            id,
+            partition: number,
+            leader: Some(*led_by),
+            epoch: *leader_epoch,
+            isr: vec![*led_by],
+            eligible: Vec::new(),
+            start: last.map(|last| last.start),
+            high_watermark: Offset::ZERO,
+        });
+    }
     records.push(MetadataRecord::LeaderChanged {
         id,
         partition: number,

@@ -31,6 +31,24 @@ impl<'a> Record<'a> {
 }
 
 impl<'a> ProducerRecord<'a> {
+    /// The topic's name, for a partitioner.
+    #[must_use]
+    pub fn topic_name(&self) -> &'a str {
+        self.topic
+    }
+
+    /// The key, for a partitioner.
+    #[must_use]
+    pub fn key_bytes(&self) -> Option<&'a [u8]> {
+        self.record.key
+    }
+
+    /// The value, for a partitioner.
+    #[must_use]
+    pub fn value_bytes(&self) -> Option<&'a [u8]> {
+        self.record.value
+    }
+
     /// Chooses the partition; else the producer's partitioner does.
     pub fn partition(mut self, number: u32) -> Self {
         self.partition = Some(number);

@@ -9,7 +9,7 @@ use crate::protocol::producer_state::batch::{BatchFacts, Content};
 use crate::protocol::producer_state::transactions::AbortedRange;
 use crate::record::{Batch, BatchHeader, HEADER_BYTES, find_header, first_offset};
 use crate::storage::{File, read_full_at};
-use crate::types::{Offset, Outcome, ProducerId, Timestamp};
+use crate::types::{LeaderEpoch, Offset, Outcome, ProducerId, Timestamp};
 
 use super::{DATA_START, IndexEntry, Place, SparseIndex, log_name};
 
@@ -36,7 +36,7 @@ pub(crate) struct Scan {
     pub(crate) stop: ScanEnd,
     pub(crate) max_timestamp: Timestamp,
     pub(crate) index: SparseIndex,
-    /// The largest end that a batch proves to have been on stable storage.
+    /// The largest end that a batch proves to have been on this disk's stable storage.
     pub(crate) durable_end: Offset,
     /// A byte at or before the first batch that is not proven so.
     pub(crate) unproven_position: u64,
@@ -69,6 +69,7 @@ pub(crate) struct Scanner<'a> {
     index: SparseIndex,
     max_timestamp: Timestamp,
     index_interval: u64,
+    sealed_since: Option<LeaderEpoch>,
     window: Vec<u8>,
 }
 
@@ -83,8 +84,16 @@ impl<'a> Scanner<'a> {
             index: SparseIndex::default(),
             max_timestamp: Timestamp::MIN,
             index_interval: 4096,
+            sealed_since: None,
             window: Vec::new(),
         }
+    }
+
+    /// Batches of that reign or a later one were sealed on this disk, so that the durable end they carry is
+    /// this disk's. `None`, as before the call: none were, and what their leader's disk held proves nothing.
+    pub(crate) fn sealed_since(mut self, epoch: Option<LeaderEpoch>) -> Self {
+        self.sealed_since = epoch;
+        self
     }
 
     /// Takes over at a batch boundary that is known to be good, with what is known up to there.
@@ -182,8 +191,9 @@ impl<'a> Scanner<'a> {
                     scan.index.aborted.extend(aborted_by(&batch));
                 }
                 unproven.push_back((header.end_offset(), scan.position));
-                if header.durable_end > scan.durable_end {
-                    scan.durable_end = header.durable_end;
+                let durable_end = self.proven_by(&header);
+                if durable_end > scan.durable_end {
+                    scan.durable_end = durable_end;
                     while unproven.front().is_some_and(|(end, _)| *end <= scan.durable_end) {
                         unproven.pop_front();
                     }
@@ -224,7 +234,8 @@ impl<'a> Scanner<'a> {
             {
                 // The broken batch's own header may be whole: it says nothing of what follows.
                 if header.base_offset > expected {
-                    note(&mut beyond, start + found as u64, &header);
+                    let durable_end = self.proven_by(&header);
+                    note(&mut beyond, start + found as u64, &header, durable_end);
                 }
                 at = found + 4;
             }
@@ -234,6 +245,12 @@ impl<'a> Scanner<'a> {
             start += (WINDOW_BYTES - HEADER_BYTES) as u64;
         }
         Ok(beyond)
+    }
+
+    /// What a batch proves to have been on this disk's stable storage.
+    fn proven_by(&self, header: &BatchHeader) -> Offset {
+        let own = self.sealed_since.is_some_and(|since| header.leader_epoch >= since);
+        if own { header.durable_end } else { Offset::ZERO }
     }
 
     fn fill(
@@ -287,12 +304,12 @@ pub(crate) fn aborted_by(batch: &Batch<'_>) -> Option<AbortedRange> {
     Some(AbortedRange { producer: facts.producer.id, first, last: facts.base_offset })
 }
 
-fn note(beyond: &mut Beyond, position: u64, header: &BatchHeader) {
+fn note(beyond: &mut Beyond, position: u64, header: &BatchHeader, durable_end: Offset) {
     if beyond.first.is_none() {
         beyond.first = Some((position, header.base_offset));
     }
     beyond.end = beyond.end.max(header.end_offset());
-    beyond.durable_end = beyond.durable_end.max(header.durable_end);
+    beyond.durable_end = beyond.durable_end.max(durable_end);
 }
 
 /// A header that begins with zeroes: no batch was ever begun here.

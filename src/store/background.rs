@@ -24,6 +24,9 @@ use super::{Shared, Topic};
 /// An appender that comes back sooner than this outruns the worker; it readies its pages itself.
 const PACED: Duration = Duration::from_millis(20);
 
+/// Leaderships that go back to their preferred replicas in one round of control: each refuses appends for a moment.
+const HAND_BACKS_MAX: usize = 64;
+
 /// A producer that has not appended to a partition for this long is forgotten there (PROD-20; Kafka's
 /// `producer.id.expiration.ms`).
 const PRODUCER_AGE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -81,7 +84,7 @@ pub(super) fn start_disk(
         let mut agenda = Agenda::default();
         loop {
             let Some(shared) = own.upgrade() else { return };
-            let due = shared.next_due(&agenda);
+            let due = shared.next_due(&agenda).min(shared.scrub_due(&worked));
             drop(shared);
             let Some(cores) = worked.attention.wait(due) else { return };
             let Some(shared) = own.upgrade() else { return };
@@ -259,6 +262,7 @@ impl Shared {
         if !self.has_control() {
             self.settle_reigns();
         }
+        self.scrub(disk, now);
     }
 
     /// One round of the control thread.
@@ -276,9 +280,18 @@ impl Shared {
             for (_, core) in self.cores() {
                 core.tick(now, self.options.lag_max);
             }
+            self.prefer_leaders(now);
             self.settle_reigns();
             self.rebuild_failed();
             self.retain_if_due(now);
+        }
+    }
+
+    /// Gives leaderships back to the replicas that are preferred, some at a time.
+    fn prefer_leaders(&self, now: Timestamp) {
+        if self.options.rebalance {
+            let willing = self.cores().into_iter().filter(|(_, core)| core.prefer_leader(now));
+            let _ = willing.take(HAND_BACKS_MAX).count();
         }
     }
 
@@ -318,6 +331,7 @@ impl Shared {
         for (_, core) in self.cores() {
             core.tick(now, self.options.lag_max);
         }
+        self.prefer_leaders(now);
         self.settle_reigns();
         self.rebuild_failed();
         self.retain_all(now);

@@ -30,6 +30,10 @@ pub(super) struct Options {
     pub(super) allow_missing: Vec<DiskId>,
     /// How long a follower may lag before it leaves the in-sync set.
     pub(super) lag_max: Duration,
+    /// Whether preferred replicas lead again when they can.
+    pub(super) rebalance: bool,
+    /// Bytes a second that the scrub of a disk reads; 0: none.
+    pub(super) scrub_rate: u64,
     /// How long what groups without members have committed is kept; `None`: for ever.
     pub(super) offsets_retention: Option<Duration>,
 }
@@ -73,6 +77,8 @@ impl StoreBuilder {
                 read_only: false,
                 allow_missing: Vec::new(),
                 lag_max: Duration::from_secs(30),
+                rebalance: true,
+                scrub_rate: 4 << 20,
                 offsets_retention: None,
             },
             properties: Properties::new(),
@@ -110,6 +116,28 @@ impl StoreBuilder {
     /// (`replica.lag.time.max.ms`). Default: 30 seconds.
     pub fn replica_lag_max(mut self, lag: Duration) -> Self {
         self.options.lag_max = lag.max(Duration::from_millis(1));
+        self
+    }
+
+    /// Whether the first of a partition's replicas leads again once it has been in sync for some seconds
+    /// (`auto.leader.rebalance.enable`), so that the disks go on sharing the work after one was away. Default: true.
+    pub fn auto_leader_rebalance(mut self, rebalance: bool) -> Self {
+        self.options.rebalance = rebalance;
+        self
+    }
+
+    /// How many bytes a second of each disk are read in the background, all of which is sealed once a day at most, to
+    /// find damage and repair it from other replicas (`log.scrub.bytes.per.second`). 0: none. Default: 4 MiB.
+    ///
+    /// # Examples
+    /// ```
+    /// use oncelog::Store;
+    /// # let directory = tempfile::tempdir()?;
+    /// let store = Store::builder().disk(directory.path()).scrub_bytes_per_second(64 << 20).open()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn scrub_bytes_per_second(mut self, bytes: u64) -> Self {
+        self.options.scrub_rate = bytes;
         self
     }
 
@@ -198,6 +226,8 @@ impl StoreBuilder {
         let defaults = self.properties.topic_defaults();
         let chosen = self.properties.sets_flush();
         self.options.topic_defaults = if chosen { defaults } else { defaults.flush(flush) };
+        self.options.rebalance = self.properties.rebalance().unwrap_or(self.options.rebalance);
+        self.options.scrub_rate = self.properties.scrub_rate().unwrap_or(self.options.scrub_rate);
         self.options.offsets_retention =
             self.properties.offsets_retention().or(self.options.offsets_retention);
         let mut absent = Vec::new();

@@ -20,6 +20,7 @@ use crate::types::{DiskId, StoreId};
 
 use super::layout::{self, DirectoryIdentity, IdentityFile};
 use super::metadata_log::Found;
+use super::scrub::Scrub;
 use super::session::Session;
 
 /// A directory that was given, and what it says of itself.
@@ -46,6 +47,7 @@ pub(super) struct StoreDisk {
     /// Why it is out of service.
     pub(super) offline: Mutex<Option<String>>,
     pub(super) lock: Mutex<Option<Box<dyn DiskLock>>>,
+    pub(super) scrub: Mutex<Scrub>,
 }
 
 impl StoreDisk {
@@ -65,6 +67,7 @@ impl StoreDisk {
             stale: AtomicBool::new(false),
             offline: Mutex::new(None),
             lock: Mutex::new(lock),
+            scrub: Mutex::default(),
         })
     }
 

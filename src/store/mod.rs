@@ -15,6 +15,7 @@
 
 mod appender;
 mod background;
+mod backup;
 mod builder;
 mod chores;
 mod close;
@@ -28,7 +29,9 @@ mod operations;
 mod partition;
 mod producer_ids;
 mod reigns;
+mod scrub;
 mod session;
+mod snapshot;
 mod topics;
 mod transactions;
 mod verify;
@@ -40,7 +43,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::config::TopicConfig;
 use crate::error::{Error, Result};
@@ -49,6 +52,7 @@ use crate::storage::{BufferPool, Clock, ForkGuard, TemporaryDirectory};
 use crate::types::{DiskId, StoreId, TopicId, TopicPartition};
 
 pub(crate) use appender::{Appender, Offered};
+pub use backup::BackupReport;
 pub use builder::StoreBuilder;
 pub(crate) use chores::{Chore, Chores};
 pub(crate) use groups::{Change, Groups, JoinGroup, Membership};
@@ -59,6 +63,7 @@ pub use groups::{
 pub use operations::{DiskDescription, DiskState};
 pub use partition::Partition;
 pub(crate) use producer_ids::Holder;
+pub use snapshot::Snapshot;
 pub use topics::TopicDescription;
 pub use verify::{Damage, VerifyOptions, VerifyProgress, VerifyReport};
 
@@ -204,6 +209,12 @@ impl Store {
     #[inline]
     pub(crate) fn check_open(&self) -> Result<()> {
         self.shared().check_open()
+    }
+
+    /// Before something is tried again.
+    pub(crate) fn pause(&self, span: Duration) {
+        let nothing = Mutex::new(());
+        Condvar::new().wait_for(&mut nothing.lock(), span);
     }
 
     /// Whether threads do the background work.

@@ -16,7 +16,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::config::TopicConfig;
 use crate::error::{Error, Result};
-use crate::log::{Evidence, Log, LogSettings, Loss, Marks, Recovered};
+use crate::log::{Evidence, Log, LogSettings, Loss, Marks, Recovered, Repair};
 use crate::partition::{
     Attention, Core, CoreParts, CoreSettings, EventKind, EventLog, Proposal, Reign, Replica,
 };
@@ -419,6 +419,12 @@ impl Shared {
                 log_start: described.log_start,
                 rewrite: config.flush != Flush::Os || suspect.is_some(),
                 epoch: described.leader_epoch,
+                // The one that led last sealed the batches of its reign, and copied those before; where there never
+                // was another, there is no history.
+                sealed_since: (described.led_by == Some(disk.id)).then(|| {
+                    let last = described.history.reigns().last();
+                    last.map_or(LeaderEpoch(0), |reign| reign.epoch)
+                }),
                 now: self.clock.now(),
                 repair: true,
                 producers: producers || !clean,
@@ -568,8 +574,8 @@ impl Shared {
             }
             let path = log.place().full_path("");
             let kind = match log.repair(*offset, &sources, self.clock.now()) {
-                Ok(true) => EventKind::Repaired { path },
-                Ok(false) => continue,
+                Ok(Repair::Done) => EventKind::Repaired { path },
+                Ok(Repair::Nowhere | Repair::NotNow) => continue,
                 Err(error) => EventKind::BackgroundFailed {
                     partition: Some(partition.clone()),
                     reason: format!("repairing a segment: {error}"),

@@ -212,14 +212,14 @@ impl Store {
     }
 }
 
-fn open_directory(path: &Path) -> Result<Arc<dyn Disk>> {
+pub(super) fn open_directory(path: &Path) -> Result<Arc<dyn Disk>> {
     let disk =
         RealDisk::open(path, true).map_err(|error| Error::io(path, "open directory", error))?;
     Ok(Arc::new(disk))
 }
 
 /// An empty directory, locked.
-fn vacant(directory: Arc<dyn Disk>) -> Result<Given> {
+pub(super) fn vacant(directory: Arc<dyn Disk>) -> Result<Given> {
     let path = directory.root().to_owned();
     let given = disks::look(directory, false, false)?;
     if given.identity != IdentityFile::Absent || !disks::is_blank(&*given.disk) {

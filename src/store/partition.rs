@@ -12,7 +12,7 @@ use crate::partition::{
 };
 use crate::protocol::metadata::MetadataRecord;
 use crate::protocol::producer_state::batch::Numbering;
-use crate::record::{Marker, Record};
+use crate::record::Record;
 use crate::types::{
     Acks, DiskId, Isolation, LeaderEpoch, Offset, ProducerSequence, Timestamp, TopicId,
     TopicPartition,
@@ -220,11 +220,6 @@ impl Partition {
         self.ticket(acks, |core| core.append_only(Some(author), records, acks))
     }
 
-    /// Appends the end of a transaction and returns without waiting.
-    pub(crate) fn append_marker(&self, marker: &Marker, acks: Acks) -> Result<Ticket> {
-        self.ticket(acks, |core| core.append_marker(marker, acks))
-    }
-
     /// The partition as a producer uses it.
     ///
     /// # Errors
@@ -296,8 +291,24 @@ impl Partition {
     /// [`Error::TimedOut`]; [`Error::Closed`] when the store is closed meanwhile.
     pub fn wait_for(&self, offset: Offset, timeout: Duration) -> Result<()> {
         match &self.inner {
-            Inner::Live(core) | Inner::Internal(core) => core.wait_for(offset, timeout),
-            Inner::View(view) => view.wait_for(offset, timeout),
+            Inner::Live(core) | Inner::Internal(core) => {
+                core.wait_for(offset, Isolation::ReadUncommitted, timeout)
+            }
+            Inner::View(view) => view.wait_for(offset, Isolation::ReadUncommitted, timeout),
+        }
+    }
+
+    /// As [`Partition::wait_for`], until a read-committed read gets as far: the transactions that began before have
+    /// ended, and the record there, if it is of one that was aborted, is passed over.
+    ///
+    /// # Errors
+    /// As for [`Partition::wait_for`].
+    pub fn wait_for_committed(&self, offset: Offset, timeout: Duration) -> Result<()> {
+        match &self.inner {
+            Inner::Live(core) | Inner::Internal(core) => {
+                core.wait_for(offset, Isolation::ReadCommitted, timeout)
+            }
+            Inner::View(view) => view.wait_for(offset, Isolation::ReadCommitted, timeout),
         }
     }
 
@@ -413,6 +424,19 @@ impl Partition {
             core.raise_log_start(before)?;
         }
         Ok(core.log_start())
+    }
+
+    /// What is behind it, if that is in this process.
+    pub(super) fn core(&self) -> Option<&Arc<Core>> {
+        match &self.inner {
+            Inner::Live(core) | Inner::Internal(core) => Some(core),
+            Inner::View(_) => None,
+        }
+    }
+
+    /// The largest batch that its topic takes, in bytes.
+    pub(crate) fn max_batch_bytes(&self) -> Result<u64> {
+        Ok(self.live()?.settings().topic.max_batch_bytes.into())
     }
 
     /// Its topic, by the id that no other topic has.

@@ -44,6 +44,8 @@ pub(crate) struct Transactions {
     cut: RwLock<()>,
     state: Mutex<State>,
     answered: Condvar,
+    /// Ids of the store's own, held and not in use.
+    spares: Mutex<Spares>,
     /// Partitions whose leader has changed, or that came into use: what they have open is to be looked at.
     changed: Arc<Attention>,
 }
@@ -64,6 +66,13 @@ struct State {
     last_error: Option<Error>,
     /// Transactions of which some markers are written and others could not be.
     halves: HashSet<TransactionTag>,
+}
+
+#[derive(Debug, Default)]
+struct Spares {
+    held: Vec<(Arc<str>, TransactionTag)>,
+    /// How many there are.
+    named: u64,
 }
 
 /// What is begun, and to be finished without the lock.
@@ -162,6 +171,7 @@ impl Transactions {
                 halves: HashSet::new(),
             }),
             answered: Condvar::new(),
+            spares: Mutex::default(),
             changed: Arc::new(Attention::default()),
         };
         let jobs = transactions.begin(shared, &mut transactions.state.lock(), effects);
@@ -274,6 +284,19 @@ impl Transactions {
             Answer::Refused(refusal) => Err(refused(id, refusal, Some(tag))),
             Answer::Failed | Answer::Opened { .. } => Err(self.in_doubt(wait)),
         }
+    }
+
+    /// An id of the store's own that is held and not in use, or the name of one more.
+    pub(crate) fn take_spare(&self) -> Result<(Arc<str>, TransactionTag), Arc<str>> {
+        let mut spares = self.spares.lock();
+        spares.held.pop().ok_or_else(|| {
+            spares.named += 1;
+            format!("__atomic-{}", spares.named).into()
+        })
+    }
+
+    pub(crate) fn keep_spare(&self, spare: (Arc<str>, TransactionTag)) {
+        self.spares.lock().held.push(spare);
     }
 
     /// Lets go of an id; what its holder left open is aborted.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::log::LogReader;
+use crate::log::{LogReader, Repair};
 use crate::segment::{ScanEnd, Scanner, Segment, log_name};
 use crate::storage::OpenMode;
 use crate::types::{DiskId, Offset, TopicPartition};
@@ -146,7 +146,8 @@ impl Store {
         let topic = shared.topic(partition.topic())?;
         let slot = topic.slots.read().get(partition.partition() as usize).cloned();
         let Some(slot) = slot else { return Ok(false) };
-        shared.open_core(&topic, &slot)?.repair(disk, offset, shared.clock.now())
+        let repaired = shared.open_core(&topic, &slot)?.repair(disk, offset, shared.clock.now())?;
+        Ok(repaired == Repair::Done)
     }
 }
 

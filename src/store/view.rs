@@ -125,10 +125,20 @@ impl View {
         Ok(reader.find_time(timestamp, start, upper)?.map(|(offset, _)| offset))
     }
 
-    pub(super) fn wait_for(&self, offset: Offset, timeout: Duration) -> Result<()> {
+    pub(super) fn wait_for(
+        &self,
+        offset: Offset,
+        isolation: Isolation,
+        timeout: Duration,
+    ) -> Result<()> {
         let started = Instant::now();
         loop {
-            if self.offsets().1 > offset {
+            let (_, high_watermark, _) = self.offsets();
+            let end = match isolation {
+                Isolation::ReadUncommitted => high_watermark,
+                Isolation::ReadCommitted => self.last_stable(),
+            };
+            if end > offset {
                 return Ok(());
             }
             if started.elapsed() >= timeout {

@@ -40,14 +40,6 @@ pub(crate) struct AbortedRange {
     pub(crate) last: Offset,
 }
 
-impl EndedTransaction {
-    /// What belongs into the side file of the segment with the marker.
-    pub(crate) fn aborted(&self) -> Option<AbortedRange> {
-        let Self { producer, first, last, .. } = *self;
-        (self.outcome == Outcome::Aborted).then_some(AbortedRange { producer, first, last })
-    }
-}
-
 #[derive(Clone, Debug, Default)]
 pub(super) struct Transactions {
     /// By first offset.

@@ -10,7 +10,7 @@
 //! 3. A partition refuses data of an epoch that has its marker there, of an older epoch than it knows, and of
 //!    a new epoch while an older transaction is open (`producer_state`). So a write that was on its way
 //!    when its transaction ended comes to nothing.
-//! 4. A batch is appended after [`Coordinator::may_append`] said yes, and before its transaction's end is asked
+//! 4. A batch is appended after [`Coordinator::join`] said yes, each time, and before its transaction's end is asked
 //!    for, unless it is given up.
 //!
 //! Offsets of a group are records of a partition of the offsets topic, which joins like any other (COORD-24);
@@ -144,19 +144,6 @@ impl Coordinator {
             joined = entry.join(context, tag, partition);
         });
         joined
-    }
-
-    /// Whether a batch of the transaction may be appended to the partition now.
-    ///
-    /// # Errors
-    /// Why not.
-    pub(crate) fn may_append(
-        &self,
-        tag: TransactionTag,
-        partition: PartitionId,
-    ) -> Result<(), Refusal> {
-        let id = self.by_producer.get(&tag.producer).ok_or(Refusal::UnknownProducer)?;
-        self.entries[id].may_append(tag, partition)
     }
 
     /// How the transaction ended, for one who has lost the answer. A decision counts once it is durable, markers

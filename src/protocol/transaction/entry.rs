@@ -217,19 +217,6 @@ impl Entry {
         self.phase = Phase::Ongoing { since: now, partitions, ending: false };
     }
 
-    pub(super) fn may_append(
-        &self,
-        tag: TransactionTag,
-        partition: PartitionId,
-    ) -> Result<(), Refusal> {
-        self.check_current(tag)?;
-        match &self.phase {
-            Phase::Ongoing { ending: true, .. } => Err(Refusal::Ending),
-            Phase::Ongoing { partitions, .. } if partitions.contains(&partition) => Ok(()),
-            _ => Err(Refusal::NotJoined),
-        }
-    }
-
     /// Fences the holder, or waits for its turn behind what it left.
     pub(super) fn on_open(&mut self, context: Context<'_>, open: Open, effects: &mut Vec<Effect>) {
         if let Some(Err(refusal)) = open.renews.map(|tag| self.check_holder(tag)) {

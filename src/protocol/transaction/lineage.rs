@@ -1,14 +1,11 @@
 //! The transactions of one producer id, one after the other: an epoch each, and how the last ones ended.
 //!
 //! An epoch that is over was committed, or it was not: aborted, or skipped and never used. The answer is kept
-//! for the last [`REMEMBERED`] epochs, a bit each.
+//! for the last 64 epochs, a bit each.
 //!
 //! Invariant: epochs are handed out in rising order; a bit below epoch 0 is never set.
 
 use crate::types::{Outcome, ProducerEpoch, ProducerId};
-
-/// How many transactions back it is known how one ended.
-pub(crate) const REMEMBERED: u32 = 64;
 
 /// One transaction, told apart from every other one for ever. A holder is known by the tag of its current or
 /// next transaction.
@@ -133,7 +130,7 @@ mod tests {
             lineage = lineage.after(ends(epoch));
         }
         for epoch in 0..100 {
-            let known = epoch >= 100 - REMEMBERED;
+            let known = epoch >= 100 - u64::BITS;
             let verdict = if known { ends(epoch).into() } else { Verdict::Forgotten };
             assert_eq!(lineage.verdict(ProducerEpoch(epoch)), verdict, "{epoch}");
         }
@@ -169,7 +166,7 @@ mod tests {
                 }
             }
             for (epoch, verdict) in (0..).zip(&list) {
-                let known = list.len() - epoch as usize <= REMEMBERED as usize;
+                let known = list.len() - epoch as usize <= u64::BITS as usize;
                 let expected = if known { *verdict } else { Verdict::Forgotten };
                 prop_assert_eq!(lineage.verdict(ProducerEpoch(epoch)), expected);
             }

@@ -167,8 +167,6 @@ pub(crate) enum Refusal {
     /// It is about to end, and takes in nothing more.
     #[error("the transaction is being ended")]
     Ending,
-    #[error("the partition has not joined the transaction")]
-    NotJoined,
     #[error("a transaction has at most {PARTITIONS_MAX} partitions")]
     TooManyPartitions,
     /// Something else is under way; the same call may succeed soon.

@@ -33,7 +33,7 @@
 //!
 //! Cases that cannot apply: COORD-01 and COORD-13 (the shell gives producer ids from durable blocks), COORD-10
 //! to COORD-12 (no answer is lost within a process; a holder is known by its tag), COORD-23 and TXLOG-15
-//! to TXLOG-18 (`may_append` asks directly), COORD-36 and COORD-45 (one coordinator in one process, the
+//! to TXLOG-18 (each batch joins first), COORD-36 and COORD-45 (one coordinator in one process, the
 //! store is locked), COORD-50 and COORD-56 (one version of the rules). The shell's: COORD-47 (a marker in the
 //! offsets topic counts as written once the table of offsets has taken it in) and CLI-*.
 

@@ -205,7 +205,6 @@ fn coord_04_inv_10_a_new_holder_fences_the_older_one_at_once() {
     assert_eq!(new, tag(1, 1));
     let fenced = Refusal::Fenced { current: new };
     assert_eq!(world.join(old, PEAR), Err(fenced));
-    assert_eq!(world.coordinator.may_append(old, PEAR), Err(fenced));
     assert_eq!(world.step(Event::Close { tag: old }), [], "it closes nobody else's");
     assert_eq!(world.join(new, PEAR), Ok(()));
     // COORD-30: an epoch that nobody has is no better.
@@ -321,12 +320,9 @@ fn coord_20_21_22_joining_writes_nothing_and_may_be_repeated() {
     let unknown = world.end(tag(1, 0), Aborted);
     assert_eq!(refusal(&unknown), Refusal::UnknownProducer);
     let held = world.opened();
-    assert_eq!(world.coordinator.may_append(held, PEAR), Err(Refusal::NotJoined));
     for _ in 0..2 {
         assert_eq!(world.join(held, PEAR), Ok(()));
-        assert_eq!(world.coordinator.may_append(held, PEAR), Ok(()), "COORD-24 too");
     }
-    assert_eq!(world.coordinator.may_append(held, PLUM), Err(Refusal::NotJoined));
     assert_eq!(world.on_its_way, []);
     for partition in 1..u32::try_from(PARTITIONS_MAX).unwrap() {
         world.join(held, PartitionId { partition, ..PEAR }).unwrap();
@@ -348,7 +344,6 @@ fn coord_31_the_decision_is_durable_before_markers_and_markers_before_the_answer
     assert_eq!(world.end(held, Committed), []);
     assert_eq!(world.verdict(held), Verdict::Open);
     assert_eq!(world.join(held, PEAR), Err(Refusal::Ending));
-    assert_eq!(world.coordinator.may_append(held, PEAR), Err(Refusal::Ending));
     assert_eq!(world.persisted(), [markers(held, Committed, &[PEAR, PLUM])]);
     assert_eq!(world.verdict(held), Verdict::Committed);
     assert_eq!(world.marked(held, PLUM), []);
@@ -398,9 +393,8 @@ fn a_late_end_marker_or_write_touches_no_later_transaction() {
     world.join(second, PEAR).unwrap();
     assert_eq!(answer(&world.end(first, Committed)), ended(Aborted, Some(second)));
     assert_eq!(world.marked(first, PEAR), []);
-    assert_eq!(world.coordinator.may_append(first, PEAR), Err(Refusal::Over(Verdict::Aborted)));
+    assert_eq!(world.join(first, PEAR), Err(Refusal::Over(Verdict::Aborted)));
     assert_eq!(world.join(first, PLUM), Err(Refusal::Over(Verdict::Aborted)));
-    assert_eq!(world.coordinator.may_append(second, PEAR), Ok(()));
     assert_eq!(world.verdict(second), Verdict::Open);
     assert_eq!(world.end(second, Committed), []);
     assert_eq!(world.persisted(), [markers(second, Committed, &[PEAR])]);
@@ -545,7 +539,7 @@ fn coord_60_62_a_time_out_counts_from_the_first_join_and_leaves_the_holder_its_i
     assert_eq!(world.marked(held, PEAR), []);
     let told = ended(Aborted, Some(tag(1, 1)));
     assert_eq!(answer(&world.marked(held, PLUM)), told);
-    assert_eq!(world.coordinator.may_append(held, PEAR), over);
+    assert_eq!(world.join(held, PEAR), over);
     assert_eq!(world.run(tag(1, 1), Committed), Some(tag(1, 2)));
 }
 

@@ -386,7 +386,7 @@ impl Groups {
         self.in_group(shared, group, |_, state| {
             match *member {
                 None => {
-                    state.group.check_simple_commit().map_err(|why| refused(group, why, None))?
+                    state.group.check_simple_commit().map_err(|why| refused(group, why, None))?;
                 }
                 Some((member, generation)) => {
                     for (id, partition) in &ids {

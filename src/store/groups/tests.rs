@@ -25,7 +25,9 @@ impl World {
         let disks: Vec<_> = (0..disks).map(|seed| SimDisk::new(seed + 1)).collect();
         let store = open(&disks, &clock);
         let config = TopicConfig::new().partitions(partitions);
-        store.create_topic("t", config.replication_factor(disks.len() as u16)).unwrap();
+        store
+            .create_topic("t", config.replication_factor(u16::try_from(disks.len()).unwrap()))
+            .unwrap();
         for partition in 0..partitions {
             let log = store.partition("t", partition).unwrap();
             let records: Vec<_> = (0..100).map(|_| Record::new("x")).collect();
@@ -52,7 +54,9 @@ impl World {
             subscription: Subscription::Matching(Arc::new(|topic| topic.starts_with('t'))),
             assignor,
             poll_interval_max: 60 * SECOND,
-            wake: Arc::new(move || drop(counted.fetch_add(1, Ordering::Relaxed))),
+            wake: Arc::new(move || {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }),
         })?;
         Ok(Member { membership, woken })
     }
@@ -249,7 +253,7 @@ fn grp_20_offsets_in_a_transaction_count_when_it_is_committed() {
             let member = world.join("g");
             member.news();
             member.commit(0, 3).unwrap();
-            let mut producer = world.store.transactional("id").build().unwrap();
+            let mut producer = world.store.producer().transactional_id("id").build().unwrap();
             let mut transaction = producer.begin().unwrap();
             let sent = [offset_of(0, 8)].into_iter().collect::<HashMap<_, _>>();
             let metadata = member.membership.metadata();
@@ -278,7 +282,7 @@ fn an_open_transaction_with_offsets_is_settled_at_the_next_open() {
     let member = world.join("g");
     member.news();
     member.commit(0, 3).unwrap();
-    let mut producer = world.store.transactional("id").build().unwrap();
+    let mut producer = world.store.producer().transactional_id("id").build().unwrap();
     let mut transaction = producer.begin().unwrap();
     let sent = [offset_of(0, 8)].into_iter().collect::<HashMap<_, _>>();
     transaction.send_offsets(&sent, &member.membership.metadata()).unwrap();
@@ -299,7 +303,7 @@ fn coord_47_who_has_lost_a_partition_sends_no_offsets_for_it() {
     zombie.news();
     zombie.membership.confirm_revoked();
     assert_eq!(second.news(), "++1");
-    let mut producer = world.store.transactional("id").build().unwrap();
+    let mut producer = world.store.producer().transactional_id("id").build().unwrap();
     let mut transaction = producer.begin().unwrap();
     let sent = [offset_of(1, 8)].into_iter().collect::<HashMap<_, _>>();
     transaction.append("t", 1, &[Record::new("made of it")]).unwrap();
@@ -315,7 +319,7 @@ fn the_log_of_offsets_is_written_again_and_reads_the_same_with_transactions_acro
     let world = World::new(1, 4);
     let member = world.join("g");
     member.news();
-    let mut producer = world.store.transactional("id").build().unwrap();
+    let mut producer = world.store.producer().transactional_id("id").build().unwrap();
     let mut transaction = producer.begin().unwrap();
     let sent = [offset_of(3, 77)].into_iter().collect::<HashMap<_, _>>();
     member.commit(3, 1).unwrap();
@@ -326,7 +330,7 @@ fn the_log_of_offsets_is_written_again_and_reads_the_same_with_transactions_acro
         let metadata = "x".repeat(4000);
         for at in 0..2000_u64 {
             let held = CommittedOffset { metadata: metadata.clone(), ..Offset(at % 100).into() };
-            let commit = [(TopicPartition::new("t", (at % 3) as u32), held)];
+            let commit = [(TopicPartition::new("t", u32::try_from(at % 3).unwrap()), held)];
             member.membership.commit(&commit, SECOND).unwrap();
         }
         world.store.run_background();

@@ -1,0 +1,165 @@
+//! Damage: reported once, and repaired from another replica.
+//!
+//! Whoever meets it (a reader, a follower, the scrub) says so with [`Core::report_damage`], which asks for the repair;
+//! that is done where changes of replicas are settled, under no lock of the caller's.
+
+use std::ops::Range;
+use std::path::PathBuf;
+
+use crate::error::Error;
+use crate::log::Repair;
+use crate::types::{DiskId, Offset, Timestamp};
+
+use super::core::{Core, State, words_of};
+use super::events::EventKind;
+
+/// Damages that are remembered, to be reported once.
+const REPORTED_MAX: usize = 256;
+
+/// What a step of the scrub did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Scrubbed {
+    /// Where to go on.
+    pub(crate) next: Offset,
+    /// Bytes that were read and are sound.
+    pub(crate) bytes: u64,
+    /// Damage was found that was not known.
+    pub(crate) damaged: bool,
+}
+
+impl Core {
+    /// Tells of damage that was met in the leader's log, and asks for its repair.
+    pub(super) fn report_damage(&self, error: &Error) {
+        if let Error::Corrupt { offsets, path, source, .. } = error {
+            let mut state = self.state.lock();
+            let disk = state.leading.disk;
+            if !self.note_damage(&mut state, disk, offsets) {
+                return;
+            }
+            if state.replicas > 1 {
+                state.damaged.push((disk, offsets.start));
+                self.ask_for_settling(&mut state);
+            }
+            drop(state);
+            self.report_damaged(offsets.clone(), path.clone(), source.to_string());
+        }
+    }
+
+    /// Whether it is news.
+    fn note_damage(&self, state: &mut State, disk: DiskId, offsets: &Range<Offset>) -> bool {
+        let known = (disk, offsets.clone());
+        if state.reported.contains(&known) {
+            return false;
+        }
+        if state.reported.len() == REPORTED_MAX {
+            state.reported.remove(0);
+        }
+        state.reported.push(known);
+        true
+    }
+
+    fn report_damaged(&self, offsets: Range<Offset>, path: PathBuf, reason: String) {
+        let partition = self.partition.clone();
+        self.report(EventKind::Damaged { partition, offsets, path, reason });
+    }
+
+    /// Reads about `bytes_max` bytes of sealed segments of the replica on `disk`, from `from` on, checks every
+    /// checksum, and repairs what is damaged. `None`: there is nothing more to look at.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NoSpace`] of a repair.
+    pub(crate) fn scrub(
+        &self,
+        disk: DiskId,
+        from: Offset,
+        bytes_max: usize,
+        now: Timestamp,
+    ) -> Result<Option<Scrubbed>, Error> {
+        let readers = self.readers().into_iter();
+        let Some((_, reader)) = readers.into_iter().find(|(other, _)| *other == disk) else {
+            return Ok(None);
+        };
+        let segments = reader.segments();
+        let sealed = segments.iter().rev().find(|segment| segment.is_sealed());
+        let upper = sealed.map_or(Offset::ZERO, |segment| segment.end());
+        let from = from.max(reader.log_start());
+        let error = match reader.read(from, upper, bytes_max) {
+            Ok(None) => return Ok(None),
+            Ok(Some(fetched)) => {
+                let bytes = fetched.bytes.len() as u64;
+                return Ok(Some(Scrubbed { next: fetched.next, bytes, damaged: false }));
+            }
+            Err(error) => error,
+        };
+        if from < reader.log_start() {
+            // Retention passed by.
+            return Ok(Some(Scrubbed { next: reader.log_start(), bytes: 0, damaged: false }));
+        }
+        let (offsets, path, reason) = match error {
+            Error::Corrupt { offsets, path, source, .. } => (offsets, path, source.to_string()),
+            // Sectors that cannot be read: the segment is written anew, elsewhere on the disk.
+            error => {
+                let held = segments.iter().rev().find(|segment| segment.base <= from);
+                let end = held.map_or(upper, |segment| segment.end());
+                (from..end, reader.path_of(from), words_of(&error))
+            }
+        };
+        let next = offsets.end.max(from.next());
+        let news = self.note_damage(&mut self.state.lock(), disk, &offsets);
+        if news {
+            self.report_damaged(offsets, path, reason);
+        }
+        self.repair(disk, from, now)?;
+        Ok(Some(Scrubbed { next, bytes: 0, damaged: news }))
+    }
+
+    /// Repairs the damage that was met since the last call.
+    pub(crate) fn repair_damage(&self, now: Timestamp) {
+        let damaged = std::mem::take(&mut self.state.lock().damaged);
+        for (disk, offset) in damaged {
+            match self.repair(disk, offset, now) {
+                Ok(Repair::Done | Repair::Nowhere) => {}
+                // Whoever meets it again asks again.
+                Ok(Repair::NotNow) => self.forget_damage(disk),
+                Err(error) => {
+                    self.forget_damage(disk);
+                    self.background_failed("repairing a segment", &error);
+                }
+            }
+        }
+    }
+
+    /// Writes the segment of the replica on `disk` that holds `offset` anew, taking what is damaged from
+    /// the other replicas.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NoSpace`].
+    pub(crate) fn repair(
+        &self,
+        disk: DiskId,
+        offset: Offset,
+        now: Timestamp,
+    ) -> Result<Repair, Error> {
+        let readers = self.readers().into_iter().filter(|(other, _)| *other != disk);
+        let sources: Vec<_> = readers.map(|(_, reader)| reader).collect();
+        if sources.is_empty() {
+            return Ok(Repair::Nowhere);
+        }
+        let outcome = self.with_log(disk, |log| {
+            let path = log.place().full_path("");
+            log.repair(offset, &sources, now).map(|repaired| (repaired, path))
+        });
+        let Some(outcome) = outcome else { return Ok(Repair::Nowhere) };
+        let (repaired, path) = outcome?;
+        if repaired == Repair::Done {
+            self.forget_damage(disk);
+            self.report(EventKind::Repaired { path });
+        }
+        Ok(repaired)
+    }
+
+    /// Damage on `disk` that is met from now on is news again.
+    fn forget_damage(&self, disk: DiskId) {
+        self.state.lock().reported.retain(|(damaged, _)| *damaged != disk);
+    }
+}

@@ -1,0 +1,92 @@
+//! Batches for several partitions in one call: seen together, or never.
+
+use std::time::Duration;
+
+use crate::config::{ProducerSettings, TransactionSettings};
+use crate::error::Result;
+use crate::partition::Appended;
+use crate::record::Record;
+use crate::store::Store;
+use crate::types::{Acks, TopicPartition};
+
+use super::transactional::TransactionalProducer;
+
+impl Store {
+    /// Appends one batch to each of several partitions, all of them or none: read-committed readers see either all or
+    /// nothing. A transaction without an id of its own; it costs one flush more than the batches.
+    ///
+    /// Returns where the batches are, in their order. A partition may be there more than once.
+    ///
+    /// # Errors
+    /// Those of [`Partition::append`](crate::Partition::append) and of
+    /// [`Transaction::commit`](crate::Transaction::commit): nothing was written that anybody will see, except that
+    /// after [`Error::TimedOut`](crate::Error::TimedOut) from the decision that is not known.
+    ///
+    /// # Examples
+    /// ```
+    /// use oncelog::{Record, Store, TopicConfig};
+    /// use std::time::Duration;
+    /// let store = Store::in_memory(1)?;
+    /// store.create_topic("accounts", TopicConfig::new().partitions(2))?;
+    /// store.append_atomic(
+    ///     &[("accounts", 0, &[Record::new("-5")]), ("accounts", 1, &[Record::new("+5")])],
+    ///     Duration::from_secs(10),
+    /// )?;
+    /// # Ok::<(), oncelog::Error>(())
+    /// ```
+    pub fn append_atomic(
+        &self,
+        batches: &[(&str, u32, &[Record<'_>])],
+        timeout: Duration,
+    ) -> Result<Vec<Appended>> {
+        match batches {
+            [] => return Ok(Vec::new()),
+            [(topic, number, records)] => {
+                return Ok(vec![self.partition(topic, *number)?.append(records, Acks::All)?]);
+            }
+            _ => {}
+        }
+        let mut producer = self.take_spare_producer()?;
+        let outcome = append_all(&mut producer, batches, timeout);
+        let transactions = std::sync::Arc::clone(&producer.transactions);
+        if let Some(spare) = producer.give_up() {
+            transactions.keep_spare(spare);
+        }
+        outcome
+    }
+
+    fn take_spare_producer(&self) -> Result<TransactionalProducer> {
+        let transactions = self.shared().transactions()?;
+        let (settings, transaction) = (ProducerSettings::default(), TransactionSettings::default());
+        let store = self.clone();
+        match transactions.take_spare() {
+            Ok((id, tag)) => Ok(TransactionalProducer::held(
+                store,
+                transactions,
+                id,
+                tag,
+                settings,
+                transaction,
+                None,
+            )),
+            Err(fresh) => TransactionalProducer::open(store, fresh, settings, transaction, None),
+        }
+    }
+}
+
+fn append_all(
+    producer: &mut TransactionalProducer,
+    batches: &[(&str, u32, &[Record<'_>])],
+    timeout: Duration,
+) -> Result<Vec<Appended>> {
+    let mut transaction = producer.begin()?;
+    let appended: Result<Vec<_>> = batches
+        .iter()
+        .map(|(topic, number, records)| {
+            transaction.append_batch(&TopicPartition::new(*topic, *number), records)
+        })
+        .collect();
+    let appended = appended?;
+    transaction.commit(timeout)?;
+    Ok(appended)
+}

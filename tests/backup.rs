@@ -1,0 +1,377 @@
+//! Backups: consistent while appends go on, whole or none, and stores of their own.
+#![cfg(feature = "simulation")]
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use oncelog::simulation::{Clock, Fault, SimDisk};
+use oncelog::{
+    Acks, DiskId, Error, Flush, Isolation, Offset, Partition, ReadOptions, Record, Store,
+    Timestamp, TopicConfig, VerifyOptions,
+};
+
+const NOW: Timestamp = Timestamp(1_000_000);
+const SECOND: Duration = Duration::from_secs(1);
+
+fn value(at: u64) -> Vec<u8> {
+    format!("{at} {}", "x".repeat(usize::try_from(at % 40).unwrap())).into_bytes()
+}
+
+fn append(partition: &Partition, values: std::ops::Range<u64>) {
+    for at in values {
+        let appended = partition.append(&[Record::new(&value(at))], Acks::All).unwrap();
+        assert_eq!(appended.offsets.start, Offset(at));
+    }
+}
+
+/// All records up to the watermark, each at its place. Returns the end.
+fn check(partition: &Partition) -> u64 {
+    let mut next = partition.log_start_offset();
+    let end = partition.high_watermark();
+    while next < end {
+        let records = partition.read(next, ReadOptions::new()).unwrap();
+        for record in &records {
+            assert_eq!(record.offset(), next);
+            assert_eq!(record.value().unwrap(), value(next.0));
+            next = next.next();
+        }
+    }
+    end.0
+}
+
+fn open(disks: &[SimDisk], clock: &Clock) -> Result<Store, Error> {
+    let builder = Store::builder().clock(clock.clone()).scrub_bytes_per_second(0);
+    disks.iter().fold(builder, |builder, disk| builder.simulated_disk(disk.clone())).open()
+}
+
+fn config(disks: &[SimDisk]) -> TopicConfig {
+    TopicConfig::new()
+        .partitions(2)
+        .replication_factor(u16::try_from(disks.len()).unwrap())
+        .segment_bytes(4096)
+        .index_interval_bytes(256)
+}
+
+/// A store with 400 records in each of two partitions.
+fn filled(count: u64) -> (Vec<SimDisk>, Clock, Store) {
+    let disks: Vec<_> = (0..count).map(|at| SimDisk::new(at + 1)).collect();
+    let clock = Clock::manual(NOW);
+    let store = open(&disks, &clock).unwrap();
+    store.create_topic("t", config(&disks)).unwrap();
+    for number in 0..2 {
+        append(&store.partition("t", number).unwrap(), 0..400);
+    }
+    (disks, clock, store)
+}
+
+#[test]
+fn a_backup_holds_what_was_acknowledged_before_it_while_appends_go_on() {
+    let directories: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let target = tempfile::tempdir().unwrap();
+    let store = directories
+        .iter()
+        .fold(Store::builder(), |builder, directory| builder.disk(directory.path()))
+        .open()
+        .unwrap();
+    let config = TopicConfig::new()
+        .partitions(3)
+        .replication_factor(3)
+        .min_insync_replicas(2)
+        .flush(Flush::Os)
+        .segment_bytes(256 << 10);
+    store.create_topic("t", config).unwrap();
+    let ends: Vec<_> = (0..3).map(|_| AtomicU64::new(0)).collect();
+    let (done, limit) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for (number, end) in (0..).zip(&ends) {
+            let partition = store.partition("t", number).unwrap();
+            let (done, limit) = (&done, &limit);
+            scope.spawn(move || {
+                let mut at = 0;
+                while !done.load(Ordering::Acquire) {
+                    if at == limit.load(Ordering::Acquire) {
+                        std::thread::yield_now();
+                        continue;
+                    }
+                    append(&partition, at..at + 1);
+                    at += 1;
+                    end.store(at, Ordering::Release);
+                }
+            });
+        }
+        for round in 0..3 {
+            // Enough for the appenders to be at it until the copy is made.
+            limit.store(3000 * (round + 1) + 20_000, Ordering::Release);
+            while ends.iter().any(|end| end.load(Ordering::Acquire) < 3000 * (round + 1)) {
+                std::thread::yield_now();
+            }
+            let acknowledged: Vec<_> = ends.iter().map(|end| end.load(Ordering::Acquire)).collect();
+            let path = target.path().join(round.to_string());
+            let report = store.backup(&path).unwrap();
+            assert_eq!((report.partitions, report.damages.len()), (3, 0));
+            let copy = Store::open(&path).unwrap();
+            for (number, acknowledged) in (0..).zip(acknowledged) {
+                let partition = copy.partition("t", number).unwrap();
+                let end = check(&partition);
+                assert!(end >= acknowledged, "{end} of {acknowledged}");
+                append(&partition, end..end + 10);
+            }
+            assert_eq!(copy.verify(VerifyOptions::new()).unwrap().damages, []);
+            copy.close(SECOND * 10).unwrap();
+        }
+        done.store(true, Ordering::Release);
+    });
+    assert_eq!(store.verify(VerifyOptions::new()).unwrap().damages, [], "the store is as it was");
+}
+
+#[test]
+fn a_copy_is_a_store_of_its_own_that_grows_onto_other_disks_and_survives_a_power_loss() {
+    let (_disks, clock, store) = filled(3);
+    let target = SimDisk::new(9);
+    let report = store.backup_to_simulated_disk(target.clone()).unwrap();
+    assert_eq!(report.partitions, 2);
+    append(&store.partition("t", 0).unwrap(), 400..450);
+    // Nothing of it is left to chance.
+    target.power_loss();
+    let copy = open(std::slice::from_ref(&target), &clock).unwrap();
+    for number in 0..2 {
+        let partition = copy.partition("t", number).unwrap();
+        assert_eq!(check(&partition), 400, "what came later is not in it");
+        assert_eq!(partition.replicas(), [DiskId(0)]);
+        append(&partition, 400..410);
+    }
+    let second = copy.add_simulated_disk(SimDisk::new(10)).unwrap();
+    copy.reassign("t", 0, &[second, DiskId(0)]).unwrap();
+    let partition = copy.partition("t", 0).unwrap();
+    append(&partition, 410..420);
+    assert_eq!(check(&partition), 420);
+    assert_eq!(copy.verify(VerifyOptions::new()).unwrap().damages, []);
+    // And again from the copy.
+    let third = SimDisk::new(11);
+    copy.backup_to_simulated_disk(third.clone()).unwrap();
+    let copy = open(&[third], &clock).unwrap();
+    assert_eq!(check(&copy.partition("t", 0).unwrap()), 420);
+    append(&store.partition("t", 0).unwrap(), 450..460);
+}
+
+#[test]
+fn a_directory_that_is_not_empty_is_refused_and_left_alone() {
+    let (disks, clock, store) = filled(1);
+    let foreign = SimDisk::new(9);
+    foreign.write_file("letters/one", b"mine");
+    let other = SimDisk::new(10);
+    drop(open(std::slice::from_ref(&other), &clock).unwrap());
+    for target in [&foreign, &other] {
+        let before: Vec<_> =
+            target.files().into_iter().map(|name| (target.read_file(&name), name)).collect();
+        let error = store.backup_to_simulated_disk(target.clone()).unwrap_err();
+        assert!(matches!(error, Error::UnsupportedFormat { .. }), "{error}");
+        for (bytes, name) in before {
+            assert_eq!(target.read_file(&name), bytes, "{name}");
+        }
+    }
+    // The store's own directory is in use.
+    let error = store.backup_to_simulated_disk(disks[0].clone()).unwrap_err();
+    assert!(matches!(error, Error::Locked { .. }), "{error}");
+    assert_eq!(check(&store.partition("t", 0).unwrap()), 400);
+}
+
+#[test]
+fn s10_a_target_with_too_little_room_gets_nothing_and_can_be_tried_again() {
+    let (_disks, clock, store) = filled(1);
+    let target = SimDisk::new(9);
+    for free in [0, 5_000, 20_000, 40_000] {
+        target.set_free_bytes(Some(free));
+        let error = store.backup_to_simulated_disk(target.clone()).unwrap_err();
+        assert!(matches!(error, Error::NoSpace { .. }), "{free}: {error}");
+        assert!(!target.files().iter().any(|name| name.starts_with("topics")), "{free}");
+    }
+    target.set_free_bytes(None);
+    store.backup_to_simulated_disk(target.clone()).unwrap();
+    let copy = open(&[target], &clock).unwrap();
+    assert_eq!(check(&copy.partition("t", 1).unwrap()), 400);
+}
+
+#[test]
+fn s9_s19_a_backup_that_is_cut_short_is_no_store() {
+    let (_disks, clock, store) = filled(1);
+    let whole = SimDisk::new(9);
+    let before = whole.calls();
+    store.backup_to_simulated_disk(whole.clone()).unwrap();
+    let calls = whole.calls() - before;
+    assert!(calls > 100, "{calls}");
+    let mut refused = 0;
+    for at in (1..=calls).step_by(7) {
+        for how in ["killed", "power", "failed"] {
+            let target = SimDisk::new(at);
+            if how == "failed" {
+                target.fail_from(at, Fault::Eio);
+            } else {
+                target.crash_at(at);
+            }
+            let outcome = store.backup_to_simulated_disk(target.clone());
+            match how {
+                "killed" => target.process_restart(),
+                "power" => target.power_loss(),
+                _ => target.heal(),
+            }
+            let copy = match open(std::slice::from_ref(&target), &clock) {
+                Ok(copy) => copy,
+                Err(error) => {
+                    assert!(outcome.is_err(), "{how} at {at}: {error}");
+                    assert!(
+                        matches!(error, Error::UnsupportedFormat { .. }),
+                        "{how} {at}: {error}"
+                    );
+                    refused += 1;
+                    continue;
+                }
+            };
+            if copy.topics().is_empty() {
+                assert!(outcome.is_err(), "{how} at {at}: a fresh store where nothing was kept");
+                continue;
+            }
+            for number in 0..2 {
+                assert_eq!(check(&copy.partition("t", number).unwrap()), 400, "{how} at {at}");
+            }
+        }
+    }
+    assert!(refused > 20, "{refused}");
+    append(&store.partition("t", 0).unwrap(), 400..410);
+}
+
+#[test]
+fn s3_damage_is_passed_by_where_another_replica_is_sound_and_told_where_none_is() {
+    for replicas in [1, 3] {
+        let (disks, clock, store) = filled(replicas);
+        let leader = usize::from(store.partition("t", 0).unwrap().leader().unwrap().0);
+        store.close(SECOND).unwrap();
+        drop(store);
+        let mut names = disks[leader].files();
+        names.retain(|name| name.contains("-t/0/") && name.ends_with(".log"));
+        let mut bytes = disks[leader].read_file(&names[1]);
+        bytes[1000] ^= 4;
+        disks[leader].write_file(&names[1], &bytes);
+        let store = open(&disks, &clock).unwrap();
+        let target = SimDisk::new(9);
+        let report = store.backup_to_simulated_disk(target.clone()).unwrap();
+        let copy = open(&[target], &clock).unwrap();
+        let partition = copy.partition("t", 0).unwrap();
+        if replicas == 3 {
+            assert_eq!(report.damages, []);
+            assert_eq!(check(&partition), 400);
+            continue;
+        }
+        let [(_, lost)] = report.damages.as_slice() else { panic!("{report:?}") };
+        let mut next = Offset(0);
+        while next.0 < 400 {
+            match partition.read(next, ReadOptions::new()) {
+                Ok(records) => {
+                    for record in &records {
+                        assert_eq!(record.value().unwrap(), value(record.offset().0));
+                        assert!(!lost.contains(&record.offset()));
+                    }
+                    next = records.next_offset();
+                }
+                Err(Error::Corrupt { offsets, .. }) => {
+                    assert_eq!(&offsets, lost);
+                    next = offsets.end;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        append(&partition, 400..410);
+        // The gap is no torn tail for any later opening.
+        drop((partition, copy));
+    }
+}
+
+#[test]
+fn a_copy_begins_where_the_log_does_and_keeps_the_numbers_of_its_producers() {
+    let (_disks, clock, store) = filled(1);
+    let partition = store.partition("t", 0).unwrap();
+    let mut producer = store.producer().transactional_id("id").build().unwrap();
+    for at in 400..420 {
+        let mut transaction = producer.begin().unwrap();
+        transaction.append("t", 0, &[Record::new(&value(at))]).unwrap();
+        transaction.commit(SECOND).unwrap();
+    }
+    partition.delete_records(Offset(250)).unwrap();
+    let target = SimDisk::new(9);
+    store.backup_to_simulated_disk(target.clone()).unwrap();
+    let copy = open(&[target], &clock).unwrap();
+    let copied = copy.partition("t", 0).unwrap();
+    assert_eq!(copied.log_start_offset(), Offset(250));
+    let records = |partition: &Partition| {
+        let (mut next, mut values) = (Offset(250), Vec::new());
+        loop {
+            let options = ReadOptions::new().isolation(Isolation::ReadCommitted);
+            let records = partition.read(next, options).unwrap();
+            values.extend(records.iter().map(|r| (r.offset(), r.value().map(<[u8]>::to_vec))));
+            if records.next_offset() == next {
+                return values;
+            }
+            next = records.next_offset();
+        }
+    };
+    let kept = records(&partition);
+    assert_eq!(kept.len(), 150 + 20);
+    assert_eq!(records(&copied), kept);
+    // The name goes on with a later epoch.
+    let mut producer = copy.producer().transactional_id("id").build().unwrap();
+    let mut transaction = producer.begin().unwrap();
+    transaction.append("t", 0, &[Record::new("more")]).unwrap();
+    transaction.commit(SECOND).unwrap();
+    assert_eq!(copied.last_stable_offset(), copied.high_watermark());
+}
+
+#[test]
+fn a_backup_has_all_of_a_transaction_or_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let target = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    store.create_topic("t", TopicConfig::new().partitions(4).flush(Flush::Os)).unwrap();
+    let done = AtomicBool::new(false);
+    let count = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut producer = store.producer().transactional_id("id").build().unwrap();
+            while !done.load(Ordering::Acquire) {
+                let mut transaction = producer.begin().unwrap();
+                for partition in 0..4 {
+                    transaction.append("t", partition, &[Record::new("one")]).unwrap();
+                }
+                transaction.commit(SECOND * 10).unwrap();
+                count.fetch_add(1, Ordering::AcqRel);
+            }
+        });
+        for round in 0..4 {
+            let committed = count.load(Ordering::Acquire) + 20;
+            while count.load(Ordering::Acquire) < committed {
+                std::thread::yield_now();
+            }
+            let path = target.path().join(round.to_string());
+            store.backup(&path).unwrap();
+            let copy = Store::open(&path).unwrap();
+            let seen: Vec<_> = (0..4)
+                .map(|number| {
+                    let partition = copy.partition("t", number).unwrap();
+                    let options = ReadOptions::new().isolation(Isolation::ReadCommitted);
+                    let (mut next, mut seen) = (Offset(0), 0_u64);
+                    loop {
+                        let records = partition.read(next, options).unwrap();
+                        seen += records.iter().count() as u64;
+                        if records.next_offset() == next {
+                            break seen;
+                        }
+                        next = records.next_offset();
+                    }
+                })
+                .collect();
+            assert!(seen.iter().all(|count| *count == seen[0]), "{seen:?}");
+            assert!(seen[0] >= committed, "{seen:?} of {committed}");
+        }
+        done.store(true, Ordering::Release);
+    });
+}
