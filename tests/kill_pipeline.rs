@@ -139,7 +139,7 @@ fn inv_11_a_pipeline_of_three_workers_is_killed_and_does_everything_once() {
         for first in (0..each).step_by(100) {
             let texts: Vec<_> =
                 (first..each.min(first + 100)).map(|value| value.to_string()).collect();
-            let batch: Vec<_> = texts.iter().map(|text| Record::new(text)).collect();
+            let batch: Vec<_> = texts.iter().map(Record::new).collect();
             log.append(&batch, Acks::All).unwrap();
         }
     }

@@ -269,7 +269,7 @@ impl Worker {
         }
         let mut transaction = self.producer.begin()?;
         for (partition, values) in squares(&records) {
-            let batch: Vec<_> = values.iter().map(|value| Record::new(value)).collect();
+            let batch: Vec<_> = values.iter().map(Record::new).collect();
             transaction.append("squares", partition, &batch)?;
         }
         hangs();
