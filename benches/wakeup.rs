@@ -2,18 +2,13 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::histogram::Histogram;
+use common::handover::{bare, handed_over};
 use common::ours::{self, Shape};
 use common::{Bench, Goal, Line, Outcome, Unit, noise, timed};
 use oncelog::{Acks, Error, Offset, Partition, Record, Store};
-use parking_lot::{Condvar, Mutex};
 
-/// Time for the reader to fall asleep again before the next hand-over.
-const PAUSE: Duration = Duration::from_micros(150);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() -> Outcome<()> {
@@ -29,12 +24,12 @@ fn main() -> Outcome<()> {
     };
     bench.compare(
         &line,
-        |_| bare(count),
+        |_| Ok(bare(count)?.quantile(0.5)),
         |bench| {
             let store = ours::create(&bench.fresh("ours")?, &Shape::plain(segment_bytes))?;
             let partition = store.partition(ours::TOPIC, 0)?;
             let value = noise(100);
-            handed_over(
+            let seen = handed_over(
                 count,
                 |number| {
                     partition.append(&[Record::new(&value)], Acks::Leader)?;
@@ -42,7 +37,8 @@ fn main() -> Outcome<()> {
                     Ok(())
                 },
                 |number| Ok(partition.wait_for(Offset(number), PATIENCE)?),
-            )
+            )?;
+            Ok(seen.quantile(0.5))
         },
     )?;
 
@@ -66,61 +62,6 @@ fn main() -> Outcome<()> {
     bench.compare(&line, |bench| plain(bench, false), |bench| plain(bench, true))?;
     bench.finish();
     Ok(())
-}
-
-/// A value handed from thread to thread with a lock and a condition variable.
-fn bare(count: u64) -> Outcome<f64> {
-    let handed = Mutex::new(0);
-    let changed = Condvar::new();
-    handed_over(
-        count,
-        |number| {
-            *handed.lock() = number + 1;
-            changed.notify_all();
-            Ok(())
-        },
-        |number| {
-            let mut seen = handed.lock();
-            while *seen <= number {
-                changed.wait(&mut seen);
-            }
-            Ok(())
-        },
-    )
-}
-
-/// The middle time from the begin of `give` to the end of `take`, which waits on another thread.
-fn handed_over(
-    count: u64,
-    mut give: impl FnMut(u64) -> Outcome<()>,
-    take: impl Fn(u64) -> Outcome<()> + Sync,
-) -> Outcome<f64> {
-    let epoch = Instant::now();
-    let given_at = AtomicU64::new(0);
-    let taken = AtomicU64::new(0);
-    let reader = || -> Outcome<Histogram> {
-        let mut seen = Histogram::new();
-        for number in 0..count {
-            take(number)?;
-            let given = Duration::from_nanos(given_at.load(Ordering::Acquire));
-            seen.record(epoch.elapsed().saturating_sub(given));
-            taken.store(number + 1, Ordering::Release);
-        }
-        Ok(seen)
-    };
-    thread::scope(|scope| {
-        let reader = scope.spawn(reader);
-        for number in 0..count {
-            while taken.load(Ordering::Acquire) < number && !reader.is_finished() {
-                thread::yield_now();
-            }
-            thread::sleep(PAUSE);
-            given_at.store(u64::try_from(epoch.elapsed().as_nanos())?, Ordering::Release);
-            give(number)?;
-        }
-        let seen = reader.join().map_err(|_| "the reader died")??;
-        Ok(seen.quantile(0.5))
-    })
 }
 
 /// Waits for a record that does not come.

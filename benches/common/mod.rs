@@ -14,6 +14,7 @@
 pub(crate) mod bare;
 pub(crate) mod bare_group;
 pub(crate) mod counting;
+pub(crate) mod handover;
 pub(crate) mod histogram;
 pub(crate) mod ours;
 

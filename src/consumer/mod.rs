@@ -2,7 +2,7 @@
 //!
 //! - `builder`: how one is made. `slot`: one partition, as it is read.
 //! - `ready`: which partitions have something, and what ends a wait.
-//! - `rebalance`: what an application is told of its group.
+//! - `rebalance`: what an application is told of its group. `commits`: those that are not waited for.
 //!
 //! A poll reads from the log itself: nothing is fetched ahead, so that a position is what polls have returned, and what
 //! was returned lies in memory that the [`Records`] hold. Threads: none of its own; callbacks run in `poll`, under no lock.
@@ -11,6 +11,7 @@
 //! (`partition`).
 
 mod builder;
+mod commits;
 mod ready;
 mod rebalance;
 mod slot;
@@ -34,6 +35,7 @@ use crate::types::{Offset, Timestamp, TopicPartition};
 pub use builder::ConsumerBuilder;
 pub use rebalance::{Rebalance, RebalanceKind};
 
+use commits::Commits;
 use ready::{Ready, SlotKey};
 use slot::{Budget, Slot, Taken};
 
@@ -92,6 +94,8 @@ pub struct Consumer {
     last_poll: Vec<(SlotKey, Option<CommittedOffset>)>,
     /// When what was handed out is committed next, by the store's clock.
     next_commit: Duration,
+    /// `None`: every commit was waited for so far.
+    commits: Option<Arc<Commits>>,
 }
 
 /// How it comes by its partitions.
@@ -143,6 +147,7 @@ impl Consumer {
             on_rebalance: None,
             last_poll: Vec::new(),
             next_commit,
+            commits: None,
         }
     }
 
@@ -322,6 +327,7 @@ impl Consumer {
 
     /// Does what is due, and returns what there is.
     fn poll_once(&mut self) -> Result<Option<Records>> {
+        self.store.check_open()?;
         self.take_changes()?;
         if !self.starting.is_empty() {
             self.start_slots()?;
@@ -340,7 +346,7 @@ impl Consumer {
 
     fn collect(&mut self) -> Result<Vec<Part>> {
         let mut parts = Vec::new();
-        let Self { slots, ready, settings, last_poll, unwatched, .. } = self;
+        let Self { slots, ready, settings, last_poll, unwatched, mode, .. } = self;
         let mut budget = Budget { bytes: settings.max_bytes, records: settings.max_poll_records };
         for _ in 0..ready.len() {
             if budget.bytes == 0 || budget.records == 0 {
@@ -363,11 +369,16 @@ impl Consumer {
                     // There may be more; the others come first.
                     slot.bell.push();
                 }
-                Err(error) => {
+                // The topic is gone: the group will take the partition away.
+                Err(Error::UnknownTopicOrPartition { .. })
+                    if matches!(mode, Mode::Subscribed { .. }) => {}
+                Err(error) if parts.is_empty() => {
                     slot.bell.push();
-                    if parts.is_empty() {
-                        return Err(error);
-                    }
+                    return Err(error);
+                }
+                // What was read of others comes first, and then the error before anything else (CONS-07).
+                Err(_) => {
+                    slot.bell.push_first();
                     break;
                 }
             }
@@ -480,7 +491,12 @@ impl Consumer {
                     slot.committed = Some(held.offset);
                     slot.seek(held.offset, held.leader_epoch);
                 }
-                None => slot.start(&self.settings)?,
+                // One that cannot begin says so when it is its turn, and the others go on.
+                None => {
+                    if slot.start(&self.settings).is_err() {
+                        slot.bell.push();
+                    }
+                }
             }
             self.starting.remove(&key);
         }
@@ -531,8 +547,9 @@ impl Consumer {
         Error::UnknownMember { group, reason: "the consumer has not polled for too long".into() }
     }
 
-    /// As [`Consumer::commit`], without waiting: `done` is called with the outcome, in the order of the commits, by
-    /// the thread that learns it, under no lock.
+    /// As [`Consumer::commit`], without waiting: `done` is called with the outcome, once, in the order of the commits and
+    /// under no lock, by this call, by a thread of the store's that may be blocked, or when the consumer is closed or
+    /// dropped, which waits for it. A panic in it is caught.
     ///
     /// # Errors
     /// As for [`Consumer::commit`], known at once; `done` is then not called.
@@ -554,26 +571,32 @@ impl Consumer {
         offsets: &OffsetMap,
         done: impl FnOnce(Result<()>) + Send + 'static,
     ) -> Result<()> {
+        self.group()?;
         let offsets: Vec<_> = offsets.iter().map(|(at, held)| (at.clone(), held.clone())).collect();
         self.commit_slice_async(&offsets, done)
     }
 
     fn commit_slice_async(
-        &self,
+        &mut self,
         offsets: &[(TopicPartition, CommittedOffset)],
         done: impl FnOnce(Result<()>) + Send + 'static,
     ) -> Result<()> {
-        match &self.mode {
-            _ if offsets.is_empty() => {
-                done(Ok(()));
-                Ok(())
+        let ticket = match &self.mode {
+            _ if offsets.is_empty() => None,
+            Mode::Assigned => {
+                Some(self.store.begin_commit_without_members(self.group()?, offsets)?)
             }
-            Mode::Assigned => self.store.commit_without_members_async(self.group()?, offsets, done),
             Mode::Subscribed { membership: Some(membership), .. } => {
-                membership.commit_nowait(offsets, done)
+                Some(membership.begin_commit(offsets)?)
             }
-            Mode::Subscribed { membership: None, .. } => Err(self.lost_its_place()),
-        }
+            Mode::Subscribed { membership: None, .. } => return Err(self.lost_its_place()),
+        };
+        let commits = match &self.commits {
+            Some(commits) => commits,
+            None => self.commits.insert(Commits::new(self.store.chores()?)),
+        };
+        commits.push(ticket, Box::new(done));
+        Ok(())
     }
 
     /// Commits these offsets: for each partition the *next* one to read (GRP-29).
@@ -642,11 +665,16 @@ impl Consumer {
         if !self.starting.is_empty() {
             self.start_slots()?;
         }
-        let (_, slot) = self.slot(topic, partition)?;
-        slot.position().ok_or_else(|| {
+        let key = self.slot(topic, partition)?.0;
+        let slot = self.slots.get_mut(&key).expect("it was just found");
+        if self.starting.contains(&key) {
             let what = format!("{}: the offset that is committed", slot.partition.name());
-            Error::TimedOut { what, timeout: Duration::ZERO, appended: None }
-        })
+            return Err(Error::TimedOut { what, timeout: Duration::ZERO, appended: None });
+        }
+        if slot.position().is_none() {
+            slot.start(&self.settings)?;
+        }
+        Ok(slot.position().expect("it has just been started"))
     }
 
     /// How far polls have come, for all partitions of which that is known: what [`Consumer::commit`] commits.
@@ -773,7 +801,8 @@ impl Consumer {
         }
     }
 
-    /// Leaves the group. With automatic commits, commits first what all polls have returned.
+    /// Leaves the group. With automatic commits, commits first what all polls have returned. Waits for commits that
+    /// were not waited for, and tells of them.
     ///
     /// # Errors
     /// As for [`Consumer::commit`]; the group is left all the same.
@@ -788,6 +817,9 @@ impl Consumer {
 
 impl Drop for Consumer {
     fn drop(&mut self) {
+        if let Some(commits) = self.commits.take() {
+            commits.finish(self.settings.api_timeout);
+        }
         if self.settings.auto_commit.is_none() {
             return;
         }

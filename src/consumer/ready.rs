@@ -124,6 +124,13 @@ impl SlotBell {
         }
     }
 
+    /// Puts it before all others.
+    pub(super) fn push_first(&self) {
+        if !self.queued.swap(true, Ordering::AcqRel) {
+            self.ready.change(|state| state.queue.push_front(self.key));
+        }
+    }
+
     /// It was taken from the queue, and may be put there again from now on.
     pub(super) fn taken(&self) {
         self.queued.store(false, Ordering::Release);

@@ -121,7 +121,10 @@ impl Slot {
             return Ok(Taken::Nothing);
         }
         for _ in 0..LOOKS {
-            let Some(position) = self.position else { return Ok(Taken::Nothing) };
+            let Some(position) = self.position else {
+                self.start(settings)?;
+                continue;
+            };
             let epoch = self.check_epoch(position)?;
             if let Some(rest) = self.rest.take() {
                 return Ok(Taken::Part(self.hand_out(position, rest, budget)));
@@ -140,7 +143,7 @@ impl Slot {
             }
             if part.is_empty() {
                 self.position = Some(part.next);
-                match self.partition.watch(part.next, settings.isolation, &self.waker) {
+                match self.partition.watch(part.next, settings.isolation, &self.waker)? {
                     Watched::Now => continue,
                     Watched::Registered => return Ok(Taken::Nothing),
                     Watched::Unwatchable => return Ok(Taken::Unwatched),
@@ -174,10 +177,10 @@ impl Slot {
     fn check_epoch(&mut self, position: Offset) -> Result<LeaderEpoch> {
         let current = self.partition.leader_epoch();
         if self.epoch != Some(current) {
-            let end = self.epoch.and_then(|epoch| self.partition.end_of_epoch(epoch));
-            if let Some(end) = end.filter(|end| *end < position) {
+            let parted = self.epoch.and_then(|epoch| self.partition.divergence(position, epoch));
+            if let Some(diverged_at) = parted {
                 let partition = self.partition.name().clone();
-                return Err(Error::Diverged { partition, position, diverged_at: end });
+                return Err(Error::Diverged { partition, position, diverged_at });
             }
             self.epoch = Some(current);
             // A piece that was read under another leader is read again.

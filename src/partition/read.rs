@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::log::{LogReader, Part};
+use crate::record::BatchHeader;
 use crate::segment::Fetched;
 use crate::types::{Isolation, LeaderEpoch, Offset, ProducerId, Timestamp};
 
@@ -36,17 +37,28 @@ pub(crate) enum Watched {
 impl Core {
     /// Has `waker` woken, once, when the record at `offset` can be read, or never will be. A second wish with the
     /// same waker takes the place of the first.
-    pub(crate) fn watch(&self, offset: Offset, isolation: Isolation, waker: &Waker) -> Watched {
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::UnknownTopicOrPartition`]: nothing will come any more.
+    pub(crate) fn watch(
+        &self,
+        offset: Offset,
+        isolation: Isolation,
+        waker: &Waker,
+    ) -> Result<Watched, Error> {
         let mut state = self.state.lock();
-        if state.ended.is_some() || visible_end(&mut state, isolation) > offset {
-            return Watched::Now;
+        if visible_end(&mut state, isolation) > offset {
+            return Ok(Watched::Now);
+        }
+        if let Some(ended) = state.ended {
+            return Err(self.ended_error(ended));
         }
         let watch = Watch { offset, isolation, waker: waker.clone() };
         match state.watches.iter_mut().find(|known| known.waker.will_wake(waker)) {
             Some(known) => *known = watch,
             None => state.watches.push(watch),
         }
-        Watched::Registered
+        Ok(Watched::Registered)
     }
 
     /// Takes back what was asked for with this waker.
@@ -67,9 +79,38 @@ impl Core {
         }
     }
 
-    /// Where offsets that were read under a leader of `epoch` end by now, if others have led since.
-    pub(crate) fn end_of_epoch(&self, epoch: LeaderEpoch) -> Option<Offset> {
-        self.state.lock().history.end_of(epoch)
+    /// Where the log departs from what was read of it up to `position` under a leader of `epoch`, if it does
+    /// (KIP-320).
+    pub(crate) fn divergence(&self, position: Offset, epoch: LeaderEpoch) -> Option<Offset> {
+        let ended = self.state.lock().history.end_of(epoch);
+        if let Some(end) = ended {
+            return (end < position).then_some(end);
+        }
+        // Of a single replica there is no history but its batches: epochs only rise along them.
+        let (mut agreed, end) = (self.log_start(), self.log_end());
+        if position <= agreed {
+            return None;
+        }
+        let is_later = |at: Offset| self.epoch_at(at).is_some_and(|found| found > epoch);
+        if position <= end && !is_later(Offset(position.0 - 1)) {
+            return None;
+        }
+        let mut parted = position.min(end);
+        while agreed < parted {
+            let middle = Offset(u64::midpoint(agreed.0, parted.0));
+            if is_later(middle) {
+                parted = middle;
+            } else {
+                agreed = middle.next();
+            }
+        }
+        Some(parted)
+    }
+
+    /// Under which leader the record at `offset` was appended, if it can be read.
+    fn epoch_at(&self, offset: Offset) -> Option<LeaderEpoch> {
+        let fetched = self.reader().read(offset, self.high_watermark(), 1).ok().flatten()?;
+        BatchHeader::trusted(&fetched.bytes).map(|header| header.leader_epoch)
     }
 
     /// Reads whole batches from `offset` on. Does not block.

@@ -204,6 +204,13 @@ impl Store {
         Ok(Arc::clone(&shared.chores))
     }
 
+    /// # Errors
+    /// [`Error::Closed`].
+    #[inline]
+    pub(crate) fn check_open(&self) -> Result<()> {
+        self.shared().check_open()
+    }
+
     /// Before something is tried again.
     pub(crate) fn pause(&self, span: Duration) {
         let nothing = Mutex::new(());

@@ -255,10 +255,18 @@ impl Partition {
     }
 
     /// Has `waker` woken, once, when the record at `offset` can be read, or never will be.
-    pub(crate) fn watch(&self, offset: Offset, isolation: Isolation, waker: &Waker) -> Watched {
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::UnknownTopicOrPartition`]: nothing will come any more.
+    pub(crate) fn watch(
+        &self,
+        offset: Offset,
+        isolation: Isolation,
+        waker: &Waker,
+    ) -> Result<Watched> {
         match &self.inner {
             Inner::Live(core) | Inner::Internal(core) => core.watch(offset, isolation, waker),
-            Inner::View(_) => Watched::Unwatchable,
+            Inner::View(_) => Ok(Watched::Unwatchable),
         }
     }
 
@@ -269,10 +277,10 @@ impl Partition {
         }
     }
 
-    /// Where offsets that were read under a leader of `epoch` end by now, if others have led since.
-    pub(crate) fn end_of_epoch(&self, epoch: LeaderEpoch) -> Option<Offset> {
+    /// Where the log departs from what was read of it up to `position` under a leader of `epoch`, if it does.
+    pub(crate) fn divergence(&self, position: Offset, epoch: LeaderEpoch) -> Option<Offset> {
         match &self.inner {
-            Inner::Live(core) | Inner::Internal(core) => core.end_of_epoch(epoch),
+            Inner::Live(core) | Inner::Internal(core) => core.divergence(position, epoch),
             Inner::View(_) => None,
         }
     }

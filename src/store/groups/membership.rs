@@ -54,7 +54,13 @@ impl Mailbox {
     }
 
     pub(super) fn post(&self, news: News) {
-        self.news.lock().push_back(news);
+        let mut queue = self.news.lock();
+        if matches!(news, News::Fenced(_)) {
+            // What it was to be given or to let go of, it has lost (GRP-48).
+            queue.clear();
+        }
+        queue.push_back(news);
+        drop(queue);
         self.has_news.store(true, Ordering::Release);
     }
 
@@ -217,20 +223,14 @@ impl Membership {
         self.begin_commit(offsets)?.wait(timeout).map(drop)
     }
 
-    /// As [`Membership::commit`]; `done` is called with the outcome, in order, under no lock.
+    /// As [`Membership::commit`], to be waited for later.
     ///
     /// # Errors
-    /// As for [`Membership::commit`], known at once; `done` is then not called.
-    pub(crate) fn commit_nowait(
+    /// As for [`Membership::commit`].
+    pub(crate) fn begin_commit(
         &self,
         offsets: &[(TopicPartition, CommittedOffset)],
-        done: impl FnOnce(Result<()>) + Send + 'static,
-    ) -> Result<()> {
-        self.begin_commit(offsets)?.on_complete(|outcome| done(outcome.map(drop)));
-        Ok(())
-    }
-
-    fn begin_commit(&self, offsets: &[(TopicPartition, CommittedOffset)]) -> Result<Ticket> {
+    ) -> Result<Ticket> {
         self.groups.commit(&self.shared, None, &self.metadata(), offsets)
     }
 

@@ -257,27 +257,21 @@ impl Store {
         offsets: &[(TopicPartition, CommittedOffset)],
         timeout: Duration,
     ) -> Result<()> {
-        let shared = self.shared();
-        let metadata = ConsumerGroupMetadata::of_group(group);
-        let ticket = shared.groups()?.commit(shared, None, &metadata, offsets)?;
-        ticket.wait(timeout).map(drop)
+        self.begin_commit_without_members(group, offsets)?.wait(timeout).map(drop)
     }
 
-    /// As [`Store::commit_without_members`]; `done` is called with the outcome.
+    /// As [`Store::commit_without_members`], to be waited for later.
     ///
     /// # Errors
-    /// As for [`Store::commit_without_members`], known at once; `done` is then not called.
-    pub(crate) fn commit_without_members_async(
+    /// As for [`Store::commit_without_members`].
+    pub(crate) fn begin_commit_without_members(
         &self,
         group: &str,
         offsets: &[(TopicPartition, CommittedOffset)],
-        done: impl FnOnce(Result<()>) + Send + 'static,
-    ) -> Result<()> {
+    ) -> Result<Ticket> {
         let shared = self.shared();
         let metadata = ConsumerGroupMetadata::of_group(group);
-        let ticket = shared.groups()?.commit(shared, None, &metadata, offsets)?;
-        ticket.on_complete(|outcome| done(outcome.map(drop)));
-        Ok(())
+        shared.groups()?.commit(shared, None, &metadata, offsets)
     }
 
     /// As [`Store::committed_offsets`], without waiting. `None`: a transaction is about to change it, and has `waker`

@@ -237,7 +237,8 @@ fn a_commit_that_is_not_waited_for_is_answered_in_order() {
     for offset in 1..=5 {
         let answered = Arc::clone(&answered);
         let note = move |outcome: Result<()>| answered.lock().push((offset, outcome.is_ok()));
-        member.membership.commit_nowait(&[offset_of(0, offset)], note).unwrap();
+        let ticket = member.membership.begin_commit(&[offset_of(0, offset)]).unwrap();
+        ticket.on_complete(move |outcome| note(outcome.map(drop)));
     }
     world.store.run_background();
     assert_eq!(*answered.lock(), (1..=5).map(|at| (at, true)).collect::<Vec<_>>());
