@@ -1,0 +1,158 @@
+//! Kill -9 amid transactions over three partitions on three disks, again and again. A fresh process judges: what was
+//! committed is there, once, in all partitions; nothing is torn, and nothing hangs.
+#![cfg(unix)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a test may fail loudly, and a child speaks to its parent"
+)]
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use oncelog::{Flush, Isolation, Offset, ReadOptions, Record, Store, TopicConfig};
+
+const PARTITIONS: u32 = 3;
+const WORKERS: u64 = 2;
+const CHILD: &str = "ONCELOG_KILL_TRANSACTIONS";
+const SECONDS: Duration = Duration::from_secs(30);
+const TEST: &str = "kills_leave_whole_transactions_and_none_that_hangs";
+
+fn open(directory: &Path) -> Store {
+    let disks = (0..3).map(|disk| directory.join(disk.to_string()));
+    disks.fold(Store::builder(), |builder, disk| builder.disk(disk)).open().unwrap()
+}
+
+/// Runs transactions until it is killed: of each number, one record in each partition. Some are aborted.
+fn child() {
+    let directory = std::env::var("ONCELOG_KILL_DIR").unwrap();
+    let directory = Path::new(&directory);
+    let round: u64 = std::env::var("ONCELOG_KILL_ROUND").unwrap().parse().unwrap();
+    let store = open(directory);
+    println!("ready");
+    std::thread::scope(|scope| {
+        for worker in 0..WORKERS {
+            let (store, journal) = (&store, directory.join(format!("journal-{worker}")));
+            scope.spawn(move || {
+                let mut journal =
+                    std::fs::OpenOptions::new().append(true).create(true).open(journal).unwrap();
+                let mut producer =
+                    store.producer().transactional_id(&format!("worker-{worker}")).build().unwrap();
+                for number in 0_u64.. {
+                    let value = format!("{worker}-{round}-{number}");
+                    let mut transaction = producer.begin().unwrap();
+                    for partition in 0..PARTITIONS {
+                        transaction
+                            .send(Record::to("t").partition(partition).value(&value))
+                            .unwrap();
+                    }
+                    if number % 5 == 4 {
+                        transaction.abort(SECONDS).unwrap();
+                        journal.write_all(format!("\naborted {value} .").as_bytes()).unwrap();
+                    } else {
+                        transaction.commit(SECONDS).unwrap();
+                        journal.write_all(format!("\ncommitted {value} .").as_bytes()).unwrap();
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// What the children have written down, by whether it was committed.
+fn told(directory: &Path) -> BTreeMap<String, bool> {
+    let mut told = BTreeMap::new();
+    for worker in 0..WORKERS {
+        let journal = directory.join(format!("journal-{worker}"));
+        let text = std::fs::read_to_string(journal).unwrap_or_default();
+        for line in text.lines().filter_map(|line| line.strip_suffix(" .")) {
+            let (outcome, value) = line.split_once(' ').unwrap();
+            told.insert(value.to_owned(), outcome == "committed");
+        }
+    }
+    told
+}
+
+fn check(directory: &Path) -> usize {
+    let store = open(directory);
+    let read = |number: u32| {
+        let partition = store.partition("t", number).unwrap();
+        assert_eq!(partition.last_stable_offset(), partition.high_watermark(), "one hangs");
+        let (mut next, mut values) = (Offset(0), Vec::new());
+        while next < partition.high_watermark() {
+            let options = ReadOptions::new().isolation(Isolation::ReadCommitted);
+            let records = partition.read(next, options).unwrap();
+            values.extend(
+                records.iter().map(|r| String::from_utf8(r.value().unwrap().to_vec()).unwrap()),
+            );
+            assert!(records.next_offset() > next);
+            next = records.next_offset();
+        }
+        values.sort_unstable();
+        values
+    };
+    let first = read(0);
+    assert!(first.windows(2).all(|pair| pair[0] != pair[1]), "doubled");
+    for number in 1..PARTITIONS {
+        assert_eq!(read(number), first, "torn");
+    }
+    for (value, committed) in told(directory) {
+        assert_eq!(first.binary_search(&value).is_ok(), committed, "{value}");
+    }
+    store.close(SECONDS).unwrap();
+    first.len()
+}
+
+#[test]
+fn kills_leave_whole_transactions_and_none_that_hangs() {
+    if std::env::var_os(CHILD).is_some() {
+        return child();
+    }
+    let mut random: u64 =
+        std::env::var("ONCELOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(11);
+    eprintln!("replay with: ONCELOG_SEED={random} cargo test --test kill_transactions");
+    for flush in [Flush::OnAck, Flush::Os] {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = scratch.path();
+        let store = open(directory);
+        let config = TopicConfig::new()
+            .partitions(PARTITIONS)
+            .replication_factor(3)
+            .min_insync_replicas(2)
+            .flush(flush)
+            .segment_bytes(64 << 10);
+        store.create_topic("t", config).unwrap();
+        drop(store);
+        for round in 1..=30 {
+            let mut child = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", TEST, "--nocapture"])
+                .env(CHILD, "1")
+                .env("ONCELOG_KILL_DIR", directory)
+                .env("ONCELOG_KILL_ROUND", round.to_string())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            assert!(lines.any(|line| line.unwrap().contains("ready")), "round {round}");
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let (lifetime, started) =
+                (Duration::from_micros(random >> 20 & 0xffff), Instant::now());
+            while started.elapsed() < lifetime {
+                std::thread::yield_now();
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+            if round % 10 == 0 {
+                check(directory);
+            }
+        }
+        let total = check(directory);
+        assert!(total > 30, "the test is about something: {total}");
+    }
+}

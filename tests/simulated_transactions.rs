@@ -1,0 +1,345 @@
+//! Random stories of transactions over simulated disks: several ids, takeovers, drops, time-outs, plain appends beside
+//! them, disks that fail, crashes and power losses at any call, one disk or three. The judge knows what was sent in which
+//! transaction and how its end was answered (INV-05 to INV-10, INV-15).
+#![cfg(feature = "simulation")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may fail loudly")]
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use oncelog::simulation::{Clock, Fault, SimDisk};
+use oncelog::{
+    Acks, Error, Flush, Isolation, Offset, ReadOptions, Record, Store, Timestamp, TopicConfig,
+    TransactionId, TransactionOutcome, TransactionalProducer,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const PARTITIONS: u32 = 3;
+const IDS: u64 = 3;
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        (self.next() >> 11) % bound
+    }
+
+    fn one_in(&mut self, count: u64) -> bool {
+        self.below(count) == 0
+    }
+}
+
+/// How a transaction's end was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Committed,
+    Aborted,
+    /// Not at all, or with an error that leaves it open.
+    Nothing,
+}
+
+#[derive(Debug)]
+struct Sent {
+    id: Option<TransactionId>,
+    /// By partition.
+    values: BTreeMap<u32, Vec<String>>,
+    told: Told,
+}
+
+struct World {
+    disks: Vec<SimDisk>,
+    clock: Clock,
+    random: Random,
+    flush: Flush,
+    sent: Vec<Sent>,
+    /// Records outside of transactions that were acknowledged.
+    plain: Vec<(u32, String)>,
+    numbered: u64,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let count = if random.one_in(3) { 3 } else { 1 };
+        let flush = if random.one_in(3) { Flush::Os } else { Flush::OnAck };
+        let disks: Vec<_> = (0..count).map(|at| SimDisk::new(seed * 8 + at)).collect();
+        disks.iter().skip(1).for_each(|disk| disks[0].share_process(disk));
+        let clock = Clock::manual(Timestamp(1_000_000));
+        let (sent, plain) = (Vec::new(), Vec::new());
+        Self { disks, clock, random, flush, sent, plain, numbered: 0 }
+    }
+
+    fn open(&self) -> Result<Store, Error> {
+        let builder = Store::builder().clock(self.clock.clone()).flush(self.flush);
+        let disks = self.disks.iter().fold(builder, |all, disk| all.simulated_disk(disk.clone()));
+        let store = disks.open()?;
+        if store.topic("t").is_err() {
+            let replicas = u16::try_from(self.disks.len()).unwrap();
+            let config = TopicConfig::new()
+                .partitions(PARTITIONS)
+                .replication_factor(replicas)
+                .min_insync_replicas(replicas.min(2))
+                .segment_bytes(4096);
+            store.create_topic("t", config)?;
+        }
+        Ok(store)
+    }
+
+    fn value(&mut self) -> String {
+        self.numbered += 1;
+        format!("v{}", self.numbered)
+    }
+
+    /// What happens between one opening and the next.
+    fn live(&mut self, crashes: bool) {
+        if crashes {
+            let at = 1 + self.random.below(400);
+            self.disks[0].crash_at(at);
+        }
+        let Ok(store) = self.open() else { return };
+        let mut held: HashMap<u64, TransactionalProducer> = HashMap::new();
+        // One that was taken over, and does not know it.
+        let mut zombies: Vec<TransactionalProducer> = Vec::new();
+        for _ in 0..12 + self.random.below(20) {
+            if self.disks.iter().any(SimDisk::is_dead) {
+                break;
+            }
+            match self.random.below(14) {
+                0 => self.clock.advance(SECOND * u32::try_from(self.random.below(90)).unwrap()),
+                1..=3 => store.run_background(),
+                4 => {
+                    let (partition, value) = (self.partition(), self.value());
+                    let Ok(log) = store.partition("t", partition) else { continue };
+                    if log.append(&[Record::new(&value)], Acks::All).is_ok() {
+                        self.plain.push((partition, value));
+                    }
+                }
+                5 if self.disks.len() == 3 && self.random.one_in(2) => {
+                    let disk = usize::try_from(self.random.below(3)).unwrap();
+                    self.disks[disk].fail_call(1 + self.random.below(30), Fault::Eio);
+                }
+                6 => {
+                    let id = self.random.below(IDS);
+                    if let Ok(made) = self.hold(&store, id)
+                        && let Some(old) = held.insert(id, made)
+                    {
+                        zombies.push(old);
+                    }
+                }
+                7 if !zombies.is_empty() => {
+                    let mut zombie = zombies.swap_remove(0);
+                    self.run(&mut zombie);
+                }
+                _ => {
+                    let id = self.random.below(IDS);
+                    if !held.contains_key(&id) {
+                        let Ok(made) = self.hold(&store, id) else { continue };
+                        held.insert(id, made);
+                    }
+                    let mut producer = held.remove(&id).unwrap();
+                    self.run(&mut producer);
+                    held.insert(id, producer);
+                }
+            }
+        }
+        if self.random.one_in(3) {
+            drop((held, zombies));
+            let _ = store.close(SECOND);
+        }
+    }
+
+    fn hold(&self, store: &Store, id: u64) -> Result<TransactionalProducer, Error> {
+        let builder = store.producer().transactional_id(&format!("id-{id}"));
+        builder.batch_bytes(200).transaction_timeout(SECOND * 60).build()
+    }
+
+    fn partition(&mut self) -> u32 {
+        u32::try_from(self.random.below(PARTITIONS.into())).unwrap()
+    }
+
+    /// One transaction, from its begin to some end.
+    fn run(&mut self, producer: &mut TransactionalProducer) {
+        let Ok(mut transaction) = producer.begin() else { return };
+        let mut sent =
+            Sent { id: Some(transaction.id()), values: BTreeMap::new(), told: Told::Nothing };
+        for _ in 0..1 + self.random.below(6) {
+            let (partition, value) = (self.partition(), self.value());
+            let done = if self.random.one_in(2) {
+                transaction.send(Record::to("t").partition(partition).value(&value))
+            } else {
+                transaction.append("t", partition, &[Record::new(&value)]).map(drop)
+            };
+            if done.is_ok() {
+                sent.values.entry(partition).or_default().push(value);
+            } else if self.random.one_in(2) {
+                break;
+            }
+            if self.random.one_in(12) {
+                self.clock.advance(SECOND * 61);
+            }
+        }
+        sent.told = match self.random.below(6) {
+            0 => {
+                drop(transaction);
+                Told::Nothing
+            }
+            1 => match transaction.abort(SECOND * 5) {
+                Ok(()) => Told::Aborted,
+                Err(_) => Told::Nothing,
+            },
+            _ => match transaction.commit(SECOND * 5) {
+                Ok(()) => Told::Committed,
+                Err(Error::TransactionAborted { .. }) => Told::Aborted,
+                Err(_) => Told::Nothing,
+            },
+        };
+        // What a dead process was told, nobody has heard.
+        if self.disks.iter().any(SimDisk::is_dead) && sent.told == Told::Committed {
+            sent.told = Told::Nothing;
+        }
+        self.sent.push(sent);
+    }
+
+    fn end(&mut self, power_loss: bool) {
+        for disk in &self.disks {
+            disk.heal();
+            if power_loss {
+                disk.power_loss();
+            } else {
+                disk.process_restart();
+            }
+        }
+    }
+
+    /// Reads everything, as a reader of that isolation does.
+    fn contents(store: &Store, isolation: Isolation) -> Vec<Vec<String>> {
+        let read = |number| {
+            let partition = store.partition("t", number).unwrap();
+            let (mut offset, mut values) = (Offset(0), Vec::new());
+            loop {
+                let options = ReadOptions::new().isolation(isolation).max_bytes(700);
+                let records = partition.read(offset, options).unwrap();
+                let texts = records.iter().map(|r| String::from_utf8(r.value().unwrap().to_vec()));
+                values.extend(texts.map(Result::unwrap));
+                if records.next_offset() == offset {
+                    return values;
+                }
+                offset = records.next_offset();
+            }
+        };
+        (0..PARTITIONS).map(read).collect()
+    }
+
+    fn judge(&mut self, power_loss: bool, note: &str) {
+        let store = self.open().unwrap_or_else(|error| panic!("{note}: {error}"));
+        for _ in 0..80 {
+            self.clock.advance(SECOND);
+            store.run_background();
+        }
+        for number in 0..PARTITIONS {
+            let partition = store.partition("t", number).unwrap();
+            let (stable, high) = (partition.last_stable_offset(), partition.high_watermark());
+            assert_eq!(stable, high, "{note}: the last stable offset of {number} stands still");
+        }
+        let committed = Self::contents(&store, Isolation::ReadCommitted);
+        let seen: Vec<BTreeSet<&String>> =
+            committed.iter().map(|all| all.iter().collect()).collect();
+        for (all, once) in committed.iter().zip(&seen) {
+            assert_eq!(all.len(), once.len(), "{note}: doubled");
+        }
+        let may_lose = power_loss && self.flush == Flush::Os;
+        for sent in &self.sent {
+            let shown: Vec<bool> = sent
+                .values
+                .iter()
+                .flat_map(|(at, values)| {
+                    values.iter().map(|value| seen[*at as usize].contains(value))
+                })
+                .collect();
+            let (all, none) = (shown.iter().all(|seen| *seen), !shown.iter().any(|seen| *seen));
+            if may_lose {
+                continue; // each partition may have lost a suffix of its own
+            }
+            assert!(all || none, "{note}: torn: {sent:?}");
+            match sent.told {
+                Told::Committed => assert!(all, "{note}: committed and not seen: {sent:?}"),
+                Told::Aborted => {
+                    assert!(none || shown.is_empty(), "{note}: aborted and seen: {sent:?}")
+                }
+                Told::Nothing => {}
+            }
+            let outcome = sent.id.map(|id| store.transaction_outcome(id));
+            match outcome {
+                Some(Ok(TransactionOutcome::Committed)) => assert!(all, "{note}: {sent:?}"),
+                Some(Ok(TransactionOutcome::Aborted)) => {
+                    assert!(none || shown.is_empty(), "{note}: {sent:?}");
+                }
+                Some(Ok(TransactionOutcome::Open)) => panic!("{note}: still open: {sent:?}"),
+                _ => {}
+            }
+        }
+        for (partition, values) in committed.iter().enumerate() {
+            for sent in &self.sent {
+                let Some(own) = sent.values.get(&u32::try_from(partition).unwrap()) else {
+                    continue;
+                };
+                let found: Vec<_> = values.iter().filter(|value| own.contains(value)).collect();
+                if found.len() == own.len() {
+                    assert!(found.into_iter().eq(own.iter()), "{note}: out of order: {sent:?}");
+                }
+            }
+        }
+        if !may_lose {
+            for (partition, value) in &self.plain {
+                assert!(seen[*partition as usize].contains(value), "{note}: {value} is lost");
+            }
+        }
+        // It still works.
+        let mut producer = self.hold(&store, 0).unwrap();
+        let value = self.value();
+        let mut transaction = producer.begin().unwrap();
+        for number in 0..PARTITIONS {
+            transaction.append("t", number, &[Record::new(&value)]).unwrap();
+        }
+        transaction.commit(SECOND * 5).unwrap();
+        drop(producer);
+        for all in Self::contents(&store, Isolation::ReadCommitted) {
+            assert_eq!(all.last(), Some(&value), "{note}");
+        }
+        store.close(SECOND * 5).unwrap();
+    }
+}
+
+#[test]
+fn stories_of_transactions_are_never_torn_doubled_or_stuck() {
+    let number = |name: &str, default: u64| {
+        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    };
+    let (first, stories) = (number("ONCELOG_SEED", 1), number("ONCELOG_STORIES", 150));
+    for seed in first..first + stories {
+        let replay = format!(
+            "ONCELOG_SEED={seed} ONCELOG_STORIES=1 cargo test --all-features --test simulated_transactions"
+        );
+        let mut world = World::new(seed);
+        for chapter in 0..3 {
+            let note = format!("chapter {chapter}; replay with: {replay}");
+            let crashes = !world.random.one_in(4);
+            world.live(crashes);
+            let power_loss = world.random.one_in(2);
+            world.end(power_loss);
+            world.judge(power_loss, &note);
+            if power_loss && world.flush == Flush::Os {
+                // What is left of them by now may be anything; new ones are judged anew.
+                world.sent.clear();
+                world.plain.clear();
+            }
+        }
+    }
+}
