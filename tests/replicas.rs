@@ -424,6 +424,45 @@ fn s10_a_full_disk_of_three_is_left_behind_and_catches_up_when_there_is_room() {
 }
 
 #[test]
+fn s10_with_two_full_disks_of_three_appends_are_refused_until_there_is_room() {
+    for flush in [Flush::OnAck, Flush::Os] {
+        let world = World::new(3);
+        let store = world.open();
+        store.create_topic("t", topic(flush)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        append(&partition, 0..50);
+        world.disks[2].set_free_bytes(Some(0));
+        append(&partition, 50..300);
+        world.disks[1].set_free_bytes(Some(0));
+        let refused =
+            (300..900).find_map(|at| partition.append(&[Record::new(&value(at))], Acks::All).err());
+        let refused = refused.expect("REPL-02: two are required");
+        let fits = matches!(
+            refused,
+            Error::NotEnoughReplicas { .. }
+                | Error::NotEnoughReplicasAfterAppend { .. }
+                | Error::NoSpace { .. }
+                | Error::NoLeader { .. }
+        );
+        assert!(fits, "{refused}");
+        check(&partition, partition.high_watermark().0);
+        assert!(partition.high_watermark() >= Offset(300));
+        for disk in &world.disks {
+            disk.set_free_bytes(None);
+        }
+        for _ in 0..200 {
+            world.clock.advance(Duration::from_millis(50));
+            store.run_background();
+        }
+        world.heal(&store, &partition, 3);
+        let end = partition.log_end_offset().0;
+        append(&partition, end..end + 20);
+        check(&partition, end + 20);
+        assert_equal_logs(&world, &store);
+    }
+}
+
+#[test]
 fn replicas_move_to_other_disks_while_appends_go_on() {
     let mut world = World::new(3);
     let store = world.open();

@@ -112,6 +112,8 @@ pub(crate) struct Core {
     log_end: AtomicU64,
     epoch: AtomicU32,
     control_queued: AtomicBool,
+    /// The last who wanted the lock waited in vain.
+    pub(super) hangs: AtomicBool,
 }
 
 /// What became of an append.
@@ -138,6 +140,8 @@ pub(super) struct State {
     pub(super) progress: Progress,
     pub(super) leading: Arc<Replica>,
     pub(super) followers: Vec<Arc<Replica>>,
+    /// Followers in whose place others are, because a call to their disk hangs.
+    pub(super) orphans: Vec<Arc<Replica>>,
     /// The disk that leads by what is durable.
     pub(super) leader: Option<DiskId>,
     pub(super) epoch: LeaderEpoch,
@@ -227,6 +231,7 @@ impl Core {
                 leader: Some(parts.leading.disk),
                 leading: parts.leading,
                 followers: parts.followers,
+                orphans: Vec::new(),
                 epoch: reign.epoch,
                 history: reign.history,
                 isr: reign.isr,
@@ -257,6 +262,7 @@ impl Core {
             readable: Condvar::new(),
             group: Group::default(),
             control_queued: AtomicBool::new(false),
+            hangs: AtomicBool::new(false),
         });
         if replicated {
             let mut state = core.state.lock();
@@ -362,7 +368,7 @@ impl Core {
         if let Some(author) = author {
             draft = draft.written_by(author.producer, author.transactional);
         }
-        let mut state = self.state.lock();
+        let mut state = self.lock_to_append()?;
         self.check_leads(&state)?;
         if acks == Acks::All && !state.followers.is_empty() {
             self.check_in_sync(&state)?;
@@ -422,7 +428,7 @@ impl Core {
         }
         let now = self.clock.now();
         let mut batch = Vec::new();
-        let mut state = self.state.lock();
+        let mut state = self.lock_to_append()?;
         let draft = loop {
             self.check_leads(&state)?;
             if acks == Acks::All && !state.followers.is_empty() {
@@ -674,7 +680,9 @@ impl Core {
         let state = self.state.lock();
         let mut readers = vec![(state.leading.disk, Arc::clone(state.log.reader()))];
         for replica in &state.followers {
-            if let Some(log) = &replica.state.lock().log {
+            if let Some(held) = replica.brief()
+                && let Some(log) = &held.log
+            {
                 readers.push((replica.disk, Arc::clone(log.reader())));
             }
         }
@@ -726,8 +734,10 @@ impl Core {
         }
         let mut failed = Vec::new();
         for replica in &state.followers {
-            let outcome =
-                replica.state.lock().log.as_mut().map(|log| log.set_settings(settings.log));
+            // One whose disk hangs is opened anew, if ever.
+            let held = replica.brief();
+            let outcome = held
+                .and_then(|mut held| held.log.as_mut().map(|log| log.set_settings(settings.log)));
             if let Some(Err(error)) = outcome {
                 failed.push((Arc::clone(replica), error));
             }
@@ -753,7 +763,9 @@ impl Core {
             state.page = None;
             state.log.let_go();
             for replica in &state.followers {
-                if let Some(mut log) = replica.state.lock().log.take() {
+                if let Some(mut held) = replica.brief()
+                    && let Some(mut log) = held.log.take()
+                {
                     log.let_go();
                 }
             }

@@ -19,7 +19,7 @@ use parking_lot::MutexGuard;
 
 use crate::error::{Error, Written};
 use crate::log::FlushPlan;
-use crate::types::{Acks, DiskId, Flush, LeaderEpoch, Offset};
+use crate::types::{Acks, DiskId, Flush, LeaderEpoch, Offset, Timestamp};
 
 use super::core::{Core, State};
 
@@ -46,7 +46,13 @@ pub(super) struct Group {
 #[derive(Debug, Default)]
 pub(super) struct Durable {
     /// Somebody leads, or was told to.
-    led: bool,
+    pub(super) led: bool,
+    /// Since when.
+    pub(super) led_since: Option<Timestamp>,
+    /// Rises with each lead, and with each reign: a flush of an earlier one hands nothing on.
+    pub(super) round: u64,
+    /// The disk of an earlier leader whose flush has not returned.
+    pub(super) hung: Option<DiskId>,
     sleepers: Vec<Sleeper>,
     /// How many the last round served or left behind.
     company: u32,
@@ -193,7 +199,12 @@ impl Core {
         timeout: Duration,
     ) -> Result<Waited, Error> {
         let started = Instant::now();
-        let mut state = self.state.lock();
+        let locked = self.state.try_lock_for(timeout);
+        let mut state = locked.ok_or_else(|| Error::TimedOut {
+            what: format!("{}: its leader's disk hangs", self.partition),
+            timeout,
+            appended: Some(wait.offsets.clone()),
+        })?;
         let (mut told_to_lead, mut driven) = (false, false);
         loop {
             if let Some(outcome) = self.outcome_of(&state, wait) {
@@ -333,6 +344,9 @@ impl Core {
     /// Flushes once, for the caller and whoever sleeps by then; hands the lead on.
     fn lead<'a>(&'a self, mut state: MutexGuard<'a, State>) {
         state.durable.led = true;
+        state.durable.led_since = Some(self.clock.now());
+        state.durable.round += 1;
+        let (round, disk) = (state.durable.round, state.leading.disk);
         let company = state.durable.company;
         if self.group.sleeping.load(Ordering::Acquire) + 1 < company {
             drop(state);
@@ -358,6 +372,12 @@ impl Core {
                 state.progress.on_flushed(end, flush);
             }
             _ => {}
+        }
+        if state.durable.round != round {
+            // A reign has begun meanwhile, and its flushes are others'.
+            state.durable.hung = state.durable.hung.filter(|hung| *hung != disk);
+            self.publish(state);
+            return;
         }
         let served = self.take_served(&mut state);
         state.durable.company = count(served.len() + state.durable.sleepers.len() + 1);
@@ -415,7 +435,8 @@ impl Core {
     ) {
         if !plan.is_of(&state.log) {
             let holder = state.followers.iter().find(|replica| {
-                replica.state.lock().log.as_ref().is_some_and(|log| plan.is_of(log))
+                let held = replica.brief();
+                held.is_some_and(|held| held.log.as_ref().is_some_and(|log| plan.is_of(log)))
             });
             if let (Some(replica), Ok(())) = (holder, &outcome) {
                 let mut follower = replica.state.lock();

@@ -88,6 +88,13 @@ impl Core {
             drop(follower);
             return self.follower_failed(replica, &error);
         }
+        // It was busy when the start was raised.
+        let place = log.place().clone();
+        for segment in log.raise_log_start(start) {
+            if let Err(error) = crate::log::remove_segment_files(&place, segment.base) {
+                self.background_failed("removing a segment", &error);
+            }
+        }
         if log.lacks_past() {
             drop(follower);
             return self.tell_past(replica);
@@ -196,7 +203,7 @@ impl Core {
             .iter()
             .filter(|other| other.disk != replica.disk)
             .filter_map(|other| {
-                let held = other.state.lock();
+                let held = other.brief()?;
                 held.log.as_ref().map(|log| (Arc::clone(log.reader()), log.written_end()))
             })
             .collect();
@@ -238,7 +245,7 @@ impl Core {
         replica: &Replica,
         now: Timestamp,
     ) -> Result<bool, Error> {
-        let mut follower = replica.state.lock();
+        let Some(mut follower) = replica.brief() else { return Ok(false) };
         let Some(log) = follower.log.as_mut() else { return Ok(false) };
         let written = state.log.written_end();
         let mut whole = true;
@@ -263,8 +270,11 @@ impl Core {
         copied.map(|()| whole && end == state.log.end())
     }
 
-    fn may_follow(&self, state: &State, replica: &Replica) -> bool {
-        state.fenced.is_none() && state.ended.is_none() && state.leading.disk != replica.disk
+    fn may_follow(&self, state: &State, replica: &Arc<Replica>) -> bool {
+        state.fenced.is_none()
+            && state.ended.is_none()
+            && state.leading.disk != replica.disk
+            && Self::is_current(state, replica)
     }
 
     /// A follower could not be appended to. A full disk leaves it behind; anything worse fences it.
@@ -285,13 +295,27 @@ impl Core {
     /// Takes a follower out of service.
     pub(super) fn fence_follower(&self, replica: &Arc<Replica>, cause: &Error) {
         let mut state = self.state.lock();
-        let mut follower = replica.state.lock();
-        if follower.fenced.is_some() || state.leading.disk == replica.disk {
+        if state.leading.disk == replica.disk || !Self::is_current(&state, replica) {
+            return;
+        }
+        let words = super::core::words_of(cause);
+        let Some(mut follower) = replica.brief() else {
+            self.orphan(&mut state, replica, &words);
+            self.ask_for_settling(&mut state);
+            self.report(EventKind::ReplicaFenced {
+                partition: self.partition.clone(),
+                disk: replica.disk,
+                at_risk: Offset::ZERO..Offset::ZERO,
+                cause: words,
+            });
+            self.publish(state);
+            return;
+        };
+        if follower.fenced.is_some() {
             return;
         }
         let log = follower.log.take();
         let at_risk = log.map_or(Offset::ZERO..Offset::ZERO, |log| log.flushed_end()..log.end());
-        let words = super::core::words_of(cause);
         follower.fenced = Some(Fenced { cause: words.as_str().into(), at_risk: at_risk.clone() });
         drop(follower);
         state.suspects.push((replica.disk, at_risk.start));
@@ -378,8 +402,11 @@ impl Core {
     }
 
     /// Counts how far a follower is. With both locks: between them, a new reign could cut it.
-    fn note_follower(&self, replica: &Replica) {
+    fn note_follower(&self, replica: &Arc<Replica>) {
         let mut state = self.state.lock();
+        if !Self::is_current(&state, replica) {
+            return;
+        }
         let ends = {
             let follower = replica.state.lock();
             follower.log.as_ref().map(|log| (log.end(), log.flushed_end()))

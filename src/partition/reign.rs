@@ -55,7 +55,8 @@ fn lacks(suspects: &[(DiskId, Offset)], disk: DiskId, high_watermark: Offset) ->
 impl Core {
     /// What should be made durable now; `None`: nothing.
     pub(crate) fn proposal(&self, now: Timestamp) -> Option<Proposal> {
-        let mut state = self.state.lock();
+        // What is put off stays unsettled, and the next tick asks again.
+        let mut state = self.brief()?;
         state.unsettled = false;
         if state.ended.is_some() || (state.followers.is_empty() && state.replicas == 1) {
             return None;
@@ -117,7 +118,7 @@ impl Core {
                 // From the leader's memory, as far as it goes; an error of its disk is no news.
                 let _ = self.copy_rest(state, replica, now);
             }
-            let follower = replica.state.lock();
+            let Some(follower) = replica.brief() else { continue };
             let Some(log) = &follower.log else { continue };
             let last_epoch = log.last_epoch().ok().flatten().unwrap_or_default();
             candidates.push(Candidate {
@@ -241,7 +242,7 @@ impl Core {
         let Some(replica) = state.followers.iter().find(|r| r.disk == leader).cloned() else {
             return;
         };
-        let taken = replica.state.lock().log.take();
+        let taken = replica.brief().and_then(|mut held| held.log.take());
         let Some(mut log) = taken else {
             // It failed since it was elected: the next election finds another.
             self.ask_for_settling(state);
@@ -251,7 +252,7 @@ impl Core {
         state.history.begin(proposal.epoch, start);
         let old = std::mem::replace(&mut state.log, log);
         let old_replica = std::mem::replace(&mut state.leading, replica);
-        let old_place = old.place().clone();
+        let (old_place, old_place_disk) = (old.place().clone(), old_replica.disk);
         let failed = state.fenced.take();
         state.page = None;
         {
@@ -266,6 +267,10 @@ impl Core {
         state.followers.retain(|replica| replica.disk != leader);
         if old_replica.disk != leader {
             state.followers.push(old_replica);
+        }
+        if std::mem::take(&mut state.durable.led) {
+            state.durable.round += 1;
+            state.durable.hung = Some(old_place_disk);
         }
         state.leader = Some(leader);
         state.epoch = proposal.epoch;
@@ -294,8 +299,18 @@ impl Core {
         let reader = Arc::clone(state.log.reader());
         let leader_end = state.log.end();
         let mut starts = Vec::new();
-        for replica in &state.followers {
-            let mut follower = replica.state.lock();
+        for replica in state.followers.clone() {
+            let Some(mut follower) = replica.brief() else {
+                self.orphan(state, &replica, "its disk hangs");
+                starts.push(FollowerStart {
+                    disk: replica.disk,
+                    end: Offset::ZERO,
+                    flushed: Offset::ZERO,
+                    in_sync: state.isr.contains(&replica.disk),
+                    online: false,
+                });
+                continue;
+            };
             follower.epoch = state.epoch;
             // Candidates were copied to before: whoever is longer has what nobody counts any more.
             let agreed = match follower.log.as_mut() {
@@ -336,11 +351,11 @@ impl Core {
 
     /// Lets laggards leave the in-sync set and those that caught up join it.
     pub(crate) fn tick(&self, now: Timestamp, lag_max: Duration) {
-        let mut state = self.state.lock();
+        let Some(mut state) = self.brief() else { return };
         if state.followers.is_empty() || state.ended.is_some() {
             return;
         }
-        if state.fenced.is_some() {
+        if state.fenced.is_some() || state.unsettled {
             self.ask_for_settling(&mut state);
             return;
         }
@@ -362,7 +377,7 @@ impl Core {
 
     /// Hands over to the preferred replica, if that has been in sync for a while. True: it was asked for.
     pub(crate) fn prefer_leader(&self, now: Timestamp) -> bool {
-        let mut state = self.state.lock();
+        let Some(mut state) = self.brief() else { return false };
         let Some(preferred) = state.preference.first().copied() else { return false };
         let able = state.leader.is_some_and(|leader| leader != preferred)
             && state.ended.is_none()
@@ -404,11 +419,12 @@ impl Core {
         else {
             return true;
         };
-        {
-            let mut follower = replica.state.lock();
+        if let Some(mut follower) = replica.brief() {
             follower.log = None;
             let at_risk = Offset::ZERO..Offset::ZERO;
             follower.fenced.get_or_insert(Fenced { cause: cause.into(), at_risk });
+        } else {
+            self.orphan(&mut state, &replica, cause);
         }
         state.progress.on_failed(disk);
         self.ask_for_settling(&mut state);
@@ -472,13 +488,13 @@ impl Core {
 
     /// Replicas that failed and may be tried again: they are rebuilt from what their disks still hold.
     pub(crate) fn failed_replicas(&self, now: Timestamp) -> Vec<DiskId> {
-        let state = self.state.lock();
+        let Some(state) = self.brief() else { return Vec::new() };
         if state.ended.is_some() || state.replicas == 1 || !state.suspects.is_empty() {
             return Vec::new();
         }
         let leading = state.fenced.is_some().then_some(&state.leading);
         let failed = |replica: &&Arc<Replica>| {
-            let mut held = replica.state.lock();
+            let Some(mut held) = replica.brief() else { return false };
             let due = held.log.is_none() && held.retry_at <= now;
             if due {
                 held.retry_at = now.plus(RETRY_AFTER);

@@ -23,6 +23,8 @@ pub(crate) struct Replica {
     flushes: Arc<Attention>,
     queued: AtomicBool,
     flush_queued: AtomicBool,
+    /// The last who wanted the lock waited in vain.
+    pub(super) hangs: AtomicBool,
     pub(super) state: Mutex<ReplicaState>,
 }
 
@@ -55,8 +57,14 @@ impl Replica {
             flushes,
             queued: AtomicBool::new(false),
             flush_queued: AtomicBool::new(false),
+            hangs: AtomicBool::new(false),
             state: Mutex::new(ReplicaState { log, ..ReplicaState::default() }),
         })
+    }
+
+    /// What takes its place, without a log.
+    pub(super) fn heir(&self) -> Arc<Self> {
+        Self::new(self.disk, Arc::clone(&self.attention), Arc::clone(&self.flushes), None)
     }
 
     /// Queues the partition for the disk's worker, once.

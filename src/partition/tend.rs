@@ -41,7 +41,9 @@ impl Core {
     pub(crate) fn tend(&self, disk: DiskId, now: Timestamp, ahead: bool) -> Tended {
         let mut tended = Tended::default();
         let (leads, replica) = {
-            let state = self.state.lock();
+            let Some(state) = self.brief() else {
+                return Tended { again_in: Some(RETRY_AFTER) };
+            };
             (state.leading.disk == disk, state.followers.iter().find(|r| r.disk == disk).cloned())
         };
         if let Some(replica) = &replica {
@@ -77,6 +79,9 @@ impl Core {
 
     /// Forgets producers that have not appended for `age`.
     pub(crate) fn expire_producers(&self, now: Timestamp, age: Duration) {
+        if self.brief().is_none() {
+            return;
+        }
         let disks: Vec<_> = self.readers().into_iter().map(|(disk, _)| disk).collect();
         for disk in disks {
             self.with_log(disk, |log| log.expire_producers(now, age));
@@ -151,20 +156,21 @@ impl Core {
         }
         let replica = state.followers.iter().find(|replica| replica.disk == disk).cloned()?;
         drop(state);
-        let mut follower = replica.state.lock();
+        let mut follower = replica.brief()?;
         follower.log.as_mut().map(then)
     }
 
     /// Seals the active segment when the topic's `segment_age` has passed.
     pub(crate) fn roll_if_old(&self, now: Timestamp) {
-        let mut state = self.state.lock();
+        let Some(mut state) = self.brief() else { return };
         if self.check_open(&state).is_err() {
             return;
         }
         let rolled = state.log.roll_if_old(now);
         // Followers roll on their own: where segments end is no part of the log.
         for replica in &state.followers {
-            if let Some(log) = &mut replica.state.lock().log
+            if let Some(mut held) = replica.brief()
+                && let Some(log) = &mut held.log
                 && !matches!(log.roll_if_old(now), Ok(false))
             {
                 replica.ask_for_attention(self);
@@ -222,7 +228,10 @@ impl Core {
         state.history.drop_below(start);
         let mut gone = vec![(state.log.place().clone(), state.log.raise_log_start(start))];
         for replica in &state.followers {
-            if let Some(log) = &mut replica.state.lock().log {
+            // One that is busy learns it when it follows.
+            if let Some(mut held) = replica.brief()
+                && let Some(log) = &mut held.log
+            {
                 gone.push((log.place().clone(), log.raise_log_start(start)));
             }
         }
@@ -263,7 +272,7 @@ impl Core {
         };
         let mut outcomes = Vec::new();
         for replica in &followers {
-            if replica.state.lock().log.is_some() {
+            if replica.brief().is_some_and(|held| held.log.is_some()) {
                 self.flush_follower(replica.disk);
                 outcomes.push((replica.disk, self.finish_replica(replica.disk, now)));
             }
@@ -370,7 +379,8 @@ impl Core {
 
     /// Takes the replica on `disk` out of service, whether it leads or follows.
     pub(crate) fn fence_replica(&self, disk: DiskId, cause: &Error) {
-        let mut state = self.state.lock();
+        // One whose leader hangs under the lock stays as it is until that call returns.
+        let Some(mut state) = self.brief() else { return };
         if state.leading.disk == disk {
             self.fence(&mut state, cause);
             self.publish(state);

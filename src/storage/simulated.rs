@@ -24,7 +24,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::mapping::{HeapBlock, StoreWatch};
 use super::memory::bad_descriptor;
@@ -57,6 +57,22 @@ pub enum SyncFault {
     CleanedPages,
     /// The cache goes back to what the disk has.
     Reverted,
+}
+
+/// Calls that do not return until the disk is healed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hang {
+    /// Flushes of files and directories.
+    Syncs,
+    /// All calls. Stores through a mapping reach the cache, and return.
+    Everything,
+}
+
+/// Where calls to a disk that hangs wait.
+#[derive(Default)]
+struct Gate {
+    hang: Mutex<Option<Hang>>,
+    opened: Condvar,
 }
 
 /// A simulated disk. A clone is the same disk.
@@ -94,6 +110,7 @@ struct World {
     fault_from: Option<(u64, Fault)>,
     sync_fault: Option<(u64, SyncFault)>,
     syncs: u64,
+    gate: Arc<Gate>,
 }
 
 impl SimDisk {
@@ -122,6 +139,7 @@ impl SimDisk {
                 fault_from: None,
                 sync_fault: None,
                 syncs: 0,
+                gate: Arc::default(),
             })),
         }
     }
@@ -151,6 +169,12 @@ impl SimDisk {
         world.sync_fault = Some((world.syncs + n, fault));
     }
 
+    /// From now on such calls do not return, until [`SimDisk::heal`]: then they do what they were asked for.
+    pub fn hang(&self, hang: Hang) {
+        let gate = Arc::clone(&self.world.lock().gate);
+        *gate.hang.lock() = Some(hang);
+    }
+
     /// The process dies in the `n`-th event from now: from then on calls fail and do nothing.
     pub fn crash_at(&self, n: u64) {
         let mut world = self.world.lock();
@@ -177,6 +201,10 @@ impl SimDisk {
         world.fault_from = None;
         world.sync_fault = None;
         world.images.values_mut().for_each(Image::heal);
+        let gate = Arc::clone(&world.gate);
+        drop(world);
+        gate.hang.lock().take();
+        gate.opened.notify_all();
     }
 
     /// Bytes that files may still grow by; `None` for no limit. What files give back is added.
@@ -269,12 +297,13 @@ impl SimDisk {
     pub fn fork(&self) -> Self {
         let mut world = self.world.lock().clone();
         world.dead = Arc::default();
+        world.gate = Arc::default();
         world.end_process();
         Self { world: Arc::new(Mutex::new(world)) }
     }
 
     fn enter(&self, call: Call) -> io::Result<MutexGuard<'_, World>> {
-        let mut world = self.world.lock();
+        let mut world = wait_at_gate(&self.world, call);
         world.begin_whole(call)?;
         Ok(world)
     }
@@ -695,6 +724,19 @@ impl Disk for SimDisk {
     }
 }
 
+/// Waits until the disk does not hang in such a call.
+fn wait_at_gate(world: &Mutex<World>, call: Call) -> MutexGuard<'_, World> {
+    let locked = world.lock();
+    let gate = Arc::clone(&locked.gate);
+    drop(locked);
+    let mut hang = gate.hang.lock();
+    while *hang == Some(Hang::Everything) || (*hang == Some(Hang::Syncs) && call == Call::Sync) {
+        gate.opened.wait(&mut hang);
+    }
+    drop(hang);
+    world.lock()
+}
+
 /// A file that a process has open.
 struct Handle {
     world: Arc<Mutex<World>>,
@@ -718,6 +760,7 @@ impl Handle {
     }
 
     fn begin(&self, call: Call) -> io::Result<(MutexGuard<'_, World>, Way)> {
+        drop(wait_at_gate(&self.world, call));
         let mut world = self.world().ok_or_else(crashed)?;
         let way = world.begin(call)?;
         Ok((world, way))
@@ -725,6 +768,7 @@ impl Handle {
 
     /// For a call that happens or does not.
     fn enter(&self, call: Call) -> io::Result<MutexGuard<'_, World>> {
+        drop(wait_at_gate(&self.world, call));
         let mut world = self.world().ok_or_else(crashed)?;
         world.begin_whole(call)?;
         Ok(world)
@@ -838,6 +882,7 @@ impl File for SimFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        drop(wait_at_gate(&self.handle.world, Call::Sync));
         let mut world = self.handle.world().ok_or_else(crashed)?;
         world.syncs += 1;
         let way = world.begin(Call::Sync)?;

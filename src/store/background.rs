@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::partition::{Attention, Core, EventKind};
+use crate::partition::{Attention, Core, EventKind, hangs};
 use crate::protocol::metadata::MetadataRecord;
 use crate::types::Timestamp;
 
@@ -138,6 +138,11 @@ impl Shared {
     }
 }
 
+/// Does something on a thread of its own, which may never return. False: there is no thread to be had.
+pub(super) fn apart(work: impl FnOnce() + Send + 'static) -> bool {
+    std::thread::Builder::new().name("oncelog-apart".into()).spawn(work).is_ok()
+}
+
 impl Workers {
     fn spawn(
         &mut self,
@@ -247,7 +252,7 @@ impl Shared {
             if let Some(span) = tended.again_in {
                 agenda.again.insert(name, (Arc::downgrade(core), elapsed + span));
             }
-            if core.leader() == Some(disk.id) {
+            if core.is_led_by(disk.id) {
                 self.apply_retention(core, now);
             }
         }
@@ -279,6 +284,11 @@ impl Shared {
             let now = self.clock.now();
             for (_, core) in self.cores() {
                 core.tick(now, self.options.lag_max);
+                if let Some(disk) = core.hung_leader(now, self.options.lag_max)
+                    && let Some(disk) = self.online_disk(disk)
+                {
+                    self.lose_disk(&disk, &hangs());
+                }
             }
             self.prefer_leaders(now);
             self.settle_reigns();

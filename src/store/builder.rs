@@ -199,6 +199,13 @@ impl StoreBuilder {
         self
     }
 
+    /// Background work runs on threads, as on real disks: for simulated ones that hang.
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn threads(mut self) -> Self {
+        self.options.background = true;
+        self
+    }
+
     /// The clock that the store goes by, for tests.
     #[cfg(any(test, feature = "simulation"))]
     pub fn clock(mut self, clock: Clock) -> Self {

@@ -15,6 +15,8 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
 
 use crate::error::{DecodeError, Error, Result};
 use crate::protocol::metadata::{
@@ -23,6 +25,7 @@ use crate::protocol::metadata::{
 use crate::storage::{Disk, File, OpenMode, parent, read_small, replace_file, write_all_at};
 use crate::types::{DiskId, StoreId};
 
+use super::background::apart;
 use super::layout::METADATA;
 use super::session::bit_of;
 
@@ -187,10 +190,12 @@ pub(super) struct MetadataLog {
     last: (u64, u64),
     compacted: u64,
     poisoned: bool,
+    /// How long a disk may take for a change before it is done without; `None`: as long as it likes.
+    patience: Option<Duration>,
 }
 
 /// A disk that takes every change.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Member {
     id: DiskId,
     disk: Arc<dyn Disk>,
@@ -271,7 +276,44 @@ impl MetadataLog {
             last,
             compacted: position,
             poisoned: false,
+            patience: None,
         }
+    }
+
+    /// A disk that takes longer than that for a change is done without, as if it had failed (S22). All disks are then
+    /// written to at the same time, by threads that may be left behind.
+    pub(super) fn set_patience(&mut self, patience: Duration) {
+        self.patience = Some(patience);
+    }
+
+    /// Does something with every member. The answers are in the order of the members.
+    fn on_all(
+        &mut self,
+        work: impl Fn(&mut Member) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Vec<io::Result<()>> {
+        let Some(patience) = self.patience.filter(|_| self.members.len() > 1) else {
+            return self.members.iter_mut().map(work).collect();
+        };
+        let work = Arc::new(work);
+        let (sender, answers) = channel();
+        for (at, member) in self.members.iter().enumerate() {
+            let (work, sender, mut member) = (Arc::clone(&work), sender.clone(), member.clone());
+            // Without a thread there is no answer, which is one as well.
+            let _ = apart(move || {
+                let outcome = work(&mut member);
+                let _ = sender.send((at, outcome, member.allocated));
+            });
+        }
+        drop(sender);
+        let late = || Err(io::ErrorKind::TimedOut.into());
+        let mut outcomes: Vec<_> = self.members.iter().map(|_| late()).collect();
+        let started = Instant::now();
+        while let Ok((at, outcome, allocated)) =
+            answers.recv_timeout(patience.saturating_sub(started.elapsed()))
+        {
+            (outcomes[at], self.members[at].allocated) = (outcome, allocated);
+        }
+        outcomes
     }
 
     /// A disk whose copies are up to date takes every change from now on.
@@ -439,8 +481,13 @@ impl MetadataLog {
     /// A full disk refuses the change, and is no reason to do without that disk.
     fn make_room(&mut self, end: u64, may_use_reserve: bool) -> Result<()> {
         let mut failed = Vec::new();
-        for (at, member) in self.members.iter_mut().enumerate() {
-            match member.make_room(end, may_use_reserve) {
+        let roomy = |member: &Member| member.allocated >= end + RESERVE_BYTES;
+        if self.members.iter().all(roomy) {
+            return Ok(());
+        }
+        let made = self.on_all(move |member| member.make_room(end, may_use_reserve));
+        for ((at, member), made) in self.members.iter().enumerate().zip(made) {
+            match made {
                 Ok(()) => {}
                 Err(error) => {
                     let error = member.fault("allocate", error);
@@ -456,8 +503,10 @@ impl MetadataLog {
 
     fn write_to_all(&mut self, frames: &[u8]) -> Result<()> {
         let mut failed = Vec::new();
-        for (at, member) in self.members.iter().enumerate() {
-            if let Err(error) = member.write(self.position, frames) {
+        let (position, frames) = (self.position, frames.to_vec());
+        let written = self.on_all(move |member| member.write(position, &frames));
+        for ((at, member), written) in self.members.iter().enumerate().zip(written) {
+            if let Err(error) = written {
                 failed.push((
                     at,
                     Error::Io {

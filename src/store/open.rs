@@ -34,6 +34,9 @@ use super::metadata_log::{Found, MetadataLog};
 use super::session::{self, LogEnd, Session};
 use super::{Handle, Shared, Slot, Store, Topic, background};
 
+/// How long one disk may hold up a change of the metadata.
+const PATIENCE_MAX: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// Opens or makes the store on `disks`.
 pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) -> Result<Store> {
     let alone = disks.len() == 1;
@@ -82,6 +85,9 @@ pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) ->
     if !shared.options.read_only {
         shared.begin_session()?;
         if shared.options.background {
+            // Less than the lag that is allowed: nobody is to be late for the wait.
+            let patience = (shared.options.lag_max / 3).min(PATIENCE_MAX);
+            shared.metadata.lock().set_patience(patience);
             *shared.workers.lock() = Some(background::start(&shared)?);
         }
         shared.settle_transactions();

@@ -356,6 +356,11 @@ impl Shared {
         disk: &Arc<StoreDisk>,
     ) -> Result<()> {
         let number = slot.partition.partition();
+        if !core.is_free(disk.id) {
+            let what = format!("{}: a call to {} still hangs", slot.partition, disk.id);
+            let timeout = std::time::Duration::ZERO;
+            return Err(Error::TimedOut { what, timeout, appended: None });
+        }
         let described = self.metadata.lock().state().partition(topic.id, number).cloned();
         let Some(described) = described else { return Ok(()) };
         let config = Arc::clone(&*topic.config.read());

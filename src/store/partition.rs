@@ -187,6 +187,9 @@ impl Partition {
         acks: Acks,
         append: impl Fn(&Core) -> Result<Placed>,
     ) -> Result<Appended> {
+        if !matches!(error, Error::NoLeader { .. }) {
+            return Err(error);
+        }
         let core = self.live()?;
         for _ in 0..core.replicas().len() {
             if !matches!(error, Error::NoLeader { .. }) {

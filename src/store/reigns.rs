@@ -123,7 +123,7 @@ impl Shared {
         self.note_offline(disk, &cause.to_string());
         self.metadata.lock().remove_disk(disk.id);
         for (_, core) in self.cores() {
-            if core.replicas().contains(&disk.id) && core.replicas().len() > 1 {
+            if core.has_replica_on(disk.id) && core.replicas().len() > 1 {
                 core.fence_replica(disk.id, cause);
             }
         }

@@ -73,7 +73,7 @@ pub(crate) struct Progress {
     min_insync: u16,
     followers: Vec<Follower>,
     /// Where the leader stood at the last tick, and when that was.
-    seen: (Offset, Timestamp),
+    seen: (Offset, Offset, Timestamp),
 }
 
 impl Progress {
@@ -88,7 +88,7 @@ impl Progress {
             epoch_start: log_start,
             min_insync: 1,
             followers: Vec::new(),
-            seen: (log_end, Timestamp::MIN),
+            seen: (log_end, flushed.min(log_end), Timestamp::MIN),
         };
         progress.check();
         progress
@@ -107,7 +107,7 @@ impl Progress {
         self.epoch_start = epoch_start;
         self.min_insync = min_insync;
         self.high_watermark = high_watermark.min(self.log_end).max(self.log_start);
-        self.seen = (self.log_end, now);
+        self.seen = (self.log_end, self.flushed, now);
         self.followers.clear();
         self.followers.extend(followers.iter().map(|start| Follower {
             disk: start.disk,
@@ -248,14 +248,18 @@ impl Progress {
     /// Lets followers that lag for longer than `lag_max` leave, and those that caught up join. Returns
     /// whether there is a change to be made durable (REPL-12, REPL-13, REPL-14).
     pub(crate) fn tick(&mut self, now: Timestamp, lag_max: Duration, flush: Flush) -> bool {
-        let (seen, seen_at) = self.seen;
-        let (log_end, high_watermark, epoch_start) =
-            (self.log_end, self.high_watermark, self.epoch_start);
+        let (seen, seen_flushed, seen_at) = self.seen;
+        let (log_end, flushed) = (self.log_end, self.flushed);
+        let (high_watermark, epoch_start) = (self.high_watermark, self.epoch_start);
         let mut changed = false;
         for follower in &mut self.followers {
-            if follower.end >= log_end {
+            // A disk that takes everything and flushes nothing lags as well, where flushes count.
+            let level = |end: Offset, flushed: Offset| {
+                follower.end >= end && (flush != Flush::OnAck || follower.flushed >= flushed)
+            };
+            if level(log_end, flushed) {
                 follower.caught_up_at = now;
-            } else if follower.end >= seen {
+            } else if level(seen, seen_flushed) {
                 follower.caught_up_at = follower.caught_up_at.max(seen_at);
             }
             let acknowledged = follower.acknowledged(flush);
@@ -276,7 +280,7 @@ impl Progress {
                 Membership::In | Membership::Out => {}
             }
         }
-        self.seen = (log_end, now);
+        self.seen = (log_end, flushed, now);
         changed
     }
 

@@ -1,0 +1,120 @@
+//! Disks that hang: what is waited for, and how a replica on one is done without (S22).
+//!
+//! A call that hangs holds what its caller has locked: a follower's own lock, or, where the leader rolls its segment,
+//! the partition's. So whoever holds the partition's lock waits for a follower's only [`BRIEF`], and whoever works for
+//! many partitions waits for one of them no longer either. A follower that cannot be had is *orphaned*: another object
+//! takes its place, out of service, and what the hung call still does counts for nothing. Its disk is not opened anew
+//! for the partition until that call has returned, so that two never write to one file.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use parking_lot::MutexGuard;
+
+use crate::error::{Error, Written};
+use crate::types::{DiskId, Offset, Timestamp};
+
+use super::core::{Core, Fenced, State};
+use super::replica::{Replica, ReplicaState};
+
+/// Longer than any work under a lock takes on a disk that answers.
+const BRIEF: Duration = Duration::from_millis(100);
+
+impl Replica {
+    /// Its state, unless a call to its disk hangs.
+    pub(super) fn brief(&self) -> Option<MutexGuard<'_, ReplicaState>> {
+        let held = if self.hangs.load(Ordering::Relaxed) {
+            self.state.try_lock()
+        } else {
+            self.state.try_lock_for(BRIEF)
+        };
+        self.hangs.store(held.is_none(), Ordering::Relaxed);
+        held
+    }
+}
+
+impl Core {
+    /// The partition's state, for whoever has others to look after; `None`: a call to the leader's disk hangs.
+    pub(super) fn brief(&self) -> Option<MutexGuard<'_, State>> {
+        let held = if self.hangs.load(Ordering::Relaxed) {
+            self.state.try_lock()
+        } else {
+            self.state.try_lock_for(BRIEF)
+        };
+        self.hangs.store(held.is_none(), Ordering::Relaxed);
+        held
+    }
+
+    /// The partition's state, for an append.
+    #[inline]
+    pub(super) fn lock_to_append(&self) -> Result<MutexGuard<'_, State>, Error> {
+        let timeout = self.append_timeout();
+        self.state.try_lock_for(timeout).ok_or_else(|| Error::TimedOut {
+            what: format!("{}: its leader's disk hangs", self.partition()),
+            timeout,
+            appended: None,
+        })
+    }
+
+    /// Does without a follower whose lock cannot be had.
+    pub(super) fn orphan(&self, state: &mut State, replica: &Arc<Replica>, cause: &str) {
+        let Some(place) = state.followers.iter_mut().find(|known| Arc::ptr_eq(known, replica))
+        else {
+            return;
+        };
+        let heir = replica.heir();
+        let at_risk = Offset::ZERO..Offset::ZERO;
+        heir.state.lock().fenced = Some(Fenced { cause: cause.into(), at_risk });
+        *place = heir;
+        state.orphans.push(Arc::clone(replica));
+        state.progress.on_failed(replica.disk);
+    }
+
+    /// Whether `replica` is one of the partition's, and no orphan.
+    pub(super) fn is_current(state: &State, replica: &Arc<Replica>) -> bool {
+        state.followers.iter().any(|known| Arc::ptr_eq(known, replica))
+    }
+
+    /// Whether no call of an earlier replica on `disk` is under way any more, so that it can be opened anew.
+    pub(crate) fn is_free(&self, disk: DiskId) -> bool {
+        let Some(mut state) = self.brief() else { return false };
+        state.orphans.retain(|orphan| {
+            let Some(mut held) = orphan.state.try_lock() else { return true };
+            let flushes = held.flushing;
+            if !flushes {
+                held.log = None;
+            }
+            flushes
+        });
+        !state.orphans.iter().any(|orphan| orphan.disk == disk) && state.durable.hung != Some(disk)
+    }
+
+    /// The leader's disk, if a flush of it has been on its way for longer than `lag_max` and somebody else can lead.
+    pub(crate) fn hung_leader(&self, now: Timestamp, lag_max: Duration) -> Option<DiskId> {
+        let state = self.brief()?;
+        let since = state.durable.led_since.filter(|_| state.durable.led)?;
+        let others = state.progress.live_in_sync() > 1 && state.fenced.is_none();
+        (others && now.since(since) > lag_max).then_some(state.leading.disk)
+    }
+
+    /// Whether a replica of the partition is on `disk`; false as well if that cannot be told now.
+    pub(crate) fn has_replica_on(&self, disk: DiskId) -> bool {
+        self.brief().is_some_and(|state| state.preference.contains(&disk))
+    }
+
+    /// Whether `disk` leads, as far as that can be told now.
+    pub(crate) fn is_led_by(&self, disk: DiskId) -> bool {
+        self.brief().is_some_and(|state| state.leader == Some(disk) && state.fenced.is_none())
+    }
+}
+
+/// The fault of a disk whose call does not return.
+pub(crate) fn hangs() -> Error {
+    Error::Io {
+        path: std::path::PathBuf::new(),
+        action: "wait for a call that hangs",
+        written: Written::Unknown,
+        source: Arc::new(std::io::ErrorKind::TimedOut.into()),
+    }
+}

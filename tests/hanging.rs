@@ -1,0 +1,204 @@
+//! Disks that hang (S22): nothing acknowledged is lost, other disks go on, and every wait ends.
+#![cfg(feature = "simulation")]
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+use std::time::{Duration, Instant};
+
+use oncelog::simulation::{Hang, SimDisk};
+use oncelog::{
+    Acks, DiskId, DiskState, Error, EventKind, Flush, Offset, Partition, ReadOptions, Record,
+    Store, TopicConfig,
+};
+
+const LAG: Duration = Duration::from_millis(900);
+const TIMEOUT: Duration = Duration::from_secs(6);
+/// More than any wait here may take.
+const LONG: Duration = Duration::from_secs(20);
+
+fn open(disks: &[SimDisk]) -> Store {
+    let builder = Store::builder().replica_lag_max(LAG).append_timeout(TIMEOUT);
+    disks
+        .iter()
+        .fold(builder, |builder, disk| builder.simulated_disk(disk.clone()))
+        .threads()
+        .open()
+        .unwrap()
+}
+
+fn topic(flush: Flush, segment_bytes: u64) -> TopicConfig {
+    TopicConfig::new()
+        .partitions(3)
+        .replication_factor(3)
+        .min_insync_replicas(2)
+        .flush(flush)
+        .segment_bytes(segment_bytes)
+}
+
+fn value(at: u64) -> Vec<u8> {
+    format!("{at} {}", "x".repeat(100)).into_bytes()
+}
+
+/// Appends until `values` are acknowledged; what is not known to have gone in comes again.
+fn append(partition: &Partition, values: std::ops::Range<u64>) {
+    for at in values {
+        let appended = partition.append(&[Record::new(&value(at))], Acks::All).unwrap();
+        assert_eq!(appended.offsets.start, Offset(at));
+    }
+}
+
+fn check(partition: &Partition, end: u64) {
+    assert!(partition.high_watermark().0 >= end);
+    let mut next = Offset(0);
+    while next.0 < end {
+        let records = partition.read(next, ReadOptions::new()).unwrap();
+        for record in &records {
+            assert_eq!(record.offset(), next);
+            assert_eq!(record.value().unwrap(), value(next.0));
+            next = next.next();
+        }
+    }
+}
+
+fn led_by(store: &Store, disk: DiskId) -> Partition {
+    let all = (0..3).map(|number| store.partition("t", number).unwrap());
+    all.into_iter().find(|partition| partition.leader() == Some(disk)).unwrap()
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !done() {
+        assert!(started.elapsed() < LONG, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn s22_a_follower_that_hangs_is_left_behind_and_comes_back() {
+    for flush in [Flush::OnAck, Flush::Os] {
+        for hang in [Hang::Syncs, Hang::Everything] {
+            let disks: Vec<_> = (0..3).map(|at| SimDisk::new(at + 1)).collect();
+            let store = open(&disks);
+            store.create_topic("t", topic(flush, 4096)).unwrap();
+            let partition = led_by(&store, DiskId(0));
+            append(&partition, 0..20);
+            disks[2].hang(hang);
+            let started = Instant::now();
+            append(&partition, 20..200);
+            assert!(started.elapsed() < LONG, "{flush:?} {hang:?}");
+            check(&partition, 200);
+            // At the `Os` level nobody has to wait for a disk whose cache takes everything.
+            if hang == Hang::Everything || flush == Flush::OnAck {
+                wait_until("it is left behind", || {
+                    !partition.in_sync_replicas().contains(&DiskId(2))
+                });
+                let other = led_by(&store, DiskId(1));
+                append(&other, 0..20);
+                check(&other, 20);
+            }
+            disks[2].heal();
+            if let DiskState::Offline { .. } = store.disks()[2].state {
+                wait_until("its calls have returned", || store.start_disk(DiskId(2)).is_ok());
+            }
+            wait_until("all are in sync again", || partition.in_sync_replicas().len() == 3);
+            append(&partition, 200..220);
+            check(&partition, 220);
+            store.close(LONG).unwrap();
+            drop((partition, store));
+            let store = open(&disks);
+            check(&led_by(&store, DiskId(0)), 220);
+        }
+    }
+}
+
+#[test]
+fn s22_a_leader_whose_flush_hangs_is_deposed_and_what_it_does_later_counts_for_nothing() {
+    let disks: Vec<_> = (0..3).map(|at| SimDisk::new(at + 1)).collect();
+    let store = open(&disks);
+    store.create_topic("t", topic(Flush::OnAck, 1 << 20)).unwrap();
+    let partition = led_by(&store, DiskId(0));
+    let other = led_by(&store, DiskId(1));
+    append(&partition, 0..20);
+    append(&other, 0..20);
+    disks[0].hang(Hang::Syncs);
+    std::thread::scope(|scope| {
+        // Whoever leads the flush is held by it; what it appended is in the followers' memory by then.
+        let held = scope.spawn(|| partition.append(&[Record::new(&value(20))], Acks::All));
+        wait_until("another leads", || {
+            partition.leader().is_some_and(|leader| leader != DiskId(0))
+        });
+        append(&partition, 21..60);
+        check(&partition, 60);
+        append(&other, 20..40);
+        let offline = store
+            .events()
+            .any(|event| matches!(event.kind, EventKind::DiskOffline { disk: DiskId(0), .. }));
+        assert!(offline, "it is told");
+        disks[0].heal();
+        let appended = held.join().unwrap();
+        assert_eq!(
+            appended.unwrap().offsets.start,
+            Offset(20),
+            "it was acknowledged by the others"
+        );
+    });
+    wait_until("its calls have returned", || store.start_disk(DiskId(0)).is_ok());
+    wait_until("all are in sync again", || partition.in_sync_replicas().len() == 3);
+    append(&partition, 60..80);
+    check(&partition, 80);
+    store.close(LONG).unwrap();
+    drop((partition, other, store));
+    disks.iter().for_each(SimDisk::power_loss);
+    let store = open(&disks);
+    let all = (0..3).map(|number| store.partition("t", number).unwrap());
+    assert_eq!(all.map(|partition| partition.high_watermark().0).sum::<u64>(), 120);
+}
+
+#[test]
+fn s22_where_the_leader_hangs_under_the_partitions_lock_waits_end_and_other_partitions_go_on() {
+    let disks: Vec<_> = (0..3).map(|at| SimDisk::new(at + 1)).collect();
+    let store = open(&disks);
+    store.create_topic("t", topic(Flush::Os, 4096)).unwrap();
+    let partition = led_by(&store, DiskId(0));
+    let other = led_by(&store, DiskId(1));
+    append(&other, 0..20);
+    disks[0].hang(Hang::Everything);
+    std::thread::scope(|scope| {
+        // The one that rolls the segment hangs with it.
+        let held = scope.spawn(|| {
+            let mut end = 0;
+            while partition.append(&[Record::new(&value(end))], Acks::All).is_ok() && end < 300 {
+                end += 1;
+            }
+            end
+        });
+        append(&other, 20..40);
+        let started = Instant::now();
+        let refused = loop {
+            match partition.append(&[Record::new("late")], Acks::Leader) {
+                Ok(_) => assert!(started.elapsed() < LONG, "the segment is full at some time"),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(refused, Error::TimedOut { .. } | Error::NoLeader { .. }), "{refused}");
+        assert!(started.elapsed() < TIMEOUT * 3);
+        append(&other, 40..60);
+        check(&other, 60);
+        disks[0].heal();
+        held.join().unwrap();
+    });
+    store.close(LONG).unwrap();
+}
+
+#[test]
+fn s22_close_ends_in_time_while_a_disk_hangs() {
+    let disks: Vec<_> = (0..3).map(|at| SimDisk::new(at + 1)).collect();
+    let store = open(&disks);
+    store.create_topic("t", topic(Flush::OnAck, 1 << 20)).unwrap();
+    append(&led_by(&store, DiskId(0)), 0..20);
+    disks[1].hang(Hang::Everything);
+    let started = Instant::now();
+    let outcome = store.close(Duration::from_millis(300));
+    assert!(matches!(outcome, Err(Error::TimedOut { .. })), "{outcome:?}");
+    assert!(started.elapsed() < TIMEOUT);
+    disks[1].heal();
+}
