@@ -18,7 +18,7 @@ use oncelog::{Record, StartAt, Store, TopicConfig};
 
 const ORDERS: &str = "orders";
 const BILLS: &str = "bills";
-const COUNT: u64 = 5000;
+const COUNT: u64 = 1000;
 const LONG: Duration = Duration::from_secs(30);
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;

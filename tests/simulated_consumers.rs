@@ -306,7 +306,7 @@ fn pipeline_story(disks: &[SimDisk], clock: &Clock, seed: u64) -> Result<(), Err
             }
         }
         let mut workers = [None, None];
-        for _ in 0..30 {
+        for _ in 0..20 {
             if is_dead() {
                 return Ok(());
             }
@@ -395,7 +395,7 @@ fn judge_pipeline(disks: &[SimDisk], clock: &Clock, what: &str) -> u64 {
 #[test]
 fn inv_11_a_pipeline_makes_of_its_input_what_it_should_whatever_its_workers_do() {
     let mut total = 0;
-    for seed in 0..80 {
+    for seed in 0..120 {
         let clock = Clock::manual(Timestamp(1_000_000));
         let disks: Vec<_> =
             (0..if seed % 2 == 0 { 1 } else { 3 }).map(|at| SimDisk::new(seed * 8 + at)).collect();
@@ -433,7 +433,7 @@ fn inv_11_a_pipeline_that_crashes_at_any_call_makes_what_it_should() {
 #[test]
 fn s9_a_pipeline_that_meets_an_error_at_any_call_makes_what_it_should() {
     for fault in [Fault::Eio, Fault::Enospc] {
-        for n in (1..).step_by(3) {
+        for n in (1..).step_by(5) {
             let clock = Clock::manual(Timestamp(1_000_000));
             let disk = SimDisk::new(n);
             disk.fail_call(n, fault);
