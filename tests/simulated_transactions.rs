@@ -77,7 +77,9 @@ impl World {
     }
 
     fn open(&self) -> Result<Store, Error> {
-        let builder = Store::builder().clock(self.clock.clone()).flush(self.flush);
+        // Nobody else is at work while a call waits.
+        let builder = Store::builder().append_timeout(Duration::from_millis(5));
+        let builder = builder.clock(self.clock.clone()).flush(self.flush);
         let disks = self.disks.iter().fold(builder, |all, disk| all.simulated_disk(disk.clone()));
         let store = disks.open()?;
         if store.topic("t").is_err() {
@@ -139,11 +141,8 @@ impl World {
                 }
                 _ => {
                     let id = self.random.below(IDS);
-                    if !held.contains_key(&id) {
-                        let Ok(made) = self.hold(&store, id) else { continue };
-                        held.insert(id, made);
-                    }
-                    let mut producer = held.remove(&id).unwrap();
+                    let known = held.remove(&id).map_or_else(|| self.hold(&store, id), Ok);
+                    let Ok(mut producer) = known else { continue };
                     self.run(&mut producer);
                     held.insert(id, producer);
                 }
@@ -169,13 +168,16 @@ impl World {
         let Ok(mut transaction) = producer.begin() else { return };
         let mut sent =
             Sent { id: Some(transaction.id()), values: BTreeMap::new(), told: Told::Nothing };
+        let mut has_appended = false;
         for _ in 0..1 + self.random.below(6) {
             let (partition, value) = (self.partition(), self.value());
-            let done = if self.random.one_in(2) {
+            let sends = self.random.one_in(2);
+            let done = if sends {
                 transaction.send(Record::to("t").partition(partition).value(&value))
             } else {
                 transaction.append("t", partition, &[Record::new(&value)]).map(drop)
             };
+            has_appended |= !sends;
             if done.is_ok() {
                 sent.values.entry(partition).or_default().push(value);
             } else if self.random.one_in(2) {
@@ -200,11 +202,25 @@ impl World {
                 Err(_) => Told::Nothing,
             },
         };
+        if !has_appended && sent.told != Told::Committed {
+            sent.id = None; // the next one has it
+        }
         // What a dead process was told, nobody has heard.
         if self.disks.iter().any(SimDisk::is_dead) && sent.told == Told::Committed {
             sent.told = Told::Nothing;
         }
         self.sent.push(sent);
+    }
+
+    fn put_everywhere(&mut self, store: &Store) -> Result<String, Error> {
+        let mut producer = self.hold(store, 0)?;
+        let value = self.value();
+        let mut transaction = producer.begin()?;
+        for number in 0..PARTITIONS {
+            transaction.append("t", number, &[Record::new(&value)])?;
+        }
+        transaction.commit(SECOND * 5)?;
+        Ok(value)
     }
 
     fn end(&mut self, power_loss: bool) {
@@ -270,16 +286,14 @@ impl World {
             assert!(all || none, "{note}: torn: {sent:?}");
             match sent.told {
                 Told::Committed => assert!(all, "{note}: committed and not seen: {sent:?}"),
-                Told::Aborted => {
-                    assert!(none || shown.is_empty(), "{note}: aborted and seen: {sent:?}")
-                }
+                Told::Aborted => assert!(none, "{note}: aborted and seen: {sent:?}"),
                 Told::Nothing => {}
             }
             let outcome = sent.id.map(|id| store.transaction_outcome(id));
             match outcome {
                 Some(Ok(TransactionOutcome::Committed)) => assert!(all, "{note}: {sent:?}"),
                 Some(Ok(TransactionOutcome::Aborted)) => {
-                    assert!(none || shown.is_empty(), "{note}: {sent:?}");
+                    assert!(none, "{note}: {sent:?}");
                 }
                 Some(Ok(TransactionOutcome::Open)) => panic!("{note}: still open: {sent:?}"),
                 _ => {}
@@ -301,15 +315,9 @@ impl World {
                 assert!(seen[*partition as usize].contains(value), "{note}: {value} is lost");
             }
         }
-        // It still works.
-        let mut producer = self.hold(&store, 0).unwrap();
-        let value = self.value();
-        let mut transaction = producer.begin().unwrap();
-        for number in 0..PARTITIONS {
-            transaction.append("t", number, &[Record::new(&value)]).unwrap();
-        }
-        transaction.commit(SECOND * 5).unwrap();
-        drop(producer);
+        // It still works; where a power loss took decisions, from the second holder on.
+        let value = (0..3).find_map(|_| self.put_everywhere(&store).ok());
+        let value = value.unwrap_or_else(|| panic!("{note}: nothing can be committed"));
         for all in Self::contents(&store, Isolation::ReadCommitted) {
             assert_eq!(all.last(), Some(&value), "{note}");
         }
@@ -322,7 +330,7 @@ fn stories_of_transactions_are_never_torn_doubled_or_stuck() {
     let number = |name: &str, default: u64| {
         std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
     };
-    let (first, stories) = (number("ONCELOG_SEED", 1), number("ONCELOG_STORIES", 150));
+    let (first, stories) = (number("ONCELOG_SEED", 1), number("ONCELOG_STORIES", 60));
     for seed in first..first + stories {
         let replay = format!(
             "ONCELOG_SEED={seed} ONCELOG_STORIES=1 cargo test --all-features --test simulated_transactions"

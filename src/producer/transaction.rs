@@ -54,7 +54,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// Which transaction it is: [`Store::transaction_outcome`](crate::Store::transaction_outcome) tells how it ended,
-    /// also after a commit whose answer was lost.
+    /// also after a commit whose answer was lost. One of which nothing was appended leaves its id to the next.
     #[must_use]
     pub fn id(&self) -> TransactionId {
         let TransactionTag { producer, epoch } = self.producer.tag;
@@ -233,6 +233,10 @@ impl<'a> Transaction<'a> {
                 Ok(appended)
             }
             Err(error) => {
+                if let Error::ProducerFenced { current, .. } = &error {
+                    let seen = TransactionTag { producer: id, epoch: *current };
+                    producer.transactions.learn(producer.store.shared(), seen, partition);
+                }
                 let over = matches!(
                     error.class(),
                     ErrorClass::AbortTransaction | ErrorClass::Fenced | ErrorClass::Fatal

@@ -121,6 +121,8 @@ pub(crate) struct Shared {
     transactions: OnceLock<Arc<Transactions>>,
     /// Held by whoever begins them.
     beginning: Mutex<()>,
+    /// Once they could not be settled.
+    settler: OnceLock<Arc<transactions::Settler>>,
     /// Unset: nobody has asked for one yet.
     groups: OnceLock<Arc<Groups>>,
     /// Held by whoever reads them, if need be while transactions begin.

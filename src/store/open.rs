@@ -74,6 +74,7 @@ pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) ->
         producer_ids: Mutex::new(0..0),
         transactions: OnceLock::new(),
         beginning: Mutex::new(()),
+        settler: OnceLock::new(),
         groups: OnceLock::new(),
         beginning_groups: Mutex::new(()),
         producer_names: Mutex::default(),
@@ -131,7 +132,11 @@ fn open_metadata(
     };
     let mut roll = disks::call_the_roll(given, &found)?;
     roll.left_out.append(&mut unreadable);
-    disks::check_present(given, &roll, found.state(), &options.allow_missing)?;
+    let present = disks::check_present(given, &roll, found.state(), &options.allow_missing);
+    if present.is_err() && !options.read_only && is_half_made(given, &found) {
+        return create(std::mem::take(given));
+    }
+    present?;
     let lasts: Vec<_> = roll.members.iter().map(|(at, _)| found.last_of(*at)).collect();
     let places: Vec<_> =
         roll.members.iter().map(|(at, id)| (*at, *id, Arc::clone(&all[*at]))).collect();
@@ -173,6 +178,19 @@ fn open_metadata(
         disk.stale.store(sessions.iter().any(witness), Ordering::Release);
     }
     Ok(Opened { metadata, store, members })
+}
+
+/// Whether a crash came while the store was made: the metadata are somewhere, no directory has its identity yet, and
+/// nothing can have been stored.
+fn is_half_made(given: &[Given], found: &Found) -> bool {
+    let nameless = given.iter().all(|given| given.identity == IdentityFile::Absent);
+    let vacant = || {
+        given.iter().all(|given| {
+            let listed = given.disk.list(layout::TOPICS);
+            listed.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+        })
+    };
+    nameless && found.state().topics().next().is_none() && vacant()
 }
 
 /// Makes a store on empty directories. It is there once their identities are.

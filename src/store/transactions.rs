@@ -15,7 +15,8 @@
 //! `cut` is held shared; who holds it alone sees no transaction by halves.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
@@ -32,14 +33,30 @@ use crate::protocol::transaction::records::TransactionRecord;
 use crate::record::Marker;
 use crate::types::{Acks, Flush, Offset, Outcome, Timestamp, TopicId};
 
+use super::chores::Chore;
 use super::internal_topic::{Begun, Entry, InternalTopic, Live, Rewritten};
 use super::{Shared, Topic};
 
 /// The internal topic (Kafka's name for its own).
 pub(super) const TRANSACTION_TOPIC: &str = "__transaction_state";
 
+/// After transactions could not be settled.
+const SETTLE_AGAIN: Duration = Duration::from_secs(1);
+
 /// After an id was found busy.
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
+
+/// Settles what could not be settled before.
+#[derive(Debug)]
+pub(super) struct Settler(Weak<Shared>);
+
+impl Chore for Settler {
+    fn run(self: Arc<Self>) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.settle_transactions();
+        }
+    }
+}
 
 /// All transactions of a store that has had one.
 #[derive(Debug)]
@@ -112,16 +129,26 @@ impl Shared {
     }
 
     /// Settles what a crash has left, if the store has had transactions. What cannot be settled now, for want of
-    /// replicas, is settled before the first transaction begins.
+    /// replicas, is tried again every now and then, and before the first transaction begins.
     pub(super) fn settle_transactions(self: &Arc<Self>) {
-        if !self.topics.read().contains_key(TRANSACTION_TOPIC) {
+        if !self.topics.read().contains_key(TRANSACTION_TOPIC) || self.transactions.get().is_some()
+        {
             return;
         }
-        if let Err(error) = self.transactions() {
-            let reason = format!("settling transactions: {error}");
-            self.events
-                .push(self.clock.now(), EventKind::BackgroundFailed { partition: None, reason });
+        let Err(error) = self.transactions() else { return };
+        let reason = format!("settling transactions: {error}");
+        self.events.push(self.clock.now(), EventKind::BackgroundFailed { partition: None, reason });
+        if self.closed.load(Ordering::Acquire) {
+            return;
         }
+        if let Some(workers) = &mut *self.workers.lock()
+            && let Err(error) = workers.start_chores(&self.chores)
+        {
+            report(self, "settling transactions", &error);
+        }
+        let settler = self.settler.get_or_init(|| Arc::new(Settler(Arc::downgrade(self))));
+        let chore: Weak<dyn Chore> = Arc::downgrade(settler) as Weak<dyn Chore>;
+        self.chores.push_at(self.clock.elapsed() + SETTLE_AGAIN, chore);
     }
 
     /// The transactions, if they have begun.
@@ -320,6 +347,12 @@ impl Transactions {
 
     pub(crate) fn keep_spare(&self, spare: (Arc<str>, TransactionTag)) {
         self.spares.lock().held.push(spare);
+    }
+
+    /// A partition knows a later transaction than the holder's: a power loss took decisions of a store that does not
+    /// flush them, and not what was written under them. The next holder begins behind it.
+    pub(crate) fn learn(&self, shared: &Arc<Shared>, tag: TransactionTag, partition: PartitionId) {
+        self.run(shared, Event::Found { tag, partition });
     }
 
     /// Lets go of an id; what its holder left open is aborted.
