@@ -578,3 +578,25 @@ fn transaction_id(held: &mut TransactionalProducer, topic: &str) -> oncelog::Tra
     transaction.commit(LONG).unwrap();
     id
 }
+
+#[test]
+fn a_callback_may_call_the_store_whatever_it_is_called_from() {
+    let (_disk, _clock, store) = with_topic(TopicConfig::new());
+    let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    for topic in ["deleted", "settled"] {
+        store.create_topic(topic, TopicConfig::new()).unwrap();
+        let partition = store.partition(topic, 0).unwrap();
+        let ticket = partition.append_nowait(&[Record::new("x")], Acks::All).unwrap();
+        let (store, told) = (store.clone(), std::sync::Arc::clone(&told));
+        ticket.on_complete(move |outcome| {
+            // Each of them takes the lock of the metadata.
+            store.create_topic(&format!("of-{topic}"), TopicConfig::new()).unwrap();
+            told.lock().unwrap().push((topic, outcome.is_ok()));
+        });
+    }
+    store.delete_topic("deleted").unwrap();
+    assert_eq!(*told.lock().unwrap(), [("deleted", false)]);
+    store.run_background();
+    assert_eq!(told.lock().unwrap().len(), 2);
+    assert!(store.topic("of-deleted").is_ok() && store.topic("of-settled").is_ok());
+}

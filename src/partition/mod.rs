@@ -35,6 +35,7 @@ pub(crate) use read::Watched;
 pub(crate) use reign::Proposal;
 pub(crate) use replica::Replica;
 pub use ticket::Ticket;
+pub(crate) use ticket::postpone;
 
 use crate::protocol::producer_state::batch::{self, Numbering};
 use crate::types::{Compression, Isolation, Offset, ProducerSequence, Timestamp};

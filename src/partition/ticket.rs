@@ -1,5 +1,6 @@
 //! The result of an append that is waited for later: by a thread, a future, or a callback.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -41,9 +42,53 @@ impl std::fmt::Debug for Waiter {
     }
 }
 
+thread_local! {
+    /// Those who are told later, while somebody on this thread holds a lock of the store's.
+    static POSTPONED: RefCell<Option<Vec<Done>>> = const { RefCell::new(None) };
+}
+
+/// As long as it lives, whoever would be told something by this thread is told when it goes. Made before a lock of the
+/// store's is taken under which partitions are spoken to, so that it goes after that: callbacks and wakers are the
+/// application's, and may call the store.
+#[derive(Debug)]
+#[must_use = "it does something while it lives"]
+pub(crate) struct Postponed {
+    is_outermost: bool,
+}
+
+/// Begins to postpone.
+pub(crate) fn postpone() -> Postponed {
+    let begun = POSTPONED.try_with(|postponed| {
+        let mut postponed = postponed.borrow_mut();
+        let begins = postponed.is_none();
+        postponed.get_or_insert_default();
+        begins
+    });
+    // A thread that ends tells at once.
+    Postponed { is_outermost: begun.unwrap_or(false) }
+}
+
+impl Drop for Postponed {
+    fn drop(&mut self) {
+        if self.is_outermost {
+            let done = POSTPONED.try_with(RefCell::take);
+            complete(done.ok().flatten().unwrap_or_default());
+        }
+    }
+}
+
 /// Tells them. Runs under no lock; a panic of a callback ends here (RELIABILITY A9).
 pub(super) fn complete(done: Vec<Done>) {
-    for done in done {
+    if done.is_empty() {
+        return;
+    }
+    let mut done = Some(done);
+    let _ = POSTPONED.try_with(|postponed| {
+        if let Some(postponed) = &mut *postponed.borrow_mut() {
+            postponed.extend(done.take().into_iter().flatten());
+        }
+    });
+    for done in done.into_iter().flatten() {
         let told = catch_unwind(AssertUnwindSafe(|| match done {
             Done::Wake(waker) => waker.wake(),
             Done::Call(callback, result) => callback(result),

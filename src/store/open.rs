@@ -187,7 +187,7 @@ fn is_half_made(given: &[Given], found: &Found) -> bool {
     let vacant = || {
         given.iter().all(|given| {
             let listed = given.disk.list(layout::TOPICS);
-            listed.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+            listed.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
         })
     };
     nameless && found.state().topics().next().is_none() && vacant()

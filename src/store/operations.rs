@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::partition::EventKind;
+use crate::partition::{EventKind, postpone};
 use crate::protocol::metadata::MetadataRecord;
 use crate::storage::{Disk, RealDisk};
 use crate::types::{DiskId, TopicPartition};
@@ -378,6 +378,7 @@ impl Shared {
         let uuid = given.disk.entropy();
         let directory = Arc::clone(&given.disk);
         {
+            let _postponed = postpone();
             let mut metadata = self.metadata.lock();
             metadata.commit(&MetadataRecord::DiskAdded { disk: id, uuid, incarnation })?;
             metadata.add_disk(id, &directory)?;
@@ -438,6 +439,7 @@ impl Shared {
             return Ok(());
         }
         let (id, partition) = (topic.id, slot.partition.partition());
+        let _postponed = postpone();
         let mut metadata = self.metadata.lock();
         let record = MetadataRecord::ReplicasChanged { id, partition, replicas: replicas.to_vec() };
         metadata.commit(&record)?;

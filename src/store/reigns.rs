@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::error::Error;
-use crate::partition::{Core, EventKind, Proposal};
+use crate::partition::{Core, EventKind, Proposal, postpone};
 use crate::protocol::metadata::MetadataRecord;
 use crate::types::{TopicId, TopicPartition};
 
@@ -67,6 +67,7 @@ impl Shared {
         if cores.is_empty() {
             return;
         }
+        let _postponed = postpone();
         let mut metadata = self.metadata.lock();
         let now = self.clock.now();
         let (mut records, mut proposals) = (Vec::new(), Vec::new());

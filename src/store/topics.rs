@@ -9,6 +9,7 @@ use crate::config::{
     TopicConfig, TopicUpdate, check_not_internal, collides, is_internal, validate_topic_name,
 };
 use crate::error::{Error, Result};
+use crate::partition::postpone;
 use crate::protocol::metadata::{MetadataRecord, MetadataState};
 use crate::protocol::replication::Load;
 use crate::types::{DiskId, TopicId, TopicPartition};
@@ -125,6 +126,7 @@ impl Store {
         shared.check_writable()?;
         check_not_internal(name)?;
         let topic = shared.topic(name)?;
+        let _postponed = postpone();
         let mut metadata = shared.metadata.lock();
         metadata.commit(&MetadataRecord::TopicDeleted { id: topic.id })?;
         shared.topics.write().remove(&topic.name);

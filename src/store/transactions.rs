@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
 
 use crate::error::{Error, Result};
-use crate::partition::{Attention, Core, EventKind, Placed, Wait, Waiting};
+use crate::partition::{Attention, Core, EventKind, Placed, Wait, Waiting, postpone};
 use crate::protocol::group::assignment::PartitionId;
 use crate::protocol::transaction::coordinator::{Coordinator, Replay};
 use crate::protocol::transaction::lineage::{TransactionTag, Verdict};
@@ -414,6 +414,7 @@ impl Transactions {
     /// Puts down what is known to be settled, so that the next open is quick.
     pub(super) fn note_all(&self, shared: &Arc<Shared>) {
         let jobs = {
+            let _postponed = postpone();
             let mut state = self.state.lock();
             let effects = state.coordinator.notes();
             self.begin(shared, &mut state, effects)
@@ -483,6 +484,7 @@ impl Transactions {
     }
 
     fn step(&self, shared: &Arc<Shared>, event: Event) -> Vec<Job> {
+        let _postponed = postpone();
         let mut state = self.state.lock();
         let effects = state.coordinator.step(shared.clock.now(), event);
         self.begin(shared, &mut state, effects)
@@ -608,6 +610,7 @@ impl Transactions {
                 }
             }
         }
+        let _postponed = postpone();
         let mut state = self.state.lock();
         if failed {
             state.halves.insert(tag);

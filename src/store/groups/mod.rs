@@ -29,7 +29,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::partition::{Author, EventKind, Placed, Ticket};
+use crate::partition::{Author, EventKind, Placed, Ticket, postpone};
 use crate::protocol::group::assignment::{Assignor, MemberId, PartitionId, Situation, TopicView};
 use crate::protocol::group::membership::{
     CommitRefusal, Effect, Event, Group, Join, JoinRefusal, Subscription,
@@ -416,6 +416,7 @@ impl Groups {
         }
         loop {
             let cell = self.cell(shared, group)?;
+            let _postponed = postpone();
             let mut state = cell.state.lock();
             if state.is_gone {
                 continue;
@@ -531,6 +532,7 @@ impl Chore for Groups {
 impl GroupCell {
     /// Tells the group, and wakes whom it concerns.
     fn act(self: &Arc<Self>, shared: &Arc<Shared>, event: Event) -> Result<()> {
+        let _postponed = postpone();
         let mut state = self.state.lock();
         let outcome = self.tell(shared, &mut state, event);
         let woken = state.woken();
@@ -606,6 +608,7 @@ impl Chore for GroupCell {
     fn run(self: Arc<Self>) {
         let shared = self.groups.upgrade().and_then(|groups| groups.shared.upgrade());
         let Some(shared) = shared else { return };
+        let _postponed = postpone();
         let mut state = self.state.lock();
         state.watched = None;
         let now = shared.group_time();

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::error::{Error, Result, Written};
-use crate::partition::{Author, Core, EventKind, Placed, Ticket};
+use crate::partition::{Author, Core, EventKind, Placed, Ticket, postpone};
 use crate::protocol::group::assignment::PartitionId;
 use crate::protocol::group::offsets::{OffsetTable, RecordPlace};
 use crate::protocol::group::records::{CommittedOffset, GroupRecord};
@@ -103,6 +103,7 @@ impl Offsets {
                 None => Record::tombstone(key),
             })
             .collect();
+        let _postponed = postpone();
         let mut table = self.lock(shared)?;
         let placed = table.log.append(shared, author, &encoded);
         let placed = placed.inspect_err(|error| table.on_failure(error))?;
@@ -123,6 +124,7 @@ impl Offsets {
     /// # Errors
     /// As for an append.
     pub(super) fn append_marker(&self, shared: &Shared, marker: &Marker) -> Result<Placed> {
+        let _postponed = postpone();
         let mut table = self.lock(shared)?;
         let placed = shared.placed_by_any(&self.core, |core| core.append_marker(marker, Acks::All));
         let placed = placed.inspect_err(|error| table.on_failure(error))?;
