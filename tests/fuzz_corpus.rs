@@ -88,6 +88,16 @@ fn s6_any_bytes_as_a_side_file() {
 }
 
 #[test]
+fn any_bytes_as_a_memory_of_producers() {
+    run("producers", fuzz::producers, with_modes(&fuzz::sample_producers(), 2), 40_000);
+}
+
+#[test]
+fn any_bytes_as_a_record_of_the_stores_own_topics() {
+    run("table", fuzz::table, fuzz::sample_tables(), 40_000);
+}
+
+#[test]
 fn s7_any_bytes_as_a_metadata_log() {
     run("metadata", fuzz::metadata, with_modes(&fuzz::sample_metadata(), 2), 20_000);
 }

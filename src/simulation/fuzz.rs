@@ -13,10 +13,16 @@ use std::time::Duration;
 use crate::config::TopicConfig;
 use crate::error::Error;
 use crate::partition::{EventKind, ReadOptions};
+use crate::protocol::group::assignment::PartitionId;
+use crate::protocol::group::records::{CommittedOffset, GroupRecord, GroupState};
 use crate::protocol::metadata::{
     FrameReader, MetadataState, encode_frame, find_valid_frame_after, peek_store,
 };
+use crate::protocol::producer_state::batch::{BatchFacts, Content};
+use crate::protocol::producer_state::states::ProducerStates;
 use crate::protocol::producer_state::transactions::AbortedRange;
+use crate::protocol::transaction::lineage::Lineage;
+use crate::protocol::transaction::records::{IdState, TransactionRecord};
 use crate::record::{
     Batch, BatchHeader, BatchRecords, Draft, DraftSettings, HEADER_BYTES, LENGTH_AT, Place, Record,
     codec_is_available, find_header,
@@ -25,8 +31,8 @@ use crate::segment::{DATA_START, Identity, SideFile, SideHead, put_side_checksum
 use crate::storage::Clock;
 use crate::store::{Partition, Store, VerifyOptions};
 use crate::types::{
-    Acks, Compression, Flush, LeaderEpoch, Offset, ProducerEpoch, ProducerId, StoreId, Timestamp,
-    TopicId, TopicPartition,
+    Acks, Compression, Flush, LeaderEpoch, Offset, Outcome, ProducerEpoch, ProducerId,
+    ProducerSequence, StoreId, Timestamp, TopicId, TopicPartition,
 };
 
 use super::SimDisk;
@@ -209,6 +215,105 @@ pub fn sample_side_file() -> Vec<u8> {
     index.aborted =
         vec![AbortedRange { producer: ProducerId(5), first: Offset(90), last: Offset(140) }];
     SideFile { head, index: std::sync::Arc::new(index) }.encode()
+}
+
+/// Decodes `bytes` as what a log remembers of its producers. With a first byte of 1 the checksum is put right first.
+pub fn producers(bytes: &[u8]) {
+    let Some((&mode, bytes)) = bytes.split_first() else { return };
+    let mut bytes = bytes.to_vec();
+    if mode == 1
+        && let Some((content, crc)) = bytes.split_last_chunk_mut::<4>()
+    {
+        *crc = crc32fast::hash(content).to_le_bytes();
+    }
+    let Ok(states) = ProducerStates::restore(&bytes, SEED, 1000) else { return };
+    let again = states.snapshot(SEED);
+    assert_eq!(again.len(), bytes.len(), "nothing was added or left out");
+    let states = ProducerStates::restore(&again, SEED, 1000).expect("what decodes encodes");
+    assert_eq!(states.snapshot(SEED), again, "the same state gives the same bytes");
+}
+
+/// A memory of producers that decodes.
+#[must_use]
+pub fn sample_producers() -> Vec<u8> {
+    let mut states = ProducerStates::new(Offset(10), 1000);
+    let mut next = Offset(10);
+    for (id, sequence, content) in [
+        (1, 0, Content::Plain),
+        (1, 3, Content::Plain),
+        (2, 0, Content::Transactional),
+        (3, 0, Content::Transactional),
+        (2, 0, Content::Marker(Outcome::Aborted)),
+    ] {
+        let producer = ProducerSequence { id: ProducerId(id), epoch: ProducerEpoch(4), sequence };
+        let facts = BatchFacts {
+            producer,
+            content,
+            base_offset: next,
+            last_offset_delta: 2,
+            leader_epoch: LeaderEpoch(1),
+        };
+        next = facts.end_offset();
+        let _ = states.on_appended(&facts, Timestamp(5));
+    }
+    states.snapshot(SEED)
+}
+
+/// Decodes `bytes` as a record of one of the store's own topics: the first byte says which (1: groups) and whether it has
+/// a value (2), two bytes how long the key is.
+pub fn table(bytes: &[u8]) {
+    let Some((&[mode, low, high], rest)) = bytes.split_first_chunk() else { return };
+    let length = usize::from(u16::from_le_bytes([low, high]));
+    let Some((key, value)) = rest.split_at_checked(length) else { return };
+    let value = (mode & 2 != 0).then_some(value);
+    let again = if mode & 1 == 0 {
+        TransactionRecord::decode(key, value).map(|record| (record.key(), record.value()))
+    } else {
+        GroupRecord::decode(key, value).map(|record| (record.key(), record.value()))
+    };
+    if let Ok((key_again, value_again)) = again {
+        assert_eq!(key_again, key, "a key that decodes encodes");
+        assert_eq!(value_again.as_deref(), value, "a value that decodes encodes");
+    }
+}
+
+/// Records of the store's own topics that decode, as [`table`] takes them.
+#[must_use]
+pub fn sample_tables() -> Vec<Vec<u8>> {
+    let partition = PartitionId { topic: TopicId(3), partition: 1 };
+    let committed = CommittedOffset {
+        offset: Offset(7),
+        leader_epoch: Some(LeaderEpoch(2)),
+        committed_at: Timestamp(9),
+        metadata: "note".into(),
+    };
+    let state =
+        GroupState { generation: 4, empty_since: Some(Timestamp(8)), assignor: "range".into() };
+    let groups = [
+        GroupRecord::Offset { group: "g".into(), partition, committed: Some(committed) },
+        GroupRecord::Offset { group: "g".into(), partition, committed: None },
+        GroupRecord::Group { group: "g".into(), state: Some(state) },
+    ];
+    let lineage = Lineage::new(ProducerId(5)).after(Outcome::Committed);
+    let state = IdState {
+        lineage,
+        previous: Some(Lineage::new(ProducerId(4))),
+        timeout: Duration::from_secs(60),
+        updated_at: Timestamp(9),
+        unsettled: Some(vec![partition]),
+    };
+    let transactions = [
+        TransactionRecord { id: "id".into(), state: Some(state) },
+        TransactionRecord { id: "id".into(), state: None },
+    ];
+    let sample = |mode: u8, key: Vec<u8>, value: Option<Vec<u8>>| {
+        let mode = mode | if value.is_some() { 2 } else { 0 };
+        let length = u16::try_from(key.len()).expect("a short key").to_le_bytes();
+        [&[mode][..], &length, &key, &value.unwrap_or_default()].concat()
+    };
+    let groups = groups.iter().map(|record| sample(1, record.key(), record.value()));
+    let transactions = transactions.iter().map(|record| sample(0, record.key(), record.value()));
+    groups.chain(transactions).collect()
 }
 
 /// Decodes `bytes` as a metadata log and applies what it says. With a first byte of 1 every frame's
