@@ -163,7 +163,7 @@ fn add_up(store: &Store, number: usize) -> Outcome<()> {
         let mut transaction = producer.begin()?;
         transaction.append(DELAYS, 0, &records)?;
         let sent = transaction
-            .send_offsets(&consumer.position_map(), &consumer.group_metadata()?)
+            .send_offsets(&consumer.position_map(), &consumer.group_metadata())
             .and_then(|()| transaction.commit(LONG));
         match sent {
             Ok(()) => {}

@@ -88,9 +88,9 @@ fn a_poll_returns_what_there_is_of_all_partitions_and_says_of_which() {
     assert_eq!(poll(&mut consumer), [] as [&str; 0]);
     assert_eq!(consumer.position("t", 0).unwrap(), Offset(2));
     assert!(matches!(consumer.position("t", 1), Err(Error::NotAssigned { .. })));
-    assert_eq!(consumer.lag().into_values().collect::<Vec<_>>(), [0, 0]);
+    assert_eq!(consumer.lag().unwrap().into_values().collect::<Vec<_>>(), [0, 0]);
     append(&store, 0, &["d"]);
-    assert_eq!(consumer.lag()[&at(0)], 1);
+    assert_eq!(consumer.lag().unwrap()[&at(0)], 1);
     // Those that stay keep their positions.
     consumer.assign(&[("t", 0), ("t", 1)]).unwrap();
     assert_eq!(consumer.assignment(), [at(0), at(1)]);
@@ -311,7 +311,7 @@ fn commits_are_of_what_polls_have_returned() {
     assert_eq!(consumer.committed(&[("t", 0)]).unwrap()[&at(0)], held);
     let ahead = BTreeMap::from([(at(0), Offset(4).into())]);
     assert!(matches!(consumer.commit_offsets(&ahead), Err(Error::OffsetOutOfRange { .. })));
-    assert_eq!(consumer.group_metadata().unwrap().group(), "g");
+    assert_eq!(consumer.group_metadata().group(), "g");
     let mut without = alone(&store, &[0]);
     assert!(matches!(without.commit(), Err(Error::InvalidConfig { .. })));
     assert!(matches!(without.subscribe(&["t"]), Err(Error::InvalidConfig { .. })));
@@ -413,7 +413,7 @@ fn who_has_not_polled_for_too_long_loses_its_partitions_and_comes_back() {
             counted.fetch_add(1, Ordering::Relaxed);
         }
     });
-    let metadata = first.group_metadata().unwrap();
+    let metadata = first.group_metadata();
     clock.advance(SECOND * 301);
     store.run_background();
     let mut second = member(&store);
@@ -672,7 +672,7 @@ fn square_all(store: &Store, worker: u32) -> Result<(), Error> {
             let square = (number * number).to_string();
             transaction.append("out", record.partition(), &[Record::new(&square)])?;
         }
-        transaction.send_offsets(&consumer.position_map(), &consumer.group_metadata()?)?;
+        transaction.send_offsets(&consumer.position_map(), &consumer.group_metadata())?;
         transaction.commit(LONG)?;
     }
 }

@@ -74,9 +74,8 @@ fn work(store: &Store, number: usize) {
             let square = (value * value).to_string();
             transaction.append("squares", record.partition(), &[Record::new(&square)]).unwrap();
         }
-        let sent = consumer
-            .group_metadata()
-            .and_then(|who| transaction.send_offsets(&consumer.position_map(), &who))
+        let sent = transaction
+            .send_offsets(&consumer.position_map(), &consumer.group_metadata())
             .and_then(|()| transaction.commit(SECONDS));
         if let Err(error) = sent {
             // A rebalance came in between: what was read is read again, by whoever has it now.

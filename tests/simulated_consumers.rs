@@ -273,7 +273,7 @@ impl Worker {
             transaction.append("squares", partition, &batch)?;
         }
         hangs();
-        let (positions, who) = (self.consumer.position_map(), self.consumer.group_metadata()?);
+        let (positions, who) = (self.consumer.position_map(), self.consumer.group_metadata());
         transaction.send_offsets(&positions, &who)?;
         if gives_up {
             return Err(Error::Closed); // the transaction is dropped, and the worker by its owner

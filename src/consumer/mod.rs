@@ -760,14 +760,17 @@ impl Consumer {
     }
 
     /// How many offsets it is behind the end of what it may see, for each partition of which the position is known.
-    #[must_use]
-    pub fn lag(&self) -> BTreeMap<TopicPartition, u64> {
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn lag(&self) -> Result<BTreeMap<TopicPartition, u64>> {
+        self.store.check_open()?;
         let isolation = self.settings.isolation;
         let known = self.slots.values().filter_map(|slot| {
             let behind = slot.end(isolation).0.saturating_sub(slot.position()?.0);
             Some((slot.partition.name().clone(), behind))
         });
-        known.collect()
+        Ok(known.collect())
     }
 
     /// For each of these partitions the first offset that is not older than the time beside it; those that have none
@@ -789,15 +792,15 @@ impl Consumer {
         Ok(found)
     }
 
-    /// Who it is, for offsets in a producer's transaction.
-    ///
-    /// # Errors
-    /// [`Error::InvalidConfig`] without a group; [`Error::UnknownMember`] when it has lost its place.
-    pub fn group_metadata(&self) -> Result<ConsumerGroupMetadata> {
+    /// Who it is, for offsets in a producer's transaction. What is sent there under the name of a consumer that has no
+    /// group, or has lost its place in it, is refused.
+    #[must_use]
+    pub fn group_metadata(&self) -> ConsumerGroupMetadata {
+        let group = self.settings.group.as_deref().unwrap_or_default();
         match &self.mode {
-            Mode::Assigned => Ok(ConsumerGroupMetadata::of_group(self.group()?)),
-            Mode::Subscribed { membership: Some(membership), .. } => Ok(membership.metadata()),
-            Mode::Subscribed { membership: None, .. } => Err(self.lost_its_place()),
+            Mode::Assigned => ConsumerGroupMetadata::of_group(group),
+            Mode::Subscribed { membership: Some(membership), .. } => membership.metadata(),
+            Mode::Subscribed { membership: None, .. } => ConsumerGroupMetadata::of_nobody(group),
         }
     }
 

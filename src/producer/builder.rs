@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 
-use crate::config::{ProducerProperties, ProducerSettings};
+use crate::config::{ProducerProperties, ProducerSettings, TransactionSettings};
 use crate::error::{Error, Result};
 use crate::record::ProducerRecord;
 use crate::store::Store;
@@ -41,6 +41,7 @@ pub struct ProducerBuilder {
     properties: ProducerProperties,
     name: Option<String>,
     partitioner: Option<Partitioner>,
+    transaction: TransactionSettings,
     fault: Option<Error>,
 }
 
@@ -60,6 +61,7 @@ impl Store {
             properties: ProducerProperties::default(),
             name: None,
             partitioner: None,
+            transaction: TransactionSettings::default(),
             fault: None,
         }
     }
@@ -90,13 +92,20 @@ impl ProducerBuilder {
     /// A producer of transactions under this id, with the settings so far. One that was held under it before, here or
     /// in an earlier run, is fenced by [`TransactionalBuilder::build`].
     pub fn transactional_id(self, id: &str) -> TransactionalBuilder {
-        let Self { store, settings, properties, name, partitioner, fault } = self;
+        let Self { store, settings, properties, name, partitioner, transaction, fault } = self;
         let named = name.map(|name| Error::InvalidConfig {
             key: "transactional.id".into(),
             value: id.to_owned(),
             reason: format!("the producer has the name {name}"),
         });
-        TransactionalBuilder::new(store, id, settings, properties, partitioner, fault.or(named))
+        let fault = fault.or(named);
+        TransactionalBuilder::new(store, id, settings, transaction, properties, partitioner, fault)
+    }
+
+    /// For [`ProducerBuilder::transactional_id`]: how long a transaction may be open (`transaction.timeout.ms`).
+    pub fn transaction_timeout(mut self, timeout: Duration) -> Self {
+        self.transaction.timeout = timeout;
+        self
     }
 
     /// How long a batch waits for company although its partition is idle (`linger.ms`). Default: not at all; records
@@ -158,7 +167,11 @@ impl ProducerBuilder {
     /// Sets one of Kafka's configuration keys, such as `linger.ms`. A key that does not exist is reported by
     /// [`ProducerBuilder::build`], with the nearest one that does.
     pub fn property(mut self, key: &str, value: &str) -> Self {
-        if let Err(error) = self.properties.set(&mut self.settings, key, value) {
+        let set = match self.transaction.set(key, value) {
+            Some(set) => set,
+            None => self.properties.set(&mut self.settings, key, value),
+        };
+        if let Err(error) = set {
             self.fault = self.fault.or(Some(error));
         }
         self

@@ -124,12 +124,18 @@ impl TransactionalBuilder {
         store: Store,
         id: &str,
         settings: ProducerSettings,
+        transaction: TransactionSettings,
         properties: ProducerProperties,
         partitioner: Option<Partitioner>,
         fault: Option<Error>,
     ) -> Self {
-        let transaction = TransactionSettings::default();
         Self { store, id: id.into(), settings, transaction, properties, partitioner, fault }
+    }
+
+    /// As [`ProducerBuilder::acks`](crate::ProducerBuilder::acks): a transaction needs all, which is the default.
+    pub fn acks(mut self, acks: Acks) -> Self {
+        self.settings.acks = acks;
+        self
     }
 
     /// A transaction that is open for longer is aborted (`transaction.timeout.ms`); 60 s unless set, 15 min at most

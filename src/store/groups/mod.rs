@@ -51,6 +51,9 @@ pub(crate) use membership::{Change, Membership};
 use membership::{Mailbox, News};
 use offsets::{Offsets, report};
 
+/// No member has this id.
+const NOBODY: MemberId = MemberId(0);
+
 /// The internal topic (Kafka's name for its own).
 pub(super) const GROUP_TOPIC: &str = "__consumer_offsets";
 
@@ -91,6 +94,11 @@ impl ConsumerGroupMetadata {
     #[must_use]
     pub fn of_group(group: &str) -> Self {
         Self { group: group.into(), member: None }
+    }
+
+    /// For one who has lost its place: whatever it does for the group is refused.
+    pub(crate) fn of_nobody(group: &str) -> Self {
+        Self { group: group.into(), member: Some((NOBODY, 0)) }
     }
 
     /// The group's name.
