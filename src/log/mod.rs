@@ -35,7 +35,7 @@ use crate::segment::{
     ActiveSegment, Place, Room, Segment, Staged, WriteHow, aborted_by, log_name, side_name,
 };
 use crate::storage::{File, OpenMode};
-use crate::types::{LeaderEpoch, Offset, ProducerId, Timestamp};
+use crate::types::{LeaderEpoch, Offset, ProducerId, ProducerSequence, Timestamp};
 
 pub(crate) use marks::Marks;
 use producers::Producers;
@@ -246,7 +246,9 @@ impl Log {
         self.producers.on_appended(header, now);
         let segment = self.active.as_ref().expect("it was appended to just now").segment();
         segment.set_producers(true);
-        if let Some(range) = Batch::trusted(bytes).and_then(|batch| aborted_by(&batch)) {
+        if header.control
+            && let Some(range) = Batch::trusted(bytes).and_then(|batch| aborted_by(&batch))
+        {
             segment.push_aborted(range);
         }
     }
@@ -259,7 +261,8 @@ impl Log {
     /// Encodes the end of a producer's transaction.
     ///
     /// # Errors
-    /// [`Error::ProducerFenced`] if a later transaction of the producer's is here (TXLOG-07).
+    /// [`Error::ProducerFenced`] if a later transaction of the producer's is here (TXLOG-07);
+    /// [`Error::InvalidTransactionState`] while an earlier one is open.
     pub(crate) fn encode_marker(
         &self,
         marker: &Marker,
@@ -267,11 +270,11 @@ impl Log {
         buffer: &mut Vec<u8>,
     ) -> Result<Draft, Error> {
         let Marker { producer: id, epoch, .. } = *marker;
-        let first = self
-            .producers
-            .check_marker(id, epoch)
-            .map_err(|current| Error::ProducerFenced { id, epoch, current })?;
         let partition = &self.place.identity.partition;
+        let first = self.producers.check_marker(id, epoch).map_err(|refusal| {
+            let given = ProducerSequence { id, epoch, sequence: 0 };
+            refusal.into_error(partition.clone(), given, None)
+        })?;
         Ok(record::encode_marker(marker, first.unwrap_or(self.end), now, partition, buffer))
     }
 

@@ -13,7 +13,7 @@ use crate::protocol::producer_state::batch::{BatchFacts, Proposal};
 use crate::protocol::producer_state::snapshot::snapshot_bytes_max;
 use crate::protocol::producer_state::states::{PRODUCERS_MAX, ProducerStates, ProducerView};
 use crate::protocol::producer_state::transactions::OpenTransaction;
-use crate::protocol::producer_state::verdict::Verdict;
+use crate::protocol::producer_state::verdict::{Refusal, Verdict};
 use crate::record::BatchHeader;
 use crate::segment::Place;
 use crate::storage::{read_small, replace_file};
@@ -24,8 +24,13 @@ use super::LogReader;
 const SUFFIX: &str = ".producers";
 /// Snapshots that are kept.
 const KEPT: usize = 2;
-/// Bytes appended by producers after which a new snapshot is due: an open walks over no more headers.
+/// Bytes appended by producers after which a new snapshot is due, if it is a small one: an open walks over the headers
+/// behind the last.
 const DUE_BYTES: u64 = 64 << 20;
+/// A large one is due after so many times its own bytes: of 100,000 producers, once in some 100 MB.
+const DUE_FACTOR: u64 = 16;
+/// Ages are looked at so many times within the age: that is a walk over all of them.
+const LOOKS_PER_AGE: u32 = 64;
 const SNAPSHOT_BYTES_MAX: usize = snapshot_bytes_max(PRODUCERS_MAX, 1 << 20);
 
 /// What a log knows of its producers.
@@ -38,6 +43,10 @@ pub(super) struct Producers {
     on_disk: Vec<Offset>,
     /// Bytes of batches since then.
     unwritten_bytes: u64,
+    /// Those of the newest snapshot.
+    snapshot_bytes: u64,
+    /// When ages were last looked at.
+    expired_at: Timestamp,
     /// Records before the log's start were deleted, and who wrote them is not known here: see [`Producers::adopt`].
     lacks_past: bool,
 }
@@ -70,6 +79,8 @@ impl Producers {
             written_end: end,
             on_disk: Vec::new(),
             unwritten_bytes: 0,
+            snapshot_bytes: 0,
+            expired_at: Timestamp::MIN,
             lacks_past: false,
         }
     }
@@ -137,12 +148,12 @@ impl Producers {
     /// Where the open transaction of a producer begins, if a marker of `epoch` may be written (TXLOG-07).
     ///
     /// # Errors
-    /// The epoch that reigns.
+    /// Why it may not.
     pub(super) fn check_marker(
         &self,
         id: ProducerId,
         epoch: ProducerEpoch,
-    ) -> Result<Option<Offset>, ProducerEpoch> {
+    ) -> Result<Option<Offset>, Refusal> {
         self.states.check_marker(id, epoch)?;
         Ok(self.states.producer(id).and_then(|producer| producer.open_since))
     }
@@ -192,13 +203,19 @@ impl Producers {
     /// Forgets producers that have not appended for `age`, but for those whose numbering is their position (PROD-20,
     /// PROD-21).
     pub(super) fn expire(&mut self, now: Timestamp, age: std::time::Duration) {
+        let is_early = self.expired_at <= now && now.since(self.expired_at) < age / LOOKS_PER_AGE;
+        if is_early {
+            return;
+        }
+        self.expired_at = now;
         self.states.expire(now, age, |id| id.0 & ProducerId::NAMED == ProducerId::NAMED);
     }
 
     /// What is to be written down now: if enough was appended since, or, when asked to, if anything was.
     pub(super) fn snapshot(&mut self, place: &Place, force: bool) -> Option<ProducerSnapshot> {
         let is_new = self.unwritten_bytes > 0 && !self.lacks_past;
-        let due = is_new && (force || self.unwritten_bytes >= DUE_BYTES);
+        let due_bytes = DUE_BYTES.max(DUE_FACTOR * self.snapshot_bytes);
+        let due = is_new && (force || self.unwritten_bytes >= due_bytes);
         due.then(|| self.take_snapshot(place))
     }
 
@@ -213,12 +230,10 @@ impl Producers {
     }
 
     fn take_snapshot(&mut self, place: &Place) -> ProducerSnapshot {
+        let bytes = self.states.snapshot(place.identity.seed);
         self.unwritten_bytes = 0;
-        ProducerSnapshot {
-            place: place.clone(),
-            end: self.states.end(),
-            bytes: self.states.snapshot(place.identity.seed),
-        }
+        self.snapshot_bytes = bytes.len() as u64;
+        ProducerSnapshot { place: place.clone(), end: self.states.end(), bytes }
     }
 
     /// A snapshot could not be written: the next one has to be.

@@ -41,6 +41,18 @@ struct Scratch {
     plain: Vec<u8>,
 }
 
+#[inline]
+fn with_scratch<R>(encode: impl FnOnce(&mut Scratch) -> R) -> R {
+    let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
+    let encoded = encode(&mut scratch);
+    if scratch.batch.capacity() + scratch.plain.capacity() > SCRATCH_BYTES_MAX {
+        scratch = Scratch::default();
+    }
+    // A thread that ends keeps nothing.
+    let _ = SCRATCH.try_with(|kept| kept.set(scratch));
+    encoded
+}
+
 /// What the topic says about a partition, as an append needs it.
 #[derive(Clone, Debug)]
 pub(crate) struct CoreSettings {
@@ -317,11 +329,11 @@ impl Core {
     #[inline]
     pub(crate) fn append_to_wait(
         &self,
-        author: &Author,
+        author: Option<&Author>,
         records: &[Record<'_>],
         acks: Acks,
     ) -> Result<Placed, Error> {
-        let placed = self.append_batch(Some(author), records, acks)?;
+        let placed = self.append_batch(author, records, acks)?;
         if let Placed::Waits(appended) = &placed {
             if acks == Acks::None {
                 self.ask_for_flush();
@@ -343,14 +355,7 @@ impl Core {
             return Err(Error::Closed);
         }
         let now = self.clock.now();
-        let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
-        let appended = self.append_with(author, records, acks, now, &mut scratch);
-        if scratch.batch.capacity() + scratch.plain.capacity() > SCRATCH_BYTES_MAX {
-            scratch = Scratch::default();
-        }
-        // A thread that ends keeps nothing.
-        let _ = SCRATCH.try_with(|kept| kept.set(scratch));
-        appended
+        with_scratch(|scratch| self.append_with(author, records, acks, now, scratch))
     }
 
     #[inline]
@@ -421,28 +426,32 @@ impl Core {
     /// Appends the end of a producer's transaction. The caller waits by itself.
     ///
     /// # Errors
-    /// As for an append; [`Error::ProducerFenced`] if a later transaction of the producer's is here.
+    /// As for an append; [`Error::ProducerFenced`] if a later transaction of the producer's is here,
+    /// [`Error::InvalidTransactionState`] while an earlier one is open.
     pub(crate) fn append_marker(&self, marker: &Marker, acks: Acks) -> Result<Placed, Error> {
         if !self.fork.is_owner() {
             return Err(Error::Closed);
         }
-        let now = self.clock.now();
-        let mut batch = Vec::new();
-        let mut state = self.lock_to_append()?;
-        let draft = loop {
-            self.check_leads(&state)?;
-            if acks == Acks::All && !state.followers.is_empty() {
-                self.check_in_sync(&state)?;
-            }
-            let draft = state.log.encode_marker(marker, now, &mut batch)?;
-            if !state.log.waits_for_landing(&draft, batch.len()) {
-                break draft;
-            }
-            state = self.land(state)?;
-        };
-        let placed = self.place(state, &draft, &mut batch, acks, now)?;
+        let placed = with_scratch(|scratch| {
+            let now = self.clock.now();
+            let batch = &mut scratch.batch;
+            let mut state = self.lock_to_append()?;
+            let draft = loop {
+                self.check_leads(&state)?;
+                if acks == Acks::All && !state.followers.is_empty() {
+                    self.check_in_sync(&state)?;
+                }
+                let draft = state.log.encode_marker(marker, now, batch)?;
+                if !state.log.waits_for_landing(&draft, batch.len()) {
+                    break draft;
+                }
+                state = self.land(state)?;
+            };
+            self.place(state, &draft, batch, acks, now)
+        })?;
         if let Placed::Waits(_) = placed {
-            self.ask_for_flush();
+            // An abort is waited for at once; a commit's marker is safe with what is appended next.
+            self.ask_for_flush_soon();
         }
         Ok(placed)
     }
@@ -515,6 +524,8 @@ impl Core {
             page.show(progress, last_stable, log.written_end());
         }
         let sleepers = !durable.is_idle() || !watches.is_empty();
+        // With `OnAck`, only the end of a transaction shows readers anything new before a flush.
+        let news = flush != Flush::OnAck || last_stable > self.last_stable_offset();
         self.log_end.store(offsets.end.0, Ordering::Release);
         self.high_watermark.store(high_watermark.0, Ordering::Release);
         self.last_stable.store(last_stable.0, Ordering::Release);
@@ -523,7 +534,7 @@ impl Core {
             state.unflushed_since = Some(now);
             attention = true;
         }
-        let readers = state.readers > 0 && flush != Flush::OnAck;
+        let readers = state.readers > 0 && news;
         if state.page.is_none() && self.show_marks {
             self.make_page(&mut state);
         }
@@ -531,7 +542,7 @@ impl Core {
         if attention {
             state.leading.ask_for_attention(self);
         }
-        if sleepers && flush != Flush::OnAck {
+        if sleepers && news {
             self.publish(state);
         } else {
             drop(state);

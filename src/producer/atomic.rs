@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::partition::Appended;
 use crate::record::Record;
 use crate::store::Store;
-use crate::types::{Acks, TopicPartition};
+use crate::types::Acks;
 
 use super::transactional::TransactionalProducer;
 
@@ -82,9 +82,7 @@ fn append_all(
     let mut transaction = producer.begin()?;
     let appended: Result<Vec<_>> = batches
         .iter()
-        .map(|(topic, number, records)| {
-            transaction.append_batch(&TopicPartition::new(*topic, *number), records)
-        })
+        .map(|(topic, number, records)| transaction.append_batch(topic, *number, records))
         .collect();
     let appended = appended?;
     transaction.commit(timeout)?;

@@ -4,7 +4,7 @@
 //! are sent gather by partition; batches go to their partitions under the transaction's own producer epoch, numbered
 //! from 0. The commit appends what has gathered, and waits until all of it is acknowledged before it asks for the decision.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::protocol::group::assignment::PartitionId;
 use crate::protocol::producer_state::batch::Numbering;
 use crate::protocol::transaction::lineage::TransactionTag;
 use crate::record::{ProducerRecord, Record, batch_bytes, record_bytes_max};
-use crate::store::{CommittedOffset, ConsumerGroupMetadata};
+use crate::store::{CommittedOffset, ConsumerGroupMetadata, busy};
 use crate::types::{Acks, Compression, Offset, Outcome, ProducerSequence, TopicPartition};
 
 use super::batch::Content;
@@ -26,10 +26,10 @@ use super::transactional::{TransactionId, TransactionalProducer};
 pub struct Transaction<'a> {
     producer: &'a mut TransactionalProducer,
     /// How many records it has in each partition.
-    sequences: HashMap<PartitionId, u64>,
+    sequences: BTreeMap<PartitionId, u64>,
     /// What was sent and is not appended yet.
     gathered: BTreeMap<TopicPartition, Gathered>,
-    tickets: Vec<Ticket>,
+    tickets: Vec<(PartitionId, Ticket)>,
     /// Why it cannot be committed.
     failed: Option<String>,
     ended: bool,
@@ -45,7 +45,7 @@ impl<'a> Transaction<'a> {
     pub(super) fn new(producer: &'a mut TransactionalProducer) -> Self {
         Self {
             producer,
-            sequences: HashMap::new(),
+            sequences: BTreeMap::new(),
             gathered: BTreeMap::new(),
             tickets: Vec::new(),
             failed: None,
@@ -69,10 +69,10 @@ impl<'a> Transaction<'a> {
     /// After any other error, which may be that of records sent before, the transaction can only be aborted.
     pub fn send(&mut self, record: ProducerRecord<'_>) -> Result<()> {
         let name = self.producer.choose(&record)?;
-        let limit = match self.producer.used(&name) {
+        let limit = match self.producer.used(name.topic(), name.partition()) {
             Ok(used) => used.batch_bytes_max.min(self.producer.settings.batch_bytes),
             Err(error) => {
-                self.producer.forget(&name);
+                self.producer.forget(name.topic());
                 return Err(error);
             }
         };
@@ -83,7 +83,7 @@ impl<'a> Transaction<'a> {
         }
         if alone > limit {
             // It is a batch by itself, or is refused.
-            return self.append_batch(&name, &[record.record]).map(drop);
+            return self.append_batch(name.topic(), name.partition(), &[record.record]).map(drop);
         }
         let gathered = self.gathered.entry(name).or_default();
         gathered.content.push(&record.record);
@@ -105,17 +105,19 @@ impl<'a> Transaction<'a> {
         partition: u32,
         records: &[Record<'_>],
     ) -> Result<Range<Offset>> {
-        let name = TopicPartition::new(topic, partition);
-        self.append_gathered(&name)?;
-        self.append_batch(&name, records).map(|appended| appended.offsets)
+        if !self.gathered.is_empty() {
+            self.append_gathered(&TopicPartition::new(topic, partition))?;
+        }
+        self.append_batch(topic, partition, records).map(|appended| appended.offsets)
     }
 
     pub(super) fn append_batch(
         &mut self,
-        name: &TopicPartition,
+        topic: &str,
+        partition: u32,
         records: &[Record<'_>],
     ) -> Result<Appended> {
-        let used = self.producer.used(name)?;
+        let used = self.producer.used(topic, partition)?;
         if !self.sequences.contains_key(&used.id) {
             let producer = &*self.producer;
             let flush = used.partition.flush_level()?;
@@ -127,7 +129,7 @@ impl<'a> Transaction<'a> {
         });
         appended.inspect_err(|error| {
             if matches!(error, Error::UnknownTopicOrPartition { .. }) {
-                self.producer.forget(name);
+                self.producer.forget(topic);
             }
         })
     }
@@ -138,7 +140,8 @@ impl<'a> Transaction<'a> {
         if gathered.bytes == 0 {
             return Ok(());
         }
-        let outcome = self.append_batch(name, &gathered.content.records());
+        let (topic, records) = (name.topic(), gathered.content.records());
+        let outcome = self.append_batch(topic, name.partition(), &records);
         if let Err(error) = &outcome {
             // Its senders were told that it is part of the transaction.
             self.failed.get_or_insert_with(|| error.to_string());
@@ -228,11 +231,17 @@ impl<'a> Transaction<'a> {
                 *sequence += count as u64;
                 let appended = ticket.appended().clone();
                 if ticket.is_waiting() {
-                    self.tickets.push(ticket);
+                    self.tickets.push((partition, ticket));
                 }
                 Ok(appended)
             }
             Err(error) => {
+                let (shared, tag) = (producer.store.shared(), producer.tag);
+                if let Error::InvalidTransactionState { .. } = &error
+                    && producer.transactions.settle_earlier(shared, tag, partition)?
+                {
+                    return Err(busy(&producer.id));
+                }
                 if let Error::ProducerFenced { current, .. } = &error {
                     let seen = TransactionTag { producer: id, epoch: *current };
                     producer.transactions.learn(producer.store.shared(), seen, partition);
@@ -269,7 +278,8 @@ impl<'a> Transaction<'a> {
             }
         }
         let mut failed = self.failed.take();
-        for ticket in std::mem::take(&mut self.tickets) {
+        self.hurry();
+        for (_, ticket) in std::mem::take(&mut self.tickets) {
             if failed.is_none() {
                 failed = ticket.wait(left()).err().map(|error| error.to_string());
             }
@@ -284,6 +294,17 @@ impl<'a> Transaction<'a> {
             Outcome::Aborted => {
                 let id = self.producer.id.to_string();
                 Err(Error::TransactionAborted { id, reason: "it timed out".into() })
+            }
+        }
+    }
+
+    /// Has the disks' workers flush all partitions but the first, which the commit flushes by itself.
+    fn hurry(&self) {
+        let mut hurried: HashSet<_> =
+            self.tickets.iter().take(1).map(|(first, _)| *first).collect();
+        for (partition, ticket) in &self.tickets {
+            if hurried.insert(*partition) {
+                ticket.hurry();
             }
         }
     }

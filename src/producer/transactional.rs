@@ -92,7 +92,8 @@ pub struct TransactionalProducer {
     /// The id is another's concern by now.
     is_given_up: bool,
     partitioner: Option<Partitioner>,
-    partitions: HashMap<TopicPartition, Used>,
+    /// By topic and number.
+    partitions: HashMap<Arc<str>, Vec<Option<Used>>>,
     topics: HashMap<Arc<str>, UsedTopic>,
 }
 
@@ -319,22 +320,27 @@ impl TransactionalProducer {
         Some((Arc::clone(&self.id), self.tag))
     }
 
-    pub(super) fn used(&mut self, name: &TopicPartition) -> Result<Used> {
-        if let Some(used) = self.partitions.get(name) {
+    pub(super) fn used(&mut self, topic: &str, number: u32) -> Result<Used> {
+        let at = number as usize;
+        if let Some(Some(used)) = self.partitions.get(topic).and_then(|topic| topic.get(at)) {
             return Ok(used.clone());
         }
-        let partition = self.store.partition(name.topic(), name.partition())?;
-        let id = PartitionId { topic: partition.topic_id(), partition: name.partition() };
+        let partition = self.store.partition(topic, number)?;
+        let id = PartitionId { topic: partition.topic_id(), partition: number };
         let batch_bytes_max = partition.max_batch_bytes()?;
         let used = Used { partition, id, batch_bytes_max };
-        self.partitions.insert(name.clone(), used.clone());
+        let numbers = self.partitions.entry(topic.into()).or_default();
+        if numbers.len() <= at {
+            numbers.resize(at + 1, None);
+        }
+        numbers[at] = Some(used.clone());
         Ok(used)
     }
 
     /// A topic that is gone may come again under its name: it is looked up anew.
-    pub(super) fn forget(&mut self, name: &TopicPartition) {
-        self.partitions.remove(name);
-        self.topics.remove(name.topic());
+    pub(super) fn forget(&mut self, topic: &str) {
+        self.partitions.remove(topic);
+        self.topics.remove(topic);
     }
 
     /// Where the record goes.

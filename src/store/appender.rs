@@ -39,7 +39,7 @@ impl Appender {
         records: &[Record<'_>],
         acks: Acks,
     ) -> Result<Offered> {
-        let append = |core: &Core| core.append_to_wait(author, records, acks);
+        let append = |core: &Core| core.append_to_wait(Some(author), records, acks);
         match self.shared.placed(&self.core, append)? {
             Placed::Done(appended) => Ok(Offered::Done(appended)),
             waits => Ok(Offered::Waits(self.shared.ticket_of(&self.core, waits, acks))),
@@ -90,10 +90,13 @@ impl Shared {
         append: impl Fn(&Core) -> Result<Placed>,
     ) -> Result<Placed> {
         let mut placed = append(core);
-        for _ in 0..core.replicas().len() {
-            if !matches!(placed, Err(Error::NoLeader { .. })) {
+        let mut leaders = None;
+        while matches!(placed, Err(Error::NoLeader { .. })) {
+            let left: &mut usize = leaders.get_or_insert_with(|| core.replicas().len());
+            if *left == 0 {
                 break;
             }
+            *left -= 1;
             self.settle_one(core);
             placed = append(core);
         }

@@ -210,8 +210,8 @@ impl InternalTopic {
         &self.topic
     }
 
-    /// Appends a record; no value takes the key out. The caller keeps others away, so that the order of the log is
-    /// that of the calls.
+    /// Appends a record that is waited for at once; no value takes the key out. The caller keeps others away, so that the
+    /// order of the log is that of the calls.
     ///
     /// # Errors
     /// As for an append: nothing was written.
@@ -225,7 +225,10 @@ impl InternalTopic {
             Some(value) => Record::new(value).key(key),
             None => Record::tombstone(key),
         };
-        self.append(shared, None, &[record]).map(|placed| self.begun(placed))
+        let records = [record];
+        self.grow(&records);
+        let append = |core: &Core| core.append_to_wait(None, &records, Acks::All);
+        shared.placed_by_any(&self.core, append).map(|placed| self.begun(placed))
     }
 
     /// Appends records as one batch; the caller keeps others away, and waits.
@@ -238,10 +241,14 @@ impl InternalTopic {
         author: Option<&Author>,
         records: &[Record<'_>],
     ) -> Result<Placed> {
+        self.grow(records);
+        shared.placed_by_any(&self.core, |core| core.append_only(author, records, Acks::All))
+    }
+
+    fn grow(&mut self, records: &[Record<'_>]) {
         let size = |field: Option<&[u8]>| field.map_or(0, <[u8]>::len) as u64;
         let bytes = records.iter().map(|record| size(record.key) + size(record.value));
         self.log_bytes += bytes.sum::<u64>() + ENTRY_BYTES;
-        shared.placed_by_any(&self.core, |core| core.append_only(author, records, Acks::All))
     }
 
     fn begun(&self, placed: Placed) -> Begun {

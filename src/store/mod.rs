@@ -71,7 +71,7 @@ use builder::Options;
 use disks::StoreDisk;
 use metadata_log::MetadataLog;
 use producer_ids::{Names, ProducerIds};
-pub(crate) use transactions::Transactions;
+pub(crate) use transactions::{Transactions, busy};
 
 /// How long a store that is dropped without `close` takes at most to flush.
 const DROP_TIMEOUT: Duration = Duration::from_secs(30);

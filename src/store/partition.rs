@@ -213,14 +213,14 @@ impl Partition {
         self.ticket(acks, |core| core.append_only(None, records, acks))
     }
 
-    /// Appends a producer's batch and returns without waiting.
+    /// Appends a producer's batch and returns without waiting. Who waits later flushes by itself.
     pub(crate) fn append_as(
         &self,
         author: &Author,
         records: &[Record<'_>],
         acks: Acks,
     ) -> Result<Ticket> {
-        self.ticket(acks, |core| core.append_only(Some(author), records, acks))
+        self.ticket(acks, |core| core.append_to_wait(Some(author), records, acks))
     }
 
     /// The partition as a producer uses it.

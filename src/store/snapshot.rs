@@ -1,21 +1,25 @@
 //! Several partitions, as they were at one moment between transactions.
 //!
-//! While the cut is made no marker is written, so that every transaction has ended in all of its partitions or in none.
+//! While the cut is made no marker is written, so that every transaction has ended in all of its partitions or in none; one
+//! that a leader has lost since is waited for.
 //! What is open then is hidden for good, whatever becomes of it, and what was aborted before is hidden as always. So the end
 //! of a partition is its high watermark at that moment, not its last stable offset: a transaction that stays open
 //! elsewhere takes nothing away.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::log::Records;
 use crate::partition::{Core, ReadOptions};
+use crate::protocol::group::assignment::PartitionId;
+use crate::protocol::producer_state::transactions::OpenTransaction;
+use crate::protocol::transaction::lineage::TransactionTag;
 use crate::types::{Offset, ProducerId, TopicPartition};
 
-use super::Store;
 use super::transactions::TRANSACTION_TOPIC;
+use super::{Shared, Store, Transactions};
 
 /// How long markers that are being written may keep a snapshot waiting.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -69,35 +73,63 @@ impl Store {
         for (topic, number) in partitions {
             let partition = self.partition(topic, *number)?;
             let core = partition.core().map(Arc::clone).ok_or(Error::ReadOnly)?;
-            cores.insert(partition.name().clone(), core);
+            let id = PartitionId { topic: partition.topic_id(), partition: *number };
+            cores.insert(partition.name().clone(), (id, core));
         }
         let known = shared.topics.read().contains_key(TRANSACTION_TOPIC);
         let parts = if known {
-            let transactions = shared.transactions()?;
-            let _cut = transactions.hold(SETTLE_TIMEOUT)?;
-            cut(cores)
+            shared.transactions()?.cut(shared, &cores)?
         } else {
             // There has been no transaction, and none begins meanwhile.
             let _beginning = shared.beginning.lock();
             match shared.known_transactions() {
-                None => cut(cores),
-                Some(transactions) => {
-                    let _cut = transactions.hold(SETTLE_TIMEOUT)?;
-                    cut(cores)
-                }
+                None => cut(&cores, |_, _| false).expect("no marker can be lost"),
+                Some(transactions) => transactions.cut(shared, &cores)?,
             }
         };
         Ok(Snapshot { parts, _store: self.clone() })
     }
 }
 
-fn cut(cores: BTreeMap<TopicPartition, Arc<Core>>) -> BTreeMap<TopicPartition, Part> {
-    let parts = cores.into_iter().map(|(name, core)| {
+impl Transactions {
+    fn cut(&self, shared: &Arc<Shared>, cores: &Cores) -> Result<Parts> {
+        let deadline = Instant::now() + SETTLE_TIMEOUT;
+        loop {
+            {
+                let _cut = self.hold(SETTLE_TIMEOUT)?;
+                let lost = |open: &OpenTransaction, partition| {
+                    let tag = TransactionTag { producer: open.producer, epoch: open.epoch };
+                    self.lost_marker(tag, partition)
+                };
+                if let Some(parts) = cut(cores, lost) {
+                    return Ok(parts);
+                }
+            }
+            if Instant::now() >= deadline {
+                let what = "waiting for a transaction whose partitions are not all there".into();
+                let timeout = SETTLE_TIMEOUT;
+                return Err(Error::TimedOut { what, timeout, appended: None });
+            }
+            self.pause(shared);
+        }
+    }
+}
+
+type Cores = BTreeMap<TopicPartition, (PartitionId, Arc<Core>)>;
+type Parts = BTreeMap<TopicPartition, Part>;
+
+/// `None`: a partition has `lost` the end of a transaction that others have.
+fn cut(cores: &Cores, lost: impl Fn(&OpenTransaction, PartitionId) -> bool) -> Option<Parts> {
+    let parts = cores.iter().map(|(name, (partition, core))| {
         // In this order: what begins in between begins behind the end.
         let end = core.high_watermark();
-        let open = core.open_transactions().into_iter().map(|open| (open.producer, open.first));
-        let open = Arc::new(open.collect());
-        (name, Part { core, end, open })
+        let open = core.open_transactions();
+        if open.iter().any(|open| lost(open, *partition)) {
+            return None;
+        }
+        let open = open.into_iter().map(|open| (open.producer, open.first));
+        let part = Part { core: Arc::clone(core), end, open: Arc::new(open.collect()) };
+        Some((name.clone(), part))
     });
     parts.collect()
 }

@@ -2,8 +2,9 @@
 //!
 //! What the coordinator asks for is begun under its lock, so that records reach the topic in its order, and waited
 //! for without it, by whichever thread told it something: the application's own, or the one that looks after
-//! time-outs. Markers are appended to the partitions' leaders like any batch, and count once they are as safe as
-//! the partition's flush level gives.
+//! time-outs. Markers are appended to the partitions' leaders like any batch. Those of an abort count once they are as safe
+//! as the partition's flush level gives; those of a commit at once, for the decision is safe. When a marker is safe later,
+//! or lost, a report waits for whoever speaks to the coordinator next.
 //!
 //! Nothing here runs before a store has had its first transaction. From then on, an open settles what a crash has
 //! left: decisions that are in the topic are carried out, and what partitions have open beside them is aborted.
@@ -22,8 +23,9 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
 
 use crate::error::{Error, Result};
-use crate::partition::{Attention, Core, EventKind, Placed, Wait, Waiting, postpone};
+use crate::partition::{Attention, Core, EventKind, Placed, Ticket, postpone};
 use crate::protocol::group::assignment::PartitionId;
+use crate::protocol::producer_state::transactions::OpenTransaction;
 use crate::protocol::transaction::coordinator::{Coordinator, Replay};
 use crate::protocol::transaction::lineage::{TransactionTag, Verdict};
 use crate::protocol::transaction::messages::{
@@ -68,6 +70,8 @@ pub(crate) struct Transactions {
     flush: RwLock<Flush>,
     /// Ids of the store's own, held and not in use.
     spares: Mutex<Spares>,
+    /// What became of markers that were appended.
+    reports: Mutex<Vec<Event>>,
     /// Partitions whose leader has changed, or that came into use: what they have open is to be looked at.
     changed: Arc<Attention>,
 }
@@ -206,6 +210,7 @@ impl Transactions {
             }),
             answered: Condvar::new(),
             spares: Mutex::default(),
+            reports: Mutex::default(),
             changed: Arc::new(Attention::default()),
         };
         let jobs = transactions.begin(shared, &mut transactions.state.lock(), effects);
@@ -310,10 +315,29 @@ impl Transactions {
         partition: PartitionId,
     ) -> Result<()> {
         let mut state = self.state.lock();
-        state
-            .coordinator
-            .join(shared.clock.now(), tag, partition)
-            .map_err(|refusal| refused(id, refusal, Some(tag)))
+        let joined = state.coordinator.join(shared.clock.now(), tag, partition);
+        joined.map_err(|refusal| match refusal {
+            // The partition lost a marker that is being written again.
+            Refusal::Busy => busy(id),
+            refusal => refused(id, refusal, Some(tag)),
+        })
+    }
+
+    /// Sees to it that the producer's earlier transactions have their markers in the partition. False: they had.
+    pub(crate) fn settle_earlier(
+        &self,
+        shared: &Arc<Shared>,
+        tag: TransactionTag,
+        partition: PartitionId,
+    ) -> Result<bool> {
+        let Some(core) = shared.core_of(partition)? else { return Ok(false) };
+        let is_earlier =
+            |open: &OpenTransaction| open.producer == tag.producer && open.epoch < tag.epoch;
+        if !core.open_transactions().iter().any(is_earlier) {
+            return Ok(false);
+        }
+        self.find_open_in(shared, partition.topic, &core);
+        Ok(true)
     }
 
     /// Ends the transaction, and returns when readers can see how. What it says is how it *did* end.
@@ -328,11 +352,20 @@ impl Transactions {
         outcome: Outcome,
         wait: Duration,
     ) -> Result<(Outcome, Option<TransactionTag>)> {
-        let answer = self.call(shared, wait, id, |request| Event::End { request, tag, outcome })?;
-        match answer {
-            Answer::Ended { outcome, next } => Ok((outcome, next)),
-            Answer::Refused(refusal) => Err(refused(id, refusal, Some(tag))),
-            Answer::Failed | Answer::Opened { .. } => Err(self.in_doubt(wait)),
+        let deadline = Instant::now().checked_add(wait);
+        loop {
+            let ask = |request| Event::End { request, tag, outcome };
+            return match self.call(shared, wait, id, ask)? {
+                Answer::Ended { outcome, next } => Ok((outcome, next)),
+                Answer::Refused(Refusal::Busy)
+                    if deadline.is_none_or(|deadline| Instant::now() < deadline) =>
+                {
+                    self.pause(shared);
+                    continue;
+                }
+                Answer::Refused(refusal) => Err(refused(id, refusal, Some(tag))),
+                Answer::Failed | Answer::Opened { .. } => Err(self.in_doubt(wait)),
+            };
         }
     }
 
@@ -382,6 +415,7 @@ impl Transactions {
 
     /// Looks at partitions that have changed, and does what is due by time. Returns when to come back.
     pub(super) fn turn(&self, shared: &Arc<Shared>, changed: &[Arc<Core>]) -> Duration {
+        self.take_reports(shared);
         for core in changed {
             let topic = shared.topics.read().get(core.partition().topic()).map(|topic| topic.id);
             if let Some(topic) = topic {
@@ -423,7 +457,7 @@ impl Transactions {
     }
 
     /// Before something is tried again.
-    fn pause(&self, shared: &Arc<Shared>) {
+    pub(super) fn pause(&self, shared: &Arc<Shared>) {
         if shared.options.background {
             let mut state = self.state.lock();
             self.answered.wait_for(&mut state, BUSY_PAUSE);
@@ -484,10 +518,35 @@ impl Transactions {
     }
 
     fn step(&self, shared: &Arc<Shared>, event: Event) -> Vec<Job> {
+        let mut events = std::mem::take(&mut *self.reports.lock());
+        events.push(event);
+        self.steps(shared, events, |_| ())
+    }
+
+    fn steps(
+        &self,
+        shared: &Arc<Shared>,
+        events: Vec<Event>,
+        first: impl FnOnce(&mut State),
+    ) -> Vec<Job> {
         let _postponed = postpone();
         let mut state = self.state.lock();
-        let effects = state.coordinator.step(shared.clock.now(), event);
-        self.begin(shared, &mut state, effects)
+        first(&mut state);
+        let mut jobs = Vec::new();
+        for event in events {
+            let effects = state.coordinator.step(shared.clock.now(), event);
+            jobs.extend(self.begin(shared, &mut state, effects));
+        }
+        jobs
+    }
+
+    /// Tells the coordinator what became of markers.
+    fn take_reports(&self, shared: &Arc<Shared>) {
+        let events = std::mem::take(&mut *self.reports.lock());
+        if !events.is_empty() {
+            let jobs = self.steps(shared, events, |_| ());
+            self.finish(shared, jobs);
+        }
     }
 
     /// Begins the effects, in order.
@@ -577,7 +636,7 @@ impl Transactions {
         }
     }
 
-    /// Writes the markers, all at once, and waits for them.
+    /// Appends the markers, all at once, and waits for those of an abort.
     fn write_markers(
         &self,
         shared: &Arc<Shared>,
@@ -589,41 +648,90 @@ impl Transactions {
         let cut = self.cut.read();
         let begun: Vec<_> = partitions
             .into_iter()
-            .map(|partition| (partition, begin_marker(shared, partition, &marker)))
+            .map(|partition| (partition, self.begin_marker(shared, partition, &marker)))
             .collect();
-        let mut reports = Vec::new();
+        let (mut reports, mut unsafe_yet) = (Vec::with_capacity(begun.len()), Vec::new());
         let mut failed = false;
         for (partition, begun) in begun {
-            let written = begun.and_then(|begun| match begun {
-                None => Ok(()),
-                Some((core, Waiting { appended, epoch })) => {
-                    let wait = Wait::new(appended.offsets, Acks::All, epoch);
-                    let settle = || shared.settle_one(&core);
-                    core.wait_settled(&wait, shared.options.append_timeout, &settle)
+            let written = match begun {
+                Ok(Some(ticket)) if outcome == Outcome::Committed => {
+                    unsafe_yet.push((partition, ticket));
+                    reports.push(Event::MarkerAppended { tag, partition });
+                    continue;
                 }
+                Ok(Some(ticket)) => ticket.wait(shared.options.append_timeout).map(drop),
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            failed |= written.is_err();
+            reports.push(match written {
+                Ok(()) => Event::MarkerWritten { tag, partition },
+                Err(_) => Event::MarkerFailed { tag, partition },
             });
-            match written {
-                Ok(()) => reports.push(Event::MarkerWritten { tag, partition }),
-                Err(_) => {
-                    failed = true;
-                    reports.push(Event::MarkerFailed { tag, partition });
-                }
+        }
+        let jobs = self.steps(shared, reports, |state| {
+            if failed {
+                state.halves.insert(tag);
+            } else {
+                state.halves.remove(&tag);
             }
-        }
-        let _postponed = postpone();
-        let mut state = self.state.lock();
-        if failed {
-            state.halves.insert(tag);
-        } else {
-            state.halves.remove(&tag);
-        }
-        drop(cut);
-        let mut jobs = Vec::new();
-        for report in reports {
-            let effects = state.coordinator.step(shared.clock.now(), report);
-            jobs.extend(self.begin(shared, &mut state, effects));
+            drop(cut);
+        });
+        for (partition, ticket) in unsafe_yet {
+            let shared = Arc::downgrade(shared);
+            ticket.on_complete(move |safe| {
+                let Some(shared) = shared.upgrade() else { return };
+                let Some(transactions) = shared.known_transactions() else { return };
+                transactions.report(match safe {
+                    Ok(_) => Event::MarkerWritten { tag, partition },
+                    Err(_) => Event::MarkerFailed { tag, partition },
+                });
+            });
         }
         jobs
+    }
+
+    /// Keeps what became of a marker for whoever speaks to the coordinator next. May run under any lock but its own.
+    fn report(&self, event: Event) {
+        let is_bad = matches!(event, Event::MarkerFailed { .. });
+        self.reports.lock().push(event);
+        if is_bad {
+            self.changed.ring();
+        }
+    }
+
+    /// Appends a marker. `None`: there is nothing to wait for, or the partition needs none, for it is gone or has a later
+    /// transaction of the producer.
+    fn begin_marker(
+        &self,
+        shared: &Arc<Shared>,
+        partition: PartitionId,
+        marker: &Marker,
+    ) -> Result<Option<Ticket>> {
+        let Some(core) = shared.core_of(partition)? else { return Ok(None) };
+        let placed = match shared.groups_in(core.partition())? {
+            Some(groups) => groups.append_marker(shared, marker),
+            None => shared.placed_by_any(&core, |core| core.append_marker(marker, Acks::All)),
+        };
+        match placed {
+            Ok(Placed::Done(_)) | Err(Error::UnknownTopicOrPartition { .. }) => Ok(None),
+            Ok(placed) => Ok(Some(shared.ticket_of(&core, placed, Acks::All))),
+            Err(Error::ProducerFenced { .. }) => Ok(None),
+            Err(error) => {
+                if let Error::InvalidTransactionState { .. } = &error {
+                    // It lost the marker of an earlier one, which goes first.
+                    self.changed.push(Arc::downgrade(&core));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether the partition has lost the marker of a commit, and will have it again. Asked while the cut is held.
+    pub(super) fn lost_marker(&self, tag: TransactionTag, partition: PartitionId) -> bool {
+        let state = self.state.lock();
+        let coordinator = &state.coordinator;
+        coordinator.verdict(tag) == Verdict::Committed && !coordinator.awaits_marker(tag, partition)
     }
 }
 
@@ -653,28 +761,15 @@ fn put(table: &mut HashMap<Vec<u8>, Vec<u8>>, key: Vec<u8>, value: Option<Vec<u8
     };
 }
 
-/// Appends a marker. `None`: the partition needs none, for it is gone or has a later transaction of the producer.
-fn begin_marker(
-    shared: &Arc<Shared>,
-    partition: PartitionId,
-    marker: &Marker,
-) -> Result<Option<(Arc<Core>, Waiting)>> {
-    let Some(core) = shared.core_of(partition)? else { return Ok(None) };
-    let placed = match shared.groups_in(core.partition())? {
-        Some(groups) => groups.append_marker(shared, marker),
-        None => shared.placed_by_any(&core, |core| core.append_marker(marker, Acks::All)),
-    };
-    match placed {
-        Ok(Placed::Done(_)) | Err(Error::UnknownTopicOrPartition { .. }) => Ok(None),
-        Ok(Placed::Waits(waiting)) => Ok(Some((core, waiting))),
-        Err(Error::ProducerFenced { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 fn report(shared: &Arc<Shared>, what: &str, error: &Error) {
     let reason = format!("{what}: {error}");
     shared.events.push(shared.clock.now(), EventKind::BackgroundFailed { partition: None, reason });
+}
+
+/// Something else is under way; trying again helps.
+pub(crate) fn busy(id: &str) -> Error {
+    let what = format!("settling an earlier transaction of {id}");
+    Error::TimedOut { what, timeout: Duration::ZERO, appended: None }
 }
 
 fn id_of(tag: Option<TransactionTag>) -> String {

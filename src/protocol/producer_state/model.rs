@@ -197,9 +197,11 @@ fn last_stable(log: &Log, high_watermark: Offset) -> Offset {
             Content::Transactional => {
                 open.entry(batch.producer.id).or_insert(batch.base_offset);
             }
-            Content::Marker(_) => {
+            Content::Marker(outcome) => {
                 let first = open.remove(&batch.producer.id);
-                if let Some(first) = first.filter(|_| batch.base_offset >= high_watermark) {
+                let may_be_lost =
+                    outcome == Outcome::Aborted && batch.base_offset >= high_watermark;
+                if let Some(first) = first.filter(|_| may_be_lost) {
                     stable = stable.min(first);
                 }
             }

@@ -75,8 +75,18 @@ impl Producers {
         self.places.len()
     }
 
+    #[inline]
     pub(super) fn get(&self, id: ProducerId) -> Option<&Entry> {
-        self.places.get(&id).map(|&at| &self.entries[at as usize])
+        self.place(id).map(|at| &self.entries[at as usize])
+    }
+
+    /// Who appended last is likely to append next: it is found without the map.
+    #[inline]
+    fn place(&self, id: ProducerId) -> Option<u32> {
+        match self.entries.get(self.newest as usize) {
+            Some(newest) if newest.id == id => Some(self.newest),
+            _ => self.places.get(&id).copied(),
+        }
     }
 
     /// Adds a producer as the newest.
@@ -95,12 +105,13 @@ impl Producers {
     }
 
     /// Changes a producer, which becomes the newest. `None` if it is not known.
+    #[inline]
     pub(super) fn touch<R>(
         &mut self,
         id: ProducerId,
         change: impl FnOnce(&mut Entry) -> R,
     ) -> Option<R> {
-        let at = *self.places.get(&id)?;
+        let at = self.place(id)?;
         let entry = &mut self.entries[at as usize];
         let was_idle = entry.open.is_none();
         let outcome = change(entry);

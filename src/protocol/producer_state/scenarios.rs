@@ -445,9 +445,9 @@ fn txlog_02_of_interleaved_transactions_the_oldest_undecided_one_counts() {
     let _ = log.other(99);
     let _ = log.transactional(1, 0, 0, 6);
     let _ = log.transactional(2, 0, 0, 4);
-    let ended = log.marker(1, 0, Outcome::Committed).ended.unwrap();
+    let ended = log.marker(1, 0, Outcome::Aborted).ended.unwrap();
     assert_eq!((ended.first, ended.last), (Offset(99), Offset(109)));
-    assert_eq!(ended.outcome, Outcome::Committed);
+    assert_eq!(ended.outcome, Outcome::Aborted);
     let _ = log.other(2);
     // TXLOG-03: a watermark between data and marker releases nothing, at the marker neither.
     for high_watermark in [99, 100, 105, 109] {
@@ -462,10 +462,20 @@ fn txlog_02_of_interleaved_transactions_the_oldest_undecided_one_counts() {
 }
 
 #[test]
+fn a_commit_holds_nothing_back_once_its_marker_is_in_the_log() {
+    let mut log = Log::new();
+    let _ = log.transactional(1, 0, 0, 6);
+    assert_eq!(log.states.last_stable(Offset(6)), Offset(0));
+    let _ = log.marker(1, 0, Outcome::Committed);
+    assert_eq!(log.states.last_stable(Offset(4)), Offset(4));
+    assert_eq!(log.states.last_stable(Offset(6)), Offset(6));
+}
+
+#[test]
 fn txlog_01_what_was_not_settled_before_a_restart_is_not_settled_after_it() {
     let mut log = Log::new();
     let _ = log.transactional(1, 0, 0, 6);
-    let _ = log.marker(1, 0, Outcome::Committed);
+    let _ = log.marker(1, 0, Outcome::Aborted);
     let restored = log.restored(&log.states.snapshot(SEED));
     assert_eq!(restored.last_stable(Offset(6)), Offset(0));
     assert_eq!(restored.last_stable(Offset(7)), Offset(7));
@@ -493,9 +503,19 @@ fn txlog_07_a_late_marker_is_not_to_be_written_and_would_touch_nothing() {
     let _ = log.marker(1, 4, Outcome::Committed);
     let _ = log.transactional(1, 5, 0, 1);
     let reigning = log.states.check_marker(ProducerId(1), ProducerEpoch(4));
-    assert_eq!(reigning, Err(ProducerEpoch(5)));
+    assert_eq!(reigning, Err(Refusal::ProducerFenced { current: ProducerEpoch(5) }));
     assert_eq!(log.marker(1, 4, Outcome::Aborted).ended, None);
     assert_eq!(log.states.open_transactions().count(), 1);
+    assert_eq!(log.states.check_marker(ProducerId(1), ProducerEpoch(5)), Ok(()));
+}
+
+#[test]
+fn a_marker_waits_while_an_earlier_transaction_lacks_its_own() {
+    let mut log = Log::new();
+    let _ = log.transactional(1, 4, 0, 1);
+    let waits = Refusal::InvalidTransactionState(TransactionFault::EarlierStillOpen);
+    assert_eq!(log.states.check_marker(ProducerId(1), ProducerEpoch(5)), Err(waits));
+    let _ = log.marker(1, 4, Outcome::Committed);
     assert_eq!(log.states.check_marker(ProducerId(1), ProducerEpoch(5)), Ok(()));
 }
 
@@ -527,7 +547,7 @@ fn txlog_10_exactly_the_transactions_with_data_end_and_in_their_order() {
     .map(|ended| (ended.first.0, ended.last.0, ended.outcome))
     .collect();
     assert_eq!(ended, [(0, 2, Outcome::Committed), (5, 7, Outcome::Aborted)]);
-    assert_eq!(log.states.last_stable(Offset(2)), Offset(0));
+    assert_eq!(log.states.last_stable(Offset(2)), Offset(2));
     assert_eq!(log.states.last_stable(Offset(7)), Offset(5));
     log.states.settle(log.end());
     assert_eq!(log.states.last_stable(log.end()), Offset(8));

@@ -13,7 +13,7 @@
 //! |   24 |    8 | `changed_end`   | end of the last batch that had a producer                  |
 //! |   32 |    4 | `leader_epoch`  | of the last batch                                          |
 //! |   36 |    4 | `producers_len` |                                                            |
-//! |   40 |    4 | `unsettled_len` | ended transactions that the high watermark has not passed  |
+//! |   40 |    4 | `unsettled_len` | aborted ones whose marker the high watermark has not passed |
 //! |   44 |      | producers       | those without an open transaction by last append, then the others |
 //! |      |      | unsettled       | each: first offset u64, offset of the marker u64           |
 //! |      |    4 | `crc`           | CRC-32 of all before it                                    |

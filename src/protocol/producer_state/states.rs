@@ -7,7 +7,7 @@
 //!    is forgotten; the leader lets at most half of them have a transaction open, so there is one to forget.
 //!
 //! Memory: at most 266 bytes a producer (34 MiB at the limit), with its place in the map, and about 100 bytes for each
-//! transaction that is open or whose marker the high watermark has not passed.
+//! transaction that is open, or that was aborted by a marker that the high watermark has not passed.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::batch::{BatchFacts, Content, Proposal};
 use super::entry::{self, Entry};
 use super::recency::Producers;
 use super::transactions::{EndedTransaction, OpenTransaction, Transactions};
-use super::verdict::{TransactionFault, Verdict};
+use super::verdict::{Refusal, TransactionFault, Verdict};
 use crate::types::ProducerSequence;
 
 /// How many producers a partition remembers.
@@ -127,18 +127,20 @@ impl ProducerStates {
         verdict
     }
 
-    /// Whether a marker of this epoch may be written: a late one must not be. One that is written again, because it was
-    /// not known to be there after a crash, does no harm (COORD-43).
+    /// Whether a marker of this epoch may be written: a late one must not be (TXLOG-07), and none while an earlier
+    /// transaction is open, which would end with it. One that is written again, because it was not known to be there
+    /// after a crash, does no harm (COORD-43).
     ///
     /// # Errors
-    /// The epoch that reigns (TXLOG-07).
-    pub(crate) fn check_marker(
-        &self,
-        id: ProducerId,
-        epoch: ProducerEpoch,
-    ) -> Result<(), ProducerEpoch> {
+    /// [`Refusal::ProducerFenced`], [`TransactionFault::EarlierStillOpen`].
+    pub(crate) fn check_marker(&self, id: ProducerId, epoch: ProducerEpoch) -> Result<(), Refusal> {
         match self.producers.get(id) {
-            Some(entry) if epoch < entry.epoch => Err(entry.epoch),
+            Some(entry) if epoch < entry.epoch => {
+                Err(Refusal::ProducerFenced { current: entry.epoch })
+            }
+            Some(entry) if epoch > entry.epoch && entry.open.is_some() => {
+                Err(Refusal::InvalidTransactionState(TransactionFault::EarlierStillOpen))
+            }
             _ => Ok(()),
         }
     }
@@ -213,13 +215,13 @@ impl ProducerStates {
     ) -> Option<EndedTransaction> {
         // What stands in its field says how the transaction ended.
         let given = ProducerSequence { sequence: 0, ..batch.producer };
-        if self.check_marker(given.id, given.epoch).is_err() {
+        if self.producers.get(given.id).is_some_and(|entry| given.epoch < entry.epoch) {
             return None;
         }
         let first =
             self.touch(given, evicted, |entry| entry.on_marker(given.epoch, appended_at))?;
         let last = batch.base_offset;
-        self.transactions.end(first, last);
+        self.transactions.end(first, last, outcome);
         Some(EndedTransaction { producer: given.id, epoch: given.epoch, outcome, first, last })
     }
 

@@ -1,7 +1,8 @@
 //! Which transactions keep a read-committed reader waiting.
 //!
-//! A transaction holds the last stable offset at its first offset while it is open, and then until the high watermark
-//! has passed its marker: before that, the marker could still be lost with the leader (TXLOG-01 to TXLOG-03).
+//! A transaction holds the last stable offset at its first offset while it is open. An aborted one does so until the high
+//! watermark has passed its marker, which could still be lost with the leader (TXLOG-01 to TXLOG-03). A committed one
+//! does not: its decision was durable before the marker was written, and a marker that is lost is written again.
 //!
 //! Invariant: no two transactions begin at one offset or end at one offset.
 
@@ -44,7 +45,7 @@ pub(crate) struct AbortedRange {
 pub(super) struct Transactions {
     /// By first offset.
     open: BTreeMap<Offset, ProducerId>,
-    /// Markers that the high watermark may not have passed, by first offset; and the other way round.
+    /// Markers of aborts that the high watermark may not have passed, by first offset; and the other way round.
     unsettled: BTreeMap<Offset, Offset>,
     by_marker: BTreeMap<Offset, Offset>,
 }
@@ -54,9 +55,11 @@ impl Transactions {
         assert!(self.open.insert(first, producer).is_none(), "an offset is in one batch");
     }
 
-    pub(super) fn end(&mut self, first: Offset, marker: Offset) {
+    pub(super) fn end(&mut self, first: Offset, marker: Offset, outcome: Outcome) {
         assert!(self.open.remove(&first).is_some(), "only an open transaction ends");
-        self.add_unsettled(first, marker);
+        if outcome == Outcome::Aborted {
+            self.add_unsettled(first, marker);
+        }
     }
 
     pub(super) fn add_unsettled(&mut self, first: Offset, marker: Offset) {

@@ -111,9 +111,14 @@ impl Coordinator {
             }),
             Event::Persisted { id } => self.on_persisted(&id, &mut effects),
             Event::PersistFailed { id } => self.on_persist_failed(&id, &mut effects),
+            Event::MarkerAppended { tag, partition } => {
+                self.with_producer(tag.producer, |entry, context| {
+                    entry.on_marker(context, tag, partition, false, &mut effects);
+                });
+            }
             Event::MarkerWritten { tag, partition } => {
                 self.with_producer(tag.producer, |entry, context| {
-                    entry.on_marker_written(context, tag, partition, &mut effects);
+                    entry.on_marker(context, tag, partition, true, &mut effects);
                 });
             }
             Event::MarkerFailed { tag, partition } => {
@@ -139,11 +144,18 @@ impl Coordinator {
         partition: PartitionId,
     ) -> Result<(), Refusal> {
         self.now = self.now.max(now);
-        let mut joined = Err(Refusal::UnknownProducer);
-        self.with_producer(tag.producer, |entry, context| {
-            joined = entry.join(context, tag, partition);
-        });
-        joined
+        let id = self.by_producer.get(&tag.producer).ok_or(Refusal::UnknownProducer)?;
+        let entry = self.entries.get_mut(id).expect("a producer's id is there");
+        let was_ongoing = entry.is_ongoing();
+        let context = Context { id, now: self.now, settings: &self.settings };
+        entry.join(context, tag, partition)?;
+        debug_assert!(entry.is_sound(), "{entry:?}");
+        // Only the first partition begins anything that has a time.
+        if !was_ongoing {
+            let id = id.clone();
+            self.schedule(&id);
+        }
+        Ok(())
     }
 
     /// How the transaction ended, for one who has lost the answer. A decision counts once it is durable, markers
@@ -151,6 +163,12 @@ impl Coordinator {
     pub(crate) fn verdict(&self, tag: TransactionTag) -> Verdict {
         let id = self.by_producer.get(&tag.producer);
         id.map_or(Verdict::Unknown, |id| self.entries[id].verdict(tag))
+    }
+
+    /// Whether the decided transaction's marker is yet to be appended in the partition.
+    pub(crate) fn awaits_marker(&self, tag: TransactionTag, partition: PartitionId) -> bool {
+        let id = self.by_producer.get(&tag.producer);
+        id.is_some_and(|id| self.entries[id].awaits_marker(tag, partition))
     }
 
     /// When [`Event::Tick`] is due next, if nothing else happens; maybe earlier than needed.

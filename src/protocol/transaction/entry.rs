@@ -1,11 +1,15 @@
 //! One transactional id: its holder, its transaction, and the record that is on its way.
 //!
 //! ```text
-//!          join                  decision durable                all markers written
+//!          join                  decision durable                all markers appended
 //!   Idle --------> Ongoing --------------------------> Settling --------------------> Idle
 //!    ^                                                                                 |
 //!    +---- a reign or its end is recorded: opens, expiry ------------------------------+
 //! ```
+//!
+//! A marker that is appended and not as safe as its data yet may be lost with a leader, or by a crash. The partition then
+//! reports the transaction as open, and the lineage tells how it ended. So it lags behind the lineage by a bounded
+//! number of epochs: further on, the id is busy until the marker is safe.
 //!
 //! A step that needs a record sets `persisting` and changes nothing else until the record is durable; one that
 //! fails leaves all as it was (COORD-34). The holder is fenced at once, by taking its `session` away.
@@ -15,6 +19,7 @@
 //! 2. In `Settling`, the transaction is the last of the lineage; in `Ongoing` it is the running one.
 //! 3. Only one record is on its way, and none while markers are.
 //! 4. The holder's session began within the lineage, below the last epoch.
+//! 5. How a transaction with a lagging marker ended is known.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -30,6 +35,8 @@ use super::records::{IdState, PARTITIONS_MAX, TransactionRecord};
 pub(super) const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// A busy id's next decision says as well that the one before is settled; only a quiet id notes it.
 pub(super) const NOTE_AFTER: Duration = Duration::from_secs(1);
+/// Epochs that a lineage may move on past a marker that is not safe, of the 64 that it remembers.
+pub(super) const LAG_MAX: u32 = 32;
 
 #[derive(Clone, Debug)]
 enum Phase {
@@ -42,7 +49,7 @@ enum Phase {
         /// An end was asked for. If its record failed, the transaction is in doubt and takes in no more.
         ending: bool,
     },
-    /// Decided; these lack the marker.
+    /// Decided; to these logs the marker is not appended yet.
     Settling { pending: BTreeSet<PartitionId>, waiters: Vec<RequestId> },
 }
 
@@ -73,6 +80,8 @@ pub(super) struct Entry {
     /// partitions take nothing new before, and nobody is let in.
     strays: BTreeMap<(TransactionTag, PartitionId), Outcome>,
     strays_retry_at: Option<Timestamp>,
+    /// Markers of commits that are appended, and could still be lost.
+    lagging: BTreeSet<(TransactionTag, PartitionId)>,
     /// The highest epoch above the lineage's that a partition has reported.
     seen: ProducerEpoch,
     /// When to note that all is settled.
@@ -98,6 +107,7 @@ impl Entry {
             opening: None,
             strays: BTreeMap::new(),
             strays_retry_at: None,
+            lagging: BTreeSet::new(),
             seen: ProducerEpoch(0),
             note_at: None,
             retry_at: None,
@@ -138,6 +148,10 @@ impl Entry {
         !self.recorded && self.persisting.is_none() && self.opening.is_none()
     }
 
+    pub(super) fn is_ongoing(&self) -> bool {
+        matches!(self.phase, Phase::Ongoing { .. })
+    }
+
     pub(super) fn verdict(&self, tag: TransactionTag) -> Verdict {
         if tag.producer == self.lineage.producer() {
             return match tag.epoch.cmp(&self.lineage.end()) {
@@ -152,6 +166,16 @@ impl Entry {
             Some(_) => Verdict::Aborted,
             None => Verdict::Unknown,
         }
+    }
+
+    /// Whether its transaction is decided, and the marker is yet to be appended in the partition.
+    pub(super) fn awaits_marker(&self, tag: TransactionTag, partition: PartitionId) -> bool {
+        let is_last = self.lineage.last().is_some_and(|(last, _)| last == tag);
+        is_last && self.awaits(partition)
+    }
+
+    fn awaits(&self, partition: PartitionId) -> bool {
+        matches!(&self.phase, Phase::Settling { pending, .. } if pending.contains(&partition))
     }
 
     /// Whether the running epoch may still be committed by anyone.
@@ -223,6 +247,10 @@ impl Entry {
             effects.push(reply(open.request, Answer::Refused(refusal)));
             return;
         }
+        if !self.may_move_on(LAG_MAX) {
+            effects.push(reply(open.request, Answer::Refused(Refusal::Busy)));
+            return;
+        }
         self.session = None;
         if let Some(older) = self.opening.replace(open) {
             effects.push(self.fenced(older.request));
@@ -260,9 +288,11 @@ impl Entry {
             }
             return;
         }
+        let may_decide = self.may_move_on(LAG_MAX);
         let answer = match (&self.phase, verdict) {
             (_, Verdict::Committed) => Answer::Ended { outcome: Outcome::Committed, next },
             (_, Verdict::Aborted) => Answer::Ended { outcome: Outcome::Aborted, next },
+            (Phase::Ongoing { .. }, Verdict::Open) if !may_decide => Answer::Refused(Refusal::Busy),
             (Phase::Ongoing { .. }, Verdict::Open) => {
                 self.decide(context, outcome, vec![request], effects);
                 return;
@@ -301,6 +331,10 @@ impl Entry {
         match change {
             Change::Reign { open, lineage, previous } => {
                 (self.lineage, self.previous) = (lineage, previous);
+                // Reports on a producer that is forgotten by now reach nobody.
+                let producers = [Some(lineage), previous].map(|of| of.map(|of| of.producer()));
+                self.strays.retain(|(tag, _), _| producers.contains(&Some(tag.producer)));
+                self.lagging.retain(|(tag, _)| remembers(&lineage, previous.as_ref(), *tag));
                 self.seen = ProducerEpoch(0);
                 self.timeout = open.timeout;
                 self.recorded = true;
@@ -345,24 +379,42 @@ impl Entry {
         }
     }
 
-    pub(super) fn on_marker_written(
+    /// `safe`: it cannot be lost any more.
+    pub(super) fn on_marker(
         &mut self,
         context: Context<'_>,
         tag: TransactionTag,
         partition: PartitionId,
+        safe: bool,
         effects: &mut Vec<Effect>,
     ) {
         let next = self.next(context);
-        if self.strays.remove(&(tag, partition)).is_some() && self.strays.is_empty() {
-            self.strays_retry_at = None;
-            self.go_on(context, effects);
-            return;
+        if safe {
+            self.lagging.remove(&(tag, partition));
+        }
+        // One of which nobody would know how it ended stays until it is safe.
+        let may_lag = remembers(&self.lineage, self.previous.as_ref(), tag);
+        if (safe || may_lag) && self.strays.remove(&(tag, partition)).is_some() {
+            if !safe {
+                self.lagging.insert((tag, partition));
+            }
+            if self.strays.is_empty() {
+                self.strays_retry_at = None;
+                self.go_on(context, effects);
+            }
+            // The marker of the last transaction may have been refused for want of this one.
+            if self.retry_at.is_some() && self.awaits(partition) {
+                self.retry_at = None;
+                self.write_markers(effects);
+            }
         }
         let Some((_, outcome)) = self.lineage.last().filter(|(last, _)| *last == tag) else {
             return;
         };
         let Phase::Settling { pending, waiters } = &mut self.phase else { return };
-        pending.remove(&partition);
+        if pending.remove(&partition) && !safe {
+            self.lagging.insert((tag, partition));
+        }
         if !pending.is_empty() {
             return;
         }
@@ -382,6 +434,10 @@ impl Entry {
         partition: PartitionId,
     ) {
         let retry_at = context.now.plus(RETRY_AFTER);
+        if self.lagging.remove(&(tag, partition)) {
+            // It may be gone from the partition, which takes nothing new before it is there again.
+            self.strays.insert((tag, partition), Outcome::Committed);
+        }
         if self.strays.contains_key(&(tag, partition)) {
             self.strays_retry_at.get_or_insert(retry_at);
             return;
@@ -438,7 +494,8 @@ impl Entry {
     /// Nobody holds the id and nothing is on its way.
     fn is_free(&self) -> bool {
         let waited_for = self.session.is_some() || self.opening.is_some();
-        !waited_for && self.persisting.is_none() && self.strays.is_empty()
+        let settled = self.strays.is_empty() && self.lagging.is_empty();
+        !waited_for && self.persisting.is_none() && settled
     }
 
     /// What time brings: a time-out, another try, a note, the end of an id that nobody has used for long.
@@ -455,6 +512,9 @@ impl Entry {
         }
         self.retry_at = None;
         match &self.phase {
+            Phase::Ongoing { .. } if !self.may_move_on(LAG_MAX) => {
+                self.retry_at = Some(context.now.plus(RETRY_AFTER));
+            }
             Phase::Ongoing { .. } => {
                 self.decide(context, Outcome::Aborted, Vec::new(), effects);
             }
@@ -527,6 +587,10 @@ impl Entry {
 
     fn reign(&mut self, context: Context<'_>, open: Open, effects: &mut Vec<Effect>) {
         let (lineage, previous) = self.next_reign(context, open.fresh);
+        if !self.lagging.iter().all(|(tag, _)| remembers(&lineage, previous.as_ref(), *tag)) {
+            effects.push(reply(open.request, Answer::Refused(Refusal::Busy)));
+            return;
+        }
         let mut record = self.record(context, lineage, previous, None);
         if let Some(state) = &mut record.state {
             state.timeout = open.timeout;
@@ -581,6 +645,15 @@ impl Entry {
         TransactionRecord { id: context.id.clone(), state: Some(state) }
     }
 
+    /// Whether one more epoch may end while markers lag that are `lag` epochs behind.
+    fn may_move_on(&self, lag: u32) -> bool {
+        // Those of the producer before are not moved away from.
+        let of_now =
+            |(tag, _): &&(TransactionTag, PartitionId)| tag.producer == self.lineage.producer();
+        let oldest = self.lagging.iter().find(of_now);
+        oldest.is_none_or(|(tag, _)| self.lineage.end().0 - tag.epoch.0 <= lag)
+    }
+
     fn write_markers(&self, effects: &mut Vec<Effect>) {
         let Phase::Settling { pending, .. } = &self.phase else {
             unreachable!("markers follow a decision")
@@ -625,7 +698,9 @@ impl Entry {
             || self.persisting.is_some()
             || matches!(self.phase, Phase::Settling { .. })
             || !self.strays.is_empty();
-        phase && persisting && session && opening
+        let previous = self.previous.as_ref();
+        let lagging = self.lagging.iter().all(|(tag, _)| remembers(&self.lineage, previous, *tag));
+        phase && persisting && session && opening && lagging
     }
 
     /// All but times, for a search over states.
@@ -640,18 +715,26 @@ impl Entry {
             other => format!("{other:?}"),
         };
         format!(
-            "{:?}{:?}{}{:?}{phase}{change}{:?}{:?}{}{}{}",
+            "{:?}{:?}{}{:?}{phase}{change}{:?}{:?}{:?}{}{}{}",
             self.lineage,
             self.previous,
             self.recorded,
             self.session,
             self.opening.as_ref().map(|open| open.request),
             self.strays,
+            self.lagging,
             self.strays_retry_at.is_some(),
             self.note_at.is_some(),
             self.retry_at.is_some(),
         )
     }
+}
+
+/// Whether it is known that the transaction was committed.
+fn remembers(lineage: &Lineage, previous: Option<&Lineage>, tag: TransactionTag) -> bool {
+    let known = [Some(lineage), previous].into_iter().flatten();
+    let own = known.filter(|known| known.producer() == tag.producer && tag.epoch < known.end());
+    own.map(|known| known.verdict(tag.epoch)).any(|verdict| verdict == Verdict::Committed)
 }
 
 pub(super) fn reply(request: RequestId, answer: Answer) -> Effect {

@@ -57,7 +57,7 @@ pub(crate) struct Open {
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     Open(Open),
-    /// The holder wants its transaction to end. Answered by [`Answer::Ended`] when all markers are written.
+    /// The holder wants its transaction to end. Answered by [`Answer::Ended`] when all markers are appended.
     End {
         request: RequestId,
         tag: TransactionTag,
@@ -75,13 +75,19 @@ pub(crate) enum Event {
     PersistFailed {
         id: Arc<str>,
     },
+    /// The partition has the marker of a commit: readers see the transaction. The marker is not as safe as its flush level
+    /// gives; [`Event::MarkerWritten`] or [`Event::MarkerFailed`] follows.
+    MarkerAppended {
+        tag: TransactionTag,
+        partition: PartitionId,
+    },
     /// The partition has the marker, as safe as its flush level gives; or it has a later epoch of the
     /// producer, hence had the marker; or the partition is gone (COORD-44).
     MarkerWritten {
         tag: TransactionTag,
         partition: PartitionId,
     },
-    /// It has not yet; it will be asked for again (COORD-40).
+    /// It has not, or not any more; it will be asked for again (COORD-40).
     MarkerFailed {
         tag: TransactionTag,
         partition: PartitionId,

@@ -25,7 +25,8 @@
 //! 2. Joining writes no record (COORD-22): a partition's own log tells at open, and whenever a leader takes
 //!    over, which transactions are open in it, and each is settled then. So there is no transaction that the
 //!    coordinator does not know (COORD-65), and a commit costs one flush besides its data's.
-//! 3. The answer to an end comes when all markers are written: success means visible (COORD-31).
+//! 3. The answer to an end comes when all markers are appended: success means visible (COORD-31). Of a commit, they need
+//!    not be safe by then: the decision is.
 //! 4. An end is answered with how the transaction *did* end, whatever was asked: a retry, a late abort and an
 //!    end after a time-out learn the truth (COORD-32, COORD-33, COORD-51). A time-out ends the
 //!    transaction and leaves the holder its id (COORD-60).

@@ -52,13 +52,21 @@ enum Action {
         written: bool,
     },
     MarkerWritten(usize),
+    /// The marker of a commit is in the partition's log, and could still be lost.
+    MarkerAppended(usize),
     MarkerFails {
         written: bool,
     },
-    /// Of the records on their way, so many reach the topic; the markers do or do not.
+    /// What the partition's log has becomes safe.
+    Secured(usize),
+    /// Another leader takes over, that has nothing of what was not safe.
+    Lost(usize),
+    /// Of the records on their way, so many reach the topic; the markers do or do not; what was not safe in the
+    /// partitions stays or is lost.
     Crash {
         records: usize,
         markers: bool,
+        keeps: bool,
     },
     /// The second partition, which was missing at the start, is there.
     ComesBack,
@@ -80,6 +88,16 @@ struct Rules {
     offline: bool,
     /// Batches are slow: any may arrive at any time.
     late: bool,
+    /// Markers of commits are appended first and safe later.
+    lagging: bool,
+}
+
+/// What a log has that is not safe: how to take it back.
+#[derive(Clone, Copy, Debug)]
+struct Unsafe {
+    tag: TransactionTag,
+    before: Option<Seen>,
+    is_marker: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -113,6 +131,8 @@ struct Truth {
     markers: BTreeMap<usize, Outcome>,
     told: Option<Outcome>,
     commit_asked: bool,
+    /// Of its data, before it was asked to end.
+    lost: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -133,6 +153,8 @@ struct World {
     records: VecDeque<(TransactionRecord, bool)>,
     markers: BTreeSet<(TransactionTag, usize, bool)>,
     logs: [BTreeMap<ProducerId, Seen>; PARTITIONS],
+    /// From the first marker that is not safe on.
+    tails: [Vec<Unsafe>; PARTITIONS],
     offline: bool,
     truth: BTreeMap<TransactionTag, Truth>,
     handles: Vec<Option<Handle>>,
@@ -172,6 +194,7 @@ impl World {
             records: VecDeque::new(),
             markers: BTreeSet::new(),
             logs: [const { BTreeMap::new() }; PARTITIONS],
+            tails: [const { Vec::new() }; PARTITIONS],
             offline: false,
             truth: BTreeMap::new(),
             handles: vec![None; rules.ids],
@@ -201,7 +224,9 @@ impl World {
                     }
                 }
                 if spent.ends < rules.ends && !handle.spent {
-                    actions.extend(OUTCOMES.map(|outcome| Action::End(slot, outcome)));
+                    let lost = self.truth[&handle.tag].lost;
+                    let outcomes = OUTCOMES.into_iter().skip(usize::from(lost));
+                    actions.extend(outcomes.map(|outcome| Action::End(slot, outcome)));
                 }
                 actions.push(Action::Close(slot));
             }
@@ -222,19 +247,31 @@ impl World {
         if may_fail && self.records.front().is_some_and(|(_, awaited)| *awaited) {
             actions.extend([true, false].map(|written| Action::RecordFails { written }));
         }
-        for (at, (_, place, _)) in self.markers.iter().enumerate() {
+        for (at, (_, place, committed)) in self.markers.iter().enumerate() {
             if !self.is_missing(*place) {
                 actions.push(Action::MarkerWritten(at));
+                if rules.lagging && *committed {
+                    actions.push(Action::MarkerAppended(at));
+                }
+            }
+        }
+        for at in (0..PARTITIONS).filter(|at| !self.tails[*at].is_empty()) {
+            actions.push(Action::Secured(at));
+            if may_fail {
+                actions.push(Action::Lost(at));
             }
         }
         if may_fail && self.markers.first().is_some_and(|(_, at, _)| !self.is_missing(*at)) {
             actions.extend([true, false].map(|written| Action::MarkerFails { written }));
         }
         if spent.crashes < rules.crashes {
+            let tails = self.tails.iter().any(|tail| !tail.is_empty());
             for records in 0..=self.records.len() {
-                actions.push(Action::Crash { records, markers: false });
-                if !self.markers.is_empty() {
-                    actions.push(Action::Crash { records, markers: true });
+                for keeps in [false, true].into_iter().take(1 + usize::from(tails)) {
+                    actions.push(Action::Crash { records, markers: false, keeps });
+                    if !self.markers.is_empty() {
+                        actions.push(Action::Crash { records, markers: true, keeps });
+                    }
                 }
             }
         }
@@ -287,7 +324,12 @@ impl World {
                 handle.ending = true;
                 let tag = handle.tag;
                 if outcome == Outcome::Committed {
-                    self.truth.get_mut(&tag).unwrap().commit_asked = true;
+                    let truth = self.truth.get_mut(&tag).unwrap();
+                    truth.commit_asked = true;
+                    // A commit waits for its data before.
+                    for at in truth.data.clone() {
+                        self.secure(at)?;
+                    }
                 }
                 let request = self.call(Call::End { slot, tag });
                 self.step(Event::End { request, tag, outcome })?;
@@ -349,22 +391,52 @@ impl World {
             Action::MarkerWritten(nth) => {
                 let marker = *self.markers.iter().nth(nth).unwrap();
                 self.markers.remove(&marker);
-                self.mark(marker)?;
                 let (tag, at, _) = marker;
-                self.step(Event::MarkerWritten { tag, partition: partition(at) })?;
+                let partition = partition(at);
+                if self.mark(marker)? {
+                    self.secure(at)?;
+                    self.step(Event::MarkerWritten { tag, partition })?;
+                } else {
+                    self.step(Event::MarkerFailed { tag, partition })?;
+                }
+            }
+            Action::MarkerAppended(nth) => {
+                let marker = *self.markers.iter().nth(nth).unwrap();
+                self.markers.remove(&marker);
+                let (tag, at, _) = marker;
+                let before = self.logs[at].get(&tag.producer).copied();
+                let is_late = before.is_some_and(|seen| tag.epoch < seen.epoch);
+                let partition = partition(at);
+                if !self.mark(marker)? {
+                    self.step(Event::MarkerFailed { tag, partition })?;
+                } else if is_late {
+                    self.step(Event::MarkerWritten { tag, partition })?;
+                } else {
+                    self.tails[at].push(Unsafe { tag, before, is_marker: true });
+                    self.step(Event::MarkerAppended { tag, partition })?;
+                }
+            }
+            Action::Secured(at) => self.secure(at)?,
+            Action::Lost(at) => {
+                self.spent.failures += 1;
+                let lost = self.take_back(at);
+                self.find(at)?;
+                for tag in lost {
+                    self.step(Event::MarkerFailed { tag, partition: partition(at) })?;
+                }
             }
             Action::MarkerFails { written } => {
                 self.spent.failures += 1;
                 let marker = self.markers.pop_first().unwrap();
-                if written {
-                    self.mark(marker)?;
+                if written && self.mark(marker)? {
+                    self.secure(marker.1)?;
                 }
                 let (tag, at, _) = marker;
                 self.step(Event::MarkerFailed { tag, partition: partition(at) })?;
             }
-            Action::Crash { records, markers } => {
+            Action::Crash { records, markers, keeps } => {
                 self.spent.crashes += 1;
-                self.crash(records, markers, self.rules.offline)?;
+                self.crash(records, markers, keeps, self.rules.offline)?;
             }
             Action::ComesBack => {
                 self.offline = false;
@@ -391,8 +463,53 @@ impl World {
         };
     }
 
-    fn crash(&mut self, records: usize, markers: bool, offline: bool) -> Result<(), String> {
+    /// What the partition's log has is safe, and its markers are reported so.
+    fn secure(&mut self, at: usize) -> Result<(), String> {
+        for Unsafe { tag, is_marker, .. } in std::mem::take(&mut self.tails[at]) {
+            if is_marker {
+                self.step(Event::MarkerWritten { tag, partition: partition(at) })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back what is not safe, and returns whose markers that were.
+    fn take_back(&mut self, at: usize) -> Vec<TransactionTag> {
+        let mut lost = Vec::new();
+        for Unsafe { tag, before, is_marker } in
+            std::mem::take(&mut self.tails[at]).into_iter().rev()
+        {
+            match before {
+                Some(seen) => self.logs[at].insert(tag.producer, seen),
+                None => self.logs[at].remove(&tag.producer),
+            };
+            let truth = self.truth.get_mut(&tag).unwrap();
+            if is_marker {
+                truth.markers.remove(&at);
+                lost.push(tag);
+            } else {
+                truth.data.remove(&at);
+                truth.lost = true;
+            }
+        }
+        lost
+    }
+
+    fn crash(
+        &mut self,
+        records: usize,
+        markers: bool,
+        keeps: bool,
+        offline: bool,
+    ) -> Result<(), String> {
         self.truth.values_mut().for_each(|truth| truth.slow.clear());
+        for at in 0..PARTITIONS {
+            if keeps {
+                self.tails[at].clear();
+            } else {
+                self.take_back(at);
+            }
+        }
         for (record, _) in self.records.split_off(0).into_iter().take(records) {
             self.keep(record);
         }
@@ -436,7 +553,8 @@ impl World {
             }
             // What was found in the partition has no marker there yet.
             Err(Refusal::Busy)
-                if self.logs[at].get(&tag.producer).is_some_and(|seen| seen.open) =>
+                if self.rules.lagging
+                    || self.logs[at].get(&tag.producer).is_some_and(|seen| seen.open) =>
             {
                 Ok(())
             }
@@ -457,25 +575,34 @@ impl World {
         ensure(!older_open, || format!("{tag:?} meets an open transaction"))?;
         let new = Seen { epoch: tag.epoch, open: true, ended: false };
         self.logs[at].insert(tag.producer, new);
+        if !self.tails[at].is_empty() {
+            self.tails[at].push(Unsafe { tag, before: seen, is_marker: false });
+        }
         self.truth.get_mut(&tag).unwrap().data.insert(at);
         Ok(true)
     }
 
-    fn mark(&mut self, marker: (TransactionTag, usize, bool)) -> Result<(), String> {
+    /// False: the partition does not take the marker now.
+    fn mark(&mut self, marker: (TransactionTag, usize, bool)) -> Result<bool, String> {
         let (tag, at, committed) = marker;
         let outcome = OUTCOMES[usize::from(!committed)];
         let seen = self.logs[at].get(&tag.producer).copied();
         if seen.is_some_and(|seen| tag.epoch < seen.epoch) {
             let had =
                 !self.truth[&tag].data.contains(&at) || self.truth[&tag].markers.contains_key(&at);
-            return ensure(had, || format!("{tag:?} stays without a marker in {at}"));
+            ensure(had, || format!("{tag:?} stays without a marker in {at}"))?;
+            return Ok(true);
         }
         let older_open = seen.is_some_and(|seen| seen.open && seen.epoch < tag.epoch);
+        if older_open && self.rules.lagging {
+            return Ok(false);
+        }
         ensure(!older_open, || format!("the marker of {tag:?} meets an open transaction"))?;
         let new = Seen { epoch: tag.epoch, open: false, ended: true };
         self.logs[at].insert(tag.producer, new);
         let before = self.truth.get_mut(&tag).unwrap().markers.insert(at, outcome);
-        ensure(before.is_none_or(|before| before == outcome), || "INV-07: it flips".to_owned())
+        ensure(before.is_none_or(|before| before == outcome), || "INV-07: it flips".to_owned())?;
+        Ok(true)
     }
 
     fn step(&mut self, event: Event) -> Result<(), String> {
@@ -565,8 +692,9 @@ impl World {
         self.truth.insert(tag, Truth::default());
         for (at, log) in self.logs.iter().enumerate() {
             let seen = log.get(&tag.producer);
-            // A missing partition is settled when it is there.
-            let settled = |seen: &Seen| !seen.open || self.rules.offline && at == 1;
+            // A missing partition is settled when it is there, and one that lost a marker when it has it again.
+            let later = self.rules.offline && at == 1 || self.rules.lagging;
+            let settled = |seen: &Seen| !seen.open || later;
             let new = seen.is_none_or(|seen| seen.epoch < tag.epoch && settled(seen));
             ensure(new, || format!("{tag:?} was seen before: {seen:?}"))?;
         }
@@ -600,7 +728,7 @@ impl World {
             return Ok(());
         }
         self.rest()?;
-        self.crash(usize::MAX, false, false)?;
+        self.crash(usize::MAX, false, false, false)?;
         self.rest()?;
         for slot in 0..self.rules.ids {
             self.act(Action::Open(slot))?;
@@ -617,6 +745,8 @@ impl World {
                 Action::RecordWritten
             } else if !self.markers.is_empty() {
                 Action::MarkerWritten(0)
+            } else if let Some(at) = self.tails.iter().position(|tail| !tail.is_empty()) {
+                Action::Secured(at)
             } else if quiet < 3 {
                 // Time-outs, other tries, and notes in their turn.
                 quiet += 1;
@@ -649,7 +779,7 @@ impl World {
                 ))
                 .collect::<Vec<_>>(),
             self.markers,
-            self.logs,
+            (&self.logs, &self.tails),
             self.offline,
             self.truth,
             self.handles,
@@ -708,6 +838,7 @@ const ONE: Rules = Rules {
     epoch_end: u32::MAX,
     offline: false,
     late: false,
+    lagging: false,
 };
 
 #[test]
@@ -743,6 +874,18 @@ fn used_up_epochs_hold_in_every_interleaving() {
 #[test]
 fn a_partition_that_comes_back_later_holds_in_every_interleaving() {
     static RULES: Rules = Rules { failures: 0, offline: true, ..ONE };
+    explore(&RULES, 1000);
+}
+
+#[test]
+fn markers_that_are_safe_later_or_lost_hold_in_every_interleaving() {
+    static RULES: Rules = Rules { opens: 1, lagging: true, ..ONE };
+    explore(&RULES, 1000);
+}
+
+#[test]
+fn lost_markers_under_newer_holders_hold_in_every_interleaving() {
+    static RULES: Rules = Rules { ends: 1, crashes: 0, failures: 2, lagging: true, ..ONE };
     explore(&RULES, 1000);
 }
 

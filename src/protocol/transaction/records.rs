@@ -32,6 +32,8 @@ pub(crate) const ID_BYTES_MAX: usize = 32_767;
 /// Partitions of one transaction: its decision has to fit into a batch.
 pub(crate) const PARTITIONS_MAX: usize = 100_000;
 const PARTITION_BYTES: usize = 12;
+/// What a value takes besides its partitions, at most.
+const VALUE_BYTES: usize = 64;
 
 const _: () = assert!(ID_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(PARTITIONS_MAX * PARTITION_BYTES < 2 << 20);
@@ -64,7 +66,8 @@ impl TransactionRecord {
     pub(crate) fn key(&self) -> Vec<u8> {
         assert!(transactional_id_fits(&self.id), "an open checks the id");
         let count = u16::try_from(self.id.len()).expect("the bound lies below 64 KiB");
-        let mut key = vec![VERSION, KIND_ID];
+        let mut key = Vec::with_capacity(4 + self.id.len());
+        key.extend_from_slice(&[VERSION, KIND_ID]);
         key.extend_from_slice(&count.to_le_bytes());
         key.extend_from_slice(self.id.as_bytes());
         key
@@ -74,7 +77,9 @@ impl TransactionRecord {
     pub(crate) fn value(&self) -> Option<Vec<u8>> {
         let state = self.state.as_ref()?;
         let timeout = u64::try_from(state.timeout.as_millis()).expect("an open checks the timeout");
-        let mut value = vec![VERSION];
+        let partitions = state.unsettled.as_ref().map_or(0, Vec::len);
+        let mut value = Vec::with_capacity(VALUE_BYTES + partitions * PARTITION_BYTES);
+        value.push(VERSION);
         put_lineage(&mut value, &state.lineage);
         value.extend_from_slice(&timeout.to_le_bytes());
         value.extend_from_slice(&state.updated_at.0.to_le_bytes());

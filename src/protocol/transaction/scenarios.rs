@@ -9,6 +9,7 @@ use crate::types::Outcome::{self, Aborted, Committed};
 use crate::types::{ProducerEpoch, ProducerId, Timestamp, TopicId};
 
 use super::coordinator::{Coordinator, Replay};
+use super::entry::LAG_MAX;
 use super::lineage::{Lineage, TransactionTag, Verdict};
 use super::messages::{Answer, Effect, Event, Open, Refusal, RequestId, Settings, WAITERS_MAX};
 use super::records::{IdState, PARTITIONS_MAX, TransactionRecord};
@@ -173,6 +174,34 @@ fn refusal(effects: &[Effect]) -> Refusal {
 
 fn ended(outcome: Outcome, next: Option<TransactionTag>) -> Answer {
     Answer::Ended { outcome, next }
+}
+
+#[test]
+fn an_id_is_busy_while_a_marker_that_could_be_lost_lies_too_far_back() {
+    let mut world = World::new();
+    let (mut next, mut lagging) = (world.opened(), Vec::new());
+    while lagging.len() <= LAG_MAX as usize {
+        world.join(next, PEAR).unwrap();
+        assert_eq!(world.end(next, Committed), []);
+        assert_eq!(world.persisted(), [markers(next, Committed, &[PEAR])]);
+        let appended = world.step(Event::MarkerAppended { tag: next, partition: PEAR });
+        lagging.push(next);
+        let Answer::Ended { outcome: Committed, next: Some(tag) } = answer(&appended) else {
+            panic!("it has not ended: {appended:?}")
+        };
+        next = tag;
+    }
+    world.join(next, PEAR).unwrap();
+    assert_eq!(refusal(&world.end(next, Committed)), Refusal::Busy);
+    assert_eq!(refusal(&world.open_with(|_| {})), Refusal::Busy);
+    assert_eq!(world.pass(2 * MINUTE), [], "nor is it aborted");
+    assert!(world.on_its_way.is_empty());
+    // The oldest one is lost: what the partition reports is known, and it is written again.
+    let lost = world.step(Event::Found { tag: lagging[0], partition: PEAR });
+    assert_eq!(lost, [markers(lagging[0], Committed, &[PEAR])]);
+    assert_eq!(world.marked(lagging[0], PEAR), []);
+    assert_eq!(world.end(next, Committed), []);
+    assert_eq!(world.persisted(), [markers(next, Committed, &[PEAR])]);
 }
 
 #[test]
