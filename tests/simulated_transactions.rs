@@ -54,6 +54,7 @@ struct Sent {
 }
 
 struct World {
+    seed: u64,
     disks: Vec<SimDisk>,
     clock: Clock,
     random: Random,
@@ -70,10 +71,10 @@ impl World {
         let count = if random.one_in(3) { 3 } else { 1 };
         let flush = if random.one_in(3) { Flush::Os } else { Flush::OnAck };
         let disks: Vec<_> = (0..count).map(|at| SimDisk::new(seed * 8 + at)).collect();
-        disks.iter().skip(1).for_each(|disk| disks[0].share_process(disk));
+        disks.iter().skip(1).for_each(|disk| disk.share_process(&disks[0]));
         let clock = Clock::manual(Timestamp(1_000_000));
         let (sent, plain) = (Vec::new(), Vec::new());
-        Self { disks, clock, random, flush, sent, plain, numbered: 0 }
+        Self { seed, disks, clock, random, flush, sent, plain, numbered: 0 }
     }
 
     fn open(&self) -> Result<Store, Error> {
@@ -137,13 +138,14 @@ impl World {
                 }
                 7 if !zombies.is_empty() => {
                     let mut zombie = zombies.swap_remove(0);
-                    self.run(&mut zombie);
+                    self.run(&store, &mut zombie);
                 }
+                8 => self.judge_snapshot(&store),
                 _ => {
                     let id = self.random.below(IDS);
                     let known = held.remove(&id).map_or_else(|| self.hold(&store, id), Ok);
                     let Ok(mut producer) = known else { continue };
-                    self.run(&mut producer);
+                    self.run(&store, &mut producer);
                     held.insert(id, producer);
                 }
             }
@@ -164,7 +166,7 @@ impl World {
     }
 
     /// One transaction, from its begin to some end.
-    fn run(&mut self, producer: &mut TransactionalProducer) {
+    fn run(&mut self, store: &Store, producer: &mut TransactionalProducer) {
         let Ok(mut transaction) = producer.begin() else { return };
         let mut sent =
             Sent { id: Some(transaction.id()), values: BTreeMap::new(), told: Told::Nothing };
@@ -209,7 +211,41 @@ impl World {
         if self.disks.iter().any(SimDisk::is_dead) && sent.told == Told::Committed {
             sent.told = Told::Nothing;
         }
+        if sent.told == Told::Committed {
+            for (partition, values) in &sent.values {
+                // A disk that fails now may keep the reader from it.
+                let Ok(seen) = Self::read(store, *partition, Isolation::ReadCommitted) else {
+                    continue;
+                };
+                let all = values.iter().all(|value| seen.contains(value));
+                assert!(all, "seed {}: committed and not seen at once: {sent:?}", self.seed);
+            }
+        }
         self.sent.push(sent);
+    }
+
+    /// Each transaction is in a snapshot with all partitions or with none.
+    fn judge_snapshot(&self, store: &Store) {
+        let names: Vec<_> = (0..PARTITIONS).map(|number| ("t", number)).collect();
+        let Ok(snapshot) = store.snapshot(&names) else { return };
+        let mut seen = Vec::new();
+        for number in 0..PARTITIONS {
+            let (mut offset, mut values) = (Offset(0), BTreeSet::new());
+            while offset < snapshot.end("t", number).unwrap() {
+                let read = snapshot.read("t", number, offset, ReadOptions::new());
+                let Ok(records) = read else { return };
+                values.extend(records.iter().map(|one| text_of(one.value())));
+                offset = records.next_offset();
+            }
+            seen.push(values);
+        }
+        for sent in &self.sent {
+            let mut shown = sent.values.iter().flat_map(|(at, values)| {
+                values.iter().map(|value| seen[*at as usize].contains(value))
+            });
+            let first = shown.next();
+            assert!(shown.all(|one| Some(one) == first), "seed {}: torn: {sent:?}", self.seed);
+        }
     }
 
     fn put_everywhere(&mut self, store: &Store) -> Result<String, Error> {
@@ -235,22 +271,25 @@ impl World {
     }
 
     /// Reads everything, as a reader of that isolation does.
-    fn contents(store: &Store, isolation: Isolation) -> Vec<Vec<String>> {
-        let read = |number| {
-            let partition = store.partition("t", number).unwrap();
-            let (mut offset, mut values) = (Offset(0), Vec::new());
-            loop {
-                let options = ReadOptions::new().isolation(isolation).max_bytes(700);
-                let records = partition.read(offset, options).unwrap();
-                let texts = records.iter().map(|r| String::from_utf8(r.value().unwrap().to_vec()));
-                values.extend(texts.map(Result::unwrap));
-                if records.next_offset() == offset {
-                    return values;
-                }
-                offset = records.next_offset();
+    fn contents(store: &Store, isolation: Isolation, note: &str) -> Vec<Vec<String>> {
+        let read = |number| Self::read(store, number, isolation);
+        (0..PARTITIONS)
+            .map(|at| read(at).unwrap_or_else(|error| panic!("{note}: {error:?}")))
+            .collect()
+    }
+
+    fn read(store: &Store, number: u32, isolation: Isolation) -> Result<Vec<String>, Error> {
+        let partition = store.partition("t", number)?;
+        let (mut offset, mut values) = (Offset(0), Vec::new());
+        loop {
+            let options = ReadOptions::new().isolation(isolation).max_bytes(700);
+            let records = partition.read(offset, options)?;
+            values.extend(records.iter().map(|record| text_of(record.value())));
+            if records.next_offset() == offset {
+                return Ok(values);
             }
-        };
-        (0..PARTITIONS).map(read).collect()
+            offset = records.next_offset();
+        }
     }
 
     fn judge(&mut self, power_loss: bool, note: &str) {
@@ -260,11 +299,12 @@ impl World {
             store.run_background();
         }
         for number in 0..PARTITIONS {
-            let partition = store.partition("t", number).unwrap();
+            let partition = store.partition("t", number);
+            let partition = partition.unwrap_or_else(|error| panic!("{note}: {error:?}"));
             let (stable, high) = (partition.last_stable_offset(), partition.high_watermark());
             assert_eq!(stable, high, "{note}: the last stable offset of {number} stands still");
         }
-        let committed = Self::contents(&store, Isolation::ReadCommitted);
+        let committed = Self::contents(&store, Isolation::ReadCommitted, note);
         let seen: Vec<BTreeSet<&String>> =
             committed.iter().map(|all| all.iter().collect()).collect();
         for (all, once) in committed.iter().zip(&seen) {
@@ -318,11 +358,15 @@ impl World {
         // It still works; where a power loss took decisions, from the second holder on.
         let value = (0..3).find_map(|_| self.put_everywhere(&store).ok());
         let value = value.unwrap_or_else(|| panic!("{note}: nothing can be committed"));
-        for all in Self::contents(&store, Isolation::ReadCommitted) {
+        for all in Self::contents(&store, Isolation::ReadCommitted, note) {
             assert_eq!(all.last(), Some(&value), "{note}");
         }
         store.close(SECOND * 5).unwrap();
     }
+}
+
+fn text_of(value: Option<&[u8]>) -> String {
+    String::from_utf8(value.unwrap().to_vec()).unwrap()
 }
 
 #[test]

@@ -88,15 +88,11 @@ impl Entry {
         if given.epoch > self.epoch && proposal.numbering == Numbering::Restarts {
             return if given.sequence == 0 { Verdict::Append } else { out_of_order(0, proposal) };
         }
-        let verdict = self.judge_sequence(proposal);
-        let here_already = matches!(
-            verdict,
-            Verdict::Duplicate { .. } | Verdict::Refused(Refusal::DuplicateSequence { .. })
-        );
-        if proposal.transactional && self.ended && given.epoch == self.epoch && !here_already {
+        // Not even as a duplicate: where a power loss took the coordinator's memory, the epoch may be in use again.
+        if proposal.transactional && self.ended && given.epoch == self.epoch {
             return invalid(TransactionFault::Ended);
         }
-        verdict
+        self.judge_sequence(proposal)
     }
 
     fn judge_sequence(&self, proposal: &Proposal) -> Verdict {

@@ -9,7 +9,7 @@ use crate::types::{LeaderEpoch, Offset, Outcome, ProducerEpoch, ProducerId, Time
 use super::batch::{BatchFacts, Content, Numbering, Proposal};
 use super::entry::BATCHES_MAX;
 use super::states::{Applied, PRODUCERS_MAX, ProducerStates};
-use super::verdict::{Refusal, Verdict};
+use super::verdict::{Refusal, TransactionFault, Verdict};
 use crate::types::ProducerSequence;
 
 pub(super) const SEED: u32 = 0x0102_0304;
@@ -289,6 +289,11 @@ fn offer(log: &mut Log, id: u64, random: &mut Random) -> usize {
         match random.below(6) {
             0 => {
                 let verdict = log.check(&propose(again, old_count));
+                if is_transactional && truth.ended {
+                    let ended = Refusal::InvalidTransactionState(TransactionFault::Ended);
+                    assert_eq!(verdict, Verdict::Refused(ended));
+                    return 0;
+                }
                 if age >= BATCHES_MAX {
                     let given = first;
                     assert_eq!(verdict, Verdict::Refused(Refusal::DuplicateSequence { given }));

@@ -527,7 +527,9 @@ fn coord_43_a_marker_may_be_written_again() {
     assert!(log.marker(1, 4, Outcome::Committed).ended.is_some());
     assert_eq!(log.states.check_marker(ProducerId(1), ProducerEpoch(4)), Ok(()));
     assert_eq!(log.marker(1, 4, Outcome::Committed).ended, None, "there is nothing left to end");
-    assert!(matches!(log.check(&transactional(sequence(1, 4, 0), 1)), Verdict::Duplicate { .. }));
+    let late = transactional(sequence(1, 4, 0), 1);
+    let ended = Refusal::InvalidTransactionState(TransactionFault::Ended);
+    assert_eq!(refused(&log, &late), ended, "nothing is part of it any more, nor a duplicate");
 }
 
 #[test]

@@ -141,9 +141,9 @@ const TABLE: &[(Past, u32, u64, u32, &str)] = &[
     (Open, 5, 0, 10, "NNND"),
     (Open, 5, 11, 1, "NNNG"),
     (Open, 6, 0, 10, "NNNW"),
-    // TXLOG-08: what is late is refused, what is here is recognised.
+    // TXLOG-08: what is late is refused; what is here is recognised, if it is no transaction's.
     (Ended, 5, 10, 1, "AAAX"),
-    (Ended, 5, 0, 10, "DDDD"),
+    (Ended, 5, 0, 10, "DDDX"),
     (Ended, 5, 11, 1, "GGGX"),
     (Ended, 5, 5, 2, "GGGX"),
     (Ended, 6, 0, 10, "AADA"),
