@@ -192,6 +192,46 @@ fn s13_a_disk_that_dies_costs_nothing_that_was_acknowledged() {
     }
 }
 
+/// Nobody is trusted to have what the others may lack: what they have is all there is, and nothing of it is thrown away.
+#[test]
+fn s9_after_every_replica_has_failed_the_best_of_them_leads_once_all_are_there() {
+    let world = World::new(3);
+    let store = world.open();
+    store.create_topic("t", topic(Flush::Os)).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    append(&partition, 0..20);
+    for (disk, left) in world.disks.iter().zip([2, 1, 0]) {
+        // Sooner or later it has to make a file; nobody is at work in the background to rebuild it.
+        for _ in 0..100 {
+            disk.fail_call(1, Fault::Eio);
+            // One alone takes nothing that all are to have.
+            let acks = if left > 0 { Acks::All } else { Acks::Leader };
+            let _ = partition.append(&[Record::new(&[7; 200])], acks);
+            disk.heal();
+            if partition.in_sync_replicas().len() == left {
+                break;
+            }
+        }
+        assert_eq!(partition.in_sync_replicas().len(), left);
+    }
+    let known = partition.high_watermark();
+    drop((partition, store));
+    for disk in &world.disks {
+        disk.heal();
+        disk.process_restart();
+    }
+    let store = world.open();
+    let partition = store.partition("t", 0).unwrap();
+    assert!(partition.high_watermark() >= known, "what was acknowledged is there");
+    let records = partition.read(Offset(0), ReadOptions::new()).unwrap();
+    for (at, record) in (0..20).zip(&records) {
+        assert_eq!(record.value().unwrap(), value(at));
+    }
+    world.heal(&store, &partition, 3);
+    partition.append(&[Record::new("it goes on")], Acks::All).unwrap();
+    assert_equal_logs(&world, &store);
+}
+
 #[test]
 fn s8_a_failed_flush_of_a_follower_takes_it_out_and_it_comes_back_rebuilt() {
     let world = World::new(3);

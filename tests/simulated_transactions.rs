@@ -120,7 +120,9 @@ impl World {
                 4 => {
                     let (partition, value) = (self.partition(), self.value());
                     let Ok(log) = store.partition("t", partition) else { continue };
-                    if log.append(&[Record::new(&value)], Acks::All).is_ok() {
+                    let acknowledged = log.append(&[Record::new(&value)], Acks::All).is_ok();
+                    // What a dead process was told, nobody has heard.
+                    if acknowledged && !self.disks.iter().any(SimDisk::is_dead) {
                         self.plain.push((partition, value));
                     }
                 }
@@ -213,15 +215,26 @@ impl World {
         }
         if sent.told == Told::Committed {
             for (partition, values) in &sent.values {
-                // A disk that fails now may keep the reader from it.
-                let Ok(seen) = Self::read(store, *partition, Isolation::ReadCommitted) else {
-                    continue;
-                };
-                let all = values.iter().all(|value| seen.contains(value));
-                assert!(all, "seed {}: committed and not seen at once: {sent:?}", self.seed);
+                self.judge_shown(store, *partition, values);
             }
         }
         self.sent.push(sent);
+    }
+
+    /// What was committed just now is seen, unless it lies behind what another transaction has left.
+    fn judge_shown(&self, store: &Store, partition: u32, values: &[String]) {
+        let read = |isolation| Self::read(store, partition, isolation);
+        // A disk that fails now may keep the reader from it.
+        let Ok(all) = read(Isolation::ReadUncommitted) else { return };
+        let Ok(seen) = read(Isolation::ReadCommitted) else { return };
+        let others = self.sent.iter().filter(|other| other.told != Told::Committed);
+        let left = others.flat_map(|other| other.values.get(&partition)).flatten();
+        let left: BTreeSet<_> = left.collect();
+        for value in values {
+            let before = all.iter().take_while(|other| *other != value);
+            let shown = seen.contains(value) || before.into_iter().any(|one| left.contains(one));
+            assert!(shown, "seed {}: {value} is committed and not seen: {all:?}", self.seed);
+        }
     }
 
     /// Each transaction is in a snapshot with all partitions or with none.

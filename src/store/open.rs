@@ -428,7 +428,9 @@ impl Shared {
                 .map_err(|error| place.io_error("marks", "remove", error))
                 .map(|()| None)?
         };
-        let replicated = described.replicas.len() > 1;
+        // Where another is trusted to have it, the tail is copied from there; else it is all there is, as of one replica.
+        let trusted = |other: &DiskId| *other != disk.id && !described.suspects.contains_key(other);
+        let replicated = described.isr.iter().chain(&described.eligible).any(trusted);
         let mut recovered = Log::open(
             place,
             self.core_settings(config).log,
@@ -524,10 +526,15 @@ impl Shared {
                 && whole
                 && described.isr.iter().all(|disk| found.iter().any(|(f, _)| f.id == *disk))
         });
+        // All replicas have failed, and all are there: no more can be hoped for.
+        let no_better = described.isr.is_empty()
+            && described.eligible.is_empty()
+            && found.len() == described.replicas.len();
         let leader = match stays {
             Some(leader) => Some(leader),
             None => {
-                let Some(elected) = elect(&candidates, config.unclean_leader_election) else {
+                let unclean = config.unclean_leader_election || no_better;
+                let Some(elected) = elect(&candidates, unclean) else {
                     return Ok((reign, None));
                 };
                 let mut isr = vec![elected.disk];

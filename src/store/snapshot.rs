@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::log::Records;
@@ -18,7 +18,7 @@ use crate::protocol::producer_state::transactions::OpenTransaction;
 use crate::protocol::transaction::lineage::TransactionTag;
 use crate::types::{Offset, ProducerId, TopicPartition};
 
-use super::transactions::TRANSACTION_TOPIC;
+use super::transactions::{Patience, TRANSACTION_TOPIC};
 use super::{Shared, Store, Transactions};
 
 /// How long markers that are being written may keep a snapshot waiting.
@@ -93,8 +93,7 @@ impl Store {
 
 impl Transactions {
     fn cut(&self, shared: &Arc<Shared>, cores: &Cores) -> Result<Parts> {
-        let deadline = Instant::now() + SETTLE_TIMEOUT;
-        let mut tries = 0;
+        let mut patience = Patience::new(shared, SETTLE_TIMEOUT);
         loop {
             {
                 let _cut = self.hold(SETTLE_TIMEOUT)?;
@@ -106,10 +105,7 @@ impl Transactions {
                     return Ok(parts);
                 }
             }
-            tries += 1;
-            // Without threads, nobody but this one settles anything.
-            let alone = !shared.options.background && tries > 2;
-            if alone || Instant::now() >= deadline {
+            if !patience.lasts() {
                 let what = "waiting for a transaction whose partitions are not all there".into();
                 let timeout = SETTLE_TIMEOUT;
                 return Err(Error::TimedOut { what, timeout, appended: None });

@@ -60,6 +60,31 @@ impl Chore for Settler {
     }
 }
 
+/// How long something is tried again.
+#[derive(Debug)]
+pub(super) struct Patience {
+    deadline: Option<Instant>,
+    /// Without threads, nobody but the caller settles anything: a few times are as good as many.
+    tries: Option<u32>,
+}
+
+impl Patience {
+    pub(super) fn new(shared: &Shared, wait: Duration) -> Self {
+        let tries = (!shared.options.background).then_some(3);
+        Self { deadline: Instant::now().checked_add(wait), tries }
+    }
+
+    /// Whether to try once more.
+    pub(super) fn lasts(&mut self) -> bool {
+        if let Some(tries) = &mut self.tries {
+            let more = *tries > 0;
+            *tries = tries.saturating_sub(1);
+            return more;
+        }
+        self.deadline.is_none_or(|deadline| Instant::now() < deadline)
+    }
+}
+
 /// All transactions of a store that has had one.
 #[derive(Debug)]
 pub(crate) struct Transactions {
@@ -267,7 +292,7 @@ impl Transactions {
         renews: Option<TransactionTag>,
         wait: Duration,
     ) -> Result<TransactionTag> {
-        let deadline = Instant::now().checked_add(wait);
+        let mut patience = Patience::new(shared, wait);
         loop {
             let fresh = shared.new_producer_id(false)?;
             let id = Arc::clone(id);
@@ -277,7 +302,7 @@ impl Transactions {
             match answer {
                 Answer::Opened { tag } => return Ok(tag),
                 Answer::Refused(Refusal::Busy | Refusal::ProducerIdInUse) | Answer::Failed
-                    if deadline.is_none_or(|deadline| Instant::now() < deadline) =>
+                    if patience.lasts() =>
                 {
                     self.pause(shared);
                 }
@@ -352,14 +377,12 @@ impl Transactions {
         outcome: Outcome,
         wait: Duration,
     ) -> Result<(Outcome, Option<TransactionTag>)> {
-        let deadline = Instant::now().checked_add(wait);
+        let mut patience = Patience::new(shared, wait);
         loop {
             let ask = |request| Event::End { request, tag, outcome };
             return match self.call(shared, wait, id, ask)? {
                 Answer::Ended { outcome, next } => Ok((outcome, next)),
-                Answer::Refused(Refusal::Busy)
-                    if deadline.is_none_or(|deadline| Instant::now() < deadline) =>
-                {
+                Answer::Refused(Refusal::Busy) if patience.lasts() => {
                     self.pause(shared);
                     continue;
                 }
