@@ -181,7 +181,7 @@ impl World {
             } else {
                 transaction.append("t", partition, &[Record::new(&value)]).map(drop)
             };
-            has_appended |= !sends;
+            has_appended |= !sends && done.is_ok();
             if done.is_ok() {
                 sent.values.entry(partition).or_default().push(value);
             } else if self.random.one_in(2) {
