@@ -210,8 +210,8 @@ impl World {
             sent.id = None; // the next one has it
         }
         // What a dead process was told, nobody has heard.
-        if self.disks.iter().any(SimDisk::is_dead) && sent.told == Told::Committed {
-            sent.told = Told::Nothing;
+        if self.disks.iter().any(SimDisk::is_dead) {
+            (sent.told, sent.id) = (Told::Nothing, None);
         }
         if sent.told == Told::Committed {
             for (partition, values) in &sent.values {
