@@ -292,6 +292,7 @@ impl Shared {
             }
             self.prefer_leaders(now);
             self.settle_reigns();
+            self.lose_failed_disks();
             self.rebuild_failed();
             self.retain_if_due(now);
         }
@@ -343,6 +344,7 @@ impl Shared {
         }
         self.prefer_leaders(now);
         self.settle_reigns();
+        self.lose_failed_disks();
         self.rebuild_failed();
         self.retain_all(now);
         if let Some(transactions) = self.known_transactions() {

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use crate::error::{DecodeError, Error, Result};
+use crate::error::{DecodeError, Error, ErrorClass, Result};
 use crate::protocol::metadata::{
     FrameEnd, FrameReader, MetadataRecord, MetadataState, encode_frame, find_valid_frame_after,
 };
@@ -72,8 +72,9 @@ struct FoundDisk {
     last: (u64, u64),
     present: bool,
     /// Copies that are not what they should be, by their place in [`METADATA`].
-    damaged: Vec<usize>,
     stale: Vec<usize>,
+    /// Those of them that are sound, and merely older.
+    behind: Vec<usize>,
 }
 
 impl Found {
@@ -83,12 +84,20 @@ impl Found {
     /// [`Error::CorruptMetadata`] if the newest is not sound to its end; nothing was changed then.
     pub(super) fn read(disks: &[Arc<dyn Disk>], expected: Option<StoreId>) -> Result<Option<Self>> {
         let mut copies = Vec::new();
+        let mut unreadable = None;
         for (at, disk) in disks.iter().enumerate() {
             for (name_at, name) in METADATA.iter().enumerate() {
                 match read_small(&**disk, name, BYTES_MAX) {
                     Ok(bytes) => copies.push((at, name_at, decode(&bytes, expected), bytes)),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => return Err(Error::io(disk.root().join(name), "read", error)),
+                    Err(error) => {
+                        let error = Error::io(disk.root().join(name), "read", error);
+                        if error.class() == ErrorClass::Retriable {
+                            return Err(error);
+                        }
+                        // Bad sectors are damage: another copy may be sound.
+                        unreadable.get_or_insert(error);
+                    }
                 }
             }
         }
@@ -99,6 +108,10 @@ impl Found {
             .enumerate()
             .max_by_key(|(at, (_, _, copy, _))| (copy.last, std::cmp::Reverse(*at)))
             .map(|(at, _)| at);
+        let known = best.is_some_and(|best| copies[best].2.last > (0, 0));
+        if let Some(error) = unreadable.filter(|_| !known) {
+            return Err(error);
+        }
         let Some(best) = best else {
             return Ok(None);
         };
@@ -121,8 +134,8 @@ impl Found {
             if copy.end.is_none() && bytes.get(..sound.len()) == Some(sound) {
                 found.stale.retain(|stale| stale != name_at);
             }
-            if copy.end.is_some() {
-                found.damaged.push(*name_at);
+            if copy.end.is_none() && copy.last > (0, 0) && copy.last < chosen.last {
+                found.behind.push(*name_at);
             }
         }
         Ok(Some(Self {
@@ -147,8 +160,22 @@ impl Found {
         self.disks[at].present
     }
 
+    /// Refuses a log that ends before a record that is known to have been durable. What is left of that record is
+    /// evidence: to be asked before anything is written.
+    ///
+    /// # Errors
+    /// [`Error::CorruptMetadata`].
+    pub(super) fn check_proven(&self, proven: (u64, u64), path: PathBuf) -> Result<()> {
+        if self.last >= proven {
+            return Ok(());
+        }
+        let (position, source) = (self.bytes.len() as u64, DecodeError::Missing);
+        Err(Error::CorruptMetadata { path, position, source })
+    }
+
     /// Opens the log on the disks that take part, by their places. Copies that are behind or damaged are
-    /// written anew; returns those that were damaged, or lost.
+    /// written anew; returns those that were damaged, or lost. A disk that fails meanwhile takes no part
+    /// ([`MetadataLog::take_failed`]), if enough are left.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::NoSpace`].
@@ -158,22 +185,38 @@ impl Found {
         read_only: bool,
     ) -> Result<(MetadataLog, Vec<PathBuf>)> {
         let mut repaired = Vec::new();
-        let mut log = MetadataLog::over(self.state, self.bytes.len() as u64, self.last);
+        let mut log = MetadataLog::over(self.state.clone(), self.bytes.len() as u64, self.last);
         for (at, id, disk) in disks {
-            let found = &self.disks[*at];
-            for name_at in found.stale.iter().filter(|_| !read_only) {
-                let path = disk.root().join(METADATA[*name_at]);
-                replace_file(&**disk, METADATA[*name_at], &self.bytes)
-                    .map_err(|error| Error::io(&path, "repair", error))?;
-                // A whole copy that is merely behind is brought up to date without a word.
-                if found.damaged.contains(name_at) || found.last == self.last {
-                    repaired.push(path);
-                }
+            let opened = if read_only { Ok(Vec::new()) } else { self.mend(*at, &**disk) };
+            match opened.and_then(|mended| log.join(*id, disk, read_only).map(|()| mended)) {
+                Ok(mended) => repaired.extend(mended),
+                Err(error) if error.class() == ErrorClass::Retriable => return Err(error),
+                Err(error) => log.failed.push((*id, error)),
             }
-            log.join(*id, disk, read_only)?;
+        }
+        if log.members.len() < log.quorum()
+            && let Some((_, error)) = log.failed.pop()
+        {
+            return Err(error);
         }
         log.term = self.last.0 + 1;
         Ok((log, repaired))
+    }
+
+    /// Brings the copies of one disk up to date. Returns those that were damaged, or lost.
+    fn mend(&self, at: usize, disk: &dyn Disk) -> Result<Vec<PathBuf>> {
+        let mut repaired = Vec::new();
+        let found = &self.disks[at];
+        for name_at in &found.stale {
+            let path = disk.root().join(METADATA[*name_at]);
+            replace_file(disk, METADATA[*name_at], &self.bytes)
+                .map_err(|error| Error::io(&path, "repair", error))?;
+            // A whole copy that is merely behind is brought up to date without a word.
+            if !found.behind.contains(name_at) {
+                repaired.push(path);
+            }
+        }
+        Ok(repaired)
     }
 }
 
@@ -378,18 +421,6 @@ impl MetadataLog {
         self.members
             .first()
             .map_or_else(PathBuf::new, |member| member.disk.root().join(METADATA[0]))
-    }
-
-    /// Refuses a log that ends before a record that is known to have been durable.
-    ///
-    /// # Errors
-    /// [`Error::CorruptMetadata`].
-    pub(super) fn check_proven(&self, proven: (u64, u64)) -> Result<()> {
-        if self.last >= proven {
-            return Ok(());
-        }
-        let source = DecodeError::Missing;
-        Err(Error::CorruptMetadata { path: self.path(), position: self.position, source })
     }
 
     /// Reads on from what the owner has written since. For readers.

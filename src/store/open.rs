@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::{Mutex, RwLock};
 
 use crate::config::TopicConfig;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorClass, Result};
 use crate::log::{Evidence, Log, LogSettings, Loss, Marks, Recovered, Repair};
 use crate::partition::{
     Attention, Core, CoreParts, CoreSettings, EventKind, EventLog, Proposal, Reign, Replica,
@@ -84,6 +84,7 @@ pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) ->
     });
     shared.load_topics(shared.metadata.lock().state());
     if !shared.options.read_only {
+        shared.lose_failed_disks();
         shared.begin_session()?;
         if shared.options.background {
             // Less than the lag that is allowed: nobody is to be late for the wait.
@@ -140,6 +141,12 @@ fn open_metadata(
     let lasts: Vec<_> = roll.members.iter().map(|(at, _)| found.last_of(*at)).collect();
     let places: Vec<_> =
         roll.members.iter().map(|(at, id)| (*at, *id, Arc::clone(&all[*at]))).collect();
+    let store = found.state().store().expect("a log begins with its store");
+    let read = places.iter().map(|(_, _, disk)| Session::read(&**disk, store));
+    let sessions = read.collect::<Result<Vec<_>>>()?;
+    let proven = sessions.iter().map(|session| session.metadata).max().unwrap_or_default();
+    let path = places.first().map(|(_, _, disk)| disk.root().join(layout::METADATA[0]));
+    found.check_proven(proven, path.unwrap_or_default())?;
     let (metadata, repaired) = found.open(&places, options.read_only)?;
     for path in repaired {
         events.push(clock.now(), EventKind::Repaired { path });
@@ -153,9 +160,8 @@ fn open_metadata(
             events.push(clock.now(), EventKind::DiskOffline { disk, cause });
         }
     }
-    let store = metadata.state().store().expect("a log begins with its store");
     let mut members = Vec::new();
-    for (at, id) in &roll.members {
+    for ((at, id), session) in roll.members.iter().zip(&sessions) {
         let disk = Arc::clone(&all[*at]);
         if roll.nameless.contains(at) && !options.read_only {
             let known = metadata.state().disk(*id).expect("a member is known");
@@ -164,12 +170,8 @@ fn open_metadata(
             let path = disk.root().join(layout::IDENTITY);
             events.push(clock.now(), EventKind::Repaired { path });
         }
-        let session = Session::read(&*disk, store)?;
-        members.push(StoreDisk::new(*id, disk, session, given[*at].lock.take()));
+        members.push(StoreDisk::new(*id, disk, session.clone(), given[*at].lock.take()));
     }
-    let sessions: Vec<_> = members.iter().map(|disk| disk.session.lock().clone()).collect();
-    let proven = sessions.iter().map(|session| session.metadata).max().unwrap_or_default();
-    metadata.check_proven(proven)?;
     for (disk, last) in members.iter().zip(lasts) {
         // It had what it lacks now: an older copy of it was put in its place.
         let witness = |session: &Session| {
@@ -226,7 +228,9 @@ impl Shared {
         let mut metadata = self.metadata.lock();
         let position = metadata.witnessed();
         for disk in disks.iter().filter(|disk| disk.session.lock().clean) {
-            disk.write_unclean(self.id, position)?;
+            if let Err(error) = disk.write_unclean(self.id, position) {
+                self.lose_disk_at_open(&mut metadata, disk, error)?;
+            }
         }
         if !clean {
             metadata.commit(&MetadataRecord::Opened { clean })?;
@@ -244,9 +248,12 @@ impl Shared {
             // Only now does all that lies in the files belong to this run of the machine: until here, a
             // hole may be what the power loss before it left.
             for disk in self.online_disks() {
-                disk.write_unclean(self.id, position)?;
+                if let Err(error) = disk.write_unclean(self.id, position) {
+                    self.lose_disk_at_open(&mut self.metadata.lock(), &disk, error)?;
+                }
             }
         }
+        self.lose_failed_disks();
         for disk in self.online_disks() {
             layout::set_reserve_aside(&*disk.disk);
         }
@@ -268,7 +275,7 @@ impl Shared {
                     Err(error) => {
                         let path = disk.disk.root().join(&directory);
                         let error = Error::io(path, "list", error);
-                        self.lose_disk_at_open(&disk, error)?;
+                        self.lose_disk_at_open(&mut self.metadata.lock(), &disk, error)?;
                         continue;
                     }
                 };
@@ -291,6 +298,13 @@ impl Shared {
                         }
                         // It is asked again when it is used.
                         Err(Error::NoLeader { .. }) => {}
+                        // One disk's only copy is no reason to do without the others.
+                        Err(error) if self.disks.read().len() > 1 => {
+                            let reason = format!("recovering: {error}");
+                            let partition = Some(slot.partition.clone());
+                            let kind = EventKind::BackgroundFailed { partition, reason };
+                            self.events.push(self.clock.now(), kind);
+                        }
                         Err(error) => return Err(error),
                     }
                 }
@@ -300,14 +314,17 @@ impl Shared {
     }
 
     /// A disk that fails while the store is opened is done without, if the others are enough.
-    fn lose_disk_at_open(&self, disk: &Arc<StoreDisk>, error: Error) -> Result<()> {
-        let mut metadata = self.metadata.lock();
+    fn lose_disk_at_open(
+        &self,
+        metadata: &mut MetadataLog,
+        disk: &StoreDisk,
+        error: Error,
+    ) -> Result<()> {
         let others = self.online_disks().len() > 1;
-        if !others {
+        if !others || error.class() == ErrorClass::Retriable {
             return Err(error);
         }
         metadata.remove_disk(disk.id);
-        drop(metadata);
         self.note_offline(disk, &error.to_string());
         Ok(())
     }

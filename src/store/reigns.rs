@@ -94,7 +94,6 @@ impl Shared {
         }
         let outcome =
             if metadata.is_poisoned() { Err(Error::Closed) } else { metadata.commit_all(&records) };
-        let failed = metadata.take_failed();
         match outcome {
             Ok(()) => {
                 for (core, proposal) in proposals {
@@ -109,6 +108,12 @@ impl Shared {
             }
         }
         drop(metadata);
+        self.lose_failed_disks();
+    }
+
+    /// Disks that failed to take a change of the metadata, whoever made it, take no part in anything any more.
+    pub(super) fn lose_failed_disks(&self) {
+        let failed = self.metadata.lock().take_failed();
         for (id, error) in failed {
             if let Some(disk) = self.disk(id) {
                 self.lose_disk(&disk, &error);

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::error::Error;
+use crate::error::{Error, ErrorClass};
 use crate::storage::{Disk, read_small, replace_file};
 use crate::types::{DiskId, Offset, StoreId, TopicId};
 
@@ -110,7 +110,10 @@ impl Session {
         match read_small(disk, SESSION, BYTES_MAX) {
             Ok(bytes) => Ok(Self::decode(&bytes, store).unwrap_or_default()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(Error::io(disk.root().join(SESSION), "read", error)),
+            Err(error) => match Error::io(disk.root().join(SESSION), "read", error) {
+                error if error.class() == ErrorClass::Retriable => Err(error),
+                _ => Ok(Self::default()),
+            },
         }
     }
 
