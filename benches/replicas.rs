@@ -2,7 +2,10 @@
 
 mod common;
 
+use std::fs::File;
 use std::hint::black_box;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::thread;
@@ -150,6 +153,29 @@ fn main() -> Outcome<()> {
         limit: "-",
     };
     bench.measure(&line, fail_over)?;
+
+    let line = Line {
+        name: "catch-up of an empty replica",
+        durability: "process death",
+        unit: Unit::Bytes,
+        goal: Goal::RatioMin(0.7),
+        limit: "files read and written, 1 MiB at a time",
+    };
+    if bench.wants(line.name) {
+        let directory = bench.fresh("ours")?;
+        let store = filled(&bench, &directory)?;
+        // The same bytes, in the turns of one run.
+        bench.compare(
+            &line,
+            |bench| bare_copy(&directory.join("0"), &bench.fresh("bare")?),
+            |_| catch_up(&store, &directory),
+        )?;
+        drop(store);
+        bench.fresh("ours")?;
+        bench.fresh("bare")?;
+    }
+    #[cfg(feature = "simulation")]
+    hanging_follower(&mut bench)?;
     bench.finish();
     Ok(())
 }
@@ -261,6 +287,115 @@ fn fail_over(bench: &Bench) -> Outcome<f64> {
     drop((led, store));
     bench.fresh("ours")?;
     Ok(stopped)
+}
+
+/// A store of two disks with a partition to copy.
+fn filled(bench: &Bench, directory: &Path) -> Outcome<Store> {
+    let shape = Shape { replicas: 2, ..Shape::plain(bench.amount(128 << 20, 1 << 20)) };
+    let store = ours::create(directory, &shape)?;
+    let partition = store.partition(ours::TOPIC, 0)?;
+    let bytes: u64 = bench.amount(1 << 30, 4 << 20);
+    let frame = Frame::new(100, 1024);
+    ours::fill(&partition, &noise(1024), 100, bytes / frame.len() as u64)?;
+    Ok(store)
+}
+
+/// Bytes a second, from the moment that an empty directory takes the place of the second disk until it is in sync.
+fn catch_up(store: &Store, directory: &Path) -> Outcome<f64> {
+    let partition = store.partition(ours::TOPIC, 0)?;
+    let disk = DiskId(1);
+    store.stop_disk(disk)?;
+    let empty = directory.join("1");
+    std::fs::remove_dir_all(&empty)?;
+    let started = Instant::now();
+    store.replace_disk(disk, &empty)?;
+    while !partition.in_sync_replicas().contains(&disk) {
+        thread::sleep(Duration::from_millis(1));
+        if started.elapsed() > Duration::from_secs(60) {
+            return Err("the replica does not catch up".into());
+        }
+    }
+    let elapsed = started.elapsed().as_secs_f64();
+    Ok(log_files(&empty)?.iter().map(|(_, bytes)| *bytes as f64).sum::<f64>() / elapsed)
+}
+
+/// Bytes a second of copying the data files below `from`.
+fn bare_copy(from: &Path, to: &Path) -> Outcome<f64> {
+    let files = log_files(from)?;
+    let mut buffer = vec![0; 1 << 20];
+    let started = Instant::now();
+    let mut total = 0;
+    for (number, (path, _)) in files.iter().enumerate() {
+        let mut source = File::open(path)?;
+        let mut target = File::create(to.join(number.to_string()))?;
+        loop {
+            let count = source.read(&mut buffer)?;
+            if count == 0 {
+                break;
+            }
+            target.write_all(&buffer[..count])?;
+            total += count;
+        }
+    }
+    Ok(total as f64 / started.elapsed().as_secs_f64())
+}
+
+/// The data files below `directory`, with their lengths.
+fn log_files(directory: &Path) -> Outcome<Vec<(PathBuf, u64)>> {
+    let mut files = Vec::new();
+    let mut left = vec![directory.to_owned()];
+    while let Some(directory) = left.pop() {
+        for entry in std::fs::read_dir(directory)? {
+            let entry = entry?;
+            let (path, metadata) = (entry.path(), entry.metadata()?);
+            if metadata.is_dir() {
+                left.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "log") {
+                files.push((path, metadata.len()));
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Appends a second that only the leader acknowledges, before and while calls to a follower's disk do not return. The
+/// disks are simulated, for nothing else hangs on demand: the ratio counts.
+#[cfg(feature = "simulation")]
+fn hanging_follower(bench: &mut Bench) -> Outcome<()> {
+    use oncelog::TopicConfig;
+    use oncelog::simulation::{Hang, SimDisk};
+    let run = |bench: &Bench, hangs: bool| -> Outcome<f64> {
+        let disks: Vec<_> = (0..u64::from(REPLICAS)).map(SimDisk::new).collect();
+        let all = disks.iter().fold(Store::builder(), |all, disk| all.simulated_disk(disk.clone()));
+        let store = all.threads().open()?;
+        let config = TopicConfig::new().replication_factor(REPLICAS).flush(Flush::Os);
+        store.create_topic(ours::TOPIC, config)?;
+        let partition = store.partition(ours::TOPIC, 0)?;
+        partition.append(&[Record::new("a")], Acks::All)?;
+        let follower = (0..REPLICAS).find(|at| partition.leader() != Some(DiskId(*at)));
+        let follower = &disks[usize::from(follower.ok_or("no follower")?)];
+        if hangs {
+            follower.hang(Hang::Everything);
+        }
+        let records = bench.amount(20_000, 500);
+        let value = noise(100);
+        let figure = timed(records, || {
+            for _ in 0..records {
+                partition.append(&[Record::new(&value)], Acks::Leader)?;
+            }
+            Ok(())
+        })?;
+        follower.heal();
+        Ok(figure)
+    };
+    let line = Line {
+        name: "append 100 B, 3 replicas, Leader, Os, a follower's disk hangs",
+        durability: "process death",
+        unit: Unit::Records,
+        goal: Goal::RatioMin(0.9),
+        limit: "none hangs (simulated disks)",
+    };
+    bench.compare(&line, |bench| run(bench, false), |bench| run(bench, true))
 }
 
 /// The last partition that `disk` leads: it waits for all before it.
