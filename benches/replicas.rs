@@ -377,7 +377,7 @@ fn hanging_follower(bench: &mut Bench) -> Outcome<()> {
         if hangs {
             follower.hang(Hang::Everything);
         }
-        let records = bench.amount(20_000, 500);
+        let records = bench.amount(400_000, 500);
         let value = noise(100);
         let figure = timed(records, || {
             for _ in 0..records {

@@ -72,6 +72,25 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// What takes a call to the follower's disk is not done while the leader waits for it.
+#[test]
+fn s22_a_follower_that_hangs_never_holds_the_leader() {
+    for flush in [Flush::OnAck, Flush::Os] {
+        let disks: Vec<_> = (0..3).map(|at| SimDisk::new(at + 1)).collect();
+        let store = open(&disks);
+        store.create_topic("t", topic(flush, 64 << 20)).unwrap();
+        let partition = led_by(&store, DiskId(0));
+        append(&partition, 0..1);
+        disks[1].hang(Hang::Everything);
+        // More than was made ready ahead.
+        for _ in 0..20_000 {
+            partition.append(&[Record::new(&[7; 100])], Acks::Leader).unwrap();
+        }
+        disks[1].heal();
+        store.close(LONG).unwrap();
+    }
+}
+
 #[test]
 fn s22_a_follower_that_hangs_is_left_behind_and_comes_back() {
     for flush in [Flush::OnAck, Flush::Os] {

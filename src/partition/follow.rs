@@ -4,9 +4,11 @@
 //! disk, is appended to by the caller, under the partition's lock. Any other is brought up by its disk's
 //! worker, which reads the leader's log, checks every checksum on the way, and appends the batches as
 //! they are: first without the partition's lock, the last stretch, and what is still in the leader's
-//! memory, with it. Offsets are the only order, so the two ways never meet.
+//! memory, with it, but for what takes a call to the disk. Offsets are the only order, so the two ways never meet.
 
 use std::sync::Arc;
+
+use parking_lot::MutexGuard;
 
 use crate::error::{Error, ErrorClass};
 use crate::log::{FlushPlan, Log};
@@ -21,6 +23,8 @@ use super::replica::Replica;
 const COPY_BYTES: usize = 1 << 20;
 /// A follower that is no further behind is brought up under the partition's lock.
 const NEAR_BYTES: usize = 64 << 10;
+/// How often the last stretch is left for a call to the follower's disk before the leader has to wait for it.
+const CLOSE_TRIES: usize = 16;
 
 /// How far a round of following came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +37,17 @@ pub(super) enum Followed {
     Waits,
     /// The replica is out of service, leads, or is none.
     Idle,
+}
+
+/// How far the last stretch was copied.
+#[derive(Debug)]
+pub(super) enum Rest {
+    /// The follower is level with the leader.
+    Whole,
+    /// It has to wait for a flush of its own, or for another call.
+    Waits,
+    /// These batches are next, and take a call to its disk.
+    Calls(Vec<u8>),
 }
 
 impl Core {
@@ -154,20 +169,58 @@ impl Core {
         Followed::More
     }
 
-    /// The last stretch: with the partition's lock, so that the leader stands still meanwhile.
+    /// The last stretch: with the partition's lock, so that the leader stands still meanwhile. What takes a call to the
+    /// follower's disk, which may hang, is done between, without it.
     fn follow_closely(&self, replica: &Arc<Replica>, now: Timestamp) -> Followed {
+        for _ in 0..CLOSE_TRIES {
+            let mut state = self.state.lock();
+            if !self.may_follow(&state, replica) {
+                return Followed::Idle;
+            }
+            let epoch = state.epoch;
+            let copied = self.copy_rest(&mut state, replica, true, now);
+            let Ok(Rest::Calls(bytes)) = copied else {
+                return self.followed_closely(state, replica, copied, now);
+            };
+            drop(state);
+            let mut follower = replica.state.lock();
+            if follower.epoch != epoch {
+                return Followed::More;
+            }
+            let Some(log) = follower.log.as_mut() else { return Followed::Idle };
+            let appended = append_batches(log, &bytes, now);
+            drop(follower);
+            self.note_follower(replica);
+            match appended {
+                Ok(true) => {}
+                Ok(false) => return Followed::Waits,
+                Err(error) => return self.follower_failed(replica, &error),
+            }
+        }
+        // Each batch takes a call, and the leader is as fast: it has to stand still.
         let mut state = self.state.lock();
         if !self.may_follow(&state, replica) {
             return Followed::Idle;
         }
-        match self.copy_rest(&mut state, replica, now) {
-            Ok(whole) => {
+        let copied = self.copy_rest(&mut state, replica, false, now);
+        self.followed_closely(state, replica, copied, now)
+    }
+
+    fn followed_closely(
+        &self,
+        state: MutexGuard<'_, State>,
+        replica: &Arc<Replica>,
+        copied: Result<Rest, Error>,
+        now: Timestamp,
+    ) -> Followed {
+        match copied {
+            Ok(rest) => {
                 let durable = state.flush == Flush::OnAck;
                 self.publish(state);
                 if durable {
                     self.want_follower_flush(replica);
                 }
-                if whole { Followed::CaughtUp } else { Followed::Waits }
+                if matches!(rest, Rest::Whole) { Followed::CaughtUp } else { Followed::Waits }
             }
             Err(error @ Error::Corrupt { .. }) => {
                 drop(state);
@@ -237,37 +290,52 @@ impl Core {
         }
     }
 
-    /// Copies everything that the leader has and the follower has not, from its files and its memory. False:
-    /// it has to wait for a flush of its own.
+    /// Copies everything that the leader has and the follower has not, from its files and its memory; `inline`: as far as
+    /// that takes no call to the follower's disk.
     pub(super) fn copy_rest(
         &self,
         state: &mut State,
         replica: &Replica,
+        inline: bool,
         now: Timestamp,
-    ) -> Result<bool, Error> {
-        let Some(mut follower) = replica.brief() else { return Ok(false) };
-        let Some(log) = follower.log.as_mut() else { return Ok(false) };
+    ) -> Result<Rest, Error> {
+        let Some(mut follower) = replica.brief() else { return Ok(Rest::Waits) };
+        let Some(log) = follower.log.as_mut() else { return Ok(Rest::Waits) };
         let written = state.log.written_end();
-        let mut whole = true;
+        let append = |log: &mut Log, bytes: &[u8]| -> Result<Rest, Error> {
+            let rest = if inline { append_ready(log, bytes, now)? } else { bytes };
+            if inline && !rest.is_empty() {
+                return Ok(Rest::Calls(rest.to_vec()));
+            }
+            let whole = rest.is_empty() || append_batches(log, rest, now)?;
+            Ok(if whole { Rest::Whole } else { Rest::Waits })
+        };
         let copied = (|| {
-            while whole && log.end() < written {
-                match state.log.reader().read(log.end(), written, COPY_BYTES)? {
-                    Some(fetched) => whole = append_batches(log, &fetched.bytes, now)?,
-                    None => break,
+            while log.end() < written {
+                let Some(fetched) = state.log.reader().read(log.end(), written, COPY_BYTES)? else {
+                    break;
+                };
+                match append(log, &fetched.bytes)? {
+                    Rest::Whole => {}
+                    stopped => return Ok(stopped),
                 }
             }
             for bytes in state.log.unwritten() {
-                if whole {
-                    whole = append_batches(log, bytes, now)?;
+                match append(log, bytes)? {
+                    Rest::Whole => {}
+                    stopped => return Ok(stopped),
                 }
             }
-            Ok(())
+            Ok(Rest::Whole)
         })();
         let end = log.end();
         drop(follower);
         let flush = state.flush;
         state.progress.on_followed(replica.disk, end, flush);
-        copied.map(|()| whole && end == state.log.end())
+        match copied {
+            Ok(Rest::Whole) if end != state.log.end() => Ok(Rest::Waits),
+            copied => copied,
+        }
     }
 
     fn may_follow(&self, state: &State, replica: &Arc<Replica>) -> bool {
@@ -418,6 +486,21 @@ impl Core {
             self.publish(state);
         }
     }
+}
+
+/// Puts the leader's batches behind the last one as long as that takes no call to the disk. Returns the rest.
+fn append_ready<'a>(log: &mut Log, mut bytes: &'a [u8], now: Timestamp) -> Result<&'a [u8], Error> {
+    while let Some(header) = BatchHeader::trusted(bytes) {
+        let (batch, rest) = bytes.split_at(header.len());
+        if header.end_offset() > log.end() {
+            if !log.takes_inline(batch.len(), &header) {
+                return Ok(bytes);
+            }
+            log.append_sealed(batch, &header, now)?;
+        }
+        bytes = rest;
+    }
+    Ok(&[])
 }
 
 /// Appends whole batches from where the log ends. False: it has to wait for its own flush first.

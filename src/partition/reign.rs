@@ -116,7 +116,7 @@ impl Core {
             }
             if state.leader.is_some() {
                 // From the leader's memory, as far as it goes; an error of its disk is no news.
-                let _ = self.copy_rest(state, replica, now);
+                let _ = self.copy_rest(state, replica, false, now);
             }
             let Some(follower) = replica.brief() else { continue };
             let Some(log) = &follower.log else { continue };
