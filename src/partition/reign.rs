@@ -254,7 +254,7 @@ impl Core {
         let old_replica = std::mem::replace(&mut state.leading, replica);
         let (old_place, old_place_disk) = (old.place().clone(), old_replica.disk);
         let failed = state.fenced.take();
-        state.page = None;
+        let page = state.page.take();
         {
             let mut held = old_replica.state.lock();
             match failed {
@@ -263,7 +263,10 @@ impl Core {
             }
         }
         // A page that says how far a leader wrote must not be believed of a follower.
-        let _ = Marks::forget(&old_place);
+        match page {
+            Some(page) => page.disown(),
+            None => drop(Marks::forget(&old_place)),
+        }
         state.followers.retain(|replica| replica.disk != leader);
         if old_replica.disk != leader {
             state.followers.push(old_replica);
