@@ -39,6 +39,8 @@ cells! {
     s02_damage_on_one_disk: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s02_damage_on_all_disks: with_two_replicas 2, with_three_replicas 3;
     s03_rot_met_by_a_reader: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
+    s03_bad_sector_met_by_a_reader: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
+    s04_bad_sector_met_by_a_copy: with_three_replicas 3;
     s04_rot_is_never_copied: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s05_misdirected_write: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s06_side_files: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
@@ -214,6 +216,14 @@ impl World {
         let store = self.open();
         let partition = store.partition("t", 0).unwrap();
         (store, partition)
+    }
+
+    /// Puts an empty disk in the place of one of a running store.
+    fn replace(&mut self, store: &Store, id: DiskId) {
+        let fresh = SimDisk::new(9);
+        fresh.share_process(&self.disks[0]);
+        self.disks[usize::from(id.0)] = fresh.clone();
+        store.replace_simulated_disk(id, fresh).unwrap();
     }
 
     fn lose_power(&self) {
@@ -398,6 +408,43 @@ fn s03_rot_met_by_a_reader(replicas: u16) {
     }
 }
 
+fn s03_bad_sector_met_by_a_reader(replicas: u16) {
+    for victim in (0..replicas).map(DiskId) {
+        let world = World::closed_with(replicas, 200);
+        world.disk(victim).break_sector(&world.logs(victim)[0], 3);
+        let (store, partition) = world.reopen();
+        let leads = partition.leader() == Some(victim);
+        if replicas == 1 {
+            let error = partition.read(Offset(10), ReadOptions::new()).unwrap_err();
+            assert!(matches!(error, Error::Io { .. }), "{error:?}");
+            assert!(partition.read(Offset(100), ReadOptions::new()).is_ok());
+            let report = store.verify(VerifyOptions::new()).unwrap();
+            assert_eq!(report.damages.len(), 1);
+            continue;
+        }
+        assert_kept(&partition, 200);
+        world.pass(&store, SECOND);
+        assert_eq!((damages(&store), repairs(&store)), (usize::from(leads), usize::from(leads)));
+        let report = store.verify(VerifyOptions::new().repair(true)).unwrap();
+        assert_eq!(
+            report.damages.iter().filter(|damage| damage.repaired).count(),
+            usize::from(!leads)
+        );
+        world.assert_heals(&store, &partition, 200);
+    }
+}
+
+fn s04_bad_sector_met_by_a_copy(replicas: u16) {
+    let mut world = World::closed_with(replicas, 200);
+    let (store, partition) = world.reopen();
+    let leader = partition.leader().unwrap();
+    let follower = world.ids().find(|id| *id != leader).unwrap();
+    world.disk(leader).break_sector(&world.logs(leader)[0], 3);
+    world.replace(&store, follower);
+    world.assert_heals(&store, &partition, 200);
+    assert_eq!((damages(&store), repairs(&store)), (1, 1));
+}
+
 fn s04_rot_is_never_copied(replicas: u16) {
     let mut world = World::closed_with(replicas, 200);
     if replicas == 1 {
@@ -416,10 +463,7 @@ fn s04_rot_is_never_copied(replicas: u16) {
     let leader = partition.leader().unwrap();
     let follower = world.ids().find(|id| *id != leader).unwrap();
     world.rot(leader, 5);
-    let fresh = SimDisk::new(9);
-    fresh.share_process(&world.disks[0]);
-    world.disks[usize::from(follower.0)] = fresh.clone();
-    store.replace_simulated_disk(follower, fresh).unwrap();
+    world.replace(&store, follower);
     world.pass(&store, SECOND * 3);
     assert_eq!(partition.in_sync_replicas().len(), usize::from(replicas));
     assert!(damages(&store) > 0);
