@@ -52,6 +52,8 @@ cells! {
     s09_failed_write: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s10_one_full_disk: with_two_replicas 2, with_three_replicas 3;
     s10_all_disks_full: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
+    s10_a_disk_returns_while_another_is_full: with_two_replicas 2, with_three_replicas 3;
+    s10_elections_while_a_disk_is_full: with_three_replicas 3;
     s11_no_handles: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s12_unreadable_at_open: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s12_dies_during_open: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
@@ -703,6 +705,45 @@ fn s10_all_disks_full(replicas: u16) {
         world.pass(&store, SECOND * 10);
         assert_eq!(partition.in_sync_replicas().len(), usize::from(replicas));
     }
+}
+
+/// The metadata were written anew for the disk that came back, on the full disk as well: that failed, and no leader
+/// could change any more.
+fn s10_a_disk_returns_while_another_is_full(replicas: u16) {
+    let (world, store, partition) = World::with_records(replicas, Flush::OnAck, 10);
+    let [returns, full] = [DiskId(replicas - 1), DiskId(replicas - 2)];
+    store.stop_disk(returns).unwrap();
+    append(&partition, 10..20);
+    world.disk(full).set_free_bytes(Some(0));
+    store.start_disk(returns).unwrap();
+    world.pass(&store, SECOND * 3);
+    assert!(partition.in_sync_replicas().contains(&returns));
+    assert!(store.disks().iter().all(|disk| disk.state == DiskState::Online));
+    append(&partition, 20..300);
+    world.disk(full).set_free_bytes(None);
+    world.pass(&store, SECOND * 10);
+    world.assert_heals(&store, &partition, 300);
+}
+
+/// A full disk refuses what can wait; leaders of others change all the same, if need be without it.
+fn s10_elections_while_a_disk_is_full(replicas: u16) {
+    let (world, store, partition) = World::with_records(replicas, Flush::OnAck, 10);
+    store.create_topic("more", world.topic().partitions(20)).unwrap();
+    let others: Vec<_> = (0..20).map(|number| store.partition("more", number).unwrap()).collect();
+    world.disk(DiskId(2)).set_free_bytes(Some(0));
+    others.iter().for_each(|other| append(other, 0..1));
+    for at in 10..60 {
+        store.stop_disk(DiskId(1)).unwrap();
+        store.start_disk(DiskId(1)).unwrap();
+        world.pass(&store, SECOND / 5);
+        append(&partition, at..at + 1);
+    }
+    others.iter().for_each(|other| append(other, 1..2));
+    world.disk(DiskId(2)).set_free_bytes(None);
+    store.start_disk(DiskId(2)).unwrap();
+    world.pass(&store, SECOND * 3);
+    assert_eq!(partition.in_sync_replicas().len(), 3);
+    assert_kept(&partition, 60);
 }
 
 fn s11_no_handles(replicas: u16) {
