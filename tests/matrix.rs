@@ -39,6 +39,8 @@ cells! {
     s02_damage_on_one_disk: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s02_damage_on_all_disks: with_two_replicas 2, with_three_replicas 3;
     s03_rot_met_by_a_reader: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
+    s03_bad_sector_met_by_a_reader: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
+    s04_bad_sector_met_by_a_copy: with_three_replicas 3;
     s04_rot_is_never_copied: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s05_misdirected_write: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s06_side_files: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
@@ -50,6 +52,8 @@ cells! {
     s09_failed_write: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s10_one_full_disk: with_two_replicas 2, with_three_replicas 3;
     s10_all_disks_full: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
+    s10_a_disk_returns_while_another_is_full: with_two_replicas 2, with_three_replicas 3;
+    s10_elections_while_a_disk_is_full: with_three_replicas 3;
     s11_no_handles: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s12_unreadable_at_open: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s12_dies_during_open: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
@@ -214,6 +218,14 @@ impl World {
         let store = self.open();
         let partition = store.partition("t", 0).unwrap();
         (store, partition)
+    }
+
+    /// Puts an empty disk in the place of one of a running store.
+    fn replace(&mut self, store: &Store, id: DiskId) {
+        let fresh = SimDisk::new(9);
+        fresh.share_process(&self.disks[0]);
+        self.disks[usize::from(id.0)] = fresh.clone();
+        store.replace_simulated_disk(id, fresh).unwrap();
     }
 
     fn lose_power(&self) {
@@ -398,6 +410,43 @@ fn s03_rot_met_by_a_reader(replicas: u16) {
     }
 }
 
+fn s03_bad_sector_met_by_a_reader(replicas: u16) {
+    for victim in (0..replicas).map(DiskId) {
+        let world = World::closed_with(replicas, 200);
+        world.disk(victim).break_sector(&world.logs(victim)[0], 3);
+        let (store, partition) = world.reopen();
+        let leads = partition.leader() == Some(victim);
+        if replicas == 1 {
+            let error = partition.read(Offset(10), ReadOptions::new()).unwrap_err();
+            assert!(matches!(error, Error::Io { .. }), "{error:?}");
+            assert!(partition.read(Offset(100), ReadOptions::new()).is_ok());
+            let report = store.verify(VerifyOptions::new()).unwrap();
+            assert_eq!(report.damages.len(), 1);
+            continue;
+        }
+        assert_kept(&partition, 200);
+        world.pass(&store, SECOND);
+        assert_eq!((damages(&store), repairs(&store)), (usize::from(leads), usize::from(leads)));
+        let report = store.verify(VerifyOptions::new().repair(true)).unwrap();
+        assert_eq!(
+            report.damages.iter().filter(|damage| damage.repaired).count(),
+            usize::from(!leads)
+        );
+        world.assert_heals(&store, &partition, 200);
+    }
+}
+
+fn s04_bad_sector_met_by_a_copy(replicas: u16) {
+    let mut world = World::closed_with(replicas, 200);
+    let (store, partition) = world.reopen();
+    let leader = partition.leader().unwrap();
+    let follower = world.ids().find(|id| *id != leader).unwrap();
+    world.disk(leader).break_sector(&world.logs(leader)[0], 3);
+    world.replace(&store, follower);
+    world.assert_heals(&store, &partition, 200);
+    assert_eq!((damages(&store), repairs(&store)), (1, 1));
+}
+
 fn s04_rot_is_never_copied(replicas: u16) {
     let mut world = World::closed_with(replicas, 200);
     if replicas == 1 {
@@ -416,10 +465,7 @@ fn s04_rot_is_never_copied(replicas: u16) {
     let leader = partition.leader().unwrap();
     let follower = world.ids().find(|id| *id != leader).unwrap();
     world.rot(leader, 5);
-    let fresh = SimDisk::new(9);
-    fresh.share_process(&world.disks[0]);
-    world.disks[usize::from(follower.0)] = fresh.clone();
-    store.replace_simulated_disk(follower, fresh).unwrap();
+    world.replace(&store, follower);
     world.pass(&store, SECOND * 3);
     assert_eq!(partition.in_sync_replicas().len(), usize::from(replicas));
     assert!(damages(&store) > 0);
@@ -659,6 +705,45 @@ fn s10_all_disks_full(replicas: u16) {
         world.pass(&store, SECOND * 10);
         assert_eq!(partition.in_sync_replicas().len(), usize::from(replicas));
     }
+}
+
+/// The metadata were written anew for the disk that came back, on the full disk as well: that failed, and no leader
+/// could change any more.
+fn s10_a_disk_returns_while_another_is_full(replicas: u16) {
+    let (world, store, partition) = World::with_records(replicas, Flush::OnAck, 10);
+    let [returns, full] = [DiskId(replicas - 1), DiskId(replicas - 2)];
+    store.stop_disk(returns).unwrap();
+    append(&partition, 10..20);
+    world.disk(full).set_free_bytes(Some(0));
+    store.start_disk(returns).unwrap();
+    world.pass(&store, SECOND * 3);
+    assert!(partition.in_sync_replicas().contains(&returns));
+    assert!(store.disks().iter().all(|disk| disk.state == DiskState::Online));
+    append(&partition, 20..300);
+    world.disk(full).set_free_bytes(None);
+    world.pass(&store, SECOND * 10);
+    world.assert_heals(&store, &partition, 300);
+}
+
+/// A full disk refuses what can wait; leaders of others change all the same, if need be without it.
+fn s10_elections_while_a_disk_is_full(replicas: u16) {
+    let (world, store, partition) = World::with_records(replicas, Flush::OnAck, 10);
+    store.create_topic("more", world.topic().partitions(20)).unwrap();
+    let others: Vec<_> = (0..20).map(|number| store.partition("more", number).unwrap()).collect();
+    world.disk(DiskId(2)).set_free_bytes(Some(0));
+    others.iter().for_each(|other| append(other, 0..1));
+    for at in 10..60 {
+        store.stop_disk(DiskId(1)).unwrap();
+        store.start_disk(DiskId(1)).unwrap();
+        world.pass(&store, SECOND / 5);
+        append(&partition, at..at + 1);
+    }
+    others.iter().for_each(|other| append(other, 1..2));
+    world.disk(DiskId(2)).set_free_bytes(None);
+    store.start_disk(DiskId(2)).unwrap();
+    world.pass(&store, SECOND * 3);
+    assert_eq!(partition.in_sync_replicas().len(), 3);
+    assert_kept(&partition, 60);
 }
 
 fn s11_no_handles(replicas: u16) {

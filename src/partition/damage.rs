@@ -6,8 +6,8 @@
 use std::ops::Range;
 use std::path::PathBuf;
 
-use crate::error::Error;
-use crate::log::Repair;
+use crate::error::{Error, ErrorClass};
+use crate::log::{LogReader, Repair};
 use crate::types::{DiskId, Offset, Timestamp};
 
 use super::core::{Core, State, words_of};
@@ -15,6 +15,26 @@ use super::events::EventKind;
 
 /// Damages that are remembered, to be reported once.
 const REPORTED_MAX: usize = 256;
+
+/// What an error says of the log that was read at `from`: where it is damaged, in which file, and how. Sectors that
+/// cannot be read are damage as well: of their segment, which a repair writes anew elsewhere on the disk.
+fn damage_of(
+    reader: &LogReader,
+    from: Offset,
+    error: &Error,
+) -> Option<(Range<Offset>, PathBuf, String)> {
+    match error {
+        Error::Corrupt { offsets, path, source, .. } => {
+            Some((offsets.clone(), path.clone(), source.to_string()))
+        }
+        Error::Io { .. } if error.class() == ErrorClass::Fatal => {
+            let segments = reader.segments();
+            let held = segments.iter().rev().find(|segment| segment.base <= from)?;
+            Some((held.base..held.end(), reader.path_of(from), words_of(error)))
+        }
+        _ => None,
+    }
+}
 
 /// What a step of the scrub did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,21 +48,20 @@ pub(crate) struct Scrubbed {
 }
 
 impl Core {
-    /// Tells of damage that was met in the leader's log, and asks for its repair.
-    pub(super) fn report_damage(&self, error: &Error) {
-        if let Error::Corrupt { offsets, path, source, .. } = error {
-            let mut state = self.state.lock();
-            let disk = state.leading.disk;
-            if !self.note_damage(&mut state, disk, offsets) {
-                return;
-            }
-            if state.replicas > 1 {
-                state.damaged.push((disk, offsets.start));
-                self.ask_for_settling(&mut state);
-            }
-            drop(state);
-            self.report_damaged(offsets.clone(), path.clone(), source.to_string());
+    /// Tells of damage that was met in the leader's log when it was read at `from`, and asks for its repair.
+    pub(super) fn report_damage(&self, from: Offset, error: &Error) {
+        let Some((offsets, path, reason)) = damage_of(&self.reader(), from, error) else { return };
+        let mut state = self.state.lock();
+        let disk = state.leading.disk;
+        if !self.note_damage(&mut state, disk, &offsets) {
+            return;
         }
+        if state.replicas > 1 {
+            state.damaged.push((disk, offsets.start));
+            self.ask_for_settling(&mut state);
+        }
+        drop(state);
+        self.report_damaged(offsets, path, reason);
     }
 
     /// Whether it is news.
@@ -95,14 +114,8 @@ impl Core {
             // Retention passed by.
             return Ok(Some(Scrubbed { next: reader.log_start(), bytes: 0, damaged: false }));
         }
-        let (offsets, path, reason) = match error {
-            Error::Corrupt { offsets, path, source, .. } => (offsets, path, source.to_string()),
-            // Sectors that cannot be read: the segment is written anew, elsewhere on the disk.
-            error => {
-                let held = segments.iter().rev().find(|segment| segment.base <= from);
-                let end = held.map_or(upper, |segment| segment.end());
-                (from..end, reader.path_of(from), words_of(&error))
-            }
+        let Some((offsets, path, reason)) = damage_of(&reader, from, &error) else {
+            return Err(error);
         };
         let next = offsets.end.max(from.next());
         let news = self.note_damage(&mut self.state.lock(), disk, &offsets);

@@ -237,12 +237,10 @@ impl Core {
     /// have what is lost. What none has, with all of them here, is passed over, or the partition would
     /// stand still for good; those offsets then answer as damaged on every replica.
     fn follow_past(&self, replica: &Arc<Replica>, error: &Error, now: Timestamp) -> Followed {
-        let Error::Corrupt { offsets, .. } = error else {
-            // Its own disk's trouble is for the leader to meet.
+        if error.class() != ErrorClass::Fatal {
             self.background_failed("reading the leader's log", error);
             return Followed::Waits;
-        };
-        self.report_damage(error);
+        }
         let mut state = self.state.lock();
         if !self.may_follow(&state, replica) {
             return Followed::Idle;
@@ -266,23 +264,28 @@ impl Core {
         }
         let Some(log) = follower.log.as_mut() else { return Followed::Idle };
         let from = log.end();
+        // What the medium may still give another time is not passed over.
+        let lost = match error {
+            Error::Corrupt { offsets, .. } if offsets.contains(&from) => Some(offsets.end),
+            _ => None,
+        };
         let found = others.into_iter().find_map(|(reader, end)| {
             reader.read(from, written.min(end), COPY_BYTES).ok().flatten()
         });
         let outcome = match found {
             Some(fetched) => append_batches(log, &fetched.bytes, now),
-            None if all_here && offsets.contains(&from) => {
-                let passed = log.pass_over(offsets.end.min(state.log.end()), now);
+            None => lost.filter(|_| all_here).map_or(Ok(false), |lost| {
+                let passed = log.pass_over(lost.min(state.log.end()), now);
                 // The leader may know who wrote what is lost.
                 passed.and_then(|passed| log.adopt_producers(&state.log).map(|()| passed))
-            }
-            None => Ok(false),
+            }),
         };
         let end = log.end();
         drop(follower);
         let flush = state.flush;
         state.progress.on_followed(replica.disk, end, flush);
         self.publish(state);
+        self.report_damage(from, error);
         match outcome {
             Ok(true) => Followed::More,
             Ok(false) => Followed::Waits,

@@ -127,7 +127,7 @@ impl Core {
                 // Retention may have passed by between the check and the read.
                 self.check_range(offset)?;
                 self.check_usable()?;
-                self.report_damage(&error);
+                self.report_damage(offset, &error);
                 match self.read_elsewhere(offset, upper, options) {
                     Some(read) => read,
                     None => return Err(error),
@@ -154,7 +154,7 @@ impl Core {
             Err(error) => error,
         };
         self.check_usable()?;
-        self.report_damage(&error);
+        self.report_damage(offset, &error);
         let mut others = self.readers().into_iter().skip(1);
         let read = |reader: Arc<LogReader>| reader.read(offset, upper, max_bytes).ok().flatten();
         others.find_map(|(_, reader)| read(reader)).map(Some).ok_or(error)
@@ -179,7 +179,7 @@ impl Core {
             Err(error) => {
                 self.check_range(offset)?;
                 self.check_usable()?;
-                self.report_damage(&error);
+                self.report_damage(offset, &error);
                 let mut others = self.readers().into_iter().skip(1);
                 let elsewhere = others.find_map(|(_, reader)| read(&reader).ok());
                 elsewhere.filter(|(_, next)| *next > offset).ok_or(error)?
@@ -216,8 +216,8 @@ impl Core {
     pub(crate) fn offset_for_time(&self, timestamp: Timestamp) -> Result<Option<Offset>, Error> {
         self.check_usable()?;
         let found = self.reader().find_time(timestamp, self.log_start(), self.high_watermark());
-        if let Err(error) = &found {
-            self.report_damage(error);
+        if let Err(error @ Error::Corrupt { offsets, .. }) = &found {
+            self.report_damage(offsets.start, error);
         }
         Ok(found?.map(|(offset, _)| offset))
     }

@@ -270,6 +270,15 @@ impl Member {
         Ok(())
     }
 
+    /// Whether a log of `len` bytes fits beside the present one.
+    fn has_room_for(&self, len: u64) -> bool {
+        let probe = format!("{}.tmp", METADATA[0]);
+        let _ = self.disk.remove(&probe);
+        let fits = self.disk.open(&probe, OpenMode::Create).and_then(|file| file.allocate(0, len));
+        let _ = self.disk.remove(&probe);
+        fits.is_ok()
+    }
+
     fn write(&self, position: u64, frames: &[u8]) -> io::Result<()> {
         for file in &self.files {
             write_all_at(&**file, position, frames)?;
@@ -382,13 +391,29 @@ impl MetadataLog {
         let Some(store) = self.state.store() else {
             return Err(corrupt_state("the log names no store"));
         };
-        // Frames are the same on every disk: the log is compacted, and what all have now is written.
-        let bytes = self.rewrite(store);
+        // Frames are the same on every disk. Only where no copy can be read they are written anew everywhere, for
+        // which another disk may lack the room.
+        let bytes = self.read_back(store).unwrap_or_else(|| self.rewrite(store));
         for name in METADATA {
             replace_file(&**disk, name, &bytes)
                 .map_err(|error| Error::io(disk.root().join(name), "write", error))?;
         }
         self.join(id, disk, false)
+    }
+
+    /// The log as it is, from a member that has it sound.
+    fn read_back(&self, store: StoreId) -> Option<Vec<u8>> {
+        let len = usize::try_from(self.position).ok()?;
+        let read = |disk: &Arc<dyn Disk>, name| {
+            let mut bytes = read_small(&**disk, name, BYTES_MAX).ok()?;
+            bytes.truncate(len);
+            let copy = decode(&bytes, Some(store));
+            (copy.end.is_none() && copy.last == self.last).then_some(bytes)
+        };
+        let disks = self.members.iter().map(|member| &member.disk);
+        disks
+            .flat_map(|disk| METADATA.map(|name| (disk, name)))
+            .find_map(|(disk, name)| read(disk, name))
     }
 
     /// A disk takes no further change.
@@ -481,12 +506,13 @@ impl MetadataLog {
         }
         self.check_quorum()?;
         let end = self.position + frames.len() as u64;
-        self.make_room(end, records.iter().all(frees_space))?;
+        self.make_room(end, records.iter().all(frees_space), records.iter().any(cannot_wait))?;
         self.write_to_all(&frames)?;
         self.state = state;
         self.position = end;
         self.last = (term, index);
-        if self.position > COMPACT_BYTES && self.position > 4 * self.compacted {
+        let long = self.position > COMPACT_BYTES && self.position > 4 * self.compacted;
+        if long && self.members.iter().all(|member| member.has_room_for(self.position)) {
             let _ = self.rewrite(store);
         }
         Ok(())
@@ -509,8 +535,9 @@ impl MetadataLog {
         Err(Error::MissingDisk { disk: absent.unwrap_or_default(), path: self.path() })
     }
 
-    /// A full disk refuses the change, and is no reason to do without that disk.
-    fn make_room(&mut self, end: u64, may_use_reserve: bool) -> Result<()> {
+    /// A full disk refuses the change, and is no reason to do without that disk; unless the others could not go on
+    /// without the change.
+    fn make_room(&mut self, end: u64, may_use_reserve: bool, cannot_wait: bool) -> Result<()> {
         let mut failed = Vec::new();
         let roomy = |member: &Member| member.allocated >= end + RESERVE_BYTES;
         if self.members.iter().all(roomy) {
@@ -522,7 +549,7 @@ impl MetadataLog {
                 Ok(()) => {}
                 Err(error) => {
                     let error = member.fault("allocate", error);
-                    if matches!(error, Error::NoSpace { .. }) {
+                    if matches!(error, Error::NoSpace { .. }) && !cannot_wait {
                         return Err(error);
                     }
                     failed.push((at, error));
@@ -609,6 +636,16 @@ fn frees_space(record: &MetadataRecord) -> bool {
             | MetadataRecord::LogStartRaised { .. }
             | MetadataRecord::ReplicaSuspect { .. }
             | MetadataRecord::Opened { .. }
+    )
+}
+
+/// Whether partitions on other disks stand still until the change is made.
+fn cannot_wait(record: &MetadataRecord) -> bool {
+    matches!(
+        record,
+        MetadataRecord::LeaderChanged { .. }
+            | MetadataRecord::ReplicaSuspect { .. }
+            | MetadataRecord::ReplicaCleared { .. }
     )
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorClass, Result};
 use crate::log::{LogReader, Repair};
 use crate::segment::{ScanEnd, Scanner, Segment, log_name};
 use crate::storage::OpenMode;
@@ -103,7 +103,8 @@ impl Store {
     /// they add after the start is not looked at.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) when a file cannot be read. Damage is no error here; it is in the report.
+    /// [`Error::Io`] when the process has too few handles. Damage is no error here; it is in the report: sectors that
+    /// cannot be read as well.
     pub fn verify(&self, mut options: VerifyOptions) -> Result<VerifyReport> {
         let mut report = VerifyReport::default();
         let mut readers = Vec::new();
@@ -168,7 +169,15 @@ fn verify_log(
             ));
         }
         expected = segment.end();
-        verify_segment(partition, segment, reader.log_start(), report)?;
+        match verify_segment(partition, segment, reader.log_start(), report) {
+            // Sectors that cannot be read are damage like any other.
+            Err(error @ Error::Io { .. }) if error.class() == ErrorClass::Fatal => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                let reason = format!("cannot be read: {}", cause.unwrap_or_default());
+                report.damages.push(damage(partition, segment, segment.base..expected, reason));
+            }
+            verified => verified?,
+        }
         progress(report.bytes);
     }
     Ok(())
