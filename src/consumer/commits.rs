@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,8 @@ pub(super) struct Commits {
     pending: Mutex<VecDeque<(Option<Ticket>, Committed)>>,
     /// Held by whoever tells.
     telling: Mutex<()>,
+    /// One has failed since this was asked last.
+    failed: AtomicBool,
 }
 
 impl std::fmt::Debug for Commits {
@@ -36,7 +39,13 @@ impl std::fmt::Debug for Commits {
 
 impl Commits {
     pub(super) fn new(chores: Arc<Chores>) -> Arc<Self> {
-        Arc::new(Self { chores, pending: Mutex::default(), telling: Mutex::default() })
+        let (pending, telling) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { chores, pending, telling, failed: AtomicBool::new(false) })
+    }
+
+    /// Whether one has failed since the last call.
+    pub(super) fn take_failed(&self) -> bool {
+        self.failed.swap(false, Ordering::AcqRel)
     }
 
     /// Has `done` told how the commit of `ticket` ends; now, if that is known and it is its turn.
@@ -77,6 +86,9 @@ impl Commits {
                     }
                 }
             };
+            if outcome.is_err() {
+                self.failed.store(true, Ordering::Release);
+            }
             // The hook has reported a panic; there is nobody else to tell.
             let _ = catch_unwind(AssertUnwindSafe(|| done(outcome)));
         }

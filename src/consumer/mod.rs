@@ -84,6 +84,11 @@ pub struct Consumer {
     next_key: SlotKey,
     /// Those that have no position yet.
     starting: BTreeSet<SlotKey>,
+    /// Given by the group; their logs could not be opened so far.
+    unopened: Vec<TopicPartition>,
+    unopened_because: Option<Error>,
+    /// The last poll told why: this one goes on with the others first.
+    told_unopened: bool,
     ready: Arc<Ready>,
     /// Those whose logs cannot ring, because another process appends to them.
     unwatched: Vec<SlotKey>,
@@ -131,7 +136,10 @@ impl ConsumerWaker {
 impl Consumer {
     fn new(store: Store, settings: ConsumerSettings, assignor: Arc<dyn Assignor>) -> Self {
         let ready = Arc::new(Ready::default());
-        let next_commit = store.clock().elapsed() + settings.auto_commit.unwrap_or_default();
+        let ring = Waker::from(Arc::clone(&ready));
+        store.wake_on_close(&ring);
+        let next_commit =
+            store.clock().elapsed().saturating_add(settings.auto_commit.unwrap_or_default());
         Self {
             store,
             settings,
@@ -141,7 +149,10 @@ impl Consumer {
             by_name: HashMap::new(),
             next_key: 0,
             starting: BTreeSet::new(),
-            ring: Waker::from(Arc::clone(&ready)),
+            unopened: Vec::new(),
+            unopened_because: None,
+            told_unopened: false,
+            ring,
             ready,
             unwatched: Vec::new(),
             on_rebalance: None,
@@ -151,7 +162,8 @@ impl Consumer {
         }
     }
 
-    /// Reads exactly these partitions from now on. Those that it read before keep their positions.
+    /// Reads exactly these partitions from now on. Those that it read before keep their positions, unless their topic
+    /// was deleted since and made again.
     ///
     /// # Errors
     /// [`Error::UnknownTopicOrPartition`]; [`Error::InvalidConfig`] while it is subscribed. Nothing is changed then.
@@ -162,10 +174,14 @@ impl Consumer {
         let wanted: BTreeSet<_> =
             partitions.iter().map(|(topic, number)| TopicPartition::new(*topic, *number)).collect();
         let mut opened = Vec::new();
-        for name in wanted.iter().filter(|name| !self.by_name.contains_key(name)) {
+        let stays = |name: &TopicPartition| {
+            let slot = self.by_name.get(name).and_then(|key| self.slots.get(key));
+            wanted.contains(name) && slot.is_some_and(|slot| !slot.partition.is_gone())
+        };
+        for name in wanted.iter().filter(|name| !stays(name)) {
             opened.push(self.store.partition(name.topic(), name.partition())?);
         }
-        let gone: Vec<_> = self.by_name.keys().filter(|at| !wanted.contains(at)).cloned().collect();
+        let gone: Vec<_> = self.by_name.keys().filter(|name| !stays(name)).cloned().collect();
         self.let_go(&gone);
         for partition in opened {
             self.take_up(partition);
@@ -234,6 +250,7 @@ impl Consumer {
         self.mode = Mode::Assigned;
         let all: Vec<_> = self.by_name.keys().cloned().collect();
         self.let_go(&all);
+        self.unopened.clear();
     }
 
     /// The partitions that it reads.
@@ -265,6 +282,7 @@ impl Consumer {
                 self.starting.remove(&key);
             }
         }
+        self.unopened.retain(|name| !partitions.contains(name));
     }
 
     /// Waits until there are records, and returns them: of one partition or of several, each in its order. Empty when
@@ -319,7 +337,7 @@ impl Consumer {
         let Some(interval) = self.settings.auto_commit else { return };
         let now = self.store.clock().elapsed();
         if now >= self.next_commit {
-            self.next_commit = now + interval;
+            self.next_commit = now.saturating_add(interval);
             // What cannot be committed now is committed the next time, or read again.
             let _ = self.commit_async(|_| ());
         }
@@ -329,6 +347,12 @@ impl Consumer {
     fn poll_once(&mut self) -> Result<Option<Records>> {
         self.store.check_open()?;
         self.take_changes()?;
+        let failed = self.unopened_because.take();
+        self.told_unopened = failed.is_some() && !self.told_unopened;
+        let failed = match failed {
+            Some(error) if self.told_unopened => return Err(error),
+            failed => failed,
+        };
         if !self.starting.is_empty() {
             self.start_slots()?;
         }
@@ -338,6 +362,11 @@ impl Consumer {
             }
         }
         let parts = self.collect()?;
+        if parts.is_empty()
+            && let Some(error) = failed
+        {
+            return Err(error);
+        }
         if !parts.is_empty() || self.ready.take_interrupt() {
             return Ok(Some(Records::of_parts(parts)));
         }
@@ -388,6 +417,10 @@ impl Consumer {
 
     /// Carries out what the group has decided.
     fn take_changes(&mut self) -> Result<()> {
+        if !self.unopened.is_empty() {
+            let unopened = std::mem::take(&mut self.unopened);
+            self.take_up_given(&unopened)?;
+        }
         loop {
             let Mode::Subscribed { subscription, membership } = &self.mode else { return Ok(()) };
             let Some(member) = membership else {
@@ -402,24 +435,19 @@ impl Consumer {
                 Ok(Some(change)) => change,
                 Err(error) => {
                     let all: Vec<_> = self.by_name.keys().cloned().collect();
+                    if !all.is_empty() {
+                        self.tell(RebalanceKind::Lost, &all);
+                    }
                     self.let_go(&all);
                     return Err(error);
                 }
             };
             match change {
                 Change::Assigned(partitions) => {
-                    for name in &partitions {
-                        match self.store.partition(name.topic(), name.partition()) {
-                            Ok(partition) => self.take_up(partition),
-                            // The topic is gone by now, and will be revoked.
-                            Err(Error::UnknownTopicOrPartition { .. }) => {}
-                            Err(error) => return Err(error),
-                        }
+                    if partitions.is_empty() {
+                        self.tell(RebalanceKind::Assigned, &partitions);
                     }
-                    let seeks = self.tell(RebalanceKind::Assigned, &partitions);
-                    for (name, offset) in seeks {
-                        self.seek(name.topic(), name.partition(), offset)?;
-                    }
+                    self.take_up_given(&partitions)?;
                 }
                 Change::Revoke(partitions) => {
                     if self.settings.auto_commit.is_some() {
@@ -441,6 +469,31 @@ impl Consumer {
                 }
             }
         }
+    }
+
+    /// Takes up what the group has given. What cannot be opened now is tried again by the next poll.
+    fn take_up_given(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        let mut opened = Vec::new();
+        for name in partitions {
+            match self.store.partition(name.topic(), name.partition()) {
+                Ok(partition) => {
+                    self.take_up(partition);
+                    opened.push(name.clone());
+                }
+                // The topic is gone by now, and will be revoked.
+                Err(Error::UnknownTopicOrPartition { .. }) => {}
+                Err(error) => {
+                    self.unopened.push(name.clone());
+                    self.unopened_because = Some(error);
+                }
+            }
+        }
+        if !opened.is_empty() {
+            for (name, offset) in self.tell(RebalanceKind::Assigned, &opened) {
+                self.seek(name.topic(), name.partition(), offset)?;
+            }
+        }
+        Ok(())
     }
 
     /// Calls the application's function. Returns where it wants to go on.
@@ -471,7 +524,13 @@ impl Consumer {
 
     /// Finds out where to begin.
     fn start_slots(&mut self) -> Result<()> {
-        let keys: Vec<_> = self.starting.iter().copied().collect();
+        // One whose topic is gone says so when it is its turn.
+        let (gone, keys): (Vec<_>, Vec<_>) =
+            self.starting.iter().partition(|key| self.slots[key].partition.is_gone());
+        for key in gone {
+            self.slots[&key].bell.push();
+            self.starting.remove(&key);
+        }
         let committed = match &self.settings.group {
             None => vec![None; keys.len()],
             Some(group) => {
@@ -489,6 +548,7 @@ impl Consumer {
             match committed {
                 Some(held) => {
                     slot.committed = Some(held.offset);
+                    slot.asked = slot.committed;
                     slot.seek(held.offset, held.leader_epoch);
                 }
                 // One that cannot begin says so when it is its turn, and the others go on.
@@ -510,7 +570,8 @@ impl Consumer {
         }
     }
 
-    /// Commits what polls have returned so far, and waits until that is as safe as the store's flush level gives.
+    /// Commits what polls have returned so far, and waits until that is as safe as the store's flush level gives. What was
+    /// read of a topic that is gone is left out.
     ///
     /// # Errors
     /// [`Error::RebalanceInProgress`]: poll, then try again. [`Error::UnknownMember`], [`Error::IllegalGeneration`],
@@ -522,7 +583,7 @@ impl Consumer {
 
     fn commit_sync_of(&mut self, concerns: impl Fn(&TopicPartition) -> bool) -> Result<()> {
         self.group()?;
-        let offsets: Vec<_> = self.uncommitted(concerns);
+        let offsets: Vec<_> = self.uncommitted(concerns, |slot| slot.committed);
         self.commit_slice(&offsets)?;
         self.note_committed(&offsets);
         Ok(())
@@ -555,10 +616,16 @@ impl Consumer {
     /// As for [`Consumer::commit`], known at once; `done` is then not called.
     pub fn commit_async(&mut self, done: impl FnOnce(Result<()>) + Send + 'static) -> Result<()> {
         self.group()?;
-        let offsets = self.uncommitted(|_| true);
+        if self.commits.as_ref().is_some_and(|commits| commits.take_failed()) {
+            self.slots.values_mut().for_each(|slot| slot.asked = slot.committed);
+        }
+        let offsets = self.uncommitted(|_| true, |slot| slot.asked);
         self.commit_slice_async(&offsets, done)?;
-        // One that fails is followed by a later one, or what it stands for is read again.
-        self.note_committed(&offsets);
+        for (name, held) in &offsets {
+            if let Some(slot) = self.by_name.get(name).and_then(|key| self.slots.get_mut(key)) {
+                slot.asked = Some(held.offset);
+            }
+        }
         Ok(())
     }
 
@@ -615,10 +682,11 @@ impl Consumer {
     fn uncommitted(
         &self,
         concerns: impl Fn(&TopicPartition) -> bool,
+        committed: impl Fn(&Slot) -> Option<Offset>,
     ) -> Vec<(TopicPartition, CommittedOffset)> {
-        let moved = self.slots.values().filter(|slot| slot.position() != slot.committed);
+        let moved = self.slots.values().filter(|slot| slot.position() != committed(slot));
         moved
-            .filter(|slot| concerns(slot.partition.name()))
+            .filter(|slot| concerns(slot.partition.name()) && !slot.partition.is_gone())
             .filter_map(|slot| Some((slot.partition.name().clone(), slot.to_commit()?)))
             .collect()
     }
@@ -627,6 +695,7 @@ impl Consumer {
         for (name, held) in offsets {
             if let Some(slot) = self.by_name.get(name).and_then(|key| self.slots.get_mut(key)) {
                 slot.committed = Some(held.offset);
+                slot.asked = slot.committed;
             }
         }
     }
@@ -677,7 +746,8 @@ impl Consumer {
         Ok(slot.position().expect("it has just been started"))
     }
 
-    /// How far polls have come, for all partitions of which that is known: what [`Consumer::commit`] commits.
+    /// How far polls have come, for all partitions of which that is known and whose topics are there: what
+    /// [`Consumer::commit`] commits.
     #[must_use]
     pub fn position_map(&self) -> OffsetMap {
         self.positions_of(|_| true).collect()
@@ -688,6 +758,7 @@ impl Consumer {
         concerns: impl Fn(&TopicPartition) -> bool,
     ) -> impl Iterator<Item = (TopicPartition, CommittedOffset)> {
         let all = self.slots.values().filter(move |slot| concerns(slot.partition.name()));
+        let all = all.filter(|slot| !slot.partition.is_gone());
         all.filter_map(|slot| Some((slot.partition.name().clone(), slot.to_commit()?)))
     }
 
@@ -699,6 +770,8 @@ impl Consumer {
         let (key, slot) = self.slot_mut(topic, partition)?;
         slot.seek(offset, None);
         self.starting.remove(&key);
+        // Where it goes on is what it leaves behind, if it is dropped now.
+        self.last_poll.retain(|(other, _)| *other != key);
         Ok(())
     }
 
@@ -820,19 +893,21 @@ impl Consumer {
 
 impl Drop for Consumer {
     fn drop(&mut self) {
+        self.store.forget_waker(&self.ring);
         if let Some(commits) = self.commits.take() {
             commits.finish(self.settings.api_timeout);
         }
-        if self.settings.auto_commit.is_none() {
-            return;
-        }
-        // What the last poll returned may not be done: only a further poll, or `close`, says so.
-        for (key, before) in std::mem::take(&mut self.last_poll).into_iter().rev() {
-            if let (Some(slot), Some(before)) = (self.slots.get_mut(&key), before) {
-                slot.seek(before.offset, before.leader_epoch);
+        if self.settings.auto_commit.is_some() {
+            // What the last poll returned may not be done: only a further poll, or `close`, says so.
+            for (key, before) in std::mem::take(&mut self.last_poll).into_iter().rev() {
+                if let (Some(slot), Some(before)) = (self.slots.get_mut(&key), before) {
+                    slot.seek(before.offset, before.leader_epoch);
+                }
             }
+            let _ = self.commit();
         }
-        let _ = self.commit();
+        // Before the store is let go of: that may close it, and then the group could not be told.
+        self.mode = Mode::Assigned;
     }
 }
 

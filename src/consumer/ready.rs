@@ -4,6 +4,7 @@
 //! however many partitions there are.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Wake, Waker};
@@ -66,7 +67,8 @@ impl Ready {
             self.bell.notify_one();
         }
         if let Some(task) = task {
-            task.wake();
+            // The application's, woken by whoever appends or commits: a panic ends here.
+            drop(catch_unwind(AssertUnwindSafe(|| task.wake())));
         }
     }
 

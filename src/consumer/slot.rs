@@ -27,6 +27,8 @@ pub(super) struct Slot {
     epoch: Option<LeaderEpoch>,
     /// The position that was committed last.
     pub(super) committed: Option<Offset>,
+    /// The same, or what a commit that is not waited for has asked for since.
+    pub(super) asked: Option<Offset>,
     pub(super) paused: bool,
     /// Of a batch that was too large for a poll.
     rest: Option<Arc<Fetched>>,
@@ -60,6 +62,7 @@ impl Slot {
             position: None,
             epoch: None,
             committed: None,
+            asked: None,
             paused: false,
             rest: None,
         }

@@ -272,7 +272,7 @@ impl Shared {
             }
             Ok(Taken::Pending(receipt)) => Ok(Delivery::pending(receipt)),
             Ok(Taken::NoRoom(callback)) => self.send_late(&lane, record, callback, blocks),
-            Err(error) => Err(self.refused(record.topic, error)),
+            Err(error) => Err(error),
         }
     }
 
@@ -300,7 +300,7 @@ impl Shared {
             }
             Ok(Taken::Pending(receipt)) => Ok(Delivery::pending(receipt)),
             Ok(Taken::NoRoom(_)) => unreachable!("its room was taken before"),
-            Err(error) => Err(self.refused(record.topic, error)),
+            Err(error) => Err(error),
         }
     }
 
@@ -320,13 +320,19 @@ impl Shared {
         memory.take(bytes, Duration::ZERO)
     }
 
-    /// A topic that is gone may come again under its name: it is looked up anew.
+    /// A topic that is gone may come again under its name: it is looked up anew. What is under way to it fails.
     #[cold]
-    fn refused(&self, topic: &str, error: Error) -> Error {
-        if matches!(error, Error::UnknownTopicOrPartition { .. }) {
-            self.topics.write().remove(topic);
+    fn forget_gone(&self, topic: &Arc<TopicLanes>) {
+        let name = topic.counter.name();
+        let mut topics = self.topics.write();
+        if topics.get(name).is_some_and(|known| Arc::ptr_eq(known, topic)) {
+            topics.remove(name);
         }
-        error
+        drop(topics);
+        for lane in topic.lanes.read().clone().into_iter().flatten() {
+            let partition = lane.name().clone();
+            lane.abandon(&Error::UnknownTopicOrPartition { partition });
+        }
     }
 
     fn flush(&self, timeout: Duration) -> Result<()> {
@@ -357,13 +363,37 @@ impl Shared {
             drop(topics);
             return self.lane_of_new_topic(record);
         };
+        if topic.counter.is_gone() {
+            let topic = Arc::clone(topic);
+            drop(topics);
+            self.forget_gone(&topic);
+            return self.lane_of_new_topic(record);
+        }
+        if self.partitioner.is_some() {
+            // The application's, which may send: it is called under no lock.
+            let topic = Arc::clone(topic);
+            drop(topics);
+            return self.lane_of(&topic, record);
+        }
         let number = self.partition_of(topic, record);
         if let Some(Some(lane)) = topic.lanes.read().get(number as usize) {
             return Ok(Arc::clone(lane));
         }
         let topic = Arc::clone(topic);
         drop(topics);
-        self.make_lane(&topic, number).map_err(|error| self.refused(record.topic, error))
+        self.make_lane(&topic, number)
+    }
+
+    fn lane_of(
+        &self,
+        topic: &TopicLanes,
+        record: &ProducerRecord<'_>,
+    ) -> Result<Arc<Lane<LogTarget>>> {
+        let number = self.partition_of(topic, record);
+        if let Some(Some(lane)) = topic.lanes.read().get(number as usize) {
+            return Ok(Arc::clone(lane));
+        }
+        self.make_lane(topic, number)
     }
 
     #[cold]
@@ -382,8 +412,7 @@ impl Shared {
             })
         };
         let topic = Arc::clone(self.topics.write().entry(name).or_insert_with(made));
-        let number = self.partition_of(&topic, record);
-        self.make_lane(&topic, number)
+        self.lane_of(&topic, record)
     }
 
     #[cold]

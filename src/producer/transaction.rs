@@ -218,6 +218,9 @@ impl<'a> Transaction<'a> {
             producer.tag,
             partition,
         )?;
+        // Until `end` says otherwise, which it does not if the transaction is forgotten.
+        self.producer.in_doubt = true;
+        let producer = &*self.producer;
         let sequence = self.sequences.entry(partition).or_insert(0);
         let author = Author {
             producer: ProducerSequence { id, epoch, sequence: *sequence },
@@ -324,7 +327,6 @@ impl<'a> Transaction<'a> {
         if self.sequences.is_empty() {
             return Ok(outcome); // it never began
         }
-        producer.in_doubt = true;
         let (store, tag) = (producer.store.shared(), producer.tag);
         let ended = producer.transactions.end(store, &producer.id, tag, outcome, wait)?;
         let (outcome, next) = ended;

@@ -87,7 +87,7 @@ pub struct TransactionalProducer {
     pub(super) settings: ProducerSettings,
     pub(super) transaction: TransactionSettings,
     pub(super) tag: TransactionTag,
-    /// How the transaction of `tag` ended is not known: it is asked for before the next begins.
+    /// The transaction of `tag` has begun, and how it ended is not known: it is ended before the next begins.
     pub(super) in_doubt: bool,
     /// The id is another's concern by now.
     is_given_up: bool,
@@ -345,6 +345,10 @@ impl TransactionalProducer {
 
     /// Where the record goes.
     pub(super) fn choose(&mut self, record: &ProducerRecord<'_>) -> Result<TopicPartition> {
+        if self.topics.get(record.topic).is_some_and(|topic| topic.counter.is_gone()) {
+            self.topics.remove(record.topic);
+            self.partitions.remove(record.topic);
+        }
         let topic = match self.topics.get_mut(record.topic) {
             Some(topic) => topic,
             None => {

@@ -19,6 +19,9 @@ impl Shared {
         if self.closed.swap(true, Ordering::AcqRel) || !self.fork.is_owner() {
             return Ok(());
         }
+        for waiting in std::mem::take(&mut *self.told_of_close.lock()) {
+            waiting.wake();
+        }
         if self.options.read_only {
             return Ok(());
         }
@@ -35,6 +38,9 @@ impl Shared {
     /// Ends appends, flushes every log, and writes the session files of the disks on which all of that went
     /// well.
     fn close_all(self: &Arc<Self>) -> Result<()> {
+        if let Some(groups) = self.groups.get() {
+            groups.wake_waiting();
+        }
         if let Some(transactions) = self.known_transactions() {
             transactions.note_all(self);
         }

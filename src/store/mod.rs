@@ -41,6 +41,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::task::Waker;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -131,6 +132,8 @@ pub(crate) struct Shared {
     producer_names: Mutex<Names>,
     chores: Arc<Chores>,
     closed: AtomicBool,
+    /// Of those that may wait for nothing but the store's end.
+    told_of_close: Mutex<Vec<Waker>>,
     workers: Mutex<Option<background::Workers>>,
 }
 
@@ -141,6 +144,8 @@ struct Topic {
     name: Arc<str>,
     config: RwLock<Arc<TopicConfig>>,
     slots: RwLock<Vec<Arc<Slot>>>,
+    /// It was deleted; another may have its name.
+    is_gone: AtomicBool,
 }
 
 /// Counts a topic's partitions, which may become more.
@@ -154,6 +159,12 @@ impl PartitionCounter {
 
     pub(crate) fn name(&self) -> &Arc<str> {
         &self.0.name
+    }
+
+    /// Whether the topic was deleted.
+    #[inline]
+    pub(crate) fn is_gone(&self) -> bool {
+        self.0.is_gone.load(Ordering::Acquire)
     }
 }
 
@@ -211,6 +222,15 @@ impl Store {
     #[inline]
     pub(crate) fn check_open(&self) -> Result<()> {
         self.shared().check_open()
+    }
+
+    /// Has it woken when the store is closed, until it is [forgotten](Store::forget_waker).
+    pub(crate) fn wake_on_close(&self, waker: &Waker) {
+        self.shared().told_of_close.lock().push(waker.clone());
+    }
+
+    pub(crate) fn forget_waker(&self, waker: &Waker) {
+        self.shared().told_of_close.lock().retain(|known| !known.will_wake(waker));
     }
 
     /// Before something is tried again.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -130,6 +131,7 @@ impl Store {
         let mut metadata = shared.metadata.lock();
         metadata.commit(&MetadataRecord::TopicDeleted { id: topic.id })?;
         shared.topics.write().remove(&topic.name);
+        topic.is_gone.store(true, Ordering::Release);
         for slot in topic.slots.read().iter() {
             if let Some(core) = slot.core.lock().take() {
                 core.delete();
@@ -218,6 +220,7 @@ impl Shared {
                     name: described.name.as_str().into(),
                     config: RwLock::new(Arc::new(described.config.clone())),
                     slots: RwLock::new(Vec::new()),
+                    is_gone: AtomicBool::new(false),
                 })
             });
             let mut slots = topic.slots.write();
@@ -230,6 +233,7 @@ impl Shared {
             drop(slots);
             topics.insert(Arc::clone(&topic.name), topic);
         }
+        known.values().for_each(|topic| topic.is_gone.store(true, Ordering::Release));
     }
 
     /// Removes the files of a topic that the metadata list as deleted, and says so in them.

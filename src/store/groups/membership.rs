@@ -178,10 +178,14 @@ impl Membership {
                 known.revoked.extend(partitions);
                 Ok(Some(Change::Revoke(names)))
             }
-            News::Fenced(FenceReason::Replaced) => Err(Error::UnknownMember {
-                group: self.cell.name.to_string(),
-                reason: "another handle has taken over the instance id".into(),
-            }),
+            News::Fenced(FenceReason::Replaced) => {
+                // It stays so: who polls again is told again.
+                self.mailbox.post(news);
+                Err(Error::UnknownMember {
+                    group: self.cell.name.to_string(),
+                    reason: "another handle has taken over the instance id".into(),
+                })
+            }
             News::Fenced(_) => {
                 known.revoked.clear();
                 let lost = std::mem::take(&mut known.holds);

@@ -346,6 +346,11 @@ impl Groups {
         self.offsets.append_marker(shared, marker)
     }
 
+    /// Ends the waits for committed offsets, which find the store closed.
+    pub(super) fn wake_waiting(&self) {
+        self.offsets.wake_waiting();
+    }
+
     fn join(self: &Arc<Self>, shared: &Arc<Shared>, join: JoinGroup) -> Result<Membership> {
         let JoinGroup { group, instance, subscription, assignor, poll_interval_max, wake } = join;
         let member = MemberId(self.members.fetch_add(1, Ordering::Relaxed) + 1);
@@ -466,9 +471,10 @@ impl Groups {
     fn on_topics_changed(&self, shared: &Arc<Shared>) {
         let cells: Vec<_> = self.cells.lock().values().cloned().collect();
         for cell in cells {
-            let topics = shared.topic_views();
+            // Under the group's lock: of two changes at a time, the one that is told last has seen both.
+            let change = || Event::TopicsChanged { topics: shared.topic_views() };
             // What nobody is told of is an assignor's failure, which is an event.
-            let _ = cell.act(shared, Event::TopicsChanged { topics });
+            let _ = cell.act_on(shared, change);
         }
     }
 
@@ -540,9 +546,14 @@ impl Chore for Groups {
 impl GroupCell {
     /// Tells the group, and wakes whom it concerns.
     fn act(self: &Arc<Self>, shared: &Arc<Shared>, event: Event) -> Result<()> {
+        self.act_on(shared, || event)
+    }
+
+    /// As [`GroupCell::act`], for an event that is made under the group's lock.
+    fn act_on(self: &Arc<Self>, shared: &Arc<Shared>, event: impl FnOnce() -> Event) -> Result<()> {
         let _postponed = postpone();
         let mut state = self.state.lock();
-        let outcome = self.tell(shared, &mut state, event);
+        let outcome = self.tell(shared, &mut state, event());
         let woken = state.woken();
         drop(state);
         woken.iter().for_each(|mailbox| mailbox.wake());

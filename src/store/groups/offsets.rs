@@ -154,6 +154,7 @@ impl Offsets {
             if let Some(found) = table.stable(group, partitions) {
                 return Ok(found);
             }
+            shared.check_open()?;
             let late = !shared.options.background
                 || match deadline {
                     Some(at) => self.decided.wait_until(&mut table, at).timed_out(),
@@ -183,6 +184,13 @@ impl Offsets {
             table.wakers.push(waker.clone());
         }
         Ok(found)
+    }
+
+    /// The store is closed: what is not decided will not be.
+    pub(super) fn wake_waiting(&self) {
+        // Under the lock, so that nobody is between looking and waiting.
+        let _table = self.table.lock();
+        self.decided.notify_all();
     }
 
     /// Finishes what was written again, if anything was.
