@@ -1,4 +1,4 @@
-//! Every fault of RELIABILITY.md that files and disks can have (S1 to S14, S19) against one, two and three
+//! Every fault of RELIABILITY.md that files and disks can have (S1 to S14, S16, S19) against one, two and three
 //! replicas, each on a disk of its own: what is kept, what is told, who leads, whether it heals.
 //!
 //! A scenario takes the number of replicas; [`cells`] makes a test of each number. All but one of the replicas must
@@ -62,6 +62,7 @@ cells! {
     s14_swapped: with_two_replicas 2, with_three_replicas 3;
     s14_the_same_disk_twice: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s14_restored_from_a_backup: with_two_replicas 2, with_three_replicas 3;
+    s16_missing_segment: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s19_crash_in_recovery: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
 }
 
@@ -935,6 +936,30 @@ fn s14_restored_from_a_backup(replicas: u16) {
         let (store, partition) = world.reopen();
         assert_ne!(partition.leader(), Some(victim), "clean {clean}: an old copy does not lead");
         world.assert_heals(&store, &partition, 50);
+    }
+}
+
+fn s16_missing_segment(replicas: u16) {
+    for (victim, clean) in (0..replicas).flat_map(|at| [(DiskId(at), true), (DiskId(at), false)]) {
+        let names = World::closed_with(replicas, 200).logs(victim);
+        for (place, name) in names.iter().enumerate().take(names.len() - 1) {
+            let world = World::closed_with(replicas, 200);
+            world.disk(victim).remove_file(name);
+            if !clean {
+                world.disks.iter().for_each(|disk| disk.remove_file("session"));
+            }
+            let (store, partition) = world.reopen();
+            if replicas == 1 {
+                let (found, damaged) = contents(&partition);
+                assert_eq!(found.len() + damaged.len(), 200, "told, segment {place}");
+                assert!(!damaged.is_empty());
+                continue;
+            }
+            assert_kept(&partition, 200);
+            let report = store.verify(VerifyOptions::new().repair(true)).unwrap();
+            assert!(report.damages.iter().all(|damage| damage.repaired), "{victim}, {place}");
+            world.assert_heals(&store, &partition, 200);
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::error::Error;
+use crate::record::BatchHeader;
 use crate::segment::{DATA_START, FileHeader, Segment, log_name, side_name};
 use crate::storage::{File, OpenMode, parent, write_all_at};
 use crate::types::{Offset, Timestamp};
@@ -50,10 +51,10 @@ impl Log {
             self.seal(now)?;
         }
         let segments = self.reader.segments();
-        let Some(damaged) = segments.iter().rev().find(|segment| segment.base <= offset) else {
+        let held = segments.iter().rev().find(|segment| segment.base <= offset).cloned();
+        let Some(damaged) = held.or_else(|| self.lost_first(&segments, sources)) else {
             return Ok(Repair::Nowhere);
         };
-        let damaged = Arc::clone(damaged);
         let next = segments.iter().find(|segment| segment.base > damaged.base);
         // A segment whose last batches are gone ends where the next one begins.
         let end = next.map_or(self.end, |next| next.base).max(damaged.end());
@@ -75,8 +76,20 @@ impl Log {
         repaired.assume_last_append(damaged.last_append_or_load().unwrap_or(now));
         self.sealed.retain(|sealed| !Arc::ptr_eq(&sealed.segment, &damaged));
         self.sealed.push(Sealed { segment: Arc::clone(&repaired), file, at: now, settled: true });
-        self.reader.replace(&damaged, repaired);
+        self.reader.put(repaired);
         Ok(Repair::Done)
+    }
+
+    /// The segment that was in front of all others, as another replica's batches tell where it began.
+    fn lost_first(
+        &self,
+        segments: &[Arc<Segment>],
+        sources: &[Arc<LogReader>],
+    ) -> Option<Arc<Segment>> {
+        let (start, end) = (self.reader.log_start(), segments.first()?.base);
+        let first = sources.iter().find_map(|source| source.read(start, end, 1).ok().flatten())?;
+        let base = BatchHeader::trusted(&first.bytes)?.base_offset;
+        Some(Arc::new(Segment::sealed(self.place.clone(), base, end, DATA_START)))
     }
 
     /// Writes the temporary file. `None`: something is nowhere to be had; no file is left.
