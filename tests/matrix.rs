@@ -40,6 +40,7 @@ cells! {
     s02_damage_on_all_disks: with_two_replicas 2, with_three_replicas 3;
     s03_rot_met_by_a_reader: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s03_bad_sector_met_by_a_reader: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
+    s03_rot_around_the_log_start: with_two_replicas 2, with_three_replicas 3;
     s04_bad_sector_met_by_a_copy: with_three_replicas 3;
     s04_rot_is_never_copied: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s05_misdirected_write: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
@@ -434,6 +435,34 @@ fn s03_bad_sector_met_by_a_reader(replicas: u16) {
             usize::from(!leads)
         );
         world.assert_heals(&store, &partition, 200);
+    }
+}
+
+/// A segment whose first records are deleted, which no other replica has any more.
+fn s03_rot_around_the_log_start(replicas: u16) {
+    for victim in (0..replicas).map(DiskId) {
+        for rotten in [5, 15] {
+            let (mut world, store, partition) = World::with_records(replicas, Flush::OnAck, 200);
+            partition.delete_records(Offset(10)).unwrap();
+            world.pass(&store, SECOND);
+            for id in world.ids().filter(|id| *id != victim) {
+                world.replace(&store, id);
+                world.pass(&store, SECOND * 3);
+            }
+            store.close(SECOND).unwrap();
+            drop((store, partition));
+            world.rot(victim, rotten);
+            let (store, partition) = world.reopen();
+            let report = store.verify(VerifyOptions::new().repair(true)).unwrap();
+            assert_eq!(report.damages.len(), 1, "{victim}, {rotten}");
+            assert!(report.damages[0].repaired, "{victim}, {rotten}");
+            assert_eq!(contents(&partition), ((10..200).collect(), vec![]));
+            assert_eq!(store.verify(VerifyOptions::new()).unwrap().damages, []);
+            store.close(SECOND).unwrap();
+            drop((store, partition));
+            let (_store, partition) = world.reopen();
+            assert_eq!(contents(&partition), ((10..200).collect(), vec![]));
+        }
     }
 }
 
@@ -942,9 +971,15 @@ fn s14_restored_from_a_backup(replicas: u16) {
 fn s16_missing_segment(replicas: u16) {
     for (victim, clean) in (0..replicas).flat_map(|at| [(DiskId(at), true), (DiskId(at), false)]) {
         let names = World::closed_with(replicas, 200).logs(victim);
-        for (place, name) in names.iter().enumerate().take(names.len() - 1) {
+        let all = names.len();
+        for place in 0..=all {
             let world = World::closed_with(replicas, 200);
-            world.disk(victim).remove_file(name);
+            // In the end, all of them.
+            if replicas == 1 && !clean && place + 1 >= all {
+                continue; // nothing is left that knew of the last one
+            }
+            let gone = if place == all { 0..all } else { place..place + 1 };
+            names[gone].iter().for_each(|name| world.disk(victim).remove_file(name));
             if !clean {
                 world.disks.iter().for_each(|disk| disk.remove_file("session"));
             }
