@@ -1,4 +1,4 @@
-//! Every fault of RELIABILITY.md that files and disks can have (S1 to S14, S19) against one, two and three
+//! Every fault of RELIABILITY.md that files and disks can have (S1 to S14, S16, S19) against one, two and three
 //! replicas, each on a disk of its own: what is kept, what is told, who leads, whether it heals.
 //!
 //! A scenario takes the number of replicas; [`cells`] makes a test of each number. All but one of the replicas must
@@ -40,6 +40,7 @@ cells! {
     s02_damage_on_all_disks: with_two_replicas 2, with_three_replicas 3;
     s03_rot_met_by_a_reader: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s03_bad_sector_met_by_a_reader: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
+    s03_rot_around_the_log_start: with_two_replicas 2, with_three_replicas 3;
     s04_bad_sector_met_by_a_copy: with_three_replicas 3;
     s04_rot_is_never_copied: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s05_misdirected_write: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
@@ -62,6 +63,7 @@ cells! {
     s14_swapped: with_two_replicas 2, with_three_replicas 3;
     s14_the_same_disk_twice: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s14_restored_from_a_backup: with_two_replicas 2, with_three_replicas 3;
+    s16_missing_segment: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s19_crash_in_recovery: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
 }
 
@@ -433,6 +435,34 @@ fn s03_bad_sector_met_by_a_reader(replicas: u16) {
             usize::from(!leads)
         );
         world.assert_heals(&store, &partition, 200);
+    }
+}
+
+/// A segment whose first records are deleted, which no other replica has any more.
+fn s03_rot_around_the_log_start(replicas: u16) {
+    for victim in (0..replicas).map(DiskId) {
+        for rotten in [5, 15] {
+            let (mut world, store, partition) = World::with_records(replicas, Flush::OnAck, 200);
+            partition.delete_records(Offset(10)).unwrap();
+            world.pass(&store, SECOND);
+            for id in world.ids().filter(|id| *id != victim) {
+                world.replace(&store, id);
+                world.pass(&store, SECOND * 3);
+            }
+            store.close(SECOND).unwrap();
+            drop((store, partition));
+            world.rot(victim, rotten);
+            let (store, partition) = world.reopen();
+            let report = store.verify(VerifyOptions::new().repair(true)).unwrap();
+            assert_eq!(report.damages.len(), 1, "{victim}, {rotten}");
+            assert!(report.damages[0].repaired, "{victim}, {rotten}");
+            assert_eq!(contents(&partition), ((10..200).collect(), vec![]));
+            assert_eq!(store.verify(VerifyOptions::new()).unwrap().damages, []);
+            store.close(SECOND).unwrap();
+            drop((store, partition));
+            let (_store, partition) = world.reopen();
+            assert_eq!(contents(&partition), ((10..200).collect(), vec![]));
+        }
     }
 }
 
@@ -935,6 +965,36 @@ fn s14_restored_from_a_backup(replicas: u16) {
         let (store, partition) = world.reopen();
         assert_ne!(partition.leader(), Some(victim), "clean {clean}: an old copy does not lead");
         world.assert_heals(&store, &partition, 50);
+    }
+}
+
+fn s16_missing_segment(replicas: u16) {
+    for (victim, clean) in (0..replicas).flat_map(|at| [(DiskId(at), true), (DiskId(at), false)]) {
+        let names = World::closed_with(replicas, 200).logs(victim);
+        let all = names.len();
+        for place in 0..=all {
+            let world = World::closed_with(replicas, 200);
+            // In the end, all of them.
+            if replicas == 1 && !clean && place + 1 >= all {
+                continue; // nothing is left that knew of the last one
+            }
+            let gone = if place == all { 0..all } else { place..place + 1 };
+            names[gone].iter().for_each(|name| world.disk(victim).remove_file(name));
+            if !clean {
+                world.disks.iter().for_each(|disk| disk.remove_file("session"));
+            }
+            let (store, partition) = world.reopen();
+            if replicas == 1 {
+                let (found, damaged) = contents(&partition);
+                assert_eq!(found.len() + damaged.len(), 200, "told, segment {place}");
+                assert!(!damaged.is_empty());
+                continue;
+            }
+            assert_kept(&partition, 200);
+            let report = store.verify(VerifyOptions::new().repair(true)).unwrap();
+            assert!(report.damages.iter().all(|damage| damage.repaired), "{victim}, {place}");
+            world.assert_heals(&store, &partition, 200);
+        }
     }
 }
 

@@ -70,11 +70,13 @@ impl LogReader {
         Arc::make_mut(&mut self.segments.write()).pop();
     }
 
-    pub(super) fn replace(&self, old: &Arc<Segment>, new: Arc<Segment>) {
+    /// Puts `new` in the place of the segment that begins where it does, or in front of all.
+    pub(super) fn put(&self, new: Arc<Segment>) {
         let mut segments = self.segments.write();
-        let found = segments.iter().position(|segment| Arc::ptr_eq(segment, old));
-        if let Some(at) = found {
-            Arc::make_mut(&mut segments)[at] = new;
+        let segments = Arc::make_mut(&mut segments);
+        match segments.iter().position(|segment| segment.base >= new.base) {
+            Some(at) if segments[at].base == new.base => segments[at] = new,
+            at => segments.insert(at.unwrap_or_default(), new),
         }
     }
 

@@ -6,15 +6,17 @@
 //! segment.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::Error;
+use crate::record::BatchHeader;
 use crate::segment::{DATA_START, FileHeader, Segment, log_name, side_name};
 use crate::storage::{File, OpenMode, parent, write_all_at};
 use crate::types::{Offset, Timestamp};
 
 use super::recovery::QUARANTINE;
-use super::{Log, LogReader, Sealed};
+use super::{Log, LogReader, Sealed, remove_segment_files};
 
 const COPY_BYTES: usize = 1 << 20;
 
@@ -50,45 +52,80 @@ impl Log {
             self.seal(now)?;
         }
         let segments = self.reader.segments();
-        let Some(damaged) = segments.iter().rev().find(|segment| segment.base <= offset) else {
+        // Below the log start nothing is asked for, and nobody may have it.
+        let offset = offset.max(self.reader.log_start());
+        let held = segments.iter().rev().find(|segment| segment.base <= offset).cloned();
+        let Some(damaged) = held.or_else(|| self.lost_first(&segments, sources)) else {
             return Ok(Repair::Nowhere);
         };
-        let damaged = Arc::clone(damaged);
+        let Some(base) = self.base_of(&damaged, sources) else { return Ok(Repair::Nowhere) };
         let next = segments.iter().find(|segment| segment.base > damaged.base);
         // A segment whose last batches are gone ends where the next one begins.
         let end = next.map_or(self.end, |next| next.base).max(damaged.end());
-        let Some((file, position)) = self.write_anew(&damaged, end, sources, now)? else {
+        let Some((file, position)) = self.write_anew(&damaged, base..end, sources, now)? else {
             return Ok(Repair::Nowhere);
         };
         self.keep_aside(&damaged)?;
-        let name = log_name(damaged.base);
+        let name = log_name(base);
         let place = &self.place;
         let fault = |error| place.io_error(&name, "repair", error);
         let temporary = place.path(&format!("{name}.tmp"));
         place.disk.rename(&temporary, &place.path(&name)).map_err(fault)?;
-        match place.disk.remove(&place.path(&side_name(damaged.base))) {
+        match place.disk.remove(&place.path(&side_name(base))) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fault(error)),
             _ => {}
         }
         place.disk.sync_dir(&place.directory).map_err(fault)?;
-        let repaired = Arc::new(Segment::sealed(place.clone(), damaged.base, end, position));
+        let repaired = Arc::new(Segment::sealed(place.clone(), base, end, position));
         repaired.assume_last_append(damaged.last_append_or_load().unwrap_or(now));
         self.sealed.retain(|sealed| !Arc::ptr_eq(&sealed.segment, &damaged));
         self.sealed.push(Sealed { segment: Arc::clone(&repaired), file, at: now, settled: true });
-        self.reader.replace(&damaged, repaired);
+        self.reader.put(repaired);
+        if base > damaged.base {
+            // A crash before this leaves a segment below the log start, which the next open removes.
+            self.reader.raise_log_start(self.reader.log_start());
+            remove_segment_files(&self.place, damaged.base)?;
+        }
         Ok(Repair::Done)
+    }
+
+    /// The segment that was in front of all others, or the only one, as another replica's batches tell where it began.
+    fn lost_first(
+        &self,
+        segments: &[Arc<Segment>],
+        sources: &[Arc<LogReader>],
+    ) -> Option<Arc<Segment>> {
+        let start = self.reader.log_start();
+        let end = segments.first().map_or(self.end, |first| first.base);
+        let first = sources.iter().find_map(|source| source.read(start, end, 1).ok().flatten())?;
+        let base = BatchHeader::trusted(&first.bytes)?.base_offset;
+        Some(Arc::new(Segment::sealed(self.place.clone(), base, end, DATA_START)))
+    }
+
+    /// Where the segment begins anew: where it began, or with the batch that holds the log start.
+    fn base_of(&self, damaged: &Segment, sources: &[Arc<LogReader>]) -> Option<Offset> {
+        let start = self.reader.log_start();
+        if damaged.base >= start {
+            return Some(damaged.base);
+        }
+        let own = damaged.read(start, self.end, 1).ok().flatten();
+        let elsewhere =
+            || sources.iter().find_map(|source| source.read(start, self.end, 1).ok().flatten());
+        let first = own.or_else(elsewhere)?;
+        BatchHeader::trusted(&first.bytes).map(|header| header.base_offset)
     }
 
     /// Writes the temporary file. `None`: something is nowhere to be had; no file is left.
     fn write_anew(
         &self,
         damaged: &Segment,
-        end: Offset,
+        offsets: Range<Offset>,
         sources: &[Arc<LogReader>],
         now: Timestamp,
     ) -> Result<Option<Written>, Error> {
+        let (base, end) = (offsets.start, offsets.end);
         let place = &self.place;
-        let name = log_name(damaged.base);
+        let name = log_name(base);
         let temporary = place.path(&format!("{name}.tmp"));
         let fault = |error| place.io_error(&name, "repair", error);
         match place.disk.remove(&temporary) {
@@ -96,10 +133,10 @@ impl Log {
             _ => {}
         }
         let file = place.disk.open(&temporary, OpenMode::Create).map_err(fault)?;
-        let header = FileHeader::new(&place.identity, damaged.base, now).encode();
+        let header = FileHeader::new(&place.identity, base, now).encode();
         let written = (|| {
             write_all_at(&*file, 0, &header).map_err(fault)?;
-            let (mut position, mut next) = (DATA_START, damaged.base);
+            let (mut position, mut next) = (DATA_START, base);
             while next < end {
                 let own = damaged.read(next, end, COPY_BYTES);
                 let fetched = match own {

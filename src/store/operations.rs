@@ -102,6 +102,8 @@ impl Store {
         let shared = self.shared();
         shared.check_writable()?;
         let known = shared.disk(disk).ok_or_else(|| shared.missing(disk))?;
+        // One that failed just now is to be started, too.
+        shared.lose_failed_disks();
         if known.is_online() {
             return Ok(());
         }
