@@ -12,7 +12,7 @@ use std::time::Duration;
 use oncelog::simulation::{Clock, Fault, SimDisk, SyncFault};
 use oncelog::{
     Acks, DiskId, DiskState, Error, ErrorClass, EventKind, Flush, Offset, Partition, ReadOptions,
-    Record, Store, StoreBuilder, Timestamp, TopicConfig, VerifyOptions, Written,
+    Record, Store, StoreBuilder, Timestamp, TopicConfig, TopicUpdate, VerifyOptions, Written,
 };
 
 const NOW: Timestamp = Timestamp(1_000_000);
@@ -63,6 +63,7 @@ cells! {
     s14_swapped: with_two_replicas 2, with_three_replicas 3;
     s14_the_same_disk_twice: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s14_restored_from_a_backup: with_two_replicas 2, with_three_replicas 3;
+    s14_the_only_replica_restored: on_two_disks 2, on_three_disks 3;
     s16_missing_segment: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s19_crash_in_recovery: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
 }
@@ -965,6 +966,80 @@ fn s14_restored_from_a_backup(replicas: u16) {
         let (store, partition) = world.reopen();
         assert_ne!(partition.leader(), Some(victim), "clean {clean}: an old copy does not lead");
         world.assert_heals(&store, &partition, 50);
+    }
+}
+
+/// A disk of several holds the only replica, and an older copy takes the disk's place: whatever happens meanwhile,
+/// what it lacks is not taken for what there is.
+fn s14_the_only_replica_restored(disks: u16) {
+    for clean in [true, false] {
+        let mut world = World::new(disks);
+        let store = world.open();
+        let topic = TopicConfig::new().replication_factor(1).partitions(disks.into());
+        store.create_topic("t", topic).unwrap();
+        let victim = DiskId(disks - 1);
+        let numbers = 0..u32::from(disks);
+        let all = |store: &Store| -> Vec<_> {
+            numbers.clone().map(|number| store.partition("t", number)).collect()
+        };
+        let held: Vec<_> = all(&store).into_iter().map(Result::unwrap).collect();
+        held.iter().for_each(|partition| append(partition, 0..20));
+        let lost = held.iter().position(|held| held.leader() == Some(victim)).unwrap();
+        store.close(SECOND).unwrap();
+        let old = world.disk(victim).fork();
+        old.share_process(&world.disks[0]);
+        let store = world.open();
+        all(&store).iter().flatten().for_each(|partition| append(partition, 20..50));
+        if clean {
+            store.close(SECOND).unwrap();
+        }
+        drop((store, held));
+        world.lose_power();
+        world.disks[usize::from(victim.0)] = old;
+        let check = |store: &Store| {
+            for (at, partition) in all(store).into_iter().enumerate() {
+                match partition {
+                    Ok(partition) if at != lost => assert_kept(&partition, 50),
+                    Err(Error::NoLeader { .. }) if at == lost => {}
+                    other => panic!("partition {at}, clean {clean}: {other:?}"),
+                }
+            }
+        };
+        // Wherever the first opening is interrupted, and for as long as nobody says otherwise.
+        for call in 1.. {
+            let disks: Vec<_> = world.disks.iter().map(SimDisk::fork).collect();
+            disks[1..].iter().for_each(|disk| disk.share_process(&disks[0]));
+            let world = World { disks, clock: world.clock.clone() };
+            world.disk(victim).crash_at(call);
+            let store = world.builder().open();
+            let _ = store.as_ref().map(|store| all(store));
+            let through = !world.disk(victim).is_dead();
+            drop(store);
+            world.lose_power();
+            for _ in 0..2 {
+                let store = world.open();
+                check(&store);
+                store.close(SECOND).unwrap();
+            }
+            if through {
+                break;
+            }
+        }
+        let store = world.open();
+        check(&store);
+        let unclean = TopicUpdate::new().unclean_leader_election(true);
+        store.alter_topic("t", unclean).unwrap();
+        let (store, partition) = {
+            store.close(SECOND).unwrap();
+            let store = world.open();
+            let partition = store.partition("t", u32::try_from(lost).unwrap()).unwrap();
+            (store, partition)
+        };
+        assert_kept(&partition, 20);
+        append(&partition, 20..30);
+        store.close(SECOND).unwrap();
+        let store = world.open();
+        assert_kept(&store.partition("t", u32::try_from(lost).unwrap()).unwrap(), 30);
     }
 }
 

@@ -321,6 +321,75 @@ fn a_stopped_leader_hands_over_and_follows_when_it_is_back() {
     }
 }
 
+/// What happens to the disk of a partition's only replica while the store runs.
+#[derive(Clone, Copy, Debug)]
+enum Meanwhile {
+    Nothing,
+    OlderCopy,
+    Replaced,
+}
+
+#[test]
+fn an_only_replica_leads_again_when_its_disk_is_back_unless_it_lacks_what_it_held() {
+    let single = topic(Flush::OnAck).replication_factor(1).min_insync_replicas(1).partitions(3);
+    for meanwhile in [Meanwhile::Nothing, Meanwhile::OlderCopy, Meanwhile::Replaced] {
+        let mut world = World::new(3);
+        let store = world.open();
+        store.create_topic("t", single.clone()).unwrap();
+        append(&store.partition("t", 1).unwrap(), 0..20);
+        store.close(SECOND).unwrap();
+        drop(store);
+        let copy = world.disks[1].fork();
+        let store = world.open();
+        let partition = store.partition("t", 1).unwrap();
+        assert_eq!(partition.leader(), Some(DiskId(1)));
+        append(&partition, 20..50);
+        store.stop_disk(DiskId(1)).unwrap();
+        let error = partition.append(&[Record::new("x")], Acks::All).unwrap_err();
+        assert_eq!(error.written(), Written::No, "{error}");
+        match meanwhile {
+            Meanwhile::Nothing => store.start_disk(DiskId(1)).unwrap(),
+            Meanwhile::OlderCopy => {
+                let disk = &world.disks[1];
+                disk.files().iter().for_each(|name| disk.remove_file(name));
+                copy.files().iter().for_each(|name| disk.write_file(name, &copy.read_file(name)));
+                store.start_disk(DiskId(1)).unwrap();
+            }
+            Meanwhile::Replaced => {
+                world.disks[1] = SimDisk::new(77);
+                store.replace_simulated_disk(DiskId(1), world.disks[1].clone()).unwrap();
+            }
+        }
+        let held = match meanwhile {
+            Meanwhile::Nothing => 50,
+            Meanwhile::OlderCopy => 20,
+            Meanwhile::Replaced => 0,
+        };
+        if held < 50 {
+            for _ in 0..20 {
+                world.clock.advance(SECOND);
+                store.run_background();
+            }
+            let error = partition.append(&[Record::new("x")], Acks::All).unwrap_err();
+            assert!(matches!(error, Error::NoLeader { .. }), "{meanwhile:?}: {error}");
+            let unclean = oncelog::TopicUpdate::new().unclean_leader_election(true);
+            store.alter_topic("t", unclean).unwrap();
+            world.heal(&store, &partition, 1);
+            let told = store.events().any(|event| {
+                matches!(event.kind, EventKind::LeaderChanged { lost: Some(lost), .. }
+                    if lost == (Offset(held)..Offset(50)))
+            });
+            assert!(told, "{meanwhile:?}");
+        }
+        append(&partition, held..60);
+        check(&partition, 60);
+        store.close(SECOND).unwrap();
+        drop((store, partition));
+        let store = world.open();
+        check(&store.partition("t", 1).unwrap(), 60);
+    }
+}
+
 #[test]
 fn a_replaced_disk_is_filled_and_the_old_directory_never_counts_again() {
     let mut world = World::new(3);

@@ -43,6 +43,11 @@ impl LogReader {
         self.segments.read().is_empty()
     }
 
+    /// Whether there is no record; there may be a file for the next ones.
+    pub(crate) fn holds_nothing(&self) -> bool {
+        self.segments.read().iter().all(|segment| segment.end() == segment.base)
+    }
+
     pub(crate) fn log_start(&self) -> Offset {
         Offset(self.log_start.load(Ordering::Acquire))
     }

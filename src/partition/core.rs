@@ -604,7 +604,8 @@ impl Core {
         {
             return Ok(());
         }
-        if state.ended.is_none() && !state.stopped && state.replicas > 1 {
+        let other = state.replicas > 1 || state.leader.is_none();
+        if state.ended.is_none() && !state.stopped && other {
             return Err(self.no_leader());
         }
         Err(self.closed_error(state, Written::No))
@@ -759,6 +760,10 @@ impl Core {
         state.progress.set_min_insync(min_insync, flush);
         self.plain_bytes_max.store(plain_bytes_max(&settings.topic), Ordering::Relaxed);
         *self.settings.write() = settings;
+        if state.fenced.is_some() {
+            // Who may not lead before may do so now.
+            self.ask_for_settling(&mut state);
+        }
         self.publish(state);
         for (replica, error) in failed {
             self.fence_follower(&replica, &error);

@@ -518,7 +518,7 @@ pub(crate) fn append_batches(
         if header.end_offset() <= log.end() {
             continue;
         }
-        if log.reader().is_empty() && header.base_offset != log.end() {
+        if log.reader().holds_nothing() && header.base_offset != log.end() {
             // The leader's log starts inside a batch (LOG-19).
             log.restart(header.base_offset)?;
         }

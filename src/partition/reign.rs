@@ -435,6 +435,14 @@ impl Core {
         true
     }
 
+    /// The replica on `disk` lacks what it held: it is no candidate until it was copied to. The disk is out of
+    /// service, and the metadata say the same.
+    pub(crate) fn distrust(&self, disk: DiskId) {
+        let mut state = self.state.lock();
+        state.isr.retain(|other| *other != disk);
+        state.eligible.retain(|other| *other != disk);
+    }
+
     /// A leader whose disk is gone is not asked: it is fenced where it stands.
     pub(crate) fn fence_leader(&self, disk: DiskId, cause: &Error) {
         let mut state = self.state.lock();
@@ -477,6 +485,10 @@ impl Core {
         // It may have what the others lack.
         state.reported.clear();
         if leaderless {
+            if state.replicas == 1 {
+                // Its own log before is no source: what it says beyond the files is what they lack.
+                state.leader = None;
+            }
             let (start, high_watermark) =
                 (state.progress.epoch_start(), state.progress.high_watermark());
             self.reign_over(&mut state, start, high_watermark, now);

@@ -25,7 +25,7 @@
 mod fields;
 mod one_disk;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::{TopicConfig, validate_topic_name};
 use crate::error::DecodeError;
@@ -41,7 +41,7 @@ const FRAME_BYTES_MAX: usize = 64 << 20;
 /// What a topic's lists of replicas may take of a frame; the rest is ample for its name and settings.
 const REPLICAS_BYTES_MAX: usize = FRAME_BYTES_MAX - (64 << 10);
 const PARTITIONS_MAX: usize = 1_000_000;
-const KIND_MAX: u8 = 17;
+const KIND_MAX: u8 = 18;
 /// A name's length in bytes.
 pub(crate) const PRODUCER_NAME_BYTES_MAX: usize = 255;
 const PRODUCER_NAMES_MAX: usize = 1 << 20;
@@ -103,6 +103,13 @@ pub(crate) enum MetadataRecord {
         partition: u32,
         disk: DiskId,
     },
+    /// The replica lacks what it once held: an older copy of its disk was put in its place. It neither leads nor
+    /// counts until it was copied to.
+    ReplicaStale {
+        id: TopicId,
+        partition: u32,
+        disk: DiskId,
+    },
     /// Who leads, who is in sync, and who else may lead. A new epoch begins at `start`, if that is known
     /// to matter; up to `high_watermark` everything was readable then.
     LeaderChanged {
@@ -160,6 +167,8 @@ pub(crate) struct PartitionState {
     pub(crate) log_start: Offset,
     /// Replicas whose flush failed, and the offset up to which each is trusted.
     pub(crate) suspects: BTreeMap<DiskId, Offset>,
+    /// Replicas that lack what they once held, and were not copied to since.
+    pub(crate) stale: BTreeSet<DiskId>,
 }
 
 /// A topic, as it was decided.
@@ -257,6 +266,12 @@ impl MetadataState {
                     self.disks.get(disk).is_none_or(|known| known.incarnation < *incarnation);
                 ensure(newer, "the disk is known in that incarnation or a later one")?;
                 self.disks.insert(*disk, DiskState { uuid: *uuid, incarnation: *incarnation });
+                // An empty directory took its place.
+                for partition in self.topics.values_mut().flat_map(|topic| &mut topic.partitions) {
+                    if partition.replicas.contains(disk) {
+                        partition.grow_stale(*disk);
+                    }
+                }
             }
             MetadataRecord::Opened { clean } => self.apply_opened(*clean)?,
             MetadataRecord::TopicCreated { id, name, config, replicas } => {
@@ -301,6 +316,11 @@ impl MetadataState {
                 let partition = self.partition_mut(*id, *partition)?;
                 partition.suspects.remove(disk).ok_or("the replica is not suspect")?;
             }
+            MetadataRecord::ReplicaStale { id, partition, disk } => {
+                let partition = self.partition_mut(*id, *partition)?;
+                ensure(partition.replicas.contains(disk), "the disk has no replica")?;
+                partition.grow_stale(*disk);
+            }
             MetadataRecord::LeaderChanged {
                 id,
                 partition,
@@ -316,7 +336,10 @@ impl MetadataState {
                 ensure(known, "no replica is on a disk that is to be eligible")?;
                 let renewed = *epoch > partition.leader_epoch;
                 partition.lead(*leader, *epoch, isr)?;
-                partition.eligible.clone_from(eligible);
+                partition.stale.retain(|disk| !isr.contains(disk));
+                let stale = &partition.stale;
+                partition.eligible =
+                    eligible.iter().copied().filter(|disk| !stale.contains(disk)).collect();
                 partition.high_watermark = *high_watermark;
                 if let (true, Some(start)) = (renewed, start) {
                     partition.history.begin(*epoch, *start);
@@ -333,6 +356,7 @@ impl MetadataState {
                 partition.isr.retain(stay);
                 partition.eligible.retain(stay);
                 partition.suspects.retain(|disk, _| replicas.contains(disk));
+                partition.stale.retain(stay);
             }
             MetadataRecord::ProducerIdBlock { next } => {
                 ensure(*next >= self.next_producer, "those producer ids were given out before")?;
@@ -474,6 +498,11 @@ impl MetadataState {
                         durable,
                     });
                 }
+                records.extend(partition.stale.iter().map(|&disk| MetadataRecord::ReplicaStale {
+                    id,
+                    partition: number,
+                    disk,
+                }));
             }
         }
         for (id, name) in &self.deleted {
@@ -504,6 +533,13 @@ impl MetadataState {
 }
 
 impl PartitionState {
+    fn grow_stale(&mut self, disk: DiskId) {
+        self.leader = self.leader.filter(|leader| *leader != disk);
+        self.isr.retain(|other| *other != disk);
+        self.eligible.retain(|other| *other != disk);
+        self.stale.insert(disk);
+    }
+
     /// Takes a leader, an epoch and who is in sync; the leader may stay while others come and go.
     fn lead(
         &mut self,
@@ -542,6 +578,7 @@ fn new_partition(replicas: &[DiskId]) -> PartitionState {
         high_watermark: Offset::ZERO,
         log_start: Offset::ZERO,
         suspects: BTreeMap::new(),
+        stale: BTreeSet::new(),
     }
 }
 
@@ -844,6 +881,9 @@ fn encode_record(record: &MetadataRecord, target: &mut Vec<u8>) {
         MetadataRecord::ProducerNamed { name, id, epoch } => {
             out.u8(17).text(name).u64(id.0).u32(epoch.0);
         }
+        MetadataRecord::ReplicaStale { id, partition, disk } => {
+            out.u8(18).u64(id.0).u32(*partition).u16(disk.0);
+        }
         MetadataRecord::ReplicasChanged { id, partition, replicas } => {
             out.u8(16).u64(id.0).u32(*partition).disks(replicas);
         }
@@ -920,6 +960,11 @@ fn decode_record(fields: &mut Fields<'_>) -> Result<MetadataRecord, DecodeError>
             id: ProducerId(fields.u64()?),
             epoch: ProducerEpoch(fields.u32()?),
         },
+        18 => MetadataRecord::ReplicaStale {
+            id: TopicId(fields.u64()?),
+            partition: fields.u32()?,
+            disk: DiskId(fields.u16()?),
+        },
         _ => return Err(DecodeError::Field("kind of metadata record")),
     })
 }
@@ -968,6 +1013,8 @@ mod tests {
             }),
             2 => (id(), 0u32..4, disk())
                 .prop_map(|(id, partition, disk)| MetadataRecord::ReplicaCleared { id, partition, disk }),
+            2 => (id(), 0u32..4, disk())
+                .prop_map(|(id, partition, disk)| MetadataRecord::ReplicaStale { id, partition, disk }),
             6 => (
                 (id(), 0u32..4, proptest::option::of(disk()), 0u32..6, disks()),
                 (disks(), proptest::option::of(offset()), offset()),
@@ -1074,6 +1121,12 @@ mod tests {
                 assert!(partition.isr.iter().all(|disk| partition.replicas.contains(disk)));
                 assert!(partition.leader.is_none_or(|disk| partition.isr.contains(&disk)));
                 assert!(partition.suspects.keys().all(|disk| partition.replicas.contains(disk)));
+                assert!(partition.stale.iter().all(|disk| {
+                    partition.replicas.contains(disk)
+                        && !partition.isr.contains(disk)
+                        && !partition.eligible.contains(disk)
+                        && partition.leader != Some(*disk)
+                }));
             }
         }
         assert_eq!(state.names.len(), state.topics.len());

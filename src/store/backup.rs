@@ -131,6 +131,7 @@ impl Shared {
         let metadata = MetadataLog::create(&[(DISK, Arc::clone(target))], self.id, &records)?;
         let session = Session {
             clean: true,
+            stale: false,
             boot: target.boot_id(),
             metadata: metadata.witnessed().0,
             disks: session::bit_of(DISK),

@@ -92,7 +92,8 @@ impl Shared {
         for disk in disks.iter().filter(|_| !metadata.is_poisoned()) {
             if let Some(Some(session)) = sessions.remove(&disk.id) {
                 let (boot, (metadata, disks)) = (disk.disk.boot_id(), metadata.witnessed());
-                let session = Session { clean: true, boot, metadata, disks, ends: session.ends };
+                let (ends, stale) = (session.ends, session.stale);
+                let session = Session { clean: true, stale, boot, metadata, disks, ends };
                 outcome = outcome.and(session.write(&*disk.disk, self.id));
             }
         }

@@ -71,6 +71,10 @@ struct FoundDisk {
     /// The last record it has.
     last: (u64, u64),
     present: bool,
+    /// Why not all of it can be read.
+    unreadable: Option<Error>,
+    /// Why the disk cannot take part.
+    failed: Option<Error>,
     /// Copies that are not what they should be, by their place in [`METADATA`].
     stale: Vec<usize>,
     /// Those of them that are sound, and merely older.
@@ -84,7 +88,7 @@ impl Found {
     /// [`Error::CorruptMetadata`] if the newest is not sound to its end; nothing was changed then.
     pub(super) fn read(disks: &[Arc<dyn Disk>], expected: Option<StoreId>) -> Result<Option<Self>> {
         let mut copies = Vec::new();
-        let mut unreadable = None;
+        let mut found = vec![FoundDisk { stale: vec![0, 1], ..FoundDisk::default() }; disks.len()];
         for (at, disk) in disks.iter().enumerate() {
             for (name_at, name) in METADATA.iter().enumerate() {
                 match read_small(&**disk, name, BYTES_MAX) {
@@ -96,7 +100,7 @@ impl Found {
                             return Err(error);
                         }
                         // Bad sectors are damage: another copy may be sound.
-                        unreadable.get_or_insert(error);
+                        found[at].unreadable = Some(error);
                     }
                 }
             }
@@ -109,8 +113,9 @@ impl Found {
             .max_by_key(|(at, (_, _, copy, _))| (copy.last, std::cmp::Reverse(*at)))
             .map(|(at, _)| at);
         let known = best.is_some_and(|best| copies[best].2.last > (0, 0));
+        let unreadable = found.iter().find_map(|found| found.unreadable.as_ref());
         if let Some(error) = unreadable.filter(|_| !known) {
-            return Err(error);
+            return Err(error.clone());
         }
         let Some(best) = best else {
             return Ok(None);
@@ -126,7 +131,6 @@ impl Found {
             return Err(corrupt(&disks[*disk], *name_at, chosen));
         }
         let sound = &bytes[..usize::try_from(chosen.position).expect("within the bytes")];
-        let mut found = vec![FoundDisk { stale: vec![0, 1], ..FoundDisk::default() }; disks.len()];
         for (at, name_at, copy, bytes) in &copies {
             let found = &mut found[*at];
             found.present = true;
@@ -150,9 +154,16 @@ impl Found {
         &self.state
     }
 
-    /// The last record that the disk at place `at` has.
-    pub(super) fn last_of(&self, at: usize) -> (u64, u64) {
-        self.disks[at].last
+    /// Whether the disk at place `at` lacks a record that it is known to have had: an older copy of its directory
+    /// was put in its place. One that cannot be read says nothing.
+    pub(super) fn lacks(&self, at: usize, known: (u64, u64)) -> bool {
+        let found = &self.disks[at];
+        found.last < known && found.unreadable.is_none()
+    }
+
+    /// The disk at place `at` failed: it takes no part.
+    pub(super) fn leave_out(&mut self, at: usize, error: Error) {
+        self.disks[at].failed = Some(error);
     }
 
     /// Whether the disk at place `at` has a copy, however old.
@@ -180,14 +191,18 @@ impl Found {
     /// # Errors
     /// [`Error::Io`], [`Error::NoSpace`].
     pub(super) fn open(
-        self,
+        mut self,
         disks: &[(usize, DiskId, Arc<dyn Disk>)],
         read_only: bool,
     ) -> Result<(MetadataLog, Vec<PathBuf>)> {
         let mut repaired = Vec::new();
         let mut log = MetadataLog::over(self.state.clone(), self.bytes.len() as u64, self.last);
         for (at, id, disk) in disks {
-            let opened = if read_only { Ok(Vec::new()) } else { self.mend(*at, &**disk) };
+            let opened = match self.disks[*at].failed.take() {
+                Some(error) => Err(error),
+                None if read_only => Ok(Vec::new()),
+                None => self.mend(*at, &**disk),
+            };
             match opened.and_then(|mended| log.join(*id, disk, read_only).map(|()| mended)) {
                 Ok(mended) => repaired.extend(mended),
                 Err(error) if error.class() == ErrorClass::Retriable => return Err(error),
@@ -635,6 +650,7 @@ fn frees_space(record: &MetadataRecord) -> bool {
             | MetadataRecord::TopicRemoved { .. }
             | MetadataRecord::LogStartRaised { .. }
             | MetadataRecord::ReplicaSuspect { .. }
+            | MetadataRecord::ReplicaStale { .. }
             | MetadataRecord::Opened { .. }
     )
 }

@@ -20,7 +20,7 @@ use crate::log::{Evidence, Log, LogSettings, Loss, Marks, Recovered, Repair};
 use crate::partition::{
     Attention, Core, CoreParts, CoreSettings, EventKind, EventLog, Proposal, Reign, Replica,
 };
-use crate::protocol::metadata::{MetadataRecord, PartitionState};
+use crate::protocol::metadata::{MetadataRecord, MetadataState, PartitionState};
 use crate::protocol::replication::{Candidate, elect, eligible_after};
 use crate::segment::{Identity, Place, WriteHow};
 use crate::storage::{BufferPool, Clock, Disk, ForkGuard};
@@ -114,7 +114,7 @@ fn open_metadata(
 ) -> Result<Opened> {
     let expected = disks::store_of(given)?;
     let all: Vec<_> = given.iter().map(|given| Arc::clone(&given.disk)).collect();
-    let Some(found) = Found::read(&all, expected)? else {
+    let Some(mut found) = Found::read(&all, expected)? else {
         let known = given.iter().find(|given| {
             matches!(given.identity, IdentityFile::Intact(_) | IdentityFile::Damaged(_))
         });
@@ -139,15 +139,33 @@ fn open_metadata(
         return create(std::mem::take(given));
     }
     present?;
-    let lasts: Vec<_> = roll.members.iter().map(|(at, _)| found.last_of(*at)).collect();
     let places: Vec<_> =
         roll.members.iter().map(|(at, id)| (*at, *id, Arc::clone(&all[*at]))).collect();
     let store = found.state().store().expect("a log begins with its store");
     let read = places.iter().map(|(_, _, disk)| Session::read(&**disk, store));
-    let sessions = read.collect::<Result<Vec<_>>>()?;
-    let proven = sessions.iter().map(|session| session.metadata).max().unwrap_or_default();
+    let mut sessions = read.collect::<Result<Vec<_>>>()?;
+    let proofs: Vec<_> = sessions.iter().map(|session| (session.metadata, session.disks)).collect();
+    let proven = proofs.iter().map(|(last, _)| *last).max().unwrap_or_default();
     let path = places.first().map(|(_, _, disk)| disk.root().join(layout::METADATA[0]));
     found.check_proven(proven, path.unwrap_or_default())?;
+    let mut stale = Vec::new();
+    for ((at, id), session) in roll.members.iter().zip(&mut sessions) {
+        // It had what it lacks now: an older copy of it was put in its place.
+        let older = proofs
+            .iter()
+            .any(|(last, disks)| disks & session::bit_of(*id) != 0 && found.lacks(*at, *last));
+        if older {
+            *session = Session { stale: true, boot: session.boot, ..Session::default() };
+        }
+        if older
+            && !options.read_only
+            // Before its metadata are brought up to date, after which nobody could tell.
+            && let Err(error) = session.write(&*all[*at], store)
+        {
+            found.leave_out(*at, error);
+        }
+        stale.push(session.stale);
+    }
     let (metadata, repaired) = found.open(&places, options.read_only)?;
     for path in repaired {
         events.push(clock.now(), EventKind::Repaired { path });
@@ -173,12 +191,8 @@ fn open_metadata(
         }
         members.push(StoreDisk::new(*id, disk, session.clone(), given[*at].lock.take()));
     }
-    for (disk, last) in members.iter().zip(lasts) {
-        // It had what it lacks now: an older copy of it was put in its place.
-        let witness = |session: &Session| {
-            session.disks & session::bit_of(disk.id) != 0 && last < session.metadata
-        };
-        disk.stale.store(sessions.iter().any(witness), Ordering::Release);
+    for (disk, stale) in members.iter().zip(stale) {
+        disk.stale.store(stale, Ordering::Release);
     }
     Ok(Opened { metadata, store, members })
 }
@@ -227,6 +241,10 @@ impl Shared {
         let disks = self.online_disks();
         let clean = disks.iter().all(|disk| disk.session.lock().clean && !disk.is_stale());
         let mut metadata = self.metadata.lock();
+        if clean && metadata.state().disks().count() > 1 {
+            // A copy of a disk from before is known by lacking this.
+            metadata.commit(&MetadataRecord::Opened { clean })?;
+        }
         let position = metadata.witnessed();
         for disk in disks.iter().filter(|disk| disk.session.lock().clean) {
             if let Err(error) = disk.write_unclean(self.id, position) {
@@ -234,7 +252,11 @@ impl Shared {
             }
         }
         if !clean {
-            metadata.commit(&MetadataRecord::Opened { clean })?;
+            let stale = disks.iter().filter(|disk| disk.is_stale());
+            let mut records: Vec<_> =
+                stale.flat_map(|disk| stale_replicas(metadata.state(), disk.id)).collect();
+            records.push(MetadataRecord::Opened { clean });
+            metadata.commit_all(&records)?;
         }
         let deleted: Vec<_> =
             metadata.state().deleted_topics().map(|(id, name)| (id, name.to_owned())).collect();
@@ -249,6 +271,7 @@ impl Shared {
             // Only now does all that lies in the files belong to this run of the machine: until here, a
             // hole may be what the power loss before it left.
             for disk in self.online_disks() {
+                disk.session.lock().stale = false;
                 if let Err(error) = disk.write_unclean(self.id, position) {
                     self.lose_disk_at_open(&mut self.metadata.lock(), &disk, error)?;
                 }
@@ -370,7 +393,7 @@ impl Shared {
                 Err(error) => self.replica_failed(partition, &disk, &error),
             }
         }
-        let (reign, leader) = if alone {
+        let (reign, leader) = if alone && described.stale.is_empty() {
             (reign_of(&described), found.first().map(|(disk, _)| disk.id))
         } else {
             let chosen = self.choose_leader(topic, partition, &described, &config, &mut found)?;
@@ -379,7 +402,7 @@ impl Shared {
         };
         let Some(at) = found.iter().position(|(disk, _)| Some(disk.id) == leader) else {
             let absent = described.replicas.first().copied().unwrap_or_default();
-            return Err(if alone {
+            return Err(if alone && self.online_disk(absent).is_none() {
                 Error::MissingDisk { disk: absent, path: self.home.clone() }
             } else {
                 Error::NoLeader { partition: partition.clone() }
@@ -521,8 +544,8 @@ impl Shared {
             };
             candidates.push(Candidate {
                 disk: disk.id,
-                in_sync: described.isr.contains(&disk.id) && !disk.is_stale(),
-                eligible: described.eligible.contains(&disk.id) && !disk.is_stale(),
+                in_sync: described.isr.contains(&disk.id),
+                eligible: described.eligible.contains(&disk.id),
                 suspect: described.suspects.contains_key(&disk.id) && described.isr.len() > 1,
                 sound: true,
                 last_epoch,
@@ -544,8 +567,9 @@ impl Shared {
                 && whole
                 && described.isr.iter().all(|disk| found.iter().any(|(f, _)| f.id == *disk))
         });
-        // All replicas have failed, and all are there: no more can be hoped for.
-        let no_better = described.isr.is_empty()
+        // All replicas have failed, and all are there, as they were: no more can be hoped for.
+        let no_better = described.stale.is_empty()
+            && described.isr.is_empty()
             && described.eligible.is_empty()
             && found.len() == described.replicas.len();
         let leader = match stays {
@@ -682,6 +706,19 @@ impl Shared {
             },
         }
     }
+}
+
+/// What is to be known of the replicas on a disk that lacks what it once held.
+pub(super) fn stale_replicas(state: &MetadataState, disk: DiskId) -> Vec<MetadataRecord> {
+    let mut records = Vec::new();
+    for topic in state.topics() {
+        for (partition, known) in (0..).zip(&topic.partitions) {
+            if known.isr.contains(&disk) || known.eligible.contains(&disk) {
+                records.push(MetadataRecord::ReplicaStale { id: topic.id, partition, disk });
+            }
+        }
+    }
+    records
 }
 
 /// A replica on `disk`.

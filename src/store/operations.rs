@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::error::{Error, Result};
 use crate::partition::{EventKind, postpone};
@@ -16,7 +17,8 @@ use crate::types::{DiskId, TopicPartition};
 use super::builder::DISKS_MAX;
 use super::disks::{self, Given, StoreDisk};
 use super::layout::{self, DirectoryIdentity, IdentityFile};
-use super::open::replica;
+use super::metadata_log::Found;
+use super::open::{replica, stale_replicas};
 use super::session::Session;
 use super::{Shared, Slot, Store, Topic, background};
 
@@ -290,13 +292,23 @@ impl Shared {
                 reason: format!("the directory is not {id} of this store"),
             });
         }
-        self.metadata.lock().add_disk(id, &given.disk)?;
-        let session = if fresh {
+        let mut session = if fresh {
             Session { clean: true, boot: given.disk.boot_id(), ..Session::default() }
         } else {
             Session { clean: false, ..Session::read(&*given.disk, self.id)? }
         };
+        let older = !fresh && self.is_older(id, &given.disk);
+        if older {
+            session = Session { stale: true, boot: session.boot, ..Session::default() };
+            session.write(&*given.disk, self.id)?;
+        }
+        let stale = session.stale;
+        if stale {
+            self.declare_stale(id)?;
+        }
+        self.metadata.lock().add_disk(id, &given.disk)?;
         let disk = StoreDisk::new(id, given.disk, session, given.lock);
+        disk.stale.store(stale, Ordering::Release);
         let position = self.metadata.lock().witnessed();
         disk.write_unclean(self.id, position)?;
         self.disks.write().insert(id, Arc::clone(&disk));
@@ -304,6 +316,7 @@ impl Shared {
             background::start_disk(self, workers, &disk)?;
         }
         self.open_replicas(&disk);
+        disk.session.lock().stale = false;
         disk.write_unclean(self.id, position)?;
         let path = disk.disk.root().to_owned();
         self.events.push(self.clock.now(), EventKind::DiskOnline { disk: id, path });
@@ -316,6 +329,34 @@ impl Shared {
         drop(metadata);
         self.settle_reigns();
         Ok(())
+    }
+
+    /// Whether the directory lacks metadata that the disk had when it was taken into service last: an older
+    /// copy of it was put in its place.
+    fn is_older(&self, id: DiskId, directory: &Arc<dyn Disk>) -> bool {
+        let witnessed = self.disk(id).map(|disk| disk.session.lock().metadata);
+        let found = Found::read(std::slice::from_ref(directory), Some(self.id));
+        // What cannot be read is damaged, which says nothing of the logs.
+        let Ok(Some(found)) = found else { return false };
+        witnessed.is_some_and(|witnessed| found.lacks(0, witnessed))
+    }
+
+    /// Makes it known that the disk's replicas lack what they held.
+    fn declare_stale(&self, id: DiskId) -> Result<()> {
+        let _postponed = postpone();
+        let mut metadata = self.metadata.lock();
+        let records = stale_replicas(metadata.state(), id);
+        metadata.commit_all(&records)?;
+        self.distrust(id);
+        Ok(())
+    }
+
+    /// Lets partitions forget that replicas on the disk might lead; before the metadata, which say so, are
+    /// free for the next change.
+    fn distrust(&self, id: DiskId) {
+        for (_, core) in self.cores() {
+            core.distrust(id);
+        }
     }
 
     /// Opens the logs on a disk that came into service, for the partitions that are in use. One that cannot
@@ -383,6 +424,7 @@ impl Shared {
             let _postponed = postpone();
             let mut metadata = self.metadata.lock();
             metadata.commit(&MetadataRecord::DiskAdded { disk: id, uuid, incarnation })?;
+            self.distrust(id);
             metadata.add_disk(id, &directory)?;
         }
         let session = Session { clean: true, boot: directory.boot_id(), ..Session::default() };

@@ -78,6 +78,7 @@ impl Shared {
             let known = metadata.state().partition(topic.id, number);
             if let Some(known) = known
                 && known.replicas.len() == 1
+                && proposal.start.is_none()
             {
                 // One replica: what is to be remembered is that its tail is not to be believed.
                 let new = |record: &MetadataRecord| {
@@ -129,7 +130,7 @@ impl Shared {
         self.note_offline(disk, &cause.to_string());
         self.metadata.lock().remove_disk(disk.id);
         for (_, core) in self.cores() {
-            if core.has_replica_on(disk.id) && core.replicas().len() > 1 {
+            if core.has_replica_on(disk.id) {
                 core.fence_replica(disk.id, cause);
             }
         }

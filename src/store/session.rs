@@ -6,7 +6,7 @@
 //! stay true for logs that are not touched in between, so they are carried along. A damaged file
 //! counts as an unclean stop of which nothing is known.
 //!
-//! Bytes: magic (8), version u32, flags u32 (bit 0: clean), boot u128, seed u32, count u32, metadata
+//! Bytes: magic (8), version u32, flags u32 (bit 0: clean, bit 1: stale), boot u128, seed u32, count u32, metadata
 //! term u64 and index u64, disks u64 (bit n: disk n was in service), then `count` entries (topic u64, partition
 //! u32, flags u32 (bit 0: there are producers), end u64), CRC-32 of it all.
 
@@ -23,6 +23,7 @@ const VERSION: u32 = 1;
 const HEAD_BYTES: usize = 64;
 const ENTRY_BYTES: usize = 24;
 const CLEAN: u32 = 1;
+const STALE: u32 = 2;
 const PRODUCERS: u32 = 1;
 /// A million partitions; a longer file is not one of ours.
 const BYTES_MAX: usize = HEAD_BYTES + ENTRY_BYTES * (1 << 20) + 4;
@@ -39,6 +40,8 @@ pub(super) struct LogEnd {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Session {
     pub(super) clean: bool,
+    /// The disk lacks what it once held, and the metadata do not say so yet.
+    pub(super) stale: bool,
     pub(super) boot: u128,
     /// The last metadata record that was durable, as (term, index).
     pub(super) metadata: (u64, u64),
@@ -53,7 +56,9 @@ impl Session {
         let mut bytes = Vec::with_capacity(HEAD_BYTES + self.ends.len() * ENTRY_BYTES + 4);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&(if self.clean { CLEAN } else { 0 }).to_le_bytes());
+        let clean = if self.clean { CLEAN } else { 0 };
+        let stale = if self.stale { STALE } else { 0 };
+        bytes.extend_from_slice(&(clean | stale).to_le_bytes());
         bytes.extend_from_slice(&self.boot.to_le_bytes());
         bytes.extend_from_slice(&seed(store).to_le_bytes());
         let count = u32::try_from(self.ends.len()).expect("fewer partitions than 2^32");
@@ -95,6 +100,7 @@ impl Session {
         }
         Some(Self {
             clean: u32_at(12)? & CLEAN != 0,
+            stale: u32_at(12)? & STALE != 0,
             boot: u128::from(u64_at(16)?) | u128::from(u64_at(24)?) << 64,
             metadata: (u64_at(40)?, u64_at(48)?),
             disks: u64_at(56)?,
@@ -146,7 +152,8 @@ mod tests {
         let end = |end, producers| LogEnd { end: Offset(end), producers };
         let ends =
             BTreeMap::from([((TopicId(1), 0), end(5, false)), ((TopicId(2), 3), end(9, true))]);
-        let session = Session { clean: true, boot: 3 << 70, metadata: (2, 17), disks: 5, ends };
+        let (clean, stale, metadata) = (true, true, (2, 17));
+        let session = Session { clean, stale, boot: 3 << 70, metadata, disks: 5, ends };
         let bytes = session.encode(store);
         assert_eq!(Session::decode(&bytes, store), Some(session));
         assert_eq!(Session::decode(&bytes, StoreId(8)), None);

@@ -52,6 +52,7 @@ impl MetadataState {
                 partition.isr = vec![disk];
                 partition.eligible.clear();
                 partition.suspects.clear();
+                partition.stale.clear();
                 partition.high_watermark = copied.end;
                 partition.log_start = copied.start;
             }
