@@ -911,7 +911,7 @@ fn s13_dies_while_running(replicas: u16) {
         assert_ne!(partition.leader(), Some(victim));
         assert_eq!(partition.leader_epoch() > epoch, leader == Some(victim), "its own epoch");
         // Below the minimum nothing is acknowledged, and nothing written.
-        let all = oncelog::TopicUpdate::new().min_insync_replicas(replicas);
+        let all = TopicUpdate::new().min_insync_replicas(replicas);
         store.alter_topic("t", all).unwrap();
         let error = partition.append(&[Record::new("x")], Acks::All).unwrap_err();
         assert!(matches!(error, Error::NotEnoughReplicas { .. }), "{error:?}");
@@ -1012,7 +1012,7 @@ fn s14_the_only_replica_restored(disks: u16) {
             let world = World { disks, clock: world.clock.clone() };
             world.disk(victim).crash_at(call);
             let store = world.builder().open();
-            let _ = store.as_ref().map(|store| all(store));
+            let _ = store.as_ref().map(&all);
             let through = !world.disk(victim).is_dead();
             drop(store);
             world.lose_power();
