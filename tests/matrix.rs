@@ -59,6 +59,7 @@ cells! {
     s12_unreadable_at_open: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s12_dies_during_open: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s12_empty_at_open: with_two_replicas 2, with_three_replicas 3;
+    s13_a_replacement_dies_while_it_is_copied_to: with_two_replicas 2, with_three_replicas 3;
     s13_dies_while_running: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s14_swapped: with_two_replicas 2, with_three_replicas 3;
     s14_the_same_disk_twice: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
@@ -925,6 +926,42 @@ fn s13_dies_while_running(replicas: u16) {
             })
             .unwrap();
         world.assert_heals(&store, &partition, 300);
+    }
+}
+
+/// LOG-19: what is copied begins inside a batch, because the records before were deleted.
+fn s13_a_replacement_dies_while_it_is_copied_to(replicas: u16) {
+    let victim = DiskId(replicas - 1);
+    for (n, power) in (1..).flat_map(|n| [(n, false), (n, true)]) {
+        let mut world = World::new(replicas);
+        let store = world.open();
+        store.create_topic("t", world.topic().flush(Flush::OnAck)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let records: Vec<_> = (0..10).map(value).collect();
+        let records: Vec<_> = records.iter().map(|value| Record::new(value)).collect();
+        partition.append(&records, Acks::All).unwrap();
+        append(&partition, 10..12);
+        partition.delete_records(Offset(5)).unwrap();
+        store.stop_disk(victim).unwrap();
+        world.replace(&store, victim);
+        world.disk(victim).crash_at(n);
+        world.pass(&store, SECOND);
+        let over = !world.disk(victim).is_dead();
+        drop((store, partition));
+        if power {
+            world.lose_power();
+        }
+        world.restart();
+        let (store, partition) = world.reopen();
+        world.pass(&store, SECOND * 3);
+        assert_eq!(partition.in_sync_replicas().len(), usize::from(replicas), "call {n}");
+        for id in world.ids().filter(|id| *id != victim) {
+            store.stop_disk(id).unwrap();
+        }
+        assert_eq!(contents(&partition), ((5..12).collect(), vec![]), "call {n}, power {power}");
+        if over {
+            return;
+        }
     }
 }
 

@@ -157,6 +157,8 @@ pub(super) struct State {
     /// The disk that leads by what is durable.
     pub(super) leader: Option<DiskId>,
     pub(super) epoch: LeaderEpoch,
+    /// The epoch that the log which leads began; behind `epoch` if the one elected for that could not begin.
+    pub(super) began: LeaderEpoch,
     pub(super) history: EpochHistory,
     pub(super) isr: Vec<DiskId>,
     pub(super) eligible: Vec<DiskId>,
@@ -245,6 +247,7 @@ impl Core {
                 followers: parts.followers,
                 orphans: Vec::new(),
                 epoch: reign.epoch,
+                began: reign.epoch,
                 history: reign.history,
                 isr: reign.isr,
                 eligible: reign.eligible,

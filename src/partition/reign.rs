@@ -136,8 +136,11 @@ impl Core {
         });
         let unclean = self.settings().topic.unclean_leader_election && state.fenced.is_some();
         let handed = state.hand_to.filter(|_| state.fenced.is_none());
+        // One that steps down gives nothing up: who has not all of it does not take over.
+        let whole = |end| state.fenced.is_some() || end == state.log.end();
         let elected = elect(&candidates, unclean)
-            .filter(|elected| handed.is_none_or(|preferred| preferred == elected.disk));
+            .filter(|elected| handed.is_none_or(|preferred| preferred == elected.disk))
+            .filter(|elected| whole(elected.end));
         let required = usize::from(state.progress.required());
         let high_watermark = state.progress.high_watermark();
         let without = |mut eligible: Vec<DiskId>| {
@@ -145,8 +148,23 @@ impl Core {
             eligible
         };
         let Some(elected) = elected else {
-            if state.stepping_down && state.fenced.is_none() {
+            if state.fenced.is_none() {
                 // Nobody can take over: it stays.
+                if state.epoch > state.began {
+                    // The metadata name one that never led, so it begins anew.
+                    let mut new_isr = vec![state.leading.disk];
+                    new_isr.extend(candidates.iter().filter(|c| c.in_sync).map(|c| c.disk));
+                    return Some(Proposal {
+                        leader: Some(state.leading.disk),
+                        epoch: LeaderEpoch(state.epoch.0.saturating_add(1)),
+                        eligible: without(eligible_after(&isr, &eligible, &new_isr, required)),
+                        isr: new_isr,
+                        start: Some(state.log.end()),
+                        high_watermark,
+                        suspects: suspects.to_vec(),
+                        lost: None,
+                    });
+                }
                 state.stepping_down = false;
                 state.hand_to = None;
                 return None;
@@ -239,17 +257,25 @@ impl Core {
         proposal: &Proposal,
         now: Timestamp,
     ) {
-        let Some(replica) = state.followers.iter().find(|r| r.disk == leader).cloned() else {
+        // The metadata name it already: this epoch is used up, whoever leads.
+        state.epoch = proposal.epoch;
+        state.history.begin(proposal.epoch, start);
+        if leader == state.leading.disk && state.fenced.is_none() {
+            state.log.set_epoch(proposal.epoch);
+            self.reign_began(state, start, proposal, now);
             return;
-        };
-        let taken = replica.brief().and_then(|mut held| held.log.take());
-        let Some(mut log) = taken else {
+        }
+        let replica = state.followers.iter().find(|replica| replica.disk == leader).cloned();
+        let taken = replica.and_then(|replica| {
+            let log = replica.brief()?.log.take()?;
+            Some((replica, log))
+        });
+        let Some((replica, mut log)) = taken else {
             // It failed since it was elected: the next election finds another.
             self.ask_for_settling(state);
             return;
         };
         log.set_epoch(proposal.epoch);
-        state.history.begin(proposal.epoch, start);
         let old = std::mem::replace(&mut state.log, log);
         let old_replica = std::mem::replace(&mut state.leading, replica);
         let (old_place, old_place_disk) = (old.place().clone(), old_replica.disk);
@@ -276,11 +302,8 @@ impl Core {
             state.durable.hung = Some(old_place_disk);
         }
         state.leader = Some(leader);
-        state.epoch = proposal.epoch;
-        state.stepping_down = false;
-        state.hand_to = None;
         state.stuck = false;
-        self.reign_over(state, start, proposal.high_watermark, now);
+        self.reign_began(state, start, proposal, now);
         for replica in &state.followers {
             replica.ask_for_attention(self);
         }
@@ -289,6 +312,14 @@ impl Core {
             self.group.wanted.store(true, Ordering::Release);
             state.leading.ask_for_attention(self);
         }
+    }
+
+    /// The log in `state` is the leader's of the proposed epoch.
+    fn reign_began(&self, state: &mut State, start: Offset, proposal: &Proposal, now: Timestamp) {
+        state.began = proposal.epoch;
+        state.stepping_down = false;
+        state.hand_to = None;
+        self.reign_over(state, start, proposal.high_watermark, now);
     }
 
     /// Counts replicas anew, for the leader whose log is in `state`.

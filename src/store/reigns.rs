@@ -147,3 +147,79 @@ impl Shared {
         self.events.push(self.clock.now(), kind);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::error::Result;
+    use crate::record::Record;
+    use crate::storage::simulated::SimDisk;
+    use crate::store::{Store, TopicConfig};
+    use crate::types::{Acks, DiskId, LeaderEpoch, Offset};
+
+    fn open(disks: &[SimDisk]) -> Store {
+        let builder = Store::builder();
+        let store = disks.iter().fold(builder, |all, disk| all.simulated_disk(disk.clone()));
+        store.open().expect("the disks are sound")
+    }
+
+    fn append(store: &Store) -> Result<Offset> {
+        let partition = store.partition("t", 0)?;
+        Ok(partition.append(&[Record::new("v")], Acks::All)?.offsets.start)
+    }
+
+    /// A leader is elected, and fails before it begins; `fails` makes the election, on disks 0 to 2.
+    fn elected_and_gone(gone: &[DiskId], fails: fn(&Core)) {
+        let disks = [0, 1, 2].map(SimDisk::new);
+        for disk in &disks[1..] {
+            disk.share_process(&disks[0]);
+        }
+        let store = open(&disks);
+        store.create_topic("t", TopicConfig::new().replication_factor(3)).unwrap();
+        (0..3).for_each(|at| assert_eq!(append(&store).unwrap(), Offset(at)));
+        let shared = &store.handle.shared;
+        let (topic, core) = shared.cores().pop().expect("one partition");
+        let elected = {
+            let _postponed = postpone();
+            let mut metadata = shared.metadata.lock();
+            fails(&core);
+            let now = shared.clock.now();
+            let proposal = core.proposal(now).expect("another can lead");
+            let elected = proposal.leader.expect("another can lead");
+            assert_eq!((elected, proposal.epoch), (DiskId(1), LeaderEpoch(1)));
+            metadata.commit_all(&records_of(topic.id, core.partition(), &proposal)).unwrap();
+            gone.iter().for_each(|disk| assert!(core.stop_replica(*disk, "gone")));
+            core.install(proposal, now);
+            elected
+        };
+        shared.settle_one(&core);
+        let known = shared.metadata.lock().state().partition(topic.id, 0).cloned().unwrap();
+        assert!(known.leader.is_some_and(|leader| leader != elected), "{:?}", known.leader);
+        assert_eq!(known.leader, core.leader(), "metadata and partition agree");
+        assert_eq!((known.leader_epoch, core.leader_epoch()), (LeaderEpoch(2), LeaderEpoch(2)));
+        assert!(!known.isr.contains(&elected));
+        assert_eq!(append(&store).unwrap(), Offset(3));
+        drop((core, store));
+        let store = open(&disks);
+        let partition = store.partition("t", 0).unwrap();
+        assert_eq!(partition.high_watermark(), Offset(4));
+        drop(partition);
+        store.close(Duration::from_secs(1)).unwrap();
+    }
+
+    #[test]
+    fn epoch_02_a_leader_that_fails_before_it_begins_uses_up_its_epoch() {
+        let failed = |core: &Core| {
+            core.fence_leader(DiskId(0), &Error::Closed);
+        };
+        elected_and_gone(&[DiskId(1)], failed);
+    }
+
+    #[test]
+    fn epoch_02_a_leader_whose_successor_fails_before_it_begins_leads_again_or_another_does() {
+        elected_and_gone(&[DiskId(1)], |core| core.step_down(DiskId(0)));
+        elected_and_gone(&[DiskId(1), DiskId(2)], |core| core.step_down(DiskId(0)));
+    }
+}
