@@ -387,6 +387,34 @@ impl Log {
         self.producers.on_leading();
     }
 
+    /// Takes whole batches of the leader's, as they are, from where this log ends. False: it has to wait for its own
+    /// flush first.
+    ///
+    /// # Errors
+    /// As for [`Log::append`].
+    pub(crate) fn append_batches(
+        &mut self,
+        mut bytes: &[u8],
+        now: Timestamp,
+    ) -> Result<bool, Error> {
+        while let Some(header) = BatchHeader::trusted(bytes) {
+            let (batch, rest) = bytes.split_at(header.len());
+            bytes = rest;
+            if header.end_offset() <= self.end {
+                continue;
+            }
+            if self.reader.holds_nothing() && header.base_offset != self.end {
+                // The leader's log starts inside a batch (LOG-19).
+                self.restart(header.base_offset)?;
+            }
+            if self.sealed_waits_for_landing(batch.len(), &header) {
+                return Ok(false);
+            }
+            self.append_sealed(batch, &header, now)?;
+        }
+        Ok(true)
+    }
+
     /// Gives up everything, and goes on at `start`: the leader has nothing before it (REPL-19).
     ///
     /// # Errors
@@ -912,6 +940,23 @@ mod tests {
             drop(log);
             assert_eq!(values(&open(&disk)), expected, "cut at {to}");
         }
+    }
+
+    #[test]
+    fn log_19_a_log_cut_to_nothing_begins_anew_with_a_batch_that_begins_before_it() {
+        let (mut leader, disk) = (open(&MemoryDisk::new()), MemoryDisk::new());
+        append(&mut leader, &(0..10).collect::<Vec<_>>());
+        let batches = leader.reader().read(Offset(0), leader.end(), 1000).unwrap().unwrap();
+        let mut log = open(&disk);
+        log.restart(Offset(5)).unwrap();
+        append(&mut log, &[1, 2, 3]);
+        log.truncate(Offset(5), NOW).unwrap();
+        assert!(!log.reader().is_empty() && log.reader().holds_nothing());
+        assert!(log.append_batches(&batches.bytes, NOW).unwrap());
+        assert_eq!((log.reader().log_start(), log.end()), (Offset(5), Offset(10)));
+        assert_eq!(values(&log), [5, 6, 7, 8, 9]);
+        drop(log);
+        assert_eq!(values(&open(&disk)), (0..10).collect::<Vec<_>>());
     }
 
     #[test]

@@ -117,7 +117,7 @@ impl Core {
         if log.end() < written {
             let copied = match reader.read(log.end(), written, COPY_BYTES) {
                 Ok(Some(fetched)) => {
-                    let copied = append_batches(log, &fetched.bytes, now);
+                    let copied = log.append_batches(&fetched.bytes, now);
                     copied.map(|whole| (whole, fetched.bytes.len()))
                 }
                 Ok(None) => Ok((true, 0)),
@@ -188,7 +188,7 @@ impl Core {
                 return Followed::More;
             }
             let Some(log) = follower.log.as_mut() else { return Followed::Idle };
-            let appended = append_batches(log, &bytes, now);
+            let appended = log.append_batches(&bytes, now);
             drop(follower);
             self.note_follower(replica);
             match appended {
@@ -273,7 +273,7 @@ impl Core {
             reader.read(from, written.min(end), COPY_BYTES).ok().flatten()
         });
         let outcome = match found {
-            Some(fetched) => append_batches(log, &fetched.bytes, now),
+            Some(fetched) => log.append_batches(&fetched.bytes, now),
             None => lost.filter(|_| all_here).map_or(Ok(false), |lost| {
                 let passed = log.pass_over(lost.min(state.log.end()), now);
                 // The leader may know who wrote what is lost.
@@ -310,7 +310,7 @@ impl Core {
             if inline && !rest.is_empty() {
                 return Ok(Rest::Calls(rest.to_vec()));
             }
-            let whole = rest.is_empty() || append_batches(log, rest, now)?;
+            let whole = rest.is_empty() || log.append_batches(rest, now)?;
             Ok(if whole { Rest::Whole } else { Rest::Waits })
         };
         let copied = (|| {
@@ -504,28 +504,4 @@ fn append_ready<'a>(log: &mut Log, mut bytes: &'a [u8], now: Timestamp) -> Resul
         bytes = rest;
     }
     Ok(&[])
-}
-
-/// Appends whole batches from where the log ends. False: it has to wait for its own flush first.
-pub(crate) fn append_batches(
-    log: &mut Log,
-    mut bytes: &[u8],
-    now: Timestamp,
-) -> Result<bool, Error> {
-    while let Some(header) = BatchHeader::trusted(bytes) {
-        let (batch, rest) = bytes.split_at(header.len());
-        bytes = rest;
-        if header.end_offset() <= log.end() {
-            continue;
-        }
-        if log.reader().holds_nothing() && header.base_offset != log.end() {
-            // The leader's log starts inside a batch (LOG-19).
-            log.restart(header.base_offset)?;
-        }
-        if log.sealed_waits_for_landing(batch.len(), &header) {
-            return Ok(false);
-        }
-        log.append_sealed(batch, &header, now)?;
-    }
-    Ok(true)
 }

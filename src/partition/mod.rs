@@ -29,7 +29,6 @@ pub(crate) use core::{Core, CoreParts, CoreSettings, Placed, Reign, Waiting};
 pub(crate) use events::EventLog;
 pub use events::{Event, EventKind, Events};
 pub(crate) use flush::Wait;
-pub(crate) use follow::append_batches;
 pub(crate) use hang::hangs;
 pub(crate) use read::Watched;
 pub(crate) use reign::Proposal;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use crate::config::INTERNAL_PREFIX;
 use crate::error::{Error, Result};
 use crate::log::{Evidence, Log, LogSettings, SettleError, copy_snapshots, settle};
-use crate::partition::{Core, append_batches};
+use crate::partition::Core;
 use crate::protocol::metadata::{Copied, DiskState, MetadataState};
 use crate::segment::{Place, WriteHow};
 use crate::storage::Disk;
@@ -195,7 +195,7 @@ impl Shared {
             let (fetched, error) = self.read_somewhere(&cut.core, next, cut.end);
             let start = cut.core.log_start();
             if let Some(bytes) = fetched {
-                append_batches(&mut log, &bytes, now)?;
+                log.append_batches(&bytes, now)?;
                 report.bytes += bytes.len() as u64;
             } else if start > next {
                 // Retention passed by: the copy begins where the log does now.
