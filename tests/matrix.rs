@@ -938,7 +938,7 @@ fn s13_a_replacement_dies_while_it_is_copied_to(replicas: u16) {
         store.create_topic("t", world.topic().flush(Flush::OnAck)).unwrap();
         let partition = store.partition("t", 0).unwrap();
         let records: Vec<_> = (0..10).map(value).collect();
-        let records: Vec<_> = records.iter().map(|value| Record::new(value)).collect();
+        let records: Vec<_> = records.iter().map(Record::new).collect();
         partition.append(&records, Acks::All).unwrap();
         append(&partition, 10..12);
         partition.delete_records(Offset(5)).unwrap();
