@@ -38,6 +38,7 @@ cells! {
     s01_torn_tails_on_all_disks: with_two_replicas 2, with_three_replicas 3;
     s02_damage_on_one_disk: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s02_damage_on_all_disks: with_two_replicas 2, with_three_replicas 3;
+    s02_damage_on_all_disks_and_more_on_one: with_two_replicas 2, with_three_replicas 3;
     s03_rot_met_by_a_reader: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s03_bad_sector_met_by_a_reader: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s03_rot_around_the_log_start: with_two_replicas 2, with_three_replicas 3;
@@ -392,6 +393,54 @@ fn s02_damage_on_all_disks(replicas: u16) {
         append(&partition, 10..15);
         assert_all_but(&partition, &[5], 15);
     }
+}
+
+/// What is lost on all disks keeps nothing else of its segment from being repaired.
+fn s02_damage_on_all_disks_and_more_on_one(replicas: u16) {
+    for victim in (0..replicas).map(DiskId) {
+        let world = World::closed_with(replicas, 200);
+        for (place, victim) in [(5, None), (6, Some(victim)), (9, Some(victim)), (12, None)] {
+            let disks = world.ids().filter(|id| victim.is_none_or(|victim| victim == *id));
+            disks.for_each(|id| world.rot(id, place));
+        }
+        let (store, partition) = world.reopen();
+        contents(&partition);
+        world.pass(&store, SECOND * 3);
+        assert_all_but(&partition, &[5, 12], 200);
+        let report = store.verify(VerifyOptions::new().repair(true)).unwrap();
+        for damage in &report.damages {
+            let lost = [5, 12].contains(&damage.offsets.start.0);
+            assert_eq!(damage.repaired, !lost, "{victim}: {damage:?}");
+        }
+        let again = store.verify(VerifyOptions::new().repair(true)).unwrap();
+        let left = again.damages.iter().filter(|damage| !damage.repaired);
+        let left: Vec<_> = left.map(|damage| damage.offsets.start.0).collect();
+        assert_eq!(left, [5, 12].repeat(usize::from(replicas)), "{victim}");
+        let kept: Vec<_> = world.ids().map(|id| kept_aside(&world, id)).collect();
+        store.verify(VerifyOptions::new().repair(true)).unwrap();
+        let now: Vec<_> = world.ids().map(|id| kept_aside(&world, id)).collect();
+        assert_eq!(now, kept, "what cannot be repaired is not written again");
+        // Also where nothing but the files tells of the gaps.
+        store.close(SECOND).unwrap();
+        drop((store, partition));
+        for id in world.ids() {
+            let names = world.disk(id).files();
+            names
+                .iter()
+                .filter(|name| name.ends_with(".side"))
+                .for_each(|name| world.disk(id).remove_file(name));
+            world.disk(id).remove_file("session");
+        }
+        let (_store, partition) = world.reopen();
+        assert_all_but(&partition, &[5, 12], 200);
+        append(&partition, 200..203);
+        assert_all_but(&partition, &[5, 12], 203);
+    }
+}
+
+/// Files in the quarantine of a disk.
+fn kept_aside(world: &World, id: DiskId) -> usize {
+    world.disk(id).files().iter().filter(|name| name.contains(".damaged-")).count()
 }
 
 fn s03_rot_met_by_a_reader(replicas: u16) {

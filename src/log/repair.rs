@@ -1,9 +1,13 @@
 //! Putting a damaged segment right, with batches that other replicas still hold.
 //!
 //! The segment is written anew beside the damaged one: its own batches where they are sound, another
-//! replica's where they are not. The damaged bytes are kept aside, then the new file takes the old one's
+//! replica's where they are not. What nobody has is left out: readers find a gap there, as they found damage before, and a
+//! replica that comes back may still close it. The damaged bytes are kept aside, then the new file takes the old one's
 //! name. A crash before that leaves the damage, to be found and repaired again; after it, the repaired
 //! segment.
+//!
+//! A sealed segment does not change, so all of it is read and written under no lock; the log is asked before, and again for
+//! the new segment to take the old one's place.
 
 use std::io;
 use std::ops::Range;
@@ -11,7 +15,7 @@ use std::sync::Arc;
 
 use crate::error::Error;
 use crate::record::BatchHeader;
-use crate::segment::{DATA_START, FileHeader, Segment, log_name, side_name};
+use crate::segment::{DATA_START, Fetched, FileHeader, Place, Segment, log_name, side_name};
 use crate::storage::{File, OpenMode, parent, write_all_at};
 use crate::types::{Offset, Timestamp};
 
@@ -23,19 +27,53 @@ const COPY_BYTES: usize = 1 << 20;
 /// What came of a repair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Repair {
-    /// The segment is whole again.
+    /// What could be had is in its place again; something may be lost for good.
     Done,
-    /// No other replica has what is damaged, or there is no such segment.
+    /// Nothing is damaged there.
+    Sound,
+    /// No other replica has any of what is damaged, or there is no such segment.
     Nowhere,
-    /// A flush of the segment is on its way; later.
+    /// A flush of the segment is on its way, or the log is at something else; later.
     NotNow,
 }
 
-/// A file and how many bytes of it are in use.
-type Written = (Arc<dyn File>, u64);
+/// A damaged segment, to be written anew.
+pub(crate) struct Rewrite {
+    place: Place,
+    damaged: Arc<Segment>,
+    /// There is no file of it, and it is not among the log's segments.
+    was_lost: bool,
+    /// Where the damaged segment ended when it was looked up.
+    damaged_end: Offset,
+    offsets: Range<Offset>,
+    /// It is not the last one: offsets up to its end are proven to have been there.
+    followed: bool,
+    sources: Vec<Arc<LogReader>>,
+}
+
+/// The new file, whole and synced.
+pub(crate) struct Rewritten {
+    file: Arc<dyn File>,
+    position: u64,
+}
+
+fn begins_at(fetched: &Fetched, offset: Offset) -> bool {
+    BatchHeader::trusted(&fetched.bytes).is_some_and(|header| header.base_offset == offset)
+}
+
+/// What a walk over a segment found.
+#[derive(Clone, Copy, Default)]
+struct Walked {
+    /// Others have what is damaged, or some of it.
+    healed: bool,
+    /// Some of it nobody has.
+    lost: bool,
+    /// Nothing may be concluded, or written.
+    stuck: bool,
+}
 
 impl Log {
-    /// Writes the segment that holds `offset` anew, taking what is damaged from `sources`.
+    /// Writes the segment that holds `offset` anew, with what `sources` have, where nobody else uses the log.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::NoSpace`]; the segment is then as it was.
@@ -45,9 +83,29 @@ impl Log {
         sources: &[Arc<LogReader>],
         now: Timestamp,
     ) -> Result<Repair, Error> {
+        let rewrite = match self.begin_repair(offset, sources, now)? {
+            Ok(rewrite) => rewrite,
+            Err(outcome) => return Ok(outcome),
+        };
+        match rewrite.run(now)? {
+            Ok(rewritten) => self.finish_repair(&rewrite, rewritten, now),
+            Err(outcome) => Ok(outcome),
+        }
+    }
+
+    /// Looks up the segment that holds `offset`, for [`Rewrite::run`] to write it anew with what `sources` have.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NoSpace`].
+    pub(crate) fn begin_repair(
+        &mut self,
+        offset: Offset,
+        sources: &[Arc<LogReader>],
+        now: Timestamp,
+    ) -> Result<Result<Rewrite, Repair>, Error> {
         if self.active.as_ref().is_some_and(|active| active.segment().base <= offset) {
             if self.active.as_ref().is_some_and(|active| active.is_in_flight()) {
-                return Ok(Repair::NotNow);
+                return Ok(Err(Repair::NotNow));
             }
             self.seal(now)?;
         }
@@ -55,30 +113,53 @@ impl Log {
         // Below the log start nothing is asked for, and nobody may have it.
         let offset = offset.max(self.reader.log_start());
         let held = segments.iter().rev().find(|segment| segment.base <= offset).cloned();
+        let was_lost = held.is_none();
         let Some(damaged) = held.or_else(|| self.lost_first(&segments, sources)) else {
-            return Ok(Repair::Nowhere);
+            return Ok(Err(Repair::Nowhere));
         };
-        let Some(base) = self.base_of(&damaged, sources) else { return Ok(Repair::Nowhere) };
-        let next = segments.iter().find(|segment| segment.base > damaged.base);
-        // A segment whose last batches are gone ends where the next one begins.
-        let end = next.map_or(self.end, |next| next.base).max(damaged.end());
-        let Some((file, position)) = self.write_anew(&damaged, base..end, sources, now)? else {
-            return Ok(Repair::Nowhere);
+        let Some(base) = self.base_of(&damaged, sources) else {
+            return Ok(Err(Repair::Nowhere));
         };
-        self.keep_aside(&damaged)?;
+        Ok(Ok(Rewrite {
+            place: self.place.clone(),
+            was_lost,
+            damaged_end: damaged.end(),
+            offsets: base..self.end_of(&damaged, &segments),
+            followed: segments.iter().any(|segment| segment.base > damaged.base),
+            sources: sources.to_vec(),
+            damaged,
+        }))
+    }
+
+    /// Puts the new segment in the old one's place.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NoSpace`]; the segment is then as it was.
+    pub(crate) fn finish_repair(
+        &mut self,
+        rewrite: &Rewrite,
+        rewritten: Rewritten,
+        now: Timestamp,
+    ) -> Result<Repair, Error> {
+        let Rewrite { damaged, offsets, .. } = rewrite;
+        let (base, end) = (offsets.start, offsets.end);
+        if !self.is_as_it_was(rewrite) {
+            rewrite.discard();
+            return Ok(Repair::NotNow);
+        }
         let name = log_name(base);
         let place = &self.place;
         let fault = |error| place.io_error(&name, "repair", error);
-        let temporary = place.path(&format!("{name}.tmp"));
-        place.disk.rename(&temporary, &place.path(&name)).map_err(fault)?;
+        place.disk.rename(&rewrite.temporary(), &place.path(&name)).map_err(fault)?;
         match place.disk.remove(&place.path(&side_name(base))) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fault(error)),
             _ => {}
         }
         place.disk.sync_dir(&place.directory).map_err(fault)?;
+        let Rewritten { file, position } = rewritten;
         let repaired = Arc::new(Segment::sealed(place.clone(), base, end, position));
         repaired.assume_last_append(damaged.last_append_or_load().unwrap_or(now));
-        self.sealed.retain(|sealed| !Arc::ptr_eq(&sealed.segment, &damaged));
+        self.sealed.retain(|sealed| !Arc::ptr_eq(&sealed.segment, damaged));
         self.sealed.push(Sealed { segment: Arc::clone(&repaired), file, at: now, settled: true });
         self.reader.put(repaired);
         if base > damaged.base {
@@ -87,6 +168,26 @@ impl Log {
             remove_segment_files(&self.place, damaged.base)?;
         }
         Ok(Repair::Done)
+    }
+
+    /// Whether the segment was neither removed nor cut since it was looked up.
+    fn is_as_it_was(&self, rewrite: &Rewrite) -> bool {
+        let Rewrite { damaged, offsets, .. } = rewrite;
+        let segments = self.reader.segments();
+        let same = if rewrite.was_lost {
+            segments.first().is_none_or(|first| first.base >= offsets.end)
+                && self.reader.log_start() < offsets.end
+        } else {
+            segments.iter().any(|segment| Arc::ptr_eq(segment, damaged))
+        };
+        same && damaged.end() == rewrite.damaged_end
+            && self.end_of(damaged, &segments) == offsets.end
+    }
+
+    /// Where the segment ends: one whose last batches are gone, where the next one begins.
+    fn end_of(&self, damaged: &Segment, segments: &[Arc<Segment>]) -> Offset {
+        let next = segments.iter().find(|segment| segment.base > damaged.base);
+        next.map_or(self.end, |next| next.base).max(damaged.end())
     }
 
     /// The segment that was in front of all others, or the only one, as another replica's batches tell where it began.
@@ -114,56 +215,103 @@ impl Log {
         let first = own.or_else(elsewhere)?;
         BatchHeader::trusted(&first.bytes).map(|header| header.base_offset)
     }
+}
 
-    /// Writes the temporary file. `None`: something is nowhere to be had; no file is left.
-    fn write_anew(
-        &self,
-        damaged: &Segment,
-        offsets: Range<Offset>,
-        sources: &[Arc<LogReader>],
-        now: Timestamp,
-    ) -> Result<Option<Written>, Error> {
-        let (base, end) = (offsets.start, offsets.end);
-        let place = &self.place;
-        let name = log_name(base);
-        let temporary = place.path(&format!("{name}.tmp"));
+impl Rewrite {
+    /// Writes the new file, and keeps the damaged one's bytes aside. `Err`: there is nothing to write.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NoSpace`]; no file is left then.
+    pub(crate) fn run(&self, now: Timestamp) -> Result<Result<Rewritten, Repair>, Error> {
+        let found = self.walk(|_| Ok(()))?;
+        let shrinks = self.offsets.start > self.damaged.base;
+        if found.stuck || found.lost && !found.healed {
+            return Ok(Err(Repair::Nowhere));
+        }
+        if !found.healed && !shrinks {
+            return Ok(Err(Repair::Sound));
+        }
+        let outcome = self.write(now);
+        if !matches!(outcome, Ok(Some(_))) {
+            self.discard();
+        }
+        Ok(outcome?.ok_or(Repair::Nowhere))
+    }
+
+    fn write(&self, now: Timestamp) -> Result<Option<Rewritten>, Error> {
+        let Self { place, offsets, .. } = self;
+        let name = log_name(offsets.start);
         let fault = |error| place.io_error(&name, "repair", error);
-        match place.disk.remove(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fault(error)),
-            _ => {}
+        self.discard();
+        let file = place.disk.open(&self.temporary(), OpenMode::Create).map_err(fault)?;
+        let header = FileHeader::new(&place.identity, offsets.start, now).encode();
+        write_all_at(&*file, 0, &header).map_err(fault)?;
+        let mut position = DATA_START;
+        let found = self.walk(|bytes| {
+            write_all_at(&*file, position, bytes).map_err(fault)?;
+            position += bytes.len() as u64;
+            Ok(())
+        })?;
+        if found.stuck {
+            return Ok(None);
         }
-        let file = place.disk.open(&temporary, OpenMode::Create).map_err(fault)?;
-        let header = FileHeader::new(&place.identity, base, now).encode();
-        let written = (|| {
-            write_all_at(&*file, 0, &header).map_err(fault)?;
-            let (mut position, mut next) = (DATA_START, base);
-            while next < end {
-                let own = damaged.read(next, end, COPY_BYTES);
-                let fetched = match own {
-                    Ok(Some(fetched)) => Some(fetched),
-                    _ => sources
-                        .iter()
-                        .find_map(|source| source.read(next, end, COPY_BYTES).ok().flatten()),
-                };
-                let Some(fetched) = fetched else { return Ok(None) };
-                write_all_at(&*file, position, &fetched.bytes).map_err(fault)?;
-                position += fetched.bytes.len() as u64;
-                next = fetched.next;
+        file.sync_data().map_err(fault)?;
+        self.keep_aside()?;
+        Ok(Some(Rewritten { file, position }))
+    }
+
+    /// Takes the batches in order, each from whoever has it.
+    fn walk(&self, mut take: impl FnMut(&[u8]) -> Result<(), Error>) -> Result<Walked, Error> {
+        let end = self.offsets.end;
+        let (mut next, mut walked) = (self.offsets.start, Walked::default());
+        while next < end {
+            let own = self.damaged.read(next, end, COPY_BYTES);
+            // What cannot be read may yet be, another time.
+            let may_be_lost = !matches!(own, Err(Error::Io { .. }));
+            let others = self.sources.iter().map(|source| source.read(next, end, COPY_BYTES));
+            let mut later = None;
+            let fetched =
+                [own].into_iter().chain(others).enumerate().find_map(|(at, read)| match read {
+                    Ok(Some(fetched)) if begins_at(&fetched, next) => Some((at, fetched)),
+                    Err(Error::Corrupt { offsets, .. }) if offsets.end > next => {
+                        later =
+                            Some(later.map_or(offsets.end, |later: Offset| later.min(offsets.end)));
+                        None
+                    }
+                    _ => None,
+                });
+            match (fetched, later) {
+                (Some((at, fetched)), _) => {
+                    walked.healed |= at > 0;
+                    take(&fetched.bytes)?;
+                    next = fetched.next;
+                }
+                (None, Some(later)) if may_be_lost && (later < end || self.followed) => {
+                    walked.lost = true;
+                    next = later;
+                }
+                _ => {
+                    walked.stuck = true;
+                    return Ok(walked);
+                }
             }
-            file.sync_data().map_err(fault)?;
-            Ok(Some((Arc::clone(&file), position)))
-        })();
-        if !matches!(written, Ok(Some(_))) {
-            // Half a file under a temporary name is in nobody's way; the next attempt clears it as well.
-            let _ = place.disk.remove(&temporary);
         }
-        written
+        Ok(walked)
+    }
+
+    fn temporary(&self) -> String {
+        self.place.path(&format!("{}.tmp", log_name(self.offsets.start)))
+    }
+
+    /// Removes the new file under its temporary name; one that stays is removed by the next repair, or at open.
+    pub(crate) fn discard(&self) {
+        let _ = self.place.disk.remove(&self.temporary());
     }
 
     /// Copies the damaged file to the quarantine, as far as it can be read.
-    fn keep_aside(&self, damaged: &Segment) -> Result<(), Error> {
+    fn keep_aside(&self) -> Result<(), Error> {
         let place = &self.place;
-        let name = log_name(damaged.base);
+        let name = log_name(self.damaged.base);
         let fault = |error| place.io_error(&name, "keep aside", error);
         let Ok(from) = place.disk.open(&place.path(&name), OpenMode::Read) else {
             return Ok(()); // there is nothing to keep

@@ -116,6 +116,8 @@ pub(crate) struct Core {
     this: Weak<Core>,
 
     pub(super) state: Mutex<State>,
+    /// Held while a segment is written anew; before the state's, never behind it.
+    pub(super) repairs: Mutex<()>,
     pub(super) readable: Condvar,
     pub(super) group: Group,
     /// Copies of the watermarks, for whoever only wants to look.
@@ -239,6 +241,7 @@ impl Core {
             last_stable: AtomicU64::new(log.last_stable(progress.high_watermark()).0),
             log_end: AtomicU64::new(progress.log_end().0),
             epoch: AtomicU32::new(reign.epoch.0),
+            repairs: Mutex::new(()),
             state: Mutex::new(State {
                 log,
                 progress,

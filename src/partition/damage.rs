@@ -128,12 +128,14 @@ impl Core {
 
     /// Repairs the damage that was met since the last call.
     pub(crate) fn repair_damage(&self, now: Timestamp) {
+        if self.repairs.is_locked() {
+            return; // it is looked at again
+        }
         let damaged = std::mem::take(&mut self.state.lock().damaged);
         for (disk, offset) in damaged {
             match self.repair(disk, offset, now) {
-                Ok(Repair::Done | Repair::Nowhere) => {}
-                // Whoever meets it again asks again.
-                Ok(Repair::NotNow) => self.forget_damage(disk),
+                Ok(Repair::Done | Repair::Sound | Repair::Nowhere) => {}
+                Ok(Repair::NotNow) => self.state.lock().damaged.push((disk, offset)),
                 Err(error) => {
                     self.forget_damage(disk);
                     self.background_failed("repairing a segment", &error);
@@ -153,22 +155,52 @@ impl Core {
         offset: Offset,
         now: Timestamp,
     ) -> Result<Repair, Error> {
-        let readers = self.readers().into_iter().filter(|(other, _)| *other != disk);
-        let sources: Vec<_> = readers.map(|(_, reader)| reader).collect();
-        if sources.is_empty() {
+        let (own, others): (Vec<_>, Vec<_>) =
+            self.readers().into_iter().partition(|(other, _)| *other == disk);
+        let sources: Vec<_> = others.into_iter().map(|(_, reader)| reader).collect();
+        if own.is_empty() || sources.is_empty() {
             return Ok(Repair::Nowhere);
         }
-        let outcome = self.with_log(disk, |log| {
+        // One at a time: they would write the same file.
+        let _alone = self.repairs.lock();
+        let begun = self.with_log(disk, |log| {
             let path = log.place().full_path("");
-            log.repair(offset, &sources, now).map(|repaired| (repaired, path))
+            log.begin_repair(offset, &sources, now).map(|rewrite| (rewrite, path))
         });
-        let Some(outcome) = outcome else { return Ok(Repair::Nowhere) };
-        let (repaired, path) = outcome?;
+        let Some(begun) = begun else { return Ok(Repair::NotNow) };
+        let (rewrite, path) = begun?;
+        let repaired = match rewrite {
+            Ok(rewrite) => match rewrite.run(now)? {
+                Ok(rewritten) => self
+                    .with_log(disk, |log| log.finish_repair(&rewrite, rewritten, now))
+                    .unwrap_or_else(|| {
+                        rewrite.discard();
+                        Ok(Repair::NotNow)
+                    })?,
+                Err(outcome) => outcome,
+            },
+            Err(outcome) => outcome,
+        };
         if repaired == Repair::Done {
             self.forget_damage(disk);
             self.report(EventKind::Repaired { path });
         }
         Ok(repaired)
+    }
+
+    /// Whether the replica on `disk` has all of these offsets.
+    pub(crate) fn is_sound(&self, disk: DiskId, offsets: &Range<Offset>) -> bool {
+        let Some((_, reader)) = self.readers().into_iter().find(|(other, _)| *other == disk) else {
+            return false;
+        };
+        let mut next = offsets.start.max(reader.log_start());
+        while next < offsets.end {
+            match reader.read(next, offsets.end, 1) {
+                Ok(Some(fetched)) => next = fetched.next,
+                _ => return false,
+            }
+        }
+        true
     }
 
     /// Damage on `disk` that is met from now on is news again.

@@ -393,6 +393,9 @@ impl Core {
             self.ask_for_settling(&mut state);
             return;
         }
+        if !state.damaged.is_empty() {
+            self.ask_for_settling(&mut state);
+        }
         let flush = state.flush;
         if state.progress.tick(now, lag_max, flush) {
             self.ask_for_settling(&mut state);

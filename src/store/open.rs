@@ -648,7 +648,7 @@ impl Shared {
             let path = log.place().full_path("");
             let kind = match log.repair(*offset, &sources, self.clock.now()) {
                 Ok(Repair::Done) => EventKind::Repaired { path },
-                Ok(Repair::Nowhere | Repair::NotNow) => continue,
+                Ok(Repair::Sound | Repair::Nowhere | Repair::NotNow) => continue,
                 Err(error) => EventKind::BackgroundFailed {
                     partition: Some(partition.clone()),
                     reason: format!("repairing a segment: {error}"),

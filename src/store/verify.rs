@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorClass, Result};
-use crate::log::{LogReader, Repair};
+use crate::log::LogReader;
 use crate::segment::{ScanEnd, Scanner, Segment, log_name};
 use crate::storage::OpenMode;
 use crate::types::{DiskId, Offset, TopicPartition};
@@ -132,7 +132,7 @@ impl Store {
             })?;
             if options.repair {
                 for damage in &mut report.damages[known..] {
-                    damage.repaired = self.repair(&partition, disk, damage.offsets.start)?;
+                    damage.repaired = self.repair(&partition, disk, &damage.offsets)?;
                 }
             }
         }
@@ -141,14 +141,20 @@ impl Store {
 }
 
 impl Store {
-    fn repair(&self, partition: &TopicPartition, disk: DiskId, offset: Offset) -> Result<bool> {
+    fn repair(
+        &self,
+        partition: &TopicPartition,
+        disk: DiskId,
+        damaged: &Range<Offset>,
+    ) -> Result<bool> {
         let shared = self.shared();
         shared.check_writable()?;
         let topic = shared.topic(partition.topic())?;
         let slot = topic.slots.read().get(partition.partition() as usize).cloned();
         let Some(slot) = slot else { return Ok(false) };
-        let repaired = shared.open_core(&topic, &slot)?.repair(disk, offset, shared.clock.now())?;
-        Ok(repaired == Repair::Done)
+        let core = shared.open_core(&topic, &slot)?;
+        core.repair(disk, damaged.start, shared.clock.now())?;
+        Ok(core.is_sound(disk, damaged))
     }
 }
 
