@@ -10,6 +10,41 @@ pub(crate) fn put_u64(target: &mut Vec<u8>, mut value: u64) {
     target.push(low_byte(value));
 }
 
+/// Numbers below this take at most two bytes.
+pub(crate) const SHORT: u64 = 1 << 14;
+
+/// Up to four numbers below [`SHORT`], one behind the other.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Shorts {
+    bytes: u64,
+    bits: u32,
+}
+
+impl Shorts {
+    #[inline]
+    pub(crate) fn then(self, value: u64) -> Self {
+        let two = u64::from(value >= 0x80);
+        let bytes = (value & 0x7f) | two << 7 | value >> 7 << 8;
+        Self {
+            bytes: self.bytes | bytes << self.bits,
+            bits: self.bits + 8 + 8 * u32::from(two == 1),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn len(self) -> usize {
+        self.bits as usize / 8
+    }
+
+    /// Appends them all at once: nothing is asked of each byte.
+    #[inline]
+    pub(crate) fn put(self, target: &mut Vec<u8>) {
+        let end = target.len() + self.len();
+        target.extend_from_slice(&self.bytes.to_le_bytes());
+        target.truncate(end);
+    }
+}
+
 /// Appends `value`, small absolute values first.
 #[inline]
 pub(crate) fn put_i64(target: &mut Vec<u8>, value: i64) {
@@ -70,7 +105,7 @@ pub(crate) fn unzigzag(raw: u64) -> i64 {
 }
 
 #[inline]
-fn zigzag(value: i64) -> u64 {
+pub(crate) fn zigzag(value: i64) -> u64 {
     (value << 1 ^ value >> 63).cast_unsigned()
 }
 
