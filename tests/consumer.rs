@@ -398,6 +398,78 @@ fn members_share_the_partitions_and_are_told_of_every_change() {
 }
 
 #[test]
+fn who_leaves_is_told_what_it_lets_go_of_and_may_commit() {
+    let store = store(2);
+    (0..2).for_each(|number| append(&store, number, &["x"]));
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let joined = || {
+        let mut consumer = member(&store);
+        let told = Arc::clone(&told);
+        consumer.on_rebalance(move |change| {
+            let numbers: Vec<_> =
+                change.partitions().iter().map(TopicPartition::partition).collect();
+            told.lock().unwrap().push((change.kind(), numbers));
+            if change.kind() == RebalanceKind::Revoked {
+                change.commit().unwrap();
+            }
+        });
+        consumer
+    };
+    let (assigned, revoked) = (RebalanceKind::Assigned, RebalanceKind::Revoked);
+    let both = |kind| (kind, vec![0, 1]);
+    let mut consumer = joined();
+    assert_eq!(poll(&mut consumer), ["x", "x"]);
+    consumer.unsubscribe();
+    assert_eq!(std::mem::take(&mut *told.lock().unwrap()), [both(assigned), both(revoked)]);
+    assert_eq!(consumer.assignment(), []);
+    consumer.close(SECOND).unwrap();
+    assert_eq!(*told.lock().unwrap(), [], "there was nothing left to let go of");
+
+    (0..2).for_each(|number| append(&store, number, &["y"]));
+    let mut consumer = joined();
+    assert_eq!(poll(&mut consumer), ["y", "y"], "it was committed");
+    consumer.close(SECOND).unwrap();
+    assert_eq!(std::mem::take(&mut *told.lock().unwrap()), [both(assigned), both(revoked)]);
+
+    (0..2).for_each(|number| append(&store, number, &["z"]));
+    let mut consumer = joined();
+    assert_eq!(poll(&mut consumer), ["z", "z"]);
+    drop(consumer);
+    assert_eq!(*told.lock().unwrap(), [both(assigned)], "one that is dropped tells nobody");
+}
+
+#[test]
+fn a_consumer_may_be_dropped_by_who_is_told_of_its_commit() {
+    let clock = Clock::manual(Timestamp(0));
+    let store = simulated(&[SimDisk::new(1)], &clock);
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    append(&store, 0, &["x"]);
+    let mut consumer = member(&store);
+    assert_eq!(poll(&mut consumer), ["x"]);
+    let shared = Arc::new(Mutex::new(None));
+    let told = Arc::new(Mutex::new(Vec::new()));
+    for which in ["first", "second"] {
+        let (shared, told) = (Arc::clone(&shared), Arc::clone(&told));
+        let done = move |outcome: oncelog::Result<()>| {
+            outcome.unwrap();
+            let consumer: Option<Consumer> = shared.lock().unwrap().take();
+            let held = consumer.is_some();
+            drop(consumer);
+            told.lock().unwrap().push((which, held));
+        };
+        consumer.commit_async(done).unwrap();
+    }
+    assert_eq!(*told.lock().unwrap(), [], "nothing is flushed yet");
+    *shared.lock().unwrap() = Some(consumer);
+    while told.lock().unwrap().len() < 2 {
+        clock.advance(SECOND / 10);
+        store.run_background();
+    }
+    // The first one's drop waits for the second to be told, but not for itself.
+    assert_eq!(*told.lock().unwrap(), [("second", false), ("first", true)]);
+}
+
+#[test]
 fn who_has_not_polled_for_too_long_loses_its_partitions_and_comes_back() {
     let clock = Clock::manual(Timestamp(0));
     let store = simulated(&[SimDisk::new(1)], &clock);

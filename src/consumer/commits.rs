@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, ReentrantMutex};
 
 use crate::error::Result;
 use crate::partition::Ticket;
@@ -25,8 +25,8 @@ pub(super) struct Commits {
     chores: Arc<Chores>,
     /// Oldest first; one without a ticket had nothing to commit.
     pending: Mutex<VecDeque<(Option<Ticket>, Committed)>>,
-    /// Held by whoever tells.
-    telling: Mutex<()>,
+    /// Held by whoever tells; he may be told to let go of the consumer meanwhile.
+    telling: ReentrantMutex<()>,
     /// One has failed since this was asked last.
     failed: AtomicBool,
 }
@@ -39,7 +39,7 @@ impl std::fmt::Debug for Commits {
 
 impl Commits {
     pub(super) fn new(chores: Arc<Chores>) -> Arc<Self> {
-        let (pending, telling) = (Mutex::default(), Mutex::default());
+        let (pending, telling) = (Mutex::default(), ReentrantMutex::default());
         Arc::new(Self { chores, pending, telling, failed: AtomicBool::new(false) })
     }
 
@@ -51,7 +51,10 @@ impl Commits {
     /// Has `done` told how the commit of `ticket` ends; now, if that is known and it is its turn.
     pub(super) fn push(self: &Arc<Self>, ticket: Option<Ticket>, done: Committed) {
         self.pending.lock().push_back((ticket, done));
-        // Whoever tells now comes to this one by itself.
+        // Whoever tells now comes to this one by itself, also if that is this thread.
+        if self.telling.is_owned_by_current_thread() {
+            return;
+        }
         if let Some(telling) = self.telling.try_lock() {
             self.tell(None);
             drop(telling);

@@ -245,10 +245,20 @@ impl Consumer {
         self.settings.group.as_ref().ok_or_else(|| misused("it has no group"))
     }
 
-    /// Reads nothing any more, and leaves its group.
+    /// Reads nothing any more, and leaves its group. The function of [`Consumer::on_rebalance`] is told first, and may
+    /// commit; nothing is committed automatically.
     pub fn unsubscribe(&mut self) {
+        let all = self.assignment();
+        if let Mode::Subscribed { membership: Some(member), .. } = &self.mode
+            && !all.is_empty()
+        {
+            let kind = match member.poll() {
+                Err(_) | Ok(Some(Change::Lost(_))) => RebalanceKind::Lost,
+                Ok(_) => RebalanceKind::Revoked,
+            };
+            self.tell(kind, &all);
+        }
         self.mode = Mode::Assigned;
-        let all: Vec<_> = self.by_name.keys().cloned().collect();
         self.let_go(&all);
         self.unopened.clear();
     }
@@ -261,8 +271,9 @@ impl Consumer {
         partitions
     }
 
-    /// Has `told` called, from within `poll` and under no lock, whenever the group gives or takes partitions. A panic in it
-    /// is caught.
+    /// Has `told` called, under no lock, whenever the group gives or takes partitions: from within `poll`, and from
+    /// within `unsubscribe` and `close` of what is let go of then. One that is dropped tells nobody. A panic in it is
+    /// caught.
     pub fn on_rebalance(&mut self, told: impl FnMut(&Rebalance<'_>) + Send + 'static) {
         self.on_rebalance = Some(Box::new(told));
     }
@@ -878,7 +889,7 @@ impl Consumer {
     }
 
     /// Leaves the group. With automatic commits, commits first what all polls have returned. Waits for commits that
-    /// were not waited for, and tells of them.
+    /// were not waited for, and tells of them; then tells the function of [`Consumer::on_rebalance`] what is let go of.
     ///
     /// # Errors
     /// As for [`Consumer::commit`]; the group is left all the same.
@@ -886,7 +897,10 @@ impl Consumer {
         self.settings.api_timeout = timeout;
         let outcome =
             if self.settings.auto_commit.take().is_some() { self.commit() } else { Ok(()) };
-        drop(self);
+        if let Some(commits) = self.commits.take() {
+            commits.finish(timeout);
+        }
+        self.unsubscribe();
         outcome
     }
 }

@@ -273,13 +273,13 @@ impl Partition {
         }
     }
 
-    /// Takes back what was asked for with this waker.
     /// Whether its topic was deleted; another may have its name.
     pub(crate) fn is_gone(&self) -> bool {
         let topics = self.handle.shared.topics.read();
         topics.get(self.name().topic()).is_none_or(|topic| topic.id != self.topic)
     }
 
+    /// Takes back what was asked for with this waker.
     pub(crate) fn unwatch(&self, waker: &Waker) {
         if let Inner::Live(core) | Inner::Internal(core) = &self.inner {
             core.unwatch(waker);
