@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use oncelog::simulation::{Clock, SimDisk};
 use oncelog::{
-    Acks, CommittedOffset, Consumer, Error, Flush, Isolation, Offset, Partition, RebalanceKind,
-    Record, Records, StartAt, Store, Timestamp, TopicConfig, TopicPartition, assignor,
+    Acks, CommittedOffset, Consumer, Error, ErrorClass, Flush, Isolation, Offset, Partition,
+    RebalanceKind, Record, Records, StartAt, Store, Timestamp, TopicConfig, TopicPartition,
+    Written, assignor,
 };
 
 const NOW: Duration = Duration::ZERO;
@@ -467,6 +468,37 @@ fn a_consumer_may_be_dropped_by_who_is_told_of_its_commit() {
     }
     // The first one's drop waits for the second to be told, but not for itself.
     assert_eq!(*told.lock().unwrap(), [("second", false), ("first", true)]);
+}
+
+#[test]
+fn offsets_in_a_transaction_do_not_wait_for_a_rebalance_that_waits_for_this_thread() {
+    let store = store(4);
+    (0..4).for_each(|number| append(&store, number, &["x"]));
+    let builder = || store.consumer().group("g").start(StartAt::Earliest).assignor(assignor::Range);
+    let joined = || {
+        let mut consumer = builder().build().unwrap();
+        consumer.subscribe(&["t"]).unwrap();
+        consumer
+    };
+    let (mut first, mut slow) = (joined(), joined());
+    let mut read = Vec::new();
+    while read.is_empty() || slow.assignment().is_empty() {
+        read.extend(poll(&mut first));
+        poll(&mut slow);
+    }
+    let offsets = first.position_map();
+    let third = joined();
+    // Lets go of what it has; the slow one does not.
+    assert_eq!(poll(&mut first), [] as [&str; 0]);
+    assert_eq!(first.assignment(), []);
+    let mut producer =
+        store.producer().transactional_id("p").delivery_timeout(LONG * 60).build().unwrap();
+    let mut transaction = producer.begin().unwrap();
+    let refused = transaction.send_offsets(&offsets, &first.group_metadata()).unwrap_err();
+    assert!(matches!(refused, Error::RebalanceInProgress { .. }), "{refused}");
+    assert_eq!((refused.class(), refused.written()), (ErrorClass::Retriable, Written::No));
+    transaction.abort(SECOND).unwrap();
+    drop((slow, third));
 }
 
 #[test]

@@ -157,7 +157,8 @@ impl<'a> Transaction<'a> {
     ///
     /// # Errors
     /// Those of a commit of offsets; [`Error::UnknownMember`] and [`Error::IllegalGeneration`] are the end of the
-    /// transaction. Those of [`Transaction::append`].
+    /// transaction. [`Error::RebalanceInProgress`] is returned at once, with nothing written: the consumer has to poll
+    /// first. Those of [`Transaction::append`].
     pub fn send_offsets<'o>(
         &mut self,
         offsets: impl IntoIterator<Item = (&'o TopicPartition, &'o CommittedOffset)>,
@@ -187,6 +188,8 @@ impl<'a> Transaction<'a> {
         let mut tries = Tries::default();
         loop {
             match self.write_once(partition, compression, count, &append) {
+                // It passes when the consumer polls, which may be up to this very thread.
+                Err(error @ Error::RebalanceInProgress { .. }) => return Err(error),
                 Err(error) if error.class() == ErrorClass::Retriable => {
                     // Under its numbers, the batch is in the log once however often it is offered.
                     let settings = &self.producer.settings;
