@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use oncelog::simulation::{Hang, SimDisk};
 use oncelog::{
     Acks, DiskId, DiskState, Error, EventKind, Flush, Offset, Partition, ReadOptions, Record,
-    Store, TopicConfig,
+    Store, TopicConfig, VerifyOptions,
 };
 
 const LAG: Duration = Duration::from_millis(900);
@@ -170,6 +170,52 @@ fn s22_a_leader_whose_flush_hangs_is_deposed_and_what_it_does_later_counts_for_n
     let store = open(&disks);
     let all = (0..3).map(|number| store.partition("t", number).unwrap());
     assert_eq!(all.map(|partition| partition.high_watermark().0).sum::<u64>(), 120);
+}
+
+#[test]
+fn s22_a_leader_whose_disk_hangs_when_it_needs_room_is_deposed() {
+    {
+        let disks: Vec<_> = (0..3).map(|at| SimDisk::new(at + 1)).collect();
+        let store = open(&disks);
+        store.create_topic("t", topic(Flush::Os, 1 << 26)).unwrap();
+        let partition = led_by(&store, DiskId(0));
+        append(&partition, 0..20);
+        disks[0].hang(Hang::Everything);
+        std::thread::scope(|scope| {
+            let held = scope.spawn(|| {
+                let mut end = 20;
+                // The call hangs under no lock, and what it was for is appended to another leader when it returns.
+                while partition.leader() == Some(DiskId(0)) {
+                    let offsets = partition
+                        .append(&[Record::new(&value(end))], Acks::All)
+                        .expect("another leader takes it")
+                        .offsets;
+                    assert!(offsets.start.0 >= end);
+                    end = offsets.end.0;
+                }
+            });
+            wait_until("another leads", || {
+                partition.leader().is_some_and(|disk| disk != DiskId(0))
+            });
+            let from = loop {
+                match partition.append(&[Record::new("next")], Acks::All) {
+                    Ok(appended) => break appended.offsets.start,
+                    Err(error) => assert!(matches!(error, Error::NoLeader { .. }), "{error}"),
+                }
+            };
+            assert!(from >= Offset(20));
+            disks[0].heal();
+            held.join().unwrap();
+        });
+        let before = partition.high_watermark();
+        store.start_disk(DiskId(0)).unwrap();
+        wait_until("it is back", || partition.in_sync_replicas().len() == 3);
+        partition.append(&[Record::new("last")], Acks::All).unwrap();
+        assert_eq!(partition.high_watermark(), Offset(before.0 + 1));
+        let report = store.verify(VerifyOptions::new()).unwrap();
+        assert_eq!((report.damages.len(), report.records), (0, 3 * (before.0 + 1)));
+        store.close(LONG).unwrap();
+    }
 }
 
 #[test]

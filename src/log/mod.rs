@@ -179,6 +179,16 @@ impl Log {
             && !active.has_room_for(bytes, self.end.plus(draft.record_count().into()))
     }
 
+    /// The space that a batch of that many bytes needs first, in the segment that it belongs into, and up to where.
+    #[inline]
+    pub(crate) fn lacks_room(&self, draft: &Draft, bytes: usize) -> Option<(Arc<Room>, u64)> {
+        let active = self.active.as_ref()?;
+        let end = self.end.plus(draft.record_count().into());
+        let until = active.position() + bytes as u64;
+        (active.has_room_for(bytes, end) && !active.room().is_ready(until))
+            .then(|| (Arc::clone(active.room()), until))
+    }
+
     /// Appends one batch: seals it at the end of the log and puts it in place.
     ///
     /// # Errors

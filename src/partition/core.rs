@@ -16,6 +16,7 @@ use crate::protocol::producer_state::transactions::OpenTransaction;
 use crate::protocol::producer_state::verdict::Verdict;
 use crate::protocol::replication::{EpochHistory, Progress};
 use crate::record::{Draft, DraftSettings, Marker, Record};
+use crate::segment::Room;
 use crate::storage::{Clock, ForkGuard};
 use crate::types::{
     Acks, DiskId, Flush, LeaderEpoch, Offset, ProducerId, Timestamp, TopicPartition,
@@ -119,6 +120,8 @@ pub(crate) struct Core {
     /// Held while a segment is written anew; before the state's, never behind it.
     pub(super) repairs: Mutex<()>,
     pub(super) readable: Condvar,
+    /// Told when a call for more space has returned.
+    pub(super) room_made: Condvar,
     pub(super) group: Group,
     /// Copies of the watermarks, for whoever only wants to look.
     high_watermark: AtomicU64,
@@ -167,6 +170,8 @@ pub(super) struct State {
     pub(super) preference: Vec<DiskId>,
     pub(super) replicas: usize,
     pub(super) min_insync: u16,
+    /// Disks on which space is being made under no lock, and since when; an earlier leader's too.
+    pub(super) making_room: Vec<(DiskId, Timestamp)>,
     /// The leader hands over as soon as somebody can take over; it takes no appends meanwhile.
     pub(super) stepping_down: bool,
     /// Who is to take over, because it is preferred; else whoever can.
@@ -257,6 +262,7 @@ impl Core {
                 replicas: reign.preference.len(),
                 preference: reign.preference,
                 min_insync,
+                making_room: Vec::new(),
                 stepping_down: false,
                 hand_to: None,
                 preferred_since: None,
@@ -277,6 +283,7 @@ impl Core {
                 next_ticket: 0,
                 unflushed_since: None,
             }),
+            room_made: Condvar::new(),
             readable: Condvar::new(),
             group: Group::default(),
             control_queued: AtomicBool::new(false),
@@ -387,6 +394,9 @@ impl Core {
         while state.log.waits_for_landing(&draft, batch.len()) {
             state = self.land(state)?;
         }
+        if let Some((room, until)) = state.log.lacks_room(&draft, batch.len()) {
+            state = self.make_room(state, &room, until)?;
+        }
         if let Some(author) = author
             && let Some(known) = self.judge(&state, author, &draft, acks)?
         {
@@ -442,16 +452,23 @@ impl Core {
             let now = self.clock.now();
             let batch = &mut scratch.batch;
             let mut state = self.lock_to_append()?;
+            let mut asked = false;
             let draft = loop {
                 self.check_leads(&state)?;
                 if acks == Acks::All && !state.followers.is_empty() {
                     self.check_in_sync(&state)?;
                 }
                 let draft = state.log.encode_marker(marker, now, batch)?;
-                if !state.log.waits_for_landing(&draft, batch.len()) {
+                if state.log.waits_for_landing(&draft, batch.len()) {
+                    state = self.land(state)?;
+                } else if let Some((room, until)) = state.log.lacks_room(&draft, batch.len())
+                    && !asked
+                {
+                    asked = true;
+                    state = self.make_room(state, &room, until)?;
+                } else {
                     break draft;
                 }
-                state = self.land(state)?;
             };
             self.place(state, &draft, batch, acks, now)
         })?;
@@ -637,6 +654,25 @@ impl Core {
         Ok(state)
     }
 
+    /// Makes room for a batch, under no lock: the disk may take long for it, or hang (S22). What that meets, the append
+    /// meets again, and reports.
+    #[cold]
+    fn make_room<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        room: &Room,
+        until: u64,
+    ) -> Result<MutexGuard<'a, State>, Error> {
+        let disk = state.leading.disk;
+        state.making_room.push((disk, self.clock.now()));
+        drop(state);
+        let _ = room.make_ready(until);
+        let mut state = self.state.lock();
+        self.room_made(&mut state, disk);
+        self.check_leads(&state)?;
+        Ok(state)
+    }
+
     /// The page is a service to other processes: an append does not fail for want of it.
     #[cold]
     fn make_page(&self, state: &mut State) {
@@ -797,7 +833,13 @@ impl Core {
 
     /// Nothing is appended any more; waits go on until [`Core::close`].
     pub(crate) fn stop_appends(&self) {
-        self.state.lock().stopped = true;
+        let mut state = self.state.lock();
+        state.stopped = true;
+        // Late zeroes would lie over what is appended after the next opening. One that was given up is no concern: its
+        // disk is not left as if all were well.
+        while state.making_room.iter().any(|(disk, _)| state.has_log_on(*disk)) {
+            self.room_made.wait(&mut state);
+        }
     }
 
     /// The store closes.

@@ -134,8 +134,7 @@ impl Core {
         let damaged = std::mem::take(&mut self.state.lock().damaged);
         for (disk, offset) in damaged {
             match self.repair(disk, offset, now) {
-                Ok(Repair::Done | Repair::Sound | Repair::Nowhere) => {}
-                Ok(Repair::NotNow) => self.state.lock().damaged.push((disk, offset)),
+                Ok(_) => {}
                 Err(error) => {
                     self.forget_damage(disk);
                     self.background_failed("repairing a segment", &error);
@@ -167,7 +166,10 @@ impl Core {
             let path = log.place().full_path("");
             log.begin_repair(offset, &sources, now).map(|rewrite| (rewrite, path))
         });
-        let Some(begun) = begun else { return Ok(Repair::NotNow) };
+        let Some(begun) = begun else {
+            self.repair_later(disk, offset);
+            return Ok(Repair::NotNow);
+        };
         let (rewrite, path) = begun?;
         let repaired = match rewrite {
             Ok(rewrite) => match rewrite.run(now)? {
@@ -181,11 +183,23 @@ impl Core {
             },
             Err(outcome) => outcome,
         };
-        if repaired == Repair::Done {
-            self.forget_damage(disk);
-            self.report(EventKind::Repaired { path });
+        match repaired {
+            Repair::Done => {
+                self.forget_damage(disk);
+                self.report(EventKind::Repaired { path });
+            }
+            Repair::NotNow => self.repair_later(disk, offset),
+            Repair::Sound | Repair::Nowhere => {}
         }
         Ok(repaired)
+    }
+
+    /// The next round tries again.
+    fn repair_later(&self, disk: DiskId, offset: Offset) {
+        let mut state = self.state.lock();
+        if !state.damaged.contains(&(disk, offset)) {
+            state.damaged.push((disk, offset));
+        }
     }
 
     /// Whether the replica on `disk` has all of these offsets.

@@ -34,7 +34,23 @@ impl Replica {
     }
 }
 
+impl State {
+    /// Whether the replica on `disk` is in service.
+    pub(super) fn has_log_on(&self, disk: DiskId) -> bool {
+        let leads = self.leading.disk == disk && self.fenced.is_none();
+        leads || self.progress.is_online(disk)
+    }
+}
+
 impl Core {
+    /// A call for more space on `disk` has returned.
+    pub(super) fn room_made(&self, state: &mut State, disk: DiskId) {
+        if let Some(at) = state.making_room.iter().position(|(making, _)| *making == disk) {
+            state.making_room.swap_remove(at);
+        }
+        self.room_made.notify_all();
+    }
+
     /// The partition's state, for whoever has others to look after; `None`: a call to the leader's disk hangs.
     pub(super) fn brief(&self) -> Option<MutexGuard<'_, State>> {
         let held = if self.hangs.load(Ordering::Relaxed) {
@@ -87,15 +103,23 @@ impl Core {
             }
             flushes
         });
-        !state.orphans.iter().any(|orphan| orphan.disk == disk) && state.durable.hung != Some(disk)
+        // Late zeroes would lie over what was appended to the same file by then.
+        let makes_room = state.making_room.iter().any(|(making, _)| *making == disk);
+        !state.orphans.iter().any(|orphan| orphan.disk == disk)
+            && state.durable.hung != Some(disk)
+            && !makes_room
     }
 
-    /// The leader's disk, if a flush of it has been on its way for longer than `lag_max` and somebody else can lead.
+    /// The leader's disk, if a flush of it, or a call for more space, has been on its way for longer than `lag_max` and
+    /// somebody else can lead.
     pub(crate) fn hung_leader(&self, now: Timestamp, lag_max: Duration) -> Option<DiskId> {
         let state = self.brief()?;
-        let since = state.durable.led_since.filter(|_| state.durable.led)?;
+        let disk = state.leading.disk;
+        let making = state.making_room.iter().filter(|(making, _)| *making == disk);
+        let flushes = state.durable.led_since.filter(|_| state.durable.led);
+        let since = making.map(|(_, since)| *since).chain(flushes).min()?;
         let others = state.progress.live_in_sync() > 1 && state.fenced.is_none();
-        (others && now.since(since) > lag_max).then_some(state.leading.disk)
+        (others && now.since(since) > lag_max).then_some(disk)
     }
 
     /// Whether a replica of the partition is on `disk`; false as well if that cannot be told now.

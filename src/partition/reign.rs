@@ -281,6 +281,7 @@ impl Core {
         let (old_place, old_place_disk) = (old.place().clone(), old_replica.disk);
         let failed = state.fenced.take();
         let page = state.page.take();
+        let has_failed = failed.is_some();
         {
             let mut held = old_replica.state.lock();
             match failed {
@@ -291,6 +292,8 @@ impl Core {
         // A page that says how far a leader wrote must not be believed of a follower.
         match page {
             Some(page) => page.disown(),
+            // One whose disk may hang is asked for nothing; its file goes when it returns.
+            None if has_failed => {}
             None => drop(Marks::forget(&old_place)),
         }
         state.followers.retain(|replica| replica.disk != leader);

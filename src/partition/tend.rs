@@ -311,8 +311,15 @@ impl Core {
         loop {
             let room = self.with_log(disk, |log| log.room()).flatten();
             let Some((room, position)) = room else { return };
+            let ahead = AHEAD_BYTES.min(position / 2);
+            if room.is_ready(room.ahead_of(position, ahead)) {
+                return;
+            }
+            self.state.lock().making_room.push((disk, self.clock.now()));
+            let made = room.work_ahead(position, ahead);
+            self.room_made(&mut self.state.lock(), disk);
             // A full disk is the appender's to report; here it only means that nothing is ready.
-            if !matches!(room.work_ahead(position, AHEAD_BYTES.min(position / 2)), Ok(true)) {
+            if !matches!(made, Ok(true)) {
                 return;
             }
         }

@@ -66,6 +66,12 @@ struct Stages {
 }
 
 impl Room {
+    /// Whether so much can be written without a call to the disk.
+    #[inline]
+    pub(crate) fn is_ready(&self, until: u64) -> bool {
+        until <= self.ready.load(Ordering::Acquire)
+    }
+
     /// Makes at least `until` bytes ready, and whole chunks beyond it.
     ///
     /// # Errors
@@ -113,13 +119,18 @@ impl Room {
         Ok(())
     }
 
+    /// So far from `position`, but within the segment.
+    pub(crate) fn ahead_of(&self, position: u64, ahead: u64) -> u64 {
+        (position + ahead).min(self.capacity)
+    }
+
     /// Works one chunk ahead of `position` if less than that is ready. False: nothing to do.
     ///
     /// # Errors
     /// What the system says.
     pub(crate) fn work_ahead(&self, position: u64, ahead: u64) -> io::Result<bool> {
         let ready = self.ready.load(Ordering::Acquire);
-        let until = (position + ahead).min(self.capacity);
+        let until = self.ahead_of(position, ahead);
         if ready >= until {
             return Ok(false);
         }
@@ -358,7 +369,7 @@ impl ActiveSegment {
     ) -> Result<(), Error> {
         let start = self.position;
         let end = start + bytes.len() as u64;
-        if end > self.room.ready.load(Ordering::Acquire) {
+        if !self.room.is_ready(end) {
             self.room.make_ready(end).map_err(|error| self.fault("allocate", error))?;
         }
         if start - self.indexed >= self.index_interval {
@@ -461,7 +472,7 @@ impl ActiveSegment {
     pub(crate) fn is_ready_for(&self, bytes: usize) -> bool {
         let in_memory =
             self.map.is_some() || (self.staging && self.stage.len() + bytes <= STAGE_BYTES_MAX);
-        in_memory && self.position + bytes as u64 <= self.room.ready.load(Ordering::Acquire)
+        in_memory && self.room.is_ready(self.position + bytes as u64)
     }
 
     /// The batches that are in no file yet, in two rows.
