@@ -170,20 +170,34 @@ impl Log {
 
     /// Whether an append of that many bytes has to wait for the flush that is on its way: it begins a new
     /// segment, and one is sealed only once all of it is in its file.
-    #[inline]
-    pub(crate) fn waits_for_landing(&self, draft: &Draft, bytes: usize) -> bool {
+    pub(crate) fn waits_for_landing(&self, records: u32, bytes: usize) -> bool {
         let Some(active) = &self.active else {
             return false;
         };
-        active.is_in_flight()
-            && !active.has_room_for(bytes, self.end.plus(draft.record_count().into()))
+        active.is_in_flight() && !active.has_room_for(bytes, self.end.plus(records.into()))
+    }
+
+    /// Whether a batch of that many bytes can be put in place at once: it belongs into the active segment, and there is
+    /// space for it.
+    #[inline]
+    pub(crate) fn is_ready_for(&self, records: u32, bytes: usize) -> bool {
+        let end = self.end.plus(records.into());
+        self.active.as_ref().is_some_and(|active| {
+            active.has_room_for(bytes, end)
+                && active.room().is_ready(active.position() + bytes as u64)
+        })
+    }
+
+    /// Whether the active segment has space for that many bytes.
+    #[inline]
+    pub(crate) fn has_space_for(&self, bytes: usize) -> bool {
+        self.active.as_ref().is_some_and(|active| active.has_space_for(bytes))
     }
 
     /// The space that a batch of that many bytes needs first, in the segment that it belongs into, and up to where.
-    #[inline]
-    pub(crate) fn lacks_room(&self, draft: &Draft, bytes: usize) -> Option<(Arc<Room>, u64)> {
+    pub(crate) fn lacks_room(&self, records: u32, bytes: usize) -> Option<(Arc<Room>, u64)> {
         let active = self.active.as_ref()?;
-        let end = self.end.plus(draft.record_count().into());
+        let end = self.end.plus(records.into());
         let until = active.position() + bytes as u64;
         (active.has_room_for(bytes, end) && !active.room().is_ready(until))
             .then(|| (Arc::clone(active.room()), until))

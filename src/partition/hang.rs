@@ -1,6 +1,6 @@
 //! Disks that hang: what is waited for, and how a replica on one is done without (S22).
 //!
-//! A call that hangs holds what its caller has locked: a follower's own lock, or, where the leader rolls its segment,
+//! A call that hangs holds what its caller has locked: a follower's own lock, or, where the leader begins a segment,
 //! the partition's. So whoever holds the partition's lock waits for a follower's only [`BRIEF`], and whoever works for
 //! many partitions waits for one of them no longer either. A follower that cannot be had is *orphaned*: another object
 //! takes its place, out of service, and what the hung call still does counts for nothing. Its disk is not opened anew

@@ -467,6 +467,12 @@ impl ActiveSegment {
         self.in_flight.is_some()
     }
 
+    /// Whether there is space for that many bytes.
+    #[inline]
+    pub(crate) fn has_space_for(&self, bytes: usize) -> bool {
+        self.room.is_ready(self.position + bytes as u64)
+    }
+
     /// Whether that many bytes can be appended without a call to the disk.
     #[inline]
     pub(crate) fn is_ready_for(&self, bytes: usize) -> bool {
