@@ -88,6 +88,7 @@ pub(super) fn start_disk(
             drop(shared);
             let Some(cores) = worked.attention.wait(due) else { return };
             let Some(shared) = own.upgrade() else { return };
+            let _at_work = worked.at_work.read();
             shared.round(&worked, &mut agenda, cores);
         }
     })?;
@@ -101,6 +102,7 @@ pub(super) fn start_disk(
         let flushed = Arc::clone(&disk);
         workers.spawn(format!("oncelog-flush-{}", disk.id.0), &disk.flushes, move || {
             while let Some(cores) = flushed.flushes.wait(Duration::MAX) {
+                let _at_work = flushed.at_work.read();
                 cores.iter().for_each(|core| core.flush_follower(flushed.id));
             }
         })?;

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Error, Result};
 use crate::partition::Attention;
@@ -48,6 +48,8 @@ pub(super) struct StoreDisk {
     pub(super) offline: Mutex<Option<String>>,
     pub(super) lock: Mutex<Option<Box<dyn DiskLock>>>,
     pub(super) scrub: Mutex<Scrub>,
+    /// Held by its threads while they are at work on it.
+    pub(super) at_work: RwLock<()>,
 }
 
 impl StoreDisk {
@@ -68,6 +70,7 @@ impl StoreDisk {
             offline: Mutex::new(None),
             lock: Mutex::new(lock),
             scrub: Mutex::default(),
+            at_work: RwLock::default(),
         })
     }
 

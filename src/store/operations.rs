@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::partition::{EventKind, postpone};
@@ -53,6 +54,9 @@ pub struct DiskDescription {
     /// How many of them lead.
     pub leaders: usize,
 }
+
+/// How long a disk that is stopped is waited for, once nothing is asked of it any more; it may hang.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Store {
     /// The disks of the store, by number.
@@ -271,6 +275,8 @@ impl Shared {
             }
         }
         self.settle_reigns();
+        // Whoever unmounts or clears the directory next is not to meet what was under way.
+        drop(disk.at_work.try_write_for(STOP_PATIENCE));
         Ok(())
     }
 
@@ -401,7 +407,7 @@ impl Shared {
         let number = slot.partition.partition();
         if !core.is_free(disk.id) {
             let what = format!("{}: a call to {} still hangs", slot.partition, disk.id);
-            let timeout = std::time::Duration::ZERO;
+            let timeout = Duration::ZERO;
             return Err(Error::TimedOut { what, timeout, appended: None });
         }
         let described = self.metadata.lock().state().partition(topic.id, number).cloned();
