@@ -77,7 +77,7 @@ impl Marks {
     }
 
     /// Stores the offsets. Everything below `written` is in the files, and not only in this process.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn show(&self, marks: &Progress, last_stable: Offset, written: Offset) {
         self.map.publish_u64(32, written.0);
         self.map.publish_u64(40, !written.0);

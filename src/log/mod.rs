@@ -20,7 +20,6 @@ mod recovery;
 mod repair;
 
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -208,20 +207,16 @@ impl Log {
     /// # Errors
     /// [`Error::NoSpace`] and passing errors: nothing was written, appends may go on. Anything else
     /// from the disk: the caller fences the replica.
-    #[inline]
-    pub(crate) fn append(
-        &mut self,
-        draft: &Draft,
-        buffer: &mut [u8],
-        now: Timestamp,
-    ) -> Result<(Range<Offset>, BatchHeader), Error> {
+    #[inline(always)]
+    pub(crate) fn append(&mut self, draft: &mut Draft, now: Timestamp) -> Result<(), Error> {
         let base = self.end;
-        let end = base.plus(draft.record_count().into());
-        if !self.active.as_ref().is_some_and(|active| active.has_room_for(buffer.len(), end)) {
-            if base.since(Offset::ZERO) + u64::from(draft.record_count()) >= Offset::MAX.0 {
+        let records = draft.header().record_count;
+        let end = base.plus(records.into());
+        if !self.active.as_ref().is_some_and(|active| active.has_room_for(draft.len(), end)) {
+            if base.since(Offset::ZERO) + u64::from(records) >= Offset::MAX.0 {
                 return Err(self.place.io_error("", "append", io::ErrorKind::FileTooLarge.into()));
             }
-            self.roll(buffer.len(), now)?;
+            self.roll(draft.len(), now)?;
         }
         let place = record::Place {
             seed: self.place.identity.seed,
@@ -229,12 +224,12 @@ impl Log {
             leader_epoch: self.epoch,
             durable_end: self.flushed_end,
         };
-        let header = draft.seal(&place, buffer);
+        draft.seal(&place);
         let active = self.active.as_mut().expect("the roll above made one");
-        active.append(buffer, &header, now)?;
+        active.append(draft.bytes(), draft.header(), now)?;
         self.end = end;
-        self.note_producer(buffer, &header, now);
-        Ok((base..end, header))
+        self.note_producer(draft.bytes(), draft.header(), now);
+        Ok(())
     }
 
     /// Puts a batch that the leader sealed behind the last one, as it is (REPL-18).
@@ -261,7 +256,7 @@ impl Log {
     }
 
     /// Keeps in mind whose batch it was.
-    #[inline]
+    #[inline(always)]
     fn note_producer(&mut self, bytes: &[u8], header: &BatchHeader, now: Timestamp) {
         if header.producer_id == ProducerId(0) {
             self.producers.pass(header);
@@ -277,12 +272,18 @@ impl Log {
         }
     }
 
+    /// Whether a batch of no transaction is the next one of whoever appended last: there is nothing against it.
+    #[inline]
+    pub(crate) fn goes_on(&self, given: ProducerSequence, count: u32) -> bool {
+        self.producers.goes_on(given, count)
+    }
+
     /// What becomes of a batch that a producer offers.
     pub(crate) fn check(&self, proposal: &Proposal) -> Verdict {
         self.producers.check(proposal)
     }
 
-    /// Encodes the end of a producer's transaction.
+    /// Encodes the end of a producer's transaction into `draft`.
     ///
     /// # Errors
     /// [`Error::ProducerFenced`] if a later transaction of the producer's is here (TXLOG-07);
@@ -291,15 +292,16 @@ impl Log {
         &self,
         marker: &Marker,
         now: Timestamp,
-        buffer: &mut Vec<u8>,
-    ) -> Result<Draft, Error> {
+        draft: &mut Draft,
+    ) -> Result<(), Error> {
         let Marker { producer: id, epoch, .. } = *marker;
         let partition = &self.place.identity.partition;
         let first = self.producers.check_marker(id, epoch).map_err(|refusal| {
             let given = ProducerSequence { id, epoch, sequence: 0 };
             refusal.into_error(partition.clone(), given, None)
         })?;
-        Ok(record::encode_marker(marker, first.unwrap_or(self.end), now, partition, buffer))
+        record::encode_marker(marker, first.unwrap_or(self.end), now, partition, draft);
+        Ok(())
     }
 
     /// What is known of a producer.
@@ -313,7 +315,7 @@ impl Log {
     }
 
     /// Where read-committed readers stop. It does not fall while the watermark does not.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn last_stable(&mut self, high_watermark: Offset) -> Offset {
         self.producers.last_stable(high_watermark, self.reader.log_start())
     }
@@ -874,6 +876,8 @@ impl SettleError {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
     use crate::record::{DraftSettings, Record};
     use crate::segment::Identity;
@@ -921,12 +925,11 @@ mod tests {
     fn append(log: &mut Log, values: &[u64]) -> Range<Offset> {
         let values: Vec<_> = values.iter().map(|value| value.to_le_bytes()).collect();
         let records: Vec<_> = values.iter().map(Record::new).collect();
-        let (mut batch, mut scratch) = (Vec::new(), Vec::new());
-        let partition = TopicPartition::new("t", 0);
-        let settings = DraftSettings::plain(NOW);
-        let draft =
-            Draft::encode(&records, &settings, &partition, &mut batch, &mut scratch).unwrap();
-        log.append(&draft, &mut batch, NOW).unwrap().0
+        let (mut draft, partition) = (Draft::default(), TopicPartition::new("t", 0));
+        draft.encode(&records, &DraftSettings::plain(NOW), &partition).unwrap();
+        let base = log.end();
+        log.append(&mut draft, NOW).unwrap();
+        base..log.end()
     }
 
     fn values(log: &Log) -> Vec<u64> {

@@ -17,7 +17,7 @@ use crate::protocol::producer_state::verdict::{Refusal, Verdict};
 use crate::record::BatchHeader;
 use crate::segment::Place;
 use crate::storage::{read_small, replace_file};
-use crate::types::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, Timestamp};
+use crate::types::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, ProducerSequence, Timestamp};
 
 use super::LogReader;
 
@@ -135,10 +135,17 @@ impl Producers {
     }
 
     /// Takes in a batch that the log now has.
+    #[inline(always)]
     pub(super) fn on_appended(&mut self, header: &BatchHeader, now: Timestamp) {
         self.unwritten_bytes += u64::from(header.length);
         // Who had to be forgotten to make room, and what ended, the log does not ask.
         let _ = self.states.on_appended(&BatchFacts::from(header), now);
+    }
+
+    /// Whether a batch of no transaction is the next one of whoever appended last.
+    #[inline]
+    pub(super) fn goes_on(&self, given: ProducerSequence, count: u32) -> bool {
+        self.states.goes_on(given, count)
     }
 
     pub(super) fn check(&self, proposal: &Proposal) -> Verdict {
@@ -171,7 +178,7 @@ impl Producers {
     }
 
     /// Below it, everything is decided and cannot be taken back.
-    #[inline]
+    #[inline(always)]
     pub(super) fn last_stable(&mut self, high_watermark: Offset, log_start: Offset) -> Offset {
         if self.states.is_quiet() {
             return high_watermark;

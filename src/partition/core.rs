@@ -28,29 +28,35 @@ use super::replica::Replica;
 use super::ticket::{Waiter, complete};
 use super::{Appended, Attention, Author, EventLog};
 
-/// Encoding buffers up to this size are kept for the thread's next append.
-const SCRATCH_BYTES_MAX: usize = 1 << 20;
+/// Buffers up to this size are kept for the thread's next append.
+const DRAFT_BYTES_MAX: usize = 1 << 20;
 
 thread_local! {
-    static SCRATCH: Cell<Scratch> = const { Cell::new(Scratch { batch: Vec::new(), plain: Vec::new() }) };
+    static DRAFT: Cell<Option<Box<Draft>>> = const { Cell::new(None) };
 }
 
-#[derive(Default)]
-struct Scratch {
-    batch: Vec<u8>,
-    plain: Vec<u8>,
-}
+/// A draft of this thread's, from one append to the next.
+struct Scratch(Option<Box<Draft>>);
 
-#[inline]
-fn with_scratch<R>(encode: impl FnOnce(&mut Scratch) -> R) -> R {
-    let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
-    let encoded = encode(&mut scratch);
-    if scratch.batch.capacity() + scratch.plain.capacity() > SCRATCH_BYTES_MAX {
-        scratch = Scratch::default();
+impl Scratch {
+    /// One that is in use, by an append whose callback appends, is not there; a thread that ends has none.
+    #[inline(always)]
+    fn take() -> Self {
+        Self(Some(DRAFT.try_with(Cell::take).ok().flatten().unwrap_or_default()))
     }
-    // A thread that ends keeps nothing.
-    let _ = SCRATCH.try_with(|kept| kept.set(scratch));
-    encoded
+
+    #[inline]
+    fn draft(&mut self) -> &mut Draft {
+        self.0.as_mut().expect("it is given back by the drop alone")
+    }
+}
+
+impl Drop for Scratch {
+    #[inline(always)]
+    fn drop(&mut self) {
+        let draft = self.0.take().filter(|draft| draft.capacity() <= DRAFT_BYTES_MAX);
+        let _ = DRAFT.try_with(|kept| kept.set(draft));
+    }
 }
 
 /// What the topic says about a partition, as an append needs it.
@@ -305,7 +311,7 @@ impl Core {
     ///
     /// # Errors
     /// As for `Partition::append`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn append(
         &self,
         author: Option<&Author>,
@@ -338,7 +344,7 @@ impl Core {
 
     /// As [`Core::append_only`], for a caller that is likely to wait at once and flush by itself: the worker
     /// looks only after [`SOON`](super::flush::SOON).
-    #[inline]
+    #[inline(always)]
     pub(crate) fn append_to_wait(
         &self,
         author: Option<&Author>,
@@ -356,7 +362,7 @@ impl Core {
         Ok(placed)
     }
 
-    #[inline]
+    #[inline(always)]
     fn append_batch(
         &self,
         author: Option<&Author>,
@@ -367,54 +373,45 @@ impl Core {
             return Err(Error::Closed);
         }
         let now = self.clock.now();
-        with_scratch(|scratch| self.append_with(author, records, acks, now, scratch))
-    }
-
-    #[inline]
-    fn append_with(
-        &self,
-        author: Option<&Author>,
-        records: &[Record<'_>],
-        acks: Acks,
-        now: Timestamp,
-        Scratch { batch, plain }: &mut Scratch,
-    ) -> Result<Placed, Error> {
-        let mut draft = self.draft(author, records, now, batch, plain)?;
+        let mut scratch = Scratch::take();
+        let draft = scratch.draft();
+        self.encode(author, records, now, draft)?;
         // One without an id only chose the compression.
         let author = author.filter(|author| author.producer.id != ProducerId(0));
         if let Some(author) = author {
-            draft = draft.written_by(author.producer, author.transactional);
+            draft.written_by(author.producer, author.transactional);
         }
         let mut state = self.lock_to_append()?;
         self.check_leads(&state)?;
         if acks == Acks::All && !state.followers.is_empty() {
             self.check_in_sync(&state)?;
         }
-        // By value: what a cold call sees of the draft would have to be in memory, at 10 ns an append.
-        let records = draft.record_count();
-        while state.log.waits_for_landing(records, batch.len()) {
+        let (records, bytes) = (draft.header().record_count, draft.len());
+        while state.log.waits_for_landing(records, bytes) {
             state = self.land(state)?;
         }
-        if !state.log.has_space_for(batch.len()) {
-            state = self.make_ready(state, records, batch.len())?;
+        if !state.log.has_space_for(bytes) {
+            state = self.make_ready(state, records, bytes)?;
         }
         if let Some(author) = author
-            && let Some(known) = self.judge(&state, author, &draft, acks)?
+            && (author.transactional || !state.log.goes_on(author.producer, records))
+            && let Some(known) = self.judge(&state, author, records, acks)?
         {
             return Ok(known);
         }
-        self.place(state, &draft, batch, acks, now)
+        self.place(state, draft, acks, now)
     }
 
     /// What the partition makes of a producer's batch. `None`: it is to be appended.
+    #[inline(never)]
     fn judge(
         &self,
         state: &State,
         author: &Author,
-        draft: &Draft,
+        records: u32,
         acks: Acks,
     ) -> Result<Option<Placed>, Error> {
-        match state.log.check(&author.proposal(draft.record_count())) {
+        match state.log.check(&author.proposal(records)) {
             Verdict::Append => Ok(None),
             Verdict::Refused(refusal) => {
                 Err(refusal.into_error(self.partition.clone(), author.producer, None))
@@ -449,27 +446,26 @@ impl Core {
         if !self.fork.is_owner() {
             return Err(Error::Closed);
         }
-        let placed = with_scratch(|scratch| {
-            let now = self.clock.now();
-            let batch = &mut scratch.batch;
-            let mut state = self.lock_to_append()?;
-            let mut asked = false;
-            let draft = loop {
-                self.check_leads(&state)?;
-                if acks == Acks::All && !state.followers.is_empty() {
-                    self.check_in_sync(&state)?;
-                }
-                let draft = state.log.encode_marker(marker, now, batch)?;
-                let records = draft.record_count();
-                let waits = state.log.waits_for_landing(records, batch.len());
-                if !waits && (asked || state.log.is_ready_for(records, batch.len())) {
-                    break draft;
-                }
-                asked = true;
-                state = self.make_ready(state, records, batch.len())?;
-            };
-            self.place(state, &draft, batch, acks, now)
-        })?;
+        let now = self.clock.now();
+        let mut scratch = Scratch::take();
+        let draft = scratch.draft();
+        let mut state = self.lock_to_append()?;
+        let mut asked = false;
+        loop {
+            self.check_leads(&state)?;
+            if acks == Acks::All && !state.followers.is_empty() {
+                self.check_in_sync(&state)?;
+            }
+            state.log.encode_marker(marker, now, draft)?;
+            let (records, bytes) = (draft.header().record_count, draft.len());
+            let waits = state.log.waits_for_landing(records, bytes);
+            if !waits && (asked || state.log.is_ready_for(records, bytes)) {
+                break;
+            }
+            asked = true;
+            state = self.make_ready(state, records, bytes)?;
+        }
+        let placed = self.place(state, draft, acks, now)?;
         if let Placed::Waits(_) = placed {
             // An abort is waited for at once; a commit's marker is safe with what is appended next.
             self.ask_for_flush_soon();
@@ -487,15 +483,14 @@ impl Core {
         self.state.lock().log.open_transactions()
     }
 
-    #[inline]
-    fn draft(
+    #[inline(always)]
+    fn encode(
         &self,
         author: Option<&Author>,
         records: &[Record<'_>],
         now: Timestamp,
-        batch: &mut Vec<u8>,
-        plain: &mut Vec<u8>,
-    ) -> Result<Draft, Error> {
+        draft: &mut Draft,
+    ) -> Result<(), Error> {
         let mut settings = match self.plain_bytes_max.load(Ordering::Relaxed) {
             0 => self.draft_settings(now),
             bytes_max => DraftSettings { bytes_max, ..DraftSettings::plain(now) },
@@ -503,7 +498,7 @@ impl Core {
         if let Some(compression) = author.and_then(|author| author.compression) {
             settings.compression = compression;
         }
-        Draft::encode(records, &settings, &self.partition, batch, plain)
+        draft.encode(records, &settings, &self.partition)
     }
 
     fn draft_settings(&self, now: Timestamp) -> DraftSettings {
@@ -519,25 +514,25 @@ impl Core {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn place(
         &self,
         mut state: MutexGuard<'_, State>,
-        draft: &Draft,
-        batch: &mut [u8],
+        draft: &mut Draft,
         acks: Acks,
         now: Timestamp,
     ) -> Result<Placed, Error> {
-        let (offsets, header) = match state.log.append(draft, batch, now) {
-            Ok(placed) => placed,
-            Err(error) => return Err(self.append_failed(state, error)),
-        };
-        let flush = state.flush;
-        state.progress.on_appended(offsets.end, flush);
-        if !state.followers.is_empty() {
-            self.append_inline(&mut state, batch, &header, now);
+        let base = state.log.end();
+        if let Err(error) = state.log.append(draft, now) {
+            return Err(self.append_failed(state, error));
         }
-        let acknowledged = self.is_acknowledged(&state, offsets.end, acks);
+        let (end, flush) = (state.log.end(), state.flush);
+        state.progress.on_appended(end);
+        if !state.followers.is_empty() {
+            self.append_inline(&mut state, draft.bytes(), draft.header(), now);
+        }
+        state.progress.advance(flush);
+        let acknowledged = self.is_acknowledged(&state, end, acks);
         let State { progress, page, log, durable, watches, .. } = &mut *state;
         let high_watermark = progress.high_watermark();
         let last_stable = log.last_stable(high_watermark);
@@ -547,7 +542,7 @@ impl Core {
         let sleepers = !durable.is_idle() || !watches.is_empty();
         // With `OnAck`, only the end of a transaction shows readers anything new before a flush.
         let news = flush != Flush::OnAck || last_stable > self.last_stable_offset();
-        self.log_end.store(offsets.end.0, Ordering::Release);
+        self.log_end.store(end.0, Ordering::Release);
         self.high_watermark.store(high_watermark.0, Ordering::Release);
         self.last_stable.store(last_stable.0, Ordering::Release);
         let mut attention = log.wants_attention();
@@ -571,7 +566,7 @@ impl Core {
         if readers {
             self.readable.notify_all();
         }
-        let appended = Appended { offsets, timestamp: now, duplicate: false };
+        let appended = Appended { offsets: base..end, timestamp: now, duplicate: false };
         Ok(if acknowledged {
             Placed::Done(appended)
         } else {

@@ -59,7 +59,7 @@ impl Core {
         header: &BatchHeader,
         now: Timestamp,
     ) {
-        let State { progress, followers, flush, .. } = state;
+        let State { progress, followers, .. } = state;
         for replica in followers.iter() {
             let appended = replica.state.try_lock().is_some_and(|mut follower| {
                 let Some(log) = follower.log.as_mut() else { return false };
@@ -75,7 +75,7 @@ impl Core {
                 done
             });
             if appended {
-                progress.on_followed(replica.disk, header.end_offset(), *flush);
+                progress.on_appended_inline(replica.disk, header.end_offset());
             } else {
                 replica.ask_for_attention(self);
             }

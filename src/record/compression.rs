@@ -6,6 +6,8 @@
 use crate::error::DecodeError;
 use crate::types::Compression;
 
+use super::buffer::Buffer;
+
 /// No codec packs tighter than this: four bytes of Zstandard can stand for 128 KiB, one byte of LZ4 for
 /// 255, three bytes of Snappy for 64. A length out of that proportion is refused before it is allocated.
 const RATIO_MAX: usize = 1 << 15;
@@ -48,22 +50,22 @@ pub(crate) fn codec_is_available(codec: Compression) -> bool {
 pub(super) fn compress(
     codec: Compression,
     plain: &[u8],
-    target: &mut Vec<u8>,
+    target: &mut Buffer,
 ) -> Result<(), DecodeError> {
     match codec {
-        Compression::None => target.extend_from_slice(plain),
+        Compression::None => target.put(plain),
         #[cfg(feature = "lz4")]
-        Compression::Lz4 => target.extend_from_slice(&lz4_flex::block::compress(plain)),
+        Compression::Lz4 => target.put(&lz4_flex::block::compress(plain)),
         #[cfg(feature = "zstd")]
         Compression::Zstd => {
             let packed =
                 zstd::bulk::compress(plain, zstd::DEFAULT_COMPRESSION_LEVEL).map_err(failed)?;
-            target.extend_from_slice(&packed);
+            target.put(&packed);
         }
         #[cfg(feature = "snappy")]
         Compression::Snappy => {
             let packed = snap::raw::Encoder::new().compress_vec(plain).map_err(failed)?;
-            target.extend_from_slice(&packed);
+            target.put(&packed);
         }
         #[allow(unreachable_patterns, reason = "every codec may be compiled in")]
         missing => return Err(absent(missing)),
@@ -148,7 +150,7 @@ mod tests {
     fn the_tightest_packing_is_unpacked_and_a_length_beyond_it_takes_no_memory() {
         let plain = vec![7; 3 << 20];
         for codec in ALL.into_iter().filter(|codec| codec_is_available(*codec)) {
-            let mut packed = Vec::new();
+            let mut packed = Buffer::default();
             compress(codec, &plain, &mut packed).unwrap();
             let mut back = Vec::new();
             decompress(codec, &packed, plain.len(), &mut back).unwrap();
@@ -163,7 +165,7 @@ mod tests {
     #[test]
     fn a_codec_that_is_not_compiled_in_says_so() {
         for codec in ALL.into_iter().filter(|codec| !codec_is_available(*codec)) {
-            let refused = compress(codec, b"a", &mut Vec::new());
+            let refused = compress(codec, b"a", &mut Buffer::default());
             assert!(matches!(refused, Err(DecodeError::Decompress(_))), "{codec:?}");
             let refused = decompress(codec, b"a", 1, &mut Vec::new());
             assert!(matches!(refused, Err(DecodeError::Decompress(_))), "{codec:?}");
@@ -176,7 +178,7 @@ mod tests {
             plain in proptest::collection::vec(0u8..4, 0..2000)
         ) {
             for codec in ALL.into_iter().filter(|codec| codec_is_available(*codec)) {
-                let mut packed = Vec::new();
+                let mut packed = Buffer::default();
                 compress(codec, &plain, &mut packed).unwrap();
                 let mut back = Vec::new();
                 decompress(codec, &packed, plain.len(), &mut back).unwrap();

@@ -23,14 +23,14 @@ pub(crate) struct Marker {
     pub(crate) outcome: Outcome,
 }
 
-/// Encodes the batch that ends a transaction which began at `first`.
+/// Encodes into `draft` the batch that ends a transaction which began at `first`.
 pub(crate) fn encode_marker(
     marker: &Marker,
     first: Offset,
     now: Timestamp,
     partition: &TopicPartition,
-    buffer: &mut Vec<u8>,
-) -> Draft {
+    draft: &mut Draft,
+) {
     let code = match marker.outcome {
         Outcome::Aborted => MARKER_ABORT,
         Outcome::Committed => MARKER_COMMIT,
@@ -39,8 +39,8 @@ pub(crate) fn encode_marker(
     let (key, value) = ([0, 0, kind, 0], first.0.to_le_bytes());
     let record = Record::new(&value).key(&key);
     let settings = DraftSettings::plain(now);
-    let draft = Draft::encode(&[record], &settings, partition, buffer, &mut Vec::new());
-    draft.expect("a record of twelve bytes fits").control(marker.producer, marker.epoch, code)
+    draft.encode(&[record], &settings, partition).expect("a record of twelve bytes fits");
+    draft.control(marker.producer, marker.epoch, code);
 }
 
 /// Where the transaction began that this marker ends, as its record says.

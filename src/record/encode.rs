@@ -9,6 +9,7 @@ use crate::types::{
     TimestampType, TopicPartition,
 };
 
+use super::buffer::Buffer;
 use super::compression;
 use super::header::{ALIGNMENT, BatchHeader, HEADER_BYTES, crc};
 use super::record::Record;
@@ -48,27 +49,32 @@ pub(crate) struct Place {
     pub(crate) durable_end: Offset,
 }
 
-/// A batch without a place; its bytes are in the buffer it was encoded into.
-#[derive(Clone, Copy, Debug)]
+/// A batch without a place: its header and its bytes, in memory that is used again for the next one.
+///
+/// Changed where it is, and never moved: a header on its way through results and tuples is stored in words and loaded
+/// in vectors, which the processor makes wait for each other, 4 ns a time.
+#[derive(Debug, Default)]
 pub(crate) struct Draft {
     header: BatchHeader,
+    bytes: Buffer,
+    /// The records before compression.
+    plain: Buffer,
 }
 
 impl Draft {
-    /// Encodes `records` into `buffer`, leaving room for the header. Nothing larger than the limit
-    /// is ever copied. `scratch` holds the records before compression.
+    /// Encodes `records`, leaving room for the header. Nothing larger than the limit is ever copied.
     ///
     /// # Errors
     /// [`Error::InvalidRecord`] for no records or a timestamp out of range (LOG-13), and
-    /// [`Error::RecordTooLarge`] (LOG-01).
-    #[inline]
+    /// [`Error::RecordTooLarge`] (LOG-01). What the draft holds is then of no meaning.
+    #[inline(always)]
     pub(crate) fn encode(
+        &mut self,
         records: &[Record<'_>],
         settings: &DraftSettings,
         partition: &TopicPartition,
-        buffer: &mut Vec<u8>,
-        scratch: &mut Vec<u8>,
-    ) -> Result<Self, Error> {
+    ) -> Result<(), Error> {
+        let Self { header, bytes, plain } = self;
         let Some(first) = records.first() else {
             return Err(invalid(partition, 0, "an append needs at least one record"));
         };
@@ -79,12 +85,11 @@ impl Draft {
         };
         let base_timestamp = stamp(first);
         let mut max_timestamp = base_timestamp;
-        let plain = settings.compression == Compression::None;
-        let target = if plain { &mut *buffer } else { &mut *scratch };
-        target.clear();
-        if plain {
-            target.extend_from_slice(&[0; HEADER_BYTES]);
-        }
+        let packs = settings.compression != Compression::None;
+        bytes.clear();
+        leave_room_for_header(bytes);
+        plain.clear();
+        let target = if packs { &mut *plain } else { &mut *bytes };
         for (index, record) in records.iter().enumerate() {
             let timestamp = stamp(record);
             if timestamp != settings.now
@@ -101,83 +106,100 @@ impl Draft {
             put_record(target, record, index, delta, settings.bytes_max)
                 .map_err(|bytes| too_large(partition, bytes, settings))?;
         }
-        if !plain {
-            let len = u32::try_from(scratch.len())
-                .map_err(|_| too_large(partition, scratch.len() as u64, settings))?;
-            buffer.clear();
-            buffer.extend_from_slice(&[0; HEADER_BYTES]);
-            buffer.extend_from_slice(&len.to_le_bytes());
-            compression::compress(settings.compression, scratch, buffer).map_err(|error| {
-                invalid(partition, 0, &format!("the batch does not compress: {error}"))
-            })?;
+        if packs {
+            pack(plain, settings, partition, bytes)?;
         }
-        let padding = buffer.len().wrapping_neg() % ALIGNMENT;
-        buffer.extend_from_slice(&[0; ALIGNMENT][..padding]);
+        let padding = bytes.len().wrapping_neg() % ALIGNMENT;
+        bytes.put(&[0; ALIGNMENT][..padding]);
         let count = u32::try_from(records.len())
-            .map_err(|_| too_large(partition, buffer.len() as u64, settings))?;
-        let length = u32::try_from(buffer.len()).ok().filter(|len| *len <= settings.bytes_max);
+            .map_err(|_| too_large(partition, bytes.len() as u64, settings))?;
+        let length = u32::try_from(bytes.len()).ok().filter(|len| *len <= settings.bytes_max);
         let Some(length) = length else {
-            return Err(too_large(partition, buffer.len() as u64, settings));
+            return Err(too_large(partition, bytes.len() as u64, settings));
         };
-        Ok(Self {
-            header: BatchHeader {
-                length,
-                padding: u8::try_from(padding).expect("less than four"),
-                compression: settings.compression,
-                append_time,
-                transactional: false,
-                control: false,
-                leader_epoch: LeaderEpoch(0),
-                base_offset: Offset::ZERO,
-                last_offset_delta: count - 1,
-                record_count: count,
-                producer_id: ProducerId(0),
-                producer_epoch: ProducerEpoch(0),
-                records_crc: crc(0, &buffer[HEADER_BYTES..]),
-                base_sequence: 0,
-                base_timestamp,
-                max_timestamp,
-                durable_end: Offset::ZERO,
-            },
-        })
+        *header = BatchHeader {
+            length,
+            padding: u8::try_from(padding).expect("less than four"),
+            compression: settings.compression,
+            append_time,
+            last_offset_delta: count - 1,
+            record_count: count,
+            records_crc: crc(0, &bytes[HEADER_BYTES..]),
+            base_timestamp,
+            max_timestamp,
+            ..BatchHeader::default()
+        };
+        Ok(())
     }
 
-    /// Writes the header for `place` into `buffer`, the one that the draft was encoded into.
-    #[inline]
-    pub(crate) fn seal(&self, place: &Place, buffer: &mut [u8]) -> BatchHeader {
-        let header = BatchHeader {
-            leader_epoch: place.leader_epoch,
-            base_offset: place.base_offset,
-            durable_end: place.durable_end,
-            ..self.header
-        };
-        let target = buffer.first_chunk_mut().expect("encode left room for the header");
-        header.encode(place.seed, target);
-        header
+    /// Puts the header for `place` in front.
+    #[inline(always)]
+    pub(crate) fn seal(&mut self, place: &Place) {
+        self.header.leader_epoch = place.leader_epoch;
+        self.header.base_offset = place.base_offset;
+        self.header.durable_end = place.durable_end;
+        let target = self.bytes.first_chunk_mut().expect("encode left room for the header");
+        self.header.encode(place.seed, target);
     }
 
     /// Says whose batch it is.
     #[inline]
-    pub(crate) fn written_by(mut self, producer: ProducerSequence, transactional: bool) -> Self {
+    pub(crate) fn written_by(&mut self, producer: ProducerSequence, transactional: bool) {
         self.header.producer_id = producer.id;
         self.header.producer_epoch = producer.epoch;
         self.header.base_sequence = producer.sequence;
         self.header.transactional = transactional;
-        self
     }
 
     /// Makes it the end of a producer's transaction; `code` says which end.
-    pub(super) fn control(mut self, id: ProducerId, epoch: ProducerEpoch, code: u64) -> Self {
-        self = self.written_by(ProducerSequence { id, epoch, sequence: code }, true);
+    pub(super) fn control(&mut self, id: ProducerId, epoch: ProducerEpoch, code: u64) {
+        self.written_by(ProducerSequence { id, epoch, sequence: code }, true);
         self.header.control = true;
-        self
     }
 
-    /// How many records the batch holds.
+    /// What the batch says of itself; of its place, once it is sealed.
     #[inline]
-    pub(crate) fn record_count(&self) -> u32 {
-        self.header.record_count
+    pub(crate) fn header(&self) -> &BatchHeader {
+        &self.header
     }
+
+    /// The whole batch; its header, once it is sealed.
+    #[inline(always)]
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// How many bytes the whole batch takes.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Memory that it keeps.
+    pub(crate) fn capacity(&self) -> usize {
+        self.bytes.capacity() + self.plain.capacity()
+    }
+}
+
+/// Packs the records of `plain` behind the header's room in `target`.
+fn pack(
+    plain: &Buffer,
+    settings: &DraftSettings,
+    partition: &TopicPartition,
+    target: &mut Buffer,
+) -> Result<(), Error> {
+    let len = u32::try_from(plain.len())
+        .map_err(|_| too_large(partition, plain.len() as u64, settings))?;
+    target.put(&len.to_le_bytes());
+    compression::compress(settings.compression, plain, target)
+        .map_err(|error| invalid(partition, 0, &format!("the batch does not compress: {error}")))
+}
+
+/// The header is written last, over whatever is there.
+#[inline]
+fn leave_room_for_header(target: &mut Buffer) {
+    target.room(HEADER_BYTES);
+    target.advance(HEADER_BYTES);
 }
 
 /// How many bytes a batch of this record alone takes before compression, at most.
@@ -222,9 +244,9 @@ fn body_len(record: &Record<'_>) -> u64 {
 }
 
 /// Appends one record to `target`; `Err` gives the size that is over the limit.
-#[inline]
+#[inline(always)]
 fn put_record(
-    target: &mut Vec<u8>,
+    target: &mut Buffer,
     record: &Record<'_>,
     index: usize,
     timestamp_delta: i64,
@@ -238,29 +260,32 @@ fn put_record(
     if !all_short || !record.headers.is_empty() {
         return put_long_record(target, record, index, timestamp_delta, bytes_max);
     }
-    // A short record, as most are. Without a question for each byte, a batch of 100 records of 100 bytes takes 3.8 us
-    // instead of 4.1.
+    // A short record, as most are.
     let head = Shorts::default().then(delta).then(index_number).then(key_mark);
     let middle = Shorts::default().then(value_mark);
     let body = head.len() + key.len() + middle.len() + value.len() + 1;
-    let length = Shorts::default().then(body as u64);
-    let total = target.len() + length.len() + body;
-    if total as u64 > u64::from(bytes_max) {
-        return Err(total as u64);
+    let head = Shorts::default().then(body as u64).and(head);
+    let (key_at, value_at) = (head.len(), head.len() + key.len() + middle.len());
+    let len = value_at + value.len() + 1;
+    let total = (target.len() + len) as u64;
+    if total > u64::from(bytes_max) {
+        return Err(total);
     }
-    length.put(target);
-    head.put(target);
-    target.extend_from_slice(key);
-    middle.put(target);
-    target.extend_from_slice(value);
-    target.push(0);
+    // Numbers are stored eight bytes wide; what is too much lies under what comes behind.
+    let room = &mut target.room(len + Shorts::WIDTH)[..len + Shorts::WIDTH];
+    head.store(room, 0);
+    room[key_at..][..key.len()].copy_from_slice(key);
+    middle.store(room, key_at + key.len());
+    room[value_at..][..value.len()].copy_from_slice(value);
+    room[len - 1] = 0;
+    target.advance(len);
     Ok(())
 }
 
 /// As [`put_record`], of any size.
 #[inline(never)]
 fn put_long_record(
-    target: &mut Vec<u8>,
+    target: &mut Buffer,
     record: &Record<'_>,
     index: usize,
     timestamp_delta: i64,
@@ -274,20 +299,19 @@ fn put_long_record(
     if total > u64::from(bytes_max) {
         return Err(total);
     }
-    target.reserve(usize::try_from(total).expect("below a u32 limit") - target.len());
     varint::put_u64(target, body);
     varint::put_i64(target, timestamp_delta);
     varint::put_u64(target, index as u64);
     varint::put_u64(target, key_mark);
-    target.extend_from_slice(record.key.unwrap_or_default());
+    target.put(record.key.unwrap_or_default());
     varint::put_u64(target, value_mark);
-    target.extend_from_slice(record.value.unwrap_or_default());
+    target.put(record.value.unwrap_or_default());
     varint::put_u64(target, record.headers.len() as u64);
     for (name, value) in &record.headers {
         varint::put_u64(target, name.len() as u64);
-        target.extend_from_slice(name.as_bytes());
+        target.put(name.as_bytes());
         varint::put_u64(target, value.len() as u64 + 1);
-        target.extend_from_slice(value);
+        target.put(value);
     }
     Ok(())
 }
@@ -307,6 +331,14 @@ fn too_large(partition: &TopicPartition, bytes: u64, settings: &DraftSettings) -
 mod tests {
     use super::*;
 
+    fn begun() -> Buffer {
+        let mut buffer = Buffer::default();
+        // What an earlier batch left must not matter.
+        buffer.room(1 << 16).fill(0xaa);
+        buffer.put(&[1]);
+        buffer
+    }
+
     #[test]
     fn a_short_record_is_written_as_any_other() {
         let bytes = vec![7; 17_000];
@@ -323,14 +355,14 @@ mod tests {
             for delta in [0, 1, -1, 63, -64, 64, -65, 8191, -8192, 8192, -8193, i64::MAX, i64::MIN]
             {
                 for index in [0, 127, 128, 16_383, 16_384] {
-                    let (mut one, mut other) = (vec![1], vec![1]);
+                    let (mut one, mut other) = (begun(), begun());
                     put_record(&mut one, &record, index, delta, u32::MAX).unwrap();
                     put_long_record(&mut other, &record, index, delta, u32::MAX).unwrap();
-                    assert_eq!(one, other, "{delta} {index}");
+                    assert_eq!(*one, *other, "{delta} {index}");
                     let limit = u32::try_from(one.len()).unwrap();
-                    let mut again = vec![1];
+                    let mut again = begun();
                     assert!(put_record(&mut again, &record, index, delta, limit).is_ok());
-                    let refused = put_record(&mut vec![1], &record, index, delta, limit - 1);
+                    let refused = put_record(&mut begun(), &record, index, delta, limit - 1);
                     assert_eq!(refused, Err(limit.into()));
                 }
             }

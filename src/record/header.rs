@@ -39,7 +39,7 @@ const CONTROL: u16 = 1 << 5;
 const KNOWN_ATTRIBUTES: u16 = CODEC_MASK | APPEND_TIME | TRANSACTIONAL | CONTROL;
 
 /// What a batch says of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct BatchHeader {
     pub(crate) length: u32,
     pub(crate) padding: u8,
@@ -62,6 +62,7 @@ pub(crate) struct BatchHeader {
 
 impl BatchHeader {
     /// The offset just after the batch.
+    #[inline]
     pub(crate) fn end_offset(&self) -> Offset {
         self.base_offset.plus(u64::from(self.last_offset_delta) + 1)
     }
@@ -72,7 +73,7 @@ impl BatchHeader {
     }
 
     /// Writes the header in front of its payload, checksum included.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn encode(&self, seed: u32, target: &mut [u8; HEADER_BYTES]) {
         let mut attributes = compression::codec_code(self.compression);
         if self.append_time {
@@ -179,7 +180,7 @@ impl BatchHeader {
 }
 
 /// CRC-32 (IEEE) of `bytes`, continued from `seed`.
-#[inline]
+#[inline(always)]
 pub(crate) fn crc(seed: u32, bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(seed);
     hasher.update(bytes);

@@ -7,6 +7,7 @@
 
 mod addressed;
 mod batch;
+mod buffer;
 mod compression;
 mod control;
 mod encode;
@@ -39,17 +40,16 @@ mod tests {
     const SEED: u32 = 0x0102_0304;
 
     fn encode(records: &[Record<'_>], settings: &DraftSettings) -> Result<Vec<u8>, Error> {
-        let (mut batch, mut scratch) = (Vec::new(), Vec::new());
-        let partition = TopicPartition::new("t", 0);
-        let draft = Draft::encode(records, settings, &partition, &mut batch, &mut scratch)?;
+        let mut draft = Draft::default();
+        draft.encode(records, settings, &TopicPartition::new("t", 0))?;
         let place = Place {
             seed: SEED,
             base_offset: Offset(0),
             leader_epoch: LeaderEpoch(0),
             durable_end: Offset(0),
         };
-        draft.seal(&place, &mut batch);
-        Ok(batch)
+        draft.seal(&place);
+        Ok(draft.bytes().to_vec())
     }
 
     #[test]

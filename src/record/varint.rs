@@ -1,13 +1,15 @@
 //! Integers in as few bytes as they need: LEB128, and zigzag for signed ones.
 
+use super::buffer::Buffer;
+
 /// Appends `value`, seven bits a byte, the lowest first.
 #[inline]
-pub(crate) fn put_u64(target: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn put_u64(target: &mut Buffer, mut value: u64) {
     while value >= 0x80 {
-        target.push(low_byte(value) | 0x80);
+        target.put(&[low_byte(value) | 0x80]);
         value >>= 7;
     }
-    target.push(low_byte(value));
+    target.put(&[low_byte(value)]);
 }
 
 /// Numbers below this take at most two bytes.
@@ -21,6 +23,9 @@ pub(crate) struct Shorts {
 }
 
 impl Shorts {
+    /// What a store takes, of which the last bytes may mean nothing.
+    pub(crate) const WIDTH: usize = size_of::<u64>();
+
     #[inline]
     pub(crate) fn then(self, value: u64) -> Self {
         let two = u64::from(value >= 0x80);
@@ -36,18 +41,23 @@ impl Shorts {
         self.bits as usize / 8
     }
 
-    /// Appends them all at once: nothing is asked of each byte.
+    /// With those of `other` behind them; four in all.
     #[inline]
-    pub(crate) fn put(self, target: &mut Vec<u8>) {
-        let end = target.len() + self.len();
-        target.extend_from_slice(&self.bytes.to_le_bytes());
-        target.truncate(end);
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self { bytes: self.bytes | other.bytes << self.bits, bits: self.bits + other.bits }
+    }
+
+    /// Stores them all at once, so that nothing is asked of each byte: [`Shorts::WIDTH`] bytes, whose end is of no
+    /// meaning.
+    #[inline]
+    pub(crate) fn store(self, target: &mut [u8], at: usize) {
+        target[at..][..Self::WIDTH].copy_from_slice(&self.bytes.to_le_bytes());
     }
 }
 
 /// Appends `value`, small absolute values first.
 #[inline]
-pub(crate) fn put_i64(target: &mut Vec<u8>, value: i64) {
+pub(crate) fn put_i64(target: &mut Buffer, value: i64) {
     put_u64(target, zigzag(value));
 }
 
@@ -131,7 +141,7 @@ mod tests {
         for bits in 0..64 {
             let value = 1u64 << bits;
             for value in [value - 1, value, value + (value - 1)] {
-                let mut bytes = Vec::new();
+                let mut bytes = Buffer::default();
                 put_u64(&mut bytes, value);
                 assert_eq!(bytes.len(), len_u64(value), "{value}");
                 assert_eq!(get_u64(&bytes, &mut 0), Some(value));
@@ -182,7 +192,7 @@ mod tests {
         #[test]
         fn every_number_comes_back_and_takes_the_bytes_it_said(value: u64, shift in 0u32..64) {
             for value in [value, value >> shift] {
-                let mut bytes = Vec::new();
+                let mut bytes = Buffer::default();
                 put_u64(&mut bytes, value);
                 prop_assert_eq!(bytes.len(), len_u64(value));
                 let mut at = 0;
@@ -202,7 +212,7 @@ mod tests {
         ) {
             let mut at = 0;
             if let Some(value) = get_u64(&bytes, &mut at) {
-                let mut again = Vec::new();
+                let mut again = Buffer::default();
                 put_u64(&mut again, value);
                 prop_assert_eq!(&again[..], &bytes[..at]);
             }

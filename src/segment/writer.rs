@@ -360,7 +360,7 @@ impl ActiveSegment {
     /// # Errors
     /// [`Error::NoSpace`] and [`Error::Io`]; with a mapping nothing was written then. After a failed
     /// plain write, what is in the file is not known: the caller fences the replica.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn append(
         &mut self,
         bytes: &[u8],

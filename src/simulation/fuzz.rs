@@ -101,12 +101,11 @@ fn check_records(header: &BatchHeader, payload: &[u8]) {
             timestamp: Some(view.timestamp()),
         })
         .collect();
-    let (mut bytes, mut scratch) = (Vec::new(), Vec::new());
+    let mut draft = Draft::default();
     let (settings, partition) = (DraftSettings::plain(Timestamp(0)), TopicPartition::new("t", 0));
-    let draft = Draft::encode(&records, &settings, &partition, &mut bytes, &mut scratch)
-        .expect("what was read can be written");
-    draft.seal(&place(), &mut bytes);
-    let batch = Batch::decode(&bytes, SEED).expect("it was encoded just now");
+    draft.encode(&records, &settings, &partition).expect("what was read can be written");
+    draft.seal(&place());
+    let batch = Batch::decode(draft.bytes(), SEED).expect("it was encoded just now");
     let payload = batch.records().expect("it was encoded just now");
     for (view, again) in views.iter().zip(BatchRecords::new(&batch.header, &payload)) {
         assert_eq!((view.key(), view.value()), (again.key(), again.value()));
@@ -119,10 +118,10 @@ fn check_records(header: &BatchHeader, payload: &[u8]) {
 /// A batch whose checksums fit; empty if the codec is not compiled in.
 #[must_use]
 pub fn sample_batch(compression: Compression) -> Vec<u8> {
-    let (mut batch, mut scratch) = (Vec::new(), Vec::new());
     if !codec_is_available(compression) {
-        return batch;
+        return Vec::new();
     }
+    let mut draft = Draft::default();
     let records = [
         Record::new("pear").key("k").timestamp(Timestamp(7)),
         Record::new(&[b'x'; 300]).header("h", "v").header("i", ""),
@@ -130,10 +129,9 @@ pub fn sample_batch(compression: Compression) -> Vec<u8> {
     ];
     let settings = DraftSettings { compression, ..DraftSettings::plain(Timestamp(9)) };
     let partition = TopicPartition::new("t", 0);
-    let draft = Draft::encode(&records, &settings, &partition, &mut batch, &mut scratch)
-        .expect("three small records");
-    draft.seal(&place(), &mut batch);
-    batch
+    draft.encode(&records, &settings, &partition).expect("three small records");
+    draft.seal(&place());
+    draft.bytes().to_vec()
 }
 
 fn place() -> Place {

@@ -66,7 +66,7 @@ impl Mapping {
     }
 
     /// Stores `source` at `position`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn put(&self, position: usize, source: &[u8]) {
         assert!(holds(self.len, position, source.len()), "a store outside the mapping");
         if !self.may_store(position, source) {
@@ -80,7 +80,7 @@ impl Mapping {
     }
 
     /// Stores a little-endian word at `position`, a multiple of 4, after everything stored before it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn publish_u32(&self, position: usize, value: u32) {
         if !self.may_store(position, &value.to_le_bytes()) {
             return;
@@ -89,7 +89,7 @@ impl Mapping {
     }
 
     /// Stores a little-endian word at `position`, a multiple of 8, after everything stored before it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn publish_u64(&self, position: usize, value: u64) {
         if !self.may_store(position, &value.to_le_bytes()) {
             return;
@@ -107,7 +107,7 @@ impl Mapping {
         unsafe { std::slice::from_raw_parts(self.base.add(range.start), range.end - range.start) }
     }
 
-    #[inline]
+    #[inline(always)]
     fn may_store(&self, position: usize, source: &[u8]) -> bool {
         match &self.watch {
             None => true,
@@ -122,7 +122,7 @@ impl Mapping {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn word(&self, position: usize) -> &AtomicU32 {
         assert!(
             position.is_multiple_of(4) && holds(self.len, position, 4),
@@ -134,7 +134,7 @@ impl Mapping {
         unsafe { AtomicU32::from_ptr(self.base.add(position).cast()) }
     }
 
-    #[inline]
+    #[inline(always)]
     fn long(&self, position: usize) -> &AtomicU64 {
         assert!(
             position.is_multiple_of(8) && holds(self.len, position, 8),

@@ -96,9 +96,8 @@ impl Partition {
     /// assert_eq!(appended.offsets, Offset(0)..Offset(1));
     /// # Ok::<(), oncelog::Error>(())
     /// ```
-    #[inline]
     pub fn append(&self, records: &[Record<'_>], acks: Acks) -> Result<Appended> {
-        self.append_with(acks, |core| core.append(None, records, acks))
+        self.append_of(None, records, acks)
     }
 
     /// As [`Partition::append`], once: a batch that this producer has appended already is not appended again, and is
@@ -149,24 +148,26 @@ impl Partition {
         let numbering = Numbering::Restarts;
         let author =
             Author { producer, transactional: false, strict, numbering, compression: None };
-        self.append_with(acks, |core| core.append(Some(&author), records, acks))
+        self.append_of(Some(&author), records, acks)
     }
 
     /// Appends, waits, and tries again under the next leader where there was none.
-    #[inline]
-    fn append_with(
+    #[inline(always)]
+    fn append_of(
         &self,
+        author: Option<&Author>,
+        records: &[Record<'_>],
         acks: Acks,
-        append: impl Fn(&Core) -> Result<Placed>,
     ) -> Result<Appended> {
-        match append(self.live()?) {
+        match self.live()?.append(author, records, acks) {
             Ok(Placed::Done(appended)) => Ok(appended),
             Ok(Placed::Waits(waiting)) => self.wait(waiting, acks),
-            Err(error) => self.append_again(error, acks, append),
+            Err(error) => self.append_again(error, author, records, acks),
         }
     }
 
     /// Waits for the acknowledgement of an append.
+    #[inline(never)]
     fn wait(&self, waiting: Waiting, acks: Acks) -> Result<Appended> {
         if acks == Acks::None {
             return Ok(waiting.appended);
@@ -181,11 +182,13 @@ impl Partition {
 
     /// After an append for which there was no leader: settles who leads, and tries again.
     #[cold]
+    #[inline(never)]
     fn append_again(
         &self,
         mut error: Error,
+        author: Option<&Author>,
+        records: &[Record<'_>],
         acks: Acks,
-        append: impl Fn(&Core) -> Result<Placed>,
     ) -> Result<Appended> {
         if !matches!(error, Error::NoLeader { .. }) {
             return Err(error);
@@ -196,7 +199,7 @@ impl Partition {
                 break;
             }
             self.handle.shared.settle_one(core);
-            match append(core) {
+            match core.append(author, records, acks) {
                 Ok(Placed::Done(appended)) => return Ok(appended),
                 Ok(Placed::Waits(waiting)) => return self.wait(waiting, acks),
                 Err(again) => error = again,

@@ -47,12 +47,14 @@ pub(crate) struct BatchFacts {
 }
 
 impl BatchFacts {
+    #[inline]
     pub(crate) fn end_offset(&self) -> Offset {
         self.base_offset.plus(u64::from(self.last_offset_delta) + 1)
     }
 }
 
 impl From<&BatchHeader> for BatchFacts {
+    #[inline]
     fn from(header: &BatchHeader) -> Self {
         let content = match (header.control, header.transactional, header.base_sequence) {
             (false, false, _) => Content::Plain,

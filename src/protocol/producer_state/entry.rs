@@ -6,7 +6,7 @@
 //! 2. Every sequence in `known_from..next` was appended under the present numbering.
 //! 3. An open transaction is one of `epoch`.
 
-use crate::types::{Offset, ProducerEpoch, ProducerId, Timestamp};
+use crate::types::{Offset, ProducerEpoch, ProducerId, ProducerSequence, Timestamp};
 
 use super::batch::{BatchFacts, Content, Numbering, Proposal};
 use super::verdict::{Refusal, TransactionFault, Verdict};
@@ -26,6 +26,7 @@ pub(super) struct Remembered {
 }
 
 impl Remembered {
+    #[inline]
     pub(super) fn end_sequence(&self) -> u64 {
         self.sequence.saturating_add(u64::from(self.last_delta) + 1)
     }
@@ -69,6 +70,15 @@ impl Entry {
     /// The batches that are remembered, oldest first.
     pub(super) fn batches(&self) -> &[Remembered] {
         &self.batches[..self.batches_len.into()]
+    }
+
+    /// Whether a batch that is part of no transaction is simply the next one.
+    #[inline]
+    pub(super) fn goes_on(&self, given: ProducerSequence) -> bool {
+        self.id == given.id
+            && self.epoch == given.epoch
+            && self.next == given.sequence
+            && self.open.is_none()
     }
 
     /// Epochs are looked at first: who was fenced has to hear that and nothing else (TXLOG-20).
@@ -140,8 +150,14 @@ impl Entry {
             self.open = Some(batch.base_offset);
             self.ended = false;
         }
+        self.on_next(batch, appended_at);
+    }
+
+    /// As [`Entry::on_data`] for a batch with which it [goes on](Entry::goes_on).
+    #[inline(always)]
+    pub(super) fn on_next(&mut self, batch: &BatchFacts, appended_at: Timestamp) {
         self.remember(Remembered {
-            sequence: given.sequence,
+            sequence: batch.producer.sequence,
             base_offset: batch.base_offset,
             appended_at,
             last_delta: batch.last_offset_delta,
@@ -168,6 +184,7 @@ impl Entry {
     }
 
     /// Adds the newest batch, in place of the oldest one if there is no room.
+    #[inline(always)]
     pub(super) fn remember(&mut self, batch: Remembered) {
         let mut len = usize::from(self.batches_len);
         if len == BATCHES_MAX {

@@ -80,6 +80,17 @@ impl Producers {
         self.place(id).map(|at| &self.entries[at as usize])
     }
 
+    /// The producer without an open transaction that appended last.
+    #[inline]
+    pub(super) fn newest(&self) -> Option<&Entry> {
+        self.entries.get(self.newest as usize)
+    }
+
+    #[inline]
+    pub(super) fn newest_mut(&mut self) -> Option<&mut Entry> {
+        self.entries.get_mut(self.newest as usize)
+    }
+
     /// Who appended last is likely to append next: it is found without the map.
     #[inline]
     fn place(&self, id: ProducerId) -> Option<u32> {

@@ -103,6 +103,14 @@ impl ProducerStates {
         self.producers.get(producer).expect("a producer with an open transaction is known")
     }
 
+    /// Whether a batch of no transaction is the next one of whoever appended last, as nearly all are: then
+    /// [`ProducerStates::check`] has nothing against it.
+    #[inline]
+    pub(crate) fn goes_on(&self, given: ProducerSequence, count: u32) -> bool {
+        self.producers.newest().is_some_and(|newest| newest.goes_on(given))
+            && given.sequence.checked_add(count.into()).is_some()
+    }
+
     /// What the leader answers to a batch. Nothing changes: that is for [`ProducerStates::on_appended`], once the log
     /// has the batch (PROD-18). The producer's id is not 0, and `count` neither.
     pub(crate) fn check(&self, proposal: &Proposal) -> Verdict {
@@ -163,7 +171,24 @@ impl ProducerStates {
     /// Takes in a batch that the log now has: every one, in order, also of nobody. One that the state stands for already
     /// is passed over, so a walk may begin before its end. `appended_at` is the time of the append as far as it is known;
     /// a recovery gives the latest that it can have been.
+    #[inline(always)]
     pub(crate) fn on_appended(&mut self, batch: &BatchFacts, appended_at: Timestamp) -> Applied {
+        if batch.content == Content::Plain
+            && batch.base_offset >= self.end
+            && let Some(newest) = self.producers.newest_mut()
+            && newest.goes_on(batch.producer)
+        {
+            newest.on_next(batch, appended_at);
+            self.end = batch.end_offset();
+            self.leader_epoch = batch.leader_epoch;
+            self.changed_end = self.end;
+            return Applied::default();
+        }
+        self.on_any_appended(batch, appended_at)
+    }
+
+    #[inline(never)]
+    fn on_any_appended(&mut self, batch: &BatchFacts, appended_at: Timestamp) -> Applied {
         let mut applied = Applied::default();
         if batch.base_offset < self.end {
             return applied;

@@ -168,12 +168,19 @@ impl Progress {
         self.follower(disk).is_some_and(Follower::is_committed)
     }
 
-    /// The log grew to `end`.
+    /// The log grew to `end`. [`Progress::advance`] is for whoever has told all that one append did.
     #[inline]
-    pub(crate) fn on_appended(&mut self, end: Offset, flush: Flush) {
+    pub(crate) fn on_appended(&mut self, end: Offset) {
         assert!(end >= self.log_end, "a log does not shrink by an append");
         self.log_end = end;
-        self.advance(flush);
+    }
+
+    /// So did a follower's, with the same append.
+    #[inline]
+    pub(crate) fn on_appended_inline(&mut self, disk: DiskId, end: Offset) {
+        if let Some(follower) = self.follower_mut(disk) {
+            follower.end = follower.end.max(end);
+        }
     }
 
     /// Everything below `end` is on the leader's stable storage.
@@ -327,17 +334,20 @@ impl Progress {
         self.advance(flush);
     }
 
+    /// Raises the high watermark as far as the in-sync replicas acknowledge.
     #[inline]
-    fn advance(&mut self, flush: Flush) {
+    pub(crate) fn advance(&mut self, flush: Flush) {
         let mut acknowledged = self.leader_acknowledged(flush);
         if !self.followers.is_empty() {
-            if self.in_sync() < self.required() {
-                return;
-            }
+            let mut in_sync = 1;
             for follower in &self.followers {
+                in_sync += u16::from(follower.is_committed());
                 if follower.membership != Membership::Out {
                     acknowledged = acknowledged.min(follower.acknowledged(flush));
                 }
+            }
+            if in_sync < self.required() {
+                return;
             }
         }
         self.high_watermark = self.high_watermark.max(acknowledged);
@@ -406,7 +416,8 @@ mod tests {
     #[test]
     fn with_on_ack_the_watermark_moves_over_flushed_records_only() {
         let mut progress = Progress::recovered(Offset(0), Offset(3), Offset(3));
-        progress.on_appended(Offset(9), Flush::OnAck);
+        progress.on_appended(Offset(9));
+        progress.advance(Flush::OnAck);
         assert_eq!(progress.high_watermark(), Offset(3));
         progress.on_flushed(Offset(7), Flush::OnAck);
         assert_eq!(progress.high_watermark(), Offset(7));
@@ -416,7 +427,8 @@ mod tests {
     fn without_it_the_watermark_is_the_end_of_the_log() {
         for flush in [Flush::Os, Flush::Interval(Duration::from_secs(1))] {
             let mut progress = Progress::recovered(Offset(0), Offset(0), Offset(0));
-            progress.on_appended(Offset(9), flush);
+            progress.on_appended(Offset(9));
+            progress.advance(flush);
             assert_eq!(progress.high_watermark(), Offset(9));
         }
     }
@@ -424,15 +436,18 @@ mod tests {
     #[test]
     fn the_watermark_never_falls_when_the_flush_level_gets_stricter() {
         let mut progress = Progress::recovered(Offset(0), Offset(0), Offset(0));
-        progress.on_appended(Offset(5), Flush::Os);
-        progress.on_appended(Offset(6), Flush::OnAck);
+        progress.on_appended(Offset(5));
+        progress.advance(Flush::Os);
+        progress.on_appended(Offset(6));
+        progress.advance(Flush::OnAck);
         assert_eq!(progress.high_watermark(), Offset(5), "INV-04");
     }
 
     #[test]
     fn repl_07_the_watermark_is_the_smallest_acknowledged_end_of_the_in_sync() {
         let mut progress = three(2, Flush::OnAck);
-        progress.on_appended(Offset(9), Flush::OnAck);
+        progress.on_appended(Offset(9));
+        progress.advance(Flush::OnAck);
         progress.on_flushed(Offset(9), Flush::OnAck);
         progress.on_followed(DiskId(1), Offset(9), Flush::OnAck);
         progress.on_followed(DiskId(2), Offset(7), Flush::OnAck);
@@ -445,7 +460,8 @@ mod tests {
     #[test]
     fn repl_09_one_that_leaves_counts_until_that_is_durable() {
         let mut progress = three(1, Flush::Os);
-        progress.on_appended(Offset(9), Flush::Os);
+        progress.on_appended(Offset(9));
+        progress.advance(Flush::Os);
         progress.on_followed(DiskId(1), Offset(9), Flush::Os);
         assert!(progress.on_failed(DiskId(2)));
         assert_eq!(progress.high_watermark(), Offset(0));
@@ -463,7 +479,8 @@ mod tests {
             progress.on_failed(DiskId(disk));
         }
         progress.on_isr(&[], Flush::Os);
-        progress.on_appended(Offset(9), Flush::Os);
+        progress.on_appended(Offset(9));
+        progress.advance(Flush::Os);
         assert_eq!((progress.high_watermark(), progress.in_sync()), (Offset(0), 1), "REPL-08");
         progress.on_returned(DiskId(2), Offset(0), Offset(0));
         progress.on_followed(DiskId(2), Offset(9), Flush::Os);
@@ -478,7 +495,8 @@ mod tests {
         let mut progress = three(1, Flush::Os);
         let later = NOW.plus(LAG * 10);
         assert!(!progress.tick(later, LAG, Flush::Os));
-        progress.on_appended(Offset(5), Flush::Os);
+        progress.on_appended(Offset(5));
+        progress.advance(Flush::Os);
         progress.on_followed(DiskId(1), Offset(5), Flush::Os);
         assert!(!progress.tick(later.plus(LAG), LAG, Flush::Os));
         assert!(progress.tick(later.plus(LAG * 2), LAG, Flush::Os));
@@ -490,7 +508,8 @@ mod tests {
         let mut progress = three(1, Flush::Os);
         let mut now = NOW;
         for end in 1..100 {
-            progress.on_appended(Offset(end * 10), Flush::Os);
+            progress.on_appended(Offset(end * 10));
+            progress.advance(Flush::Os);
             for disk in [1, 2] {
                 progress.on_followed(DiskId(disk), Offset(end * 10 - 5), Flush::Os);
             }
@@ -526,10 +545,12 @@ mod tests {
         let out = FollowerStart { in_sync: false, ..in_sync(1) };
         progress.begin_reign(Offset(0), Offset(0), 1, &[out], Flush::Os, NOW);
         assert!(progress.tick(NOW, LAG, Flush::Os));
-        progress.on_appended(Offset(4), Flush::Os);
+        progress.on_appended(Offset(4));
+        progress.advance(Flush::Os);
         assert_eq!(progress.high_watermark(), Offset(0));
         progress.on_isr_refused();
-        progress.on_appended(Offset(5), Flush::Os);
+        progress.on_appended(Offset(5));
+        progress.advance(Flush::Os);
         assert_eq!(progress.high_watermark(), Offset(5));
     }
 
@@ -538,7 +559,8 @@ mod tests {
         let mut progress = three(3, Flush::Os);
         progress.on_failed(DiskId(2));
         progress.on_isr(&[DiskId(1)], Flush::Os);
-        progress.on_appended(Offset(4), Flush::Os);
+        progress.on_appended(Offset(4));
+        progress.advance(Flush::Os);
         progress.on_followed(DiskId(1), Offset(4), Flush::Os);
         assert_eq!(progress.high_watermark(), Offset(0));
         progress.set_min_insync(2, Flush::Os);

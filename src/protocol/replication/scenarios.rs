@@ -159,7 +159,8 @@ impl World {
         let value = self.next_value;
         self.next_value += 1;
         self.replicas[leader].log.push((self.epoch, value));
-        self.progress.on_appended(end(&self.replicas[leader].log), self.flush);
+        self.progress.on_appended(end(&self.replicas[leader].log));
+        self.progress.advance(self.flush);
         self.check();
     }
 
