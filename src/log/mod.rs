@@ -29,7 +29,7 @@ use crate::protocol::producer_state::states::ProducerView;
 use crate::protocol::producer_state::transactions::OpenTransaction;
 use crate::protocol::producer_state::verdict::Verdict;
 use crate::protocol::replication::EpochHistory;
-use crate::record::{self, Batch, BatchHeader, Draft, Marker};
+use crate::record::{self, Batch, BatchHeader, Draft, MARKER_ABORT, Marker};
 use crate::segment::{
     ActiveSegment, Place, Room, Segment, Staged, WriteHow, aborted_by, log_name, side_name,
 };
@@ -266,6 +266,7 @@ impl Log {
         let segment = self.active.as_ref().expect("it was appended to just now").segment();
         segment.set_producers(true);
         if header.control
+            && header.base_sequence == MARKER_ABORT
             && let Some(range) = Batch::trusted(bytes).and_then(|batch| aborted_by(&batch))
         {
             segment.push_aborted(range);

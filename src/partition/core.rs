@@ -112,6 +112,8 @@ pub(crate) struct Core {
     /// `max_batch_bytes` of a topic whose batches need nothing else from the settings; else 0. Saves
     /// the append a lock.
     plain_bytes_max: AtomicU32,
+    /// The topic's flush level, in nanoseconds of exposure.
+    exposure: AtomicU64,
     pub(super) clock: Clock,
     fork: Arc<ForkGuard>,
     pub(super) events: Arc<EventLog>,
@@ -238,6 +240,7 @@ impl Core {
             partition: parts.partition,
             reader: RwLock::new(reader),
             plain_bytes_max: AtomicU32::new(plain_bytes_max(&settings.topic)),
+            exposure: AtomicU64::new(settings.topic.flush.exposure_nanos()),
             settings: RwLock::new(settings),
             clock: parts.clock,
             fork: parts.fork,
@@ -779,6 +782,12 @@ impl Core {
         self.append_timeout
     }
 
+    /// How long what was appended may be out of stable storage, in nanoseconds.
+    #[inline]
+    pub(crate) fn exposure_nanos(&self) -> u64 {
+        self.exposure.load(Ordering::Acquire)
+    }
+
     pub(crate) fn settings(&self) -> CoreSettings {
         self.settings.read().clone()
     }
@@ -804,6 +813,7 @@ impl Core {
         let (min_insync, flush) = (state.min_insync, state.flush);
         state.progress.set_min_insync(min_insync, flush);
         self.plain_bytes_max.store(plain_bytes_max(&settings.topic), Ordering::Relaxed);
+        self.exposure.store(flush.exposure_nanos(), Ordering::Release);
         *self.settings.write() = settings;
         if state.fenced.is_some() {
             // Who may not lead before may do so now.

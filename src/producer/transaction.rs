@@ -4,7 +4,7 @@
 //! are sent gather by partition; batches go to their partitions under the transaction's own producer epoch, numbered
 //! from 0. The commit appends what has gathered, and waits until all of it is acknowledged before it asks for the decision.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -14,8 +14,8 @@ use crate::protocol::group::assignment::PartitionId;
 use crate::protocol::producer_state::batch::Numbering;
 use crate::protocol::transaction::lineage::TransactionTag;
 use crate::record::{ProducerRecord, Record, batch_bytes, record_bytes_max};
-use crate::store::{CommittedOffset, ConsumerGroupMetadata, busy};
-use crate::types::{Acks, Compression, Offset, Outcome, ProducerSequence, TopicPartition};
+use crate::store::{CommittedOffset, ConsumerGroupMetadata, Offered, busy};
+use crate::types::{Acks, Compression, Mix, Offset, Outcome, ProducerSequence, TopicPartition};
 
 use super::batch::Content;
 use super::transactional::{TransactionId, TransactionalProducer};
@@ -26,7 +26,7 @@ use super::transactional::{TransactionId, TransactionalProducer};
 pub struct Transaction<'a> {
     producer: &'a mut TransactionalProducer,
     /// How many records it has in each partition.
-    sequences: BTreeMap<PartitionId, u64>,
+    sequences: Sequences,
     /// What was sent and is not appended yet.
     gathered: BTreeMap<TopicPartition, Gathered>,
     tickets: Vec<(PartitionId, Ticket)>,
@@ -34,6 +34,12 @@ pub struct Transaction<'a> {
     failed: Option<String>,
     ended: bool,
 }
+
+/// A table of so many partitions is kept for the next transaction.
+const SEQUENCES_KEPT_MAX: usize = 1024;
+
+/// By partition.
+pub(super) type Sequences = HashMap<PartitionId, u64, Mix>;
 
 #[derive(Debug, Default)]
 struct Gathered {
@@ -43,9 +49,11 @@ struct Gathered {
 
 impl<'a> Transaction<'a> {
     pub(super) fn new(producer: &'a mut TransactionalProducer) -> Self {
+        // Memory that the last transaction used.
+        let sequences = std::mem::take(&mut producer.sequences);
         Self {
             producer,
-            sequences: BTreeMap::new(),
+            sequences,
             gathered: BTreeMap::new(),
             tickets: Vec::new(),
             failed: None,
@@ -120,8 +128,7 @@ impl<'a> Transaction<'a> {
         let used = self.producer.used(topic, partition)?;
         if !self.sequences.contains_key(&used.id) {
             let producer = &*self.producer;
-            let flush = used.partition.flush_level()?;
-            producer.transactions.match_flush(producer.store.shared(), flush)?;
+            producer.transactions.match_flush(producer.store.shared(), &used.partition)?;
         }
         let compression = self.producer.settings.compression;
         let appended = self.write(used.id, compression, records.len(), |author| {
@@ -172,7 +179,7 @@ impl<'a> Transaction<'a> {
         let shared = std::sync::Arc::clone(self.producer.store.shared());
         let groups = shared.groups()?;
         let written = self.write(groups.partition(), None, offsets.len(), |author| {
-            groups.send_offsets(&shared, author, group, &offsets)
+            groups.send_offsets(&shared, author, group, &offsets).map(Offered::from)
         });
         written.map(drop)
     }
@@ -183,7 +190,7 @@ impl<'a> Transaction<'a> {
         partition: PartitionId,
         compression: Option<Compression>,
         count: usize,
-        append: impl Fn(&Author) -> Result<Ticket>,
+        append: impl Fn(&Author) -> Result<Offered>,
     ) -> Result<Appended> {
         let mut tries = Tries::default();
         loop {
@@ -211,7 +218,7 @@ impl<'a> Transaction<'a> {
         partition: PartitionId,
         compression: Option<Compression>,
         count: usize,
-        append: impl Fn(&Author) -> Result<Ticket>,
+        append: impl Fn(&Author) -> Result<Offered>,
     ) -> Result<Appended> {
         let producer = &*self.producer;
         let TransactionTag { producer: id, epoch } = producer.tag;
@@ -233,13 +240,16 @@ impl<'a> Transaction<'a> {
             compression,
         };
         match append(&author) {
-            Ok(ticket) => {
+            Ok(offered) => {
                 *sequence += count as u64;
-                let appended = ticket.appended().clone();
-                if ticket.is_waiting() {
-                    self.tickets.push((partition, ticket));
-                }
-                Ok(appended)
+                Ok(match offered {
+                    Offered::Done(appended) => appended,
+                    Offered::Waits(ticket) => {
+                        let appended = ticket.appended().clone();
+                        self.tickets.push((partition, ticket));
+                        appended
+                    }
+                })
             }
             Err(error) => {
                 let (shared, tag) = (producer.store.shared(), producer.tag);
@@ -275,7 +285,9 @@ impl<'a> Transaction<'a> {
     /// [`Store::transaction_outcome`](crate::Store::transaction_outcome) tells, and the next
     /// [`TransactionalProducer::begin`] settles it.
     pub fn commit(mut self, timeout: Duration) -> Result<()> {
-        let deadline = Instant::now().checked_add(timeout);
+        // Where nothing is waited for before the decision, the clock is not asked.
+        let waits = !self.gathered.is_empty() || !self.tickets.is_empty();
+        let deadline = waits.then(|| Instant::now().checked_add(timeout)).flatten();
         let left = || deadline.map_or(timeout, |at| at.saturating_duration_since(Instant::now()));
         for name in self.gathered.keys().cloned().collect::<Vec<_>>() {
             if self.failed.is_none() {
@@ -285,7 +297,7 @@ impl<'a> Transaction<'a> {
         }
         let mut failed = self.failed.take();
         self.hurry();
-        for (_, ticket) in std::mem::take(&mut self.tickets) {
+        for (_, ticket) in self.tickets.drain(..) {
             if failed.is_none() {
                 failed = ticket.wait(left()).err().map(|error| error.to_string());
             }
@@ -306,6 +318,9 @@ impl<'a> Transaction<'a> {
 
     /// Has the disks' workers flush all partitions but the first, which the commit flushes by itself.
     fn hurry(&self) {
+        if self.tickets.len() < 2 {
+            return;
+        }
         let mut hurried: HashSet<_> =
             self.tickets.iter().take(1).map(|(first, _)| *first).collect();
         for (partition, ticket) in &self.tickets {
@@ -343,6 +358,10 @@ impl Drop for Transaction<'_> {
         if !self.ended {
             // What cannot be aborted now is aborted by the next `begin`, by a time-out, or at the next open.
             let _ = self.end(Outcome::Aborted, self.producer.settings.max_block);
+        }
+        if self.sequences.capacity() <= SEQUENCES_KEPT_MAX {
+            self.sequences.clear();
+            self.producer.sequences = std::mem::take(&mut self.sequences);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Who holds a transactional id, and how that begins.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::store::{Partition, PartitionCounter, Store, Transactions};
 use crate::types::{Acks, Compression, Outcome, ProducerEpoch, ProducerId, TopicPartition};
 
 use super::Partitioner;
-use super::transaction::Transaction;
+use super::transaction::{Sequences, Transaction};
 
 /// Ids that begin so are the store's own.
 pub(super) const INTERNAL_PREFIX: &str = "__";
@@ -93,7 +93,9 @@ pub struct TransactionalProducer {
     is_given_up: bool,
     partitioner: Option<Partitioner>,
     /// By topic and number.
-    partitions: HashMap<Arc<str>, Vec<Option<Used>>>,
+    partitions: BTreeMap<Arc<str>, Vec<Option<Arc<Used>>>>,
+    /// Memory of the last transaction, for the next.
+    pub(super) sequences: Sequences,
     topics: HashMap<Arc<str>, UsedTopic>,
 }
 
@@ -105,7 +107,7 @@ impl std::fmt::Debug for TransactionalProducer {
 }
 
 /// A partition that the producer has used.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Used {
     pub(super) partition: Partition,
     pub(super) id: PartitionId,
@@ -260,7 +262,8 @@ impl TransactionalProducer {
             in_doubt: false,
             is_given_up: false,
             partitioner,
-            partitions: HashMap::new(),
+            partitions: BTreeMap::new(),
+            sequences: Sequences::default(),
             topics: HashMap::new(),
         }
     }
@@ -320,20 +323,20 @@ impl TransactionalProducer {
         Some((Arc::clone(&self.id), self.tag))
     }
 
-    pub(super) fn used(&mut self, topic: &str, number: u32) -> Result<Used> {
+    pub(super) fn used(&mut self, topic: &str, number: u32) -> Result<Arc<Used>> {
         let at = number as usize;
         if let Some(Some(used)) = self.partitions.get(topic).and_then(|topic| topic.get(at)) {
-            return Ok(used.clone());
+            return Ok(Arc::clone(used));
         }
         let partition = self.store.partition(topic, number)?;
         let id = PartitionId { topic: partition.topic_id(), partition: number };
         let batch_bytes_max = partition.max_batch_bytes()?;
-        let used = Used { partition, id, batch_bytes_max };
+        let used = Arc::new(Used { partition, id, batch_bytes_max });
         let numbers = self.partitions.entry(topic.into()).or_default();
         if numbers.len() <= at {
             numbers.resize(at + 1, None);
         }
-        numbers[at] = Some(used.clone());
+        numbers[at] = Some(Arc::clone(&used));
         Ok(used)
     }
 

@@ -260,11 +260,16 @@ fn put_record(
     if !all_short || !record.headers.is_empty() {
         return put_long_record(target, record, index, timestamp_delta, bytes_max);
     }
-    // A short record, as most are.
-    let head = Shorts::default().then(delta).then(index_number).then(key_mark);
-    let middle = Shorts::default().then(value_mark);
-    let body = head.len() + key.len() + middle.len() + value.len() + 1;
-    let head = Shorts::default().then(body as u64).and(head);
+    // A short record, as most are; the numbers of a very short one take a byte each.
+    let body_min = (key.len() + value.len() + 5) as u64;
+    let (head, middle) = if (delta | index_number | key_mark | value_mark | body_min) < 0x80 {
+        (Shorts::bytes([body_min, delta, index_number, key_mark]), Shorts::bytes([value_mark]))
+    } else {
+        let head = Shorts::default().then(delta).then(index_number).then(key_mark);
+        let middle = Shorts::default().then(value_mark);
+        let body = head.len() + key.len() + middle.len() + value.len() + 1;
+        (Shorts::default().then(body as u64).and(head), middle)
+    };
     let (key_at, value_at) = (head.len(), head.len() + key.len() + middle.len());
     let len = value_at + value.len() + 1;
     let total = (target.len() + len) as u64;
@@ -274,7 +279,9 @@ fn put_record(
     // Numbers are stored eight bytes wide; what is too much lies under what comes behind.
     let room = &mut target.room(len + Shorts::WIDTH)[..len + Shorts::WIDTH];
     head.store(room, 0);
-    room[key_at..][..key.len()].copy_from_slice(key);
+    if !key.is_empty() {
+        room[key_at..][..key.len()].copy_from_slice(key);
+    }
     middle.store(room, key_at + key.len());
     room[value_at..][..value.len()].copy_from_slice(value);
     room[len - 1] = 0;

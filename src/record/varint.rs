@@ -41,6 +41,13 @@ impl Shorts {
         self.bits as usize / 8
     }
 
+    /// Numbers below 128, each of which takes a byte.
+    #[inline]
+    pub(crate) fn bytes<const COUNT: usize>(numbers: [u64; COUNT]) -> Self {
+        let bytes = numbers.iter().rev().fold(0, |bytes, number| bytes << 8 | number);
+        Self { bytes, bits: 8 * u32::try_from(COUNT).expect("four at most") }
+    }
+
     /// With those of `other` behind them; four in all.
     #[inline]
     pub(crate) fn and(self, other: Self) -> Self {

@@ -20,6 +20,16 @@ pub(crate) enum Offered {
     Waits(Ticket),
 }
 
+impl From<Ticket> for Offered {
+    fn from(ticket: Ticket) -> Self {
+        if ticket.is_waiting() {
+            Self::Waits(ticket)
+        } else {
+            Self::Done(ticket.appended().clone())
+        }
+    }
+}
+
 /// Takes a producer's batches.
 #[derive(Debug)]
 pub(crate) struct Appender {
@@ -39,11 +49,7 @@ impl Appender {
         records: &[Record<'_>],
         acks: Acks,
     ) -> Result<Offered> {
-        let append = |core: &Core| core.append_to_wait(Some(author), records, acks);
-        match self.shared.placed(&self.core, append)? {
-            Placed::Done(appended) => Ok(Offered::Done(appended)),
-            waits => Ok(Offered::Waits(self.shared.ticket_of(&self.core, waits, acks))),
-        }
+        self.shared.offer(&self.core, author, records, acks)
     }
 
     /// Whether the log stamps the records.
@@ -67,6 +73,22 @@ impl Appender {
 }
 
 impl Shared {
+    /// Appends a batch whose author is likely to wait for it at once.
+    #[inline]
+    pub(super) fn offer(
+        self: &Arc<Self>,
+        core: &Arc<Core>,
+        author: &Author,
+        records: &[Record<'_>],
+        acks: Acks,
+    ) -> Result<Offered> {
+        let append = |core: &Core| core.append_to_wait(Some(author), records, acks);
+        match self.placed(core, append)? {
+            Placed::Done(appended) => Ok(Offered::Done(appended)),
+            waits => Ok(Offered::Waits(self.ticket_of(core, waits, acks))),
+        }
+    }
+
     /// Appends; where there is no leader, settles who leads, and tries once more.
     #[inline]
     pub(super) fn placed(

@@ -18,7 +18,7 @@ use crate::types::{
     TopicPartition,
 };
 
-use super::appender::Appender;
+use super::appender::{Appender, Offered};
 use super::view::View;
 use super::{Handle, Store};
 
@@ -222,8 +222,9 @@ impl Partition {
         author: &Author,
         records: &[Record<'_>],
         acks: Acks,
-    ) -> Result<Ticket> {
-        self.ticket(acks, |core| core.append_to_wait(Some(author), records, acks))
+    ) -> Result<Offered> {
+        let (core, shared) = (self.live()?, &self.handle.shared);
+        shared.offer(core, author, records, acks)
     }
 
     /// The partition as a producer uses it.
@@ -447,8 +448,14 @@ impl Partition {
     }
 
     /// How it is flushed.
-    pub(crate) fn flush_level(&self) -> Result<Flush> {
+    pub(super) fn flush_level(&self) -> Result<Flush> {
         Ok(self.live()?.settings().topic.flush)
+    }
+
+    /// As [`Partition::flush_level`], as nanoseconds of exposure and without a lock.
+    #[inline]
+    pub(super) fn exposure_nanos(&self) -> Result<u64> {
+        Ok(self.live()?.exposure_nanos())
     }
 
     /// The largest batch that its topic takes, in bytes.

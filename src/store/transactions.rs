@@ -15,8 +15,8 @@
 //! Lock order: `Transactions::flush`; `Transactions::cut`, `Transactions::state`, then the partition of the topic. While markers are written,
 //! `cut` is held shared; who holds it alone sees no transaction by halves.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::Ordering;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -33,17 +33,20 @@ use crate::protocol::transaction::messages::{
 };
 use crate::protocol::transaction::records::TransactionRecord;
 use crate::record::Marker;
-use crate::types::{Acks, Flush, Offset, Outcome, Timestamp, TopicId};
+use crate::types::{Acks, Flush, Mix, Offset, Outcome, Timestamp, TopicId};
 
 use super::chores::Chore;
 use super::internal_topic::{Begun, Entry, InternalTopic, Live, Rewritten};
-use super::{Shared, Topic};
+use super::{Partition, Shared, Topic};
 
 /// The internal topic (Kafka's name for its own).
 pub(super) const TRANSACTION_TOPIC: &str = "__transaction_state";
 
 /// After transactions could not be settled.
 const SETTLE_AGAIN: Duration = Duration::from_secs(1);
+
+/// Partitions that are found at once.
+const CORES_KEPT_MAX: usize = 4096;
 
 /// After an id was found busy.
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
@@ -63,7 +66,9 @@ impl Chore for Settler {
 /// How long something is tried again.
 #[derive(Debug)]
 pub(super) struct Patience {
-    deadline: Option<Instant>,
+    wait: Duration,
+    /// From when something was to be tried again; else the clock is not asked.
+    since: Option<Instant>,
     /// Without threads, nobody but the caller settles anything: a few times are as good as many.
     tries: Option<u32>,
 }
@@ -71,7 +76,7 @@ pub(super) struct Patience {
 impl Patience {
     pub(super) fn new(shared: &Shared, wait: Duration) -> Self {
         let tries = (!shared.options.background).then_some(3);
-        Self { deadline: Instant::now().checked_add(wait), tries }
+        Self { wait, since: None, tries }
     }
 
     /// Whether to try once more.
@@ -81,7 +86,7 @@ impl Patience {
             *tries = tries.saturating_sub(1);
             return more;
         }
-        self.deadline.is_none_or(|deadline| Instant::now() < deadline)
+        self.since.get_or_insert_with(Instant::now).elapsed() < self.wait
     }
 }
 
@@ -92,11 +97,17 @@ pub(crate) struct Transactions {
     state: Mutex<State>,
     answered: Condvar,
     /// How strictly the internal topics are flushed.
-    flush: RwLock<Flush>,
+    flush: Mutex<Flush>,
+    /// The same, to be looked at before each transaction's first batch in a partition.
+    exposure: AtomicU64,
+    /// Partitions that had a marker lately: finding one by its topic takes six locks.
+    cores: Mutex<HashMap<PartitionId, Weak<Core>, Mix>>,
     /// Ids of the store's own, held and not in use.
     spares: Mutex<Spares>,
     /// What became of markers that were appended.
     reports: Mutex<Vec<Event>>,
+    /// There are some.
+    reported: AtomicBool,
     /// Partitions whose leader has changed, or that came into use: what they have open is to be looked at.
     changed: Arc<Attention>,
 }
@@ -108,15 +119,16 @@ struct State {
     /// What the topic holds, as bytes.
     table: HashMap<Vec<u8>, Vec<u8>>,
     next_request: u64,
-    answers: HashMap<RequestId, Answer>,
+    /// A handful: each is taken by whoever waits for it.
+    answers: Vec<(RequestId, Answer)>,
     /// Calls that nobody waits for any more.
-    abandoned: HashSet<RequestId>,
+    abandoned: BTreeSet<RequestId>,
     /// When the thread that looks after time-outs comes back by itself.
     wakes_at: Timestamp,
     /// Why a record was not written last.
     last_error: Option<Error>,
     /// Transactions of which some markers are written and others could not be.
-    halves: HashSet<TransactionTag>,
+    halves: BTreeSet<TransactionTag>,
 }
 
 #[derive(Debug, Default)]
@@ -218,27 +230,31 @@ impl Transactions {
         })?;
         let (coordinator, effects) =
             replay.open(Settings::default(), shared.clock.now()).map_err(corrupt)?;
-        let flush = RwLock::new(topic.topic().config.read().flush);
+        let flush = topic.topic().config.read().flush;
         let transactions = Self {
             cut: RwLock::new(()),
-            flush,
+            flush: Mutex::new(flush),
+            exposure: AtomicU64::new(flush.exposure_nanos()),
+            cores: Mutex::default(),
             state: Mutex::new(State {
                 coordinator,
                 topic,
                 table,
                 next_request: 0,
-                answers: HashMap::new(),
-                abandoned: HashSet::new(),
+                answers: Vec::new(),
+                abandoned: BTreeSet::new(),
                 wakes_at: Timestamp::MAX,
                 last_error: None,
-                halves: HashSet::new(),
+                halves: BTreeSet::new(),
             }),
             answered: Condvar::new(),
             spares: Mutex::default(),
             reports: Mutex::default(),
+            reported: AtomicBool::new(false),
             changed: Arc::new(Attention::default()),
         };
-        let jobs = transactions.begin(shared, &mut transactions.state.lock(), effects);
+        let mut jobs = Vec::new();
+        transactions.begin(shared, &mut transactions.state.lock(), effects, &mut jobs);
         Ok((Arc::new(transactions), jobs))
     }
 
@@ -316,14 +332,21 @@ impl Transactions {
     ///
     /// # Errors
     /// What making that durable runs into.
-    pub(crate) fn match_flush(&self, shared: &Shared, flush: Flush) -> Result<()> {
-        if self.flush.read().exposure() <= flush.exposure() {
+    #[inline]
+    pub(crate) fn match_flush(&self, shared: &Shared, partition: &Partition) -> Result<()> {
+        if self.exposure.load(Ordering::Acquire) <= partition.exposure_nanos()? {
             return Ok(());
         }
-        let mut current = self.flush.write();
+        self.tighten(shared, partition.flush_level()?)
+    }
+
+    #[cold]
+    fn tighten(&self, shared: &Shared, flush: Flush) -> Result<()> {
+        let mut current = self.flush.lock();
         if flush.exposure() < current.exposure() {
             shared.tighten_internal_topics(flush)?;
             *current = flush;
+            self.exposure.store(flush.exposure_nanos(), Ordering::Release);
         }
         Ok(())
     }
@@ -474,7 +497,9 @@ impl Transactions {
             let _postponed = postpone();
             let mut state = self.state.lock();
             let effects = state.coordinator.notes();
-            self.begin(shared, &mut state, effects)
+            let mut jobs = Vec::new();
+            self.begin(shared, &mut state, effects, &mut jobs);
+            jobs
         };
         self.finish(shared, jobs);
     }
@@ -504,7 +529,6 @@ impl Transactions {
         id: &str,
         event: impl FnOnce(RequestId) -> Event,
     ) -> Result<Answer> {
-        let deadline = Instant::now().checked_add(wait);
         let request = {
             let mut state = self.state.lock();
             state.next_request += 1;
@@ -512,11 +536,14 @@ impl Transactions {
         };
         self.run(shared, event(request));
         let mut state = self.state.lock();
+        // The thread that asks mostly does itself what the answer needs: then the clock is not asked.
+        let mut deadline = None;
         loop {
-            if let Some(answer) = state.answers.remove(&request) {
+            if let Some(answer) = state.take_answer(request) {
                 return Ok(answer);
             }
             let late = if shared.options.background {
+                let deadline = *deadline.get_or_insert_with(|| Instant::now().checked_add(wait));
                 deadline.is_some_and(|at| self.answered.wait_until(&mut state, at).timed_out())
             } else {
                 // Nobody else does what is due: this thread does, or nothing comes of it.
@@ -526,7 +553,7 @@ impl Transactions {
                 });
                 due == state.coordinator.next_deadline()
             };
-            if late && !state.answers.contains_key(&request) {
+            if late && !state.answers.iter().any(|(of, _)| *of == request) {
                 state.abandoned.insert(request);
                 let what = format!("transaction {id}");
                 return Err(Error::TimedOut { what, timeout: wait, appended: None });
@@ -541,15 +568,14 @@ impl Transactions {
     }
 
     fn step(&self, shared: &Arc<Shared>, event: Event) -> Vec<Job> {
-        let mut events = std::mem::take(&mut *self.reports.lock());
-        events.push(event);
-        self.steps(shared, events, |_| ())
+        let reports = self.take_all_reports();
+        self.steps(shared, reports.into_iter().chain([event]), |_| ())
     }
 
     fn steps(
         &self,
         shared: &Arc<Shared>,
-        events: Vec<Event>,
+        events: impl IntoIterator<Item = Event>,
         first: impl FnOnce(&mut State),
     ) -> Vec<Job> {
         let _postponed = postpone();
@@ -558,23 +584,36 @@ impl Transactions {
         let mut jobs = Vec::new();
         for event in events {
             let effects = state.coordinator.step(shared.clock.now(), event);
-            jobs.extend(self.begin(shared, &mut state, effects));
+            self.begin(shared, &mut state, effects, &mut jobs);
         }
         jobs
     }
 
     /// Tells the coordinator what became of markers.
     fn take_reports(&self, shared: &Arc<Shared>) {
-        let events = std::mem::take(&mut *self.reports.lock());
+        let events = self.take_all_reports();
         if !events.is_empty() {
             let jobs = self.steps(shared, events, |_| ());
             self.finish(shared, jobs);
         }
     }
 
+    fn take_all_reports(&self) -> Vec<Event> {
+        // One that comes in between is the next call's.
+        if !self.reported.swap(false, Ordering::AcqRel) {
+            return Vec::new();
+        }
+        std::mem::take(&mut *self.reports.lock())
+    }
+
     /// Begins the effects, in order.
-    fn begin(&self, shared: &Arc<Shared>, state: &mut State, effects: Vec<Effect>) -> Vec<Job> {
-        let mut jobs = Vec::new();
+    fn begin(
+        &self,
+        shared: &Arc<Shared>,
+        state: &mut State,
+        effects: Vec<Effect>,
+        jobs: &mut Vec<Job>,
+    ) {
         for effect in effects {
             match effect {
                 Effect::Persist { record } => {
@@ -601,7 +640,7 @@ impl Transactions {
                             jobs.push(Job::Close(tag));
                         }
                     } else {
-                        state.answers.insert(request, answer);
+                        state.answers.push((request, answer));
                         self.answered.notify_all();
                     }
                 }
@@ -627,7 +666,6 @@ impl Transactions {
             state.wakes_at = Timestamp::MIN;
             self.changed.ring();
         }
-        jobs
     }
 
     fn finish(&self, shared: &Arc<Shared>, jobs: Vec<Job>) {
@@ -718,6 +756,7 @@ impl Transactions {
     fn report(&self, event: Event) {
         let is_bad = matches!(event, Event::MarkerFailed { .. });
         self.reports.lock().push(event);
+        self.reported.store(true, Ordering::Release);
         if is_bad {
             self.changed.ring();
         }
@@ -731,7 +770,7 @@ impl Transactions {
         partition: PartitionId,
         marker: &Marker,
     ) -> Result<Option<Ticket>> {
-        let Some(core) = shared.core_of(partition)? else { return Ok(None) };
+        let Some(core) = self.core_of(shared, partition)? else { return Ok(None) };
         let placed = match shared.groups_in(core.partition())? {
             Some(groups) => groups.append_marker(shared, marker),
             None => shared.placed_by_any(&core, |core| core.append_marker(marker, Acks::All)),
@@ -750,6 +789,20 @@ impl Transactions {
         }
     }
 
+    /// As [`Shared::core_of`]; of a topic that is gone, maybe the one that was, which takes nothing any more.
+    fn core_of(&self, shared: &Shared, partition: PartitionId) -> Result<Option<Arc<Core>>> {
+        if let Some(core) = self.cores.lock().get(&partition).and_then(Weak::upgrade) {
+            return Ok(Some(core));
+        }
+        let Some(core) = shared.core_of(partition)? else { return Ok(None) };
+        let mut cores = self.cores.lock();
+        if cores.len() >= CORES_KEPT_MAX {
+            cores.clear();
+        }
+        cores.insert(partition, Arc::downgrade(&core));
+        Ok(Some(core))
+    }
+
     /// Whether the partition has lost the marker of a commit, and will have it again. Asked while the cut is held.
     pub(super) fn lost_marker(&self, tag: TransactionTag, partition: PartitionId) -> bool {
         let state = self.state.lock();
@@ -759,6 +812,11 @@ impl Transactions {
 }
 
 impl State {
+    fn take_answer(&mut self, request: RequestId) -> Option<Answer> {
+        let at = self.answers.iter().position(|(of, _)| *of == request)?;
+        Some(self.answers.swap_remove(at).1)
+    }
+
     fn write(&mut self, shared: &Arc<Shared>, record: &TransactionRecord) -> Result<Begun> {
         let (key, value) = (record.key(), record.value());
         let begun = self.topic.begin(shared, &key, value.as_deref())?;

@@ -3,12 +3,14 @@
 //! Pure. Every other layer stands on it; it stands on nothing.
 
 mod ids;
+mod mix;
 mod offset;
 mod settings;
 mod time;
 mod transaction;
 
 pub use ids::{DiskId, LeaderEpoch, ProducerEpoch, ProducerId, StoreId, TopicId, TopicPartition};
+pub(crate) use mix::Mix;
 pub use offset::Offset;
 pub use settings::{Acks, Compression, Flush, Isolation, StorageMode, TimestampType};
 pub use time::Timestamp;

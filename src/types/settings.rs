@@ -36,6 +36,11 @@ impl Flush {
         }
     }
 
+    /// The same in nanoseconds; what is longer than 584 years is all alike.
+    pub(crate) fn exposure_nanos(self) -> u64 {
+        u64::try_from(self.exposure().as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// The one that exposes less.
     pub(crate) fn stricter(self, other: Self) -> Self {
         if other.exposure() < self.exposure() { other } else { self }

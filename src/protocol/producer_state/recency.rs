@@ -5,10 +5,8 @@
 //!
 //! Invariant: a producer is in the list if it has no open transaction. So the one to forget next is always in front.
 
+use crate::types::{Mix, ProducerId};
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-
-use crate::types::ProducerId;
 
 use super::entry::Entry;
 
@@ -31,32 +29,9 @@ pub(super) struct Producers {
     links: Vec<Link>,
     free: Vec<u32>,
     /// Never iterated: its order is no order.
-    places: HashMap<ProducerId, u32, BuildHasherDefault<Mix>>,
+    places: HashMap<ProducerId, u32, Mix>,
     oldest: u32,
     newest: u32,
-}
-
-/// Spreads the bits of an id. Ids are given out by the store, so nobody picks them to collide.
-#[derive(Default)]
-struct Mix(u64);
-
-impl Hasher for Mix {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        let bits = (self.0 ^ value).wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        self.0 = bits ^ bits >> 31;
-    }
 }
 
 impl Producers {

@@ -6,7 +6,7 @@
 //!
 //! Invariant: no two transactions begin at one offset or end at one offset.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::types::{Offset, Outcome, ProducerEpoch, ProducerId, Timestamp};
 
@@ -43,8 +43,9 @@ pub(crate) struct AbortedRange {
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Transactions {
-    /// By first offset.
-    open: BTreeMap<Offset, ProducerId>,
+    /// By first offset. One that begins does so behind all others, and few are open at a time: a row costs no memory of its
+    /// own for each.
+    open: VecDeque<(Offset, ProducerId)>,
     /// Markers of aborts that the high watermark may not have passed, by first offset; and the other way round.
     unsettled: BTreeMap<Offset, Offset>,
     by_marker: BTreeMap<Offset, Offset>,
@@ -52,11 +53,14 @@ pub(super) struct Transactions {
 
 impl Transactions {
     pub(super) fn begin(&mut self, first: Offset, producer: ProducerId) {
-        assert!(self.open.insert(first, producer).is_none(), "an offset is in one batch");
+        let is_last = self.open.back().is_none_or(|(last, _)| *last < first);
+        assert!(is_last, "an offset is in one batch, and the log grows at its end");
+        self.open.push_back((first, producer));
     }
 
     pub(super) fn end(&mut self, first: Offset, marker: Offset, outcome: Outcome) {
-        assert!(self.open.remove(&first).is_some(), "only an open transaction ends");
+        let at = self.open.binary_search_by_key(&first, |(first, _)| *first);
+        self.open.remove(at.expect("only an open transaction ends"));
         if outcome == Outcome::Aborted {
             self.add_unsettled(first, marker);
         }
@@ -84,7 +88,7 @@ impl Transactions {
 
     /// Below this, everything is decided and cannot be taken back.
     pub(super) fn last_stable(&self, high_watermark: Offset) -> Offset {
-        let open = self.open.first_key_value().map(|(first, _)| *first);
+        let open = self.open.front().map(|(first, _)| *first);
         // Settled ones are met only if the watermark rose since the last call of `settle`.
         let unsettled = self.unsettled.iter().find(|(_, marker)| **marker >= high_watermark);
         let unsettled = unsettled.map(|(first, _)| *first);
@@ -93,7 +97,7 @@ impl Transactions {
 
     /// By first offset.
     pub(super) fn open(&self) -> impl Iterator<Item = (Offset, ProducerId)> {
-        self.open.iter().map(|(first, producer)| (*first, *producer))
+        self.open.iter().copied()
     }
 
     pub(super) fn open_len(&self) -> usize {
@@ -106,7 +110,7 @@ impl Transactions {
     }
 
     pub(super) fn newest_open(&self) -> Option<Offset> {
-        self.open.last_key_value().map(|(first, _)| *first)
+        self.open.back().map(|(first, _)| *first)
     }
 
     /// Whether it comes behind those that are there, by first offset, and ends where none does.

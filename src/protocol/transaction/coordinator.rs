@@ -288,7 +288,11 @@ impl Coordinator {
         let before = entry.producers();
         change(entry, Context { id, now: self.now, settings: &self.settings });
         debug_assert!(entry.is_sound(), "{entry:?}");
-        let after = entry.producers();
+        self.follow(id, before);
+    }
+
+    fn follow(&mut self, id: &Arc<str>, before: (ProducerId, Option<ProducerId>)) {
+        let after = self.entries[id].producers();
         if before != after {
             if let Some(dropped) = before.1.filter(|producer| Some(*producer) != after.1) {
                 self.by_producer.remove(&dropped);
@@ -304,8 +308,16 @@ impl Coordinator {
         producer: ProducerId,
         change: impl FnOnce(&mut Entry, Context<'_>),
     ) {
-        if let Some(id) = self.by_producer.get(&producer).cloned() {
-            self.with(&id, change);
+        let Some(id) = self.by_producer.get(&producer) else { return };
+        let entry = self.entries.get_mut(id).expect("a producer's id is there");
+        let before = entry.producers();
+        let context = Context { id, now: self.now, settings: &self.settings };
+        change(entry, context);
+        debug_assert!(entry.is_sound(), "{entry:?}");
+        // Nothing to follow, as nearly always.
+        if entry.producers() != before || entry.needs_timer(context) {
+            let id = id.clone();
+            self.follow(&id, before);
         }
     }
 
@@ -313,10 +325,10 @@ impl Coordinator {
     fn schedule(&mut self, id: &Arc<str>) {
         let entry = self.entries.get_mut(id).expect("an id that has changed is there");
         let context = Context { id, now: self.now, settings: &self.settings };
-        let Some(deadline) = entry.deadline(context) else { return };
-        if entry.timer.is_some_and(|timer| timer <= deadline) {
+        if !entry.needs_timer(context) {
             return;
         }
+        let Some(deadline) = entry.deadline(context) else { return };
         if let Some(timer) = entry.timer.replace(deadline) {
             self.timers.remove(&(timer, id.clone()));
         }

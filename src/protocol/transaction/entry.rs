@@ -536,6 +536,12 @@ impl Entry {
         deadlines.into_iter().flatten().min()
     }
 
+    /// Whether the coordinator's timer would come too late for the deadline.
+    pub(super) fn needs_timer(&self, context: Context<'_>) -> bool {
+        let deadline = self.deadline(context);
+        deadline.is_some_and(|deadline| self.timer.is_none_or(|timer| timer > deadline))
+    }
+
     fn phase_deadline(&self, context: Context<'_>) -> Option<Timestamp> {
         // A record on its way is waited for (COORD-61).
         if self.persisting.is_some() {
