@@ -1,6 +1,5 @@
 //! The partition itself: append, look up, end.
 
-use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -25,39 +24,9 @@ use super::events::EventKind;
 use super::flush::{Durable, Group, Sleeper, Until, Wait, Waited};
 use super::read::Watch;
 use super::replica::Replica;
+use super::scratch::Scratch;
 use super::ticket::{Waiter, complete};
 use super::{Appended, Attention, Author, EventLog};
-
-/// Buffers up to this size are kept for the thread's next append.
-const DRAFT_BYTES_MAX: usize = 1 << 20;
-
-thread_local! {
-    static DRAFT: Cell<Option<Box<Draft>>> = const { Cell::new(None) };
-}
-
-/// A draft of this thread's, from one append to the next.
-struct Scratch(Option<Box<Draft>>);
-
-impl Scratch {
-    /// One that is in use, by an append whose callback appends, is not there; a thread that ends has none.
-    #[inline(always)]
-    fn take() -> Self {
-        Self(Some(DRAFT.try_with(Cell::take).ok().flatten().unwrap_or_default()))
-    }
-
-    #[inline]
-    fn draft(&mut self) -> &mut Draft {
-        self.0.as_mut().expect("it is given back by the drop alone")
-    }
-}
-
-impl Drop for Scratch {
-    #[inline(always)]
-    fn drop(&mut self) {
-        let draft = self.0.take().filter(|draft| draft.capacity() <= DRAFT_BYTES_MAX);
-        let _ = DRAFT.try_with(|kept| kept.set(draft));
-    }
-}
 
 /// What the topic says about a partition, as an append needs it.
 #[derive(Clone, Debug)]

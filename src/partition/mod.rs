@@ -21,6 +21,7 @@ mod hang;
 mod read;
 mod reign;
 mod replica;
+mod scratch;
 mod tend;
 mod ticket;
 
