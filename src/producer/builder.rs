@@ -1,8 +1,7 @@
 //! How a producer is made.
 
-use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -225,7 +224,8 @@ impl ProducerBuilder {
             identity,
             holder,
             partitioner,
-            topics: RwLock::new(HashMap::new()),
+            first: OnceLock::new(),
+            topics: RwLock::default(),
             closed: AtomicBool::new(false),
         };
         Ok(Producer { handle: Arc::new(Handle { shared }) })

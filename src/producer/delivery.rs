@@ -57,14 +57,14 @@ pub struct Delivery(Inner);
 
 #[derive(Debug)]
 enum Inner {
-    Done { name: TopicPartition, offset: Offset, timestamp: Timestamp },
+    Done { lane: Arc<Lane<LogTarget>>, offset: Offset, timestamp: Timestamp },
     Pending(Receipt<LogTarget>),
 }
 
 impl Delivery {
     #[inline]
-    pub(super) fn done(name: TopicPartition, offset: Offset, timestamp: Timestamp) -> Self {
-        Self(Inner::Done { name, offset, timestamp })
+    pub(super) fn done(lane: Arc<Lane<LogTarget>>, offset: Offset, timestamp: Timestamp) -> Self {
+        Self(Inner::Done { lane, offset, timestamp })
     }
 
     pub(super) fn pending(receipt: Receipt<LogTarget>) -> Self {
@@ -79,8 +79,8 @@ impl Delivery {
     /// ran into and no retry could mend.
     pub fn wait(&self, timeout: Duration) -> Result<RecordMetadata> {
         match &self.0 {
-            Inner::Done { name, offset, timestamp } => {
-                Ok(RecordMetadata::new(name, *offset, *timestamp))
+            Inner::Done { lane, offset, timestamp } => {
+                Ok(RecordMetadata::new(lane.name(), *offset, *timestamp))
             }
             Inner::Pending(receipt) => receipt.wait(timeout),
         }
@@ -101,8 +101,8 @@ impl Future for Delivery {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
-            Inner::Done { name, offset, timestamp } => {
-                Poll::Ready(Ok(RecordMetadata::new(name, *offset, *timestamp)))
+            Inner::Done { lane, offset, timestamp } => {
+                Poll::Ready(Ok(RecordMetadata::new(lane.name(), *offset, *timestamp)))
             }
             Inner::Pending(receipt) => receipt.poll(context.waker()),
         }

@@ -26,9 +26,9 @@ mod transaction;
 mod transactional;
 mod window;
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -37,7 +37,7 @@ use crate::error::{Error, Result};
 use crate::protocol::partitioner::{Sticky, partition_of_key};
 use crate::record::{ProducerRecord, record_bytes_max};
 use crate::store::{Holder, PartitionCounter, Store};
-use crate::types::TopicPartition;
+use crate::types::{Mix, TopicPartition};
 
 pub use builder::ProducerBuilder;
 pub use delivery::{Delivery, RecordMetadata};
@@ -113,7 +113,9 @@ struct Shared {
     identity: Identity,
     holder: Option<Holder>,
     partitioner: Option<Partitioner>,
-    topics: RwLock<HashMap<Arc<str>, Arc<TopicLanes>>>,
+    /// The topic that was sent to first, for most the only one: found without a lock.
+    first: OnceLock<Arc<TopicLanes>>,
+    topics: RwLock<HashMap<Arc<str>, Arc<TopicLanes>, Mix>>,
     closed: AtomicBool,
 }
 
@@ -130,8 +132,26 @@ impl std::fmt::Debug for Shared {
 /// A topic that was sent to.
 struct TopicLanes {
     counter: PartitionCounter,
-    lanes: RwLock<Vec<Option<Arc<Lane<LogTarget>>>>>,
+    /// Of the partitions that there were at first, found without a lock.
+    lanes: Box<[OnceLock<Arc<Lane<LogTarget>>>]>,
+    /// Of those that were added since; held while a lane is made.
+    more: RwLock<BTreeMap<u32, Arc<Lane<LogTarget>>>>,
     sticky: Mutex<Sticky>,
+}
+
+impl TopicLanes {
+    #[inline]
+    fn lane(&self, number: u32) -> Option<Arc<Lane<LogTarget>>> {
+        match self.lanes.get(number as usize) {
+            Some(lane) => lane.get().cloned(),
+            None => self.more.read().get(&number).cloned(),
+        }
+    }
+
+    fn all(&self) -> Vec<Arc<Lane<LogTarget>>> {
+        let more = self.more.read();
+        self.lanes.iter().filter_map(OnceLock::get).chain(more.values()).cloned().collect()
+    }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "a record is made where it is sent")]
@@ -267,9 +287,7 @@ impl Shared {
         }
         let lane = self.lane(record)?;
         match lane.send(&record.record, callback, 0) {
-            Ok(Taken::Done { offset, timestamp }) => {
-                Ok(Delivery::done(lane.name().clone(), offset, timestamp))
-            }
+            Ok(Taken::Done { offset, timestamp }) => Ok(Delivery::done(lane, offset, timestamp)),
             Ok(Taken::Pending(receipt)) => Ok(Delivery::pending(receipt)),
             Ok(Taken::NoRoom(callback)) => self.send_late(&lane, record, callback, blocks),
             Err(error) => Err(error),
@@ -296,7 +314,7 @@ impl Shared {
         }
         match lane.send(&record.record, callback, bytes) {
             Ok(Taken::Done { offset, timestamp }) => {
-                Ok(Delivery::done(lane.name().clone(), offset, timestamp))
+                Ok(Delivery::done(Arc::clone(lane), offset, timestamp))
             }
             Ok(Taken::Pending(receipt)) => Ok(Delivery::pending(receipt)),
             Ok(Taken::NoRoom(_)) => unreachable!("its room was taken before"),
@@ -329,7 +347,7 @@ impl Shared {
             topics.remove(name);
         }
         drop(topics);
-        for lane in topic.lanes.read().clone().into_iter().flatten() {
+        for lane in topic.all() {
             let partition = lane.name().clone();
             lane.abandon(&Error::UnknownTopicOrPartition { partition });
         }
@@ -352,12 +370,23 @@ impl Shared {
 
     fn lanes(&self) -> Vec<Arc<Lane<LogTarget>>> {
         let topics: Vec<_> = self.topics.read().values().cloned().collect();
-        topics.iter().flat_map(|topic| topic.lanes.read().clone()).flatten().collect()
+        topics.iter().flat_map(|topic| topic.all()).collect()
     }
 
     /// The partition for a record.
     #[inline]
     fn lane(&self, record: &ProducerRecord<'_>) -> Result<Arc<Lane<LogTarget>>> {
+        if let Some(topic) = self.first.get()
+            && **topic.counter.name() == *record.topic
+            && !topic.counter.is_gone()
+        {
+            return self.lane_of(topic, record);
+        }
+        self.lane_by_name(record)
+    }
+
+    #[inline(never)]
+    fn lane_by_name(&self, record: &ProducerRecord<'_>) -> Result<Arc<Lane<LogTarget>>> {
         let topics = self.topics.read();
         let Some(topic) = topics.get(record.topic) else {
             drop(topics);
@@ -369,31 +398,23 @@ impl Shared {
             self.forget_gone(&topic);
             return self.lane_of_new_topic(record);
         }
-        if self.partitioner.is_some() {
-            // The application's, which may send: it is called under no lock.
-            let topic = Arc::clone(topic);
-            drop(topics);
-            return self.lane_of(&topic, record);
-        }
-        let number = self.partition_of(topic, record);
-        if let Some(Some(lane)) = topic.lanes.read().get(number as usize) {
-            return Ok(Arc::clone(lane));
-        }
+        // A partitioner is the application's, which may send: it is called under no lock.
         let topic = Arc::clone(topic);
         drop(topics);
-        self.make_lane(&topic, number)
+        self.lane_of(&topic, record)
     }
 
+    #[inline]
     fn lane_of(
         &self,
         topic: &TopicLanes,
         record: &ProducerRecord<'_>,
     ) -> Result<Arc<Lane<LogTarget>>> {
         let number = self.partition_of(topic, record);
-        if let Some(Some(lane)) = topic.lanes.read().get(number as usize) {
-            return Ok(Arc::clone(lane));
+        match topic.lane(number) {
+            Some(lane) => Ok(lane),
+            None => self.make_lane(topic, number),
         }
-        self.make_lane(topic, number)
     }
 
     #[cold]
@@ -406,12 +427,14 @@ impl Shared {
         };
         let made = || {
             Arc::new(TopicLanes {
+                lanes: (0..counter.count()).map(|_| OnceLock::new()).collect(),
                 counter,
-                lanes: RwLock::default(),
+                more: RwLock::default(),
                 sticky: Mutex::new(Sticky::new(self.common.settings.batch_bytes, seed)),
             })
         };
         let topic = Arc::clone(self.topics.write().entry(name).or_insert_with(made));
+        let _ = self.first.set(Arc::clone(&topic));
         self.lane_of(&topic, record)
     }
 
@@ -419,19 +442,19 @@ impl Shared {
     fn make_lane(&self, topic: &TopicLanes, number: u32) -> Result<Arc<Lane<LogTarget>>> {
         let partition = self.store.partition(topic.counter.name(), number)?.appender()?;
         let target = LogTarget { partition, holder: self.holder.clone() };
-        let mut lanes = topic.lanes.write();
-        let at = number as usize;
-        if lanes.len() <= at {
-            lanes.resize(at + 1, None);
-        }
-        if let Some(lane) = &lanes[at] {
+        let mut more = topic.more.write();
+        let known = topic.lanes.get(number as usize);
+        if let Some(lane) = known.map_or_else(|| more.get(&number), OnceLock::get) {
             return Ok(Arc::clone(lane));
         }
         let next = target.next_sequence()?;
         let numbers = Numbers::new(self.identity, next, self.common.settings.compression);
         let name = TopicPartition::new(Arc::clone(topic.counter.name()), number);
         let lane = Lane::new(name, target, numbers, Arc::clone(&self.common));
-        lanes[at] = Some(Arc::clone(&lane));
+        match known {
+            Some(place) => drop(place.set(Arc::clone(&lane))),
+            None => drop(more.insert(number, Arc::clone(&lane))),
+        }
         Ok(lane)
     }
 
@@ -448,11 +471,8 @@ impl Shared {
             _ if count <= 1 => 0,
             Some(key) => partition_of_key(key, count),
             None => {
-                let lanes = topic.lanes.read();
-                let is_available = |number: u32| {
-                    let lane = lanes.get(number as usize).and_then(Option::as_ref);
-                    lane.is_none_or(|lane| lane.is_available())
-                };
+                let is_available =
+                    |number: u32| topic.lane(number).is_none_or(|lane| lane.is_available());
                 let bytes = record_bytes_max(&record.record);
                 topic.sticky.lock().choose(bytes, count, is_available)
             }

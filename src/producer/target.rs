@@ -71,7 +71,7 @@ pub(super) struct LogTarget {
 impl Target for LogTarget {
     type Pending = Ticket;
 
-    #[inline]
+    #[inline(always)]
     fn offer(
         &self,
         author: &Author,

@@ -42,7 +42,7 @@ impl Appender {
     ///
     /// # Errors
     /// As for `Partition::append_nowait`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn offer(
         &self,
         author: &Author,
@@ -74,7 +74,7 @@ impl Appender {
 
 impl Shared {
     /// Appends a batch whose author is likely to wait for it at once.
-    #[inline]
+    #[inline(always)]
     pub(super) fn offer(
         self: &Arc<Self>,
         core: &Arc<Core>,
@@ -82,11 +82,26 @@ impl Shared {
         records: &[Record<'_>],
         acks: Acks,
     ) -> Result<Offered> {
-        let append = |core: &Core| core.append_to_wait(Some(author), records, acks);
-        match self.placed(core, append)? {
-            Placed::Done(appended) => Ok(Offered::Done(appended)),
-            waits => Ok(Offered::Waits(self.ticket_of(core, waits, acks))),
+        match core.append_to_wait(Some(author), records, acks) {
+            Ok(Placed::Done(appended)) => Ok(Offered::Done(appended)),
+            Ok(waits) => Ok(Offered::Waits(self.ticket_of(core, waits, acks))),
+            Err(Error::NoLeader { .. }) => self.offer_again(core, author, records, acks),
+            Err(error) => Err(error),
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn offer_again(
+        self: &Arc<Self>,
+        core: &Arc<Core>,
+        author: &Author,
+        records: &[Record<'_>],
+        acks: Acks,
+    ) -> Result<Offered> {
+        self.settle_one(core);
+        let placed = core.append_to_wait(Some(author), records, acks)?;
+        Ok(self.ticket_of(core, placed, acks).into())
     }
 
     /// Appends; where there is no leader, settles who leads, and tries once more.

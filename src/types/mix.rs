@@ -1,8 +1,8 @@
-//! A hash for numbers that the store itself gives out.
+//! A hash for numbers that the store gives out, and for names that are the application's own.
 
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// Builds hashers that spread the bits of ids. Ids are given out by the store, so nobody picks them to collide.
+/// Builds hashers that spread the bits of ids and names. Nobody outside the process picks them, to collide.
 pub(crate) type Mix = BuildHasherDefault<Mixed>;
 
 #[derive(Debug, Default)]
@@ -14,10 +14,20 @@ impl Hasher for Mixed {
         self.0
     }
 
+    #[inline]
     fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
+        let (words, rest) = bytes.as_chunks();
+        for word in words {
+            self.write_u64(u64::from_le_bytes(*word));
         }
+        // The length keeps apart what ends in zeroes.
+        let rest = rest.iter().fold(bytes.len() as u64, |word, byte| word << 8 | u64::from(*byte));
+        self.write_u64(rest);
+    }
+
+    #[inline]
+    fn write_u8(&mut self, value: u8) {
+        self.write_u64(value.into());
     }
 
     #[inline]
