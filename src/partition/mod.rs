@@ -18,9 +18,11 @@ mod events;
 mod flush;
 mod follow;
 mod hang;
+mod page;
 mod read;
 mod reign;
 mod replica;
+mod room;
 mod tend;
 mod ticket;
 
