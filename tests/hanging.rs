@@ -218,39 +218,128 @@ fn s22_a_leader_whose_disk_hangs_when_it_needs_room_is_deposed() {
     }
 }
 
+/// A new segment was once begun under the partition's lock: a leader that hung there could not be deposed.
 #[test]
-fn s22_where_the_leader_hangs_under_the_partitions_lock_waits_end_and_other_partitions_go_on() {
-    let disks: Vec<_> = (0..3).map(|at| SimDisk::new(at + 1)).collect();
-    let store = open(&disks);
-    store.create_topic("t", topic(Flush::Os, 4096)).unwrap();
-    let partition = led_by(&store, DiskId(0));
-    let other = led_by(&store, DiskId(1));
-    append(&other, 0..20);
-    disks[0].hang(Hang::Everything);
-    std::thread::scope(|scope| {
-        // The one that rolls the segment hangs with it.
-        let held = scope.spawn(|| {
-            let mut end = 0;
-            while partition.append(&[Record::new(&value(end))], Acks::All).is_ok() && end < 300 {
-                end += 1;
-            }
-            end
-        });
-        append(&other, 20..40);
+fn s22_a_leader_whose_disk_hangs_when_it_begins_a_segment_is_deposed() {
+    for flush in [Flush::Os, Flush::OnAck] {
+        let disks: Vec<_> = (0..3).map(|at| SimDisk::new(at + 1)).collect();
+        let store = open(&disks);
+        store.create_topic("t", topic(flush, 4096)).unwrap();
+        let partition = led_by(&store, DiskId(0));
+        let other = led_by(&store, DiskId(1));
+        append(&partition, 0..20);
+        append(&other, 0..20);
+        disks[0].hang(Hang::Everything);
         let started = Instant::now();
-        let refused = loop {
-            match partition.append(&[Record::new("late")], Acks::Leader) {
-                Ok(_) => assert!(started.elapsed() < LONG, "the segment is full at some time"),
-                Err(error) => break error,
-            }
-        };
-        assert!(matches!(refused, Error::TimedOut { .. } | Error::NoLeader { .. }), "{refused}");
-        assert!(started.elapsed() < TIMEOUT * 3);
-        append(&other, 40..60);
+        // Whoever waits for the segment is not held by it, and goes on with the next leader.
+        append(&partition, 20..100);
+        assert!(started.elapsed() < TIMEOUT, "{flush:?}: {:?}", started.elapsed());
+        assert!(partition.leader().is_some_and(|leader| leader != DiskId(0)));
+        append(&other, 20..60);
+        check(&partition, 100);
         check(&other, 60);
         disks[0].heal();
-        held.join().unwrap();
+        wait_until("its calls have returned", || store.start_disk(DiskId(0)).is_ok());
+        wait_until("all are in sync again", || partition.in_sync_replicas().len() == 3);
+        append(&partition, 100..120);
+        let report = store.verify(VerifyOptions::new()).unwrap();
+        assert_eq!((report.damages.len(), report.records), (0, 3 * (120 + 60)));
+        let number = partition.name().partition();
+        store.close(LONG).unwrap();
+        drop((partition, other, store));
+        disks.iter().for_each(SimDisk::power_loss);
+        let store = open(&disks);
+        if flush == Flush::OnAck {
+            check(&store.partition("t", number).unwrap(), 120);
+        }
+        let report = store.verify(VerifyOptions::new()).unwrap();
+        assert_eq!(report.damages, []);
+    }
+}
+
+/// Batches that nobody waits for fill the memory that a flush takes them from; they were once written by their appender,
+/// under the partition's lock.
+#[test]
+fn s22_a_leader_whose_disk_hangs_while_much_waits_for_its_flush_is_deposed() {
+    let disks: Vec<_> = (0..3).map(|at| SimDisk::new(at + 1)).collect();
+    let store = open(&disks);
+    store.create_topic("t", topic(Flush::OnAck, 64 << 20)).unwrap();
+    let partition = led_by(&store, DiskId(0));
+    append(&partition, 0..1);
+    disks[0].hang(Hang::Everything);
+    let (started, large) = (Instant::now(), vec![7; 100 << 10]);
+    let mut appended = 0;
+    while partition.leader() == Some(DiskId(0)) {
+        assert!(started.elapsed() < LONG);
+        if partition.append_nowait(&[Record::new(&large)], Acks::All).is_ok() {
+            appended += 1;
+        }
+    }
+    assert!(appended < 100, "memory is bounded");
+    partition.append(&[Record::new("next")], Acks::All).unwrap();
+    disks[0].heal();
+    store.close(LONG).unwrap();
+}
+
+/// The one that led the flush was once held until the disk answered.
+#[test]
+fn s22_every_wait_ends_in_time_while_the_only_other_replica_is_away() {
+    let disks: Vec<_> = (0..3).map(|at| SimDisk::new(at + 1)).collect();
+    let timeout = Duration::from_millis(300);
+    let builder = Store::builder().append_timeout(timeout);
+    let store = disks
+        .iter()
+        .fold(builder, |builder, disk| builder.simulated_disk(disk.clone()))
+        .threads()
+        .open()
+        .unwrap();
+    store.create_topic("t", topic(Flush::OnAck, 4096)).unwrap();
+    let partition = led_by(&store, DiskId(0));
+    append(&partition, 0..3);
+    disks[0].hang(Hang::Everything);
+    // Nobody is deposed as early as that; the second one finds a flush under way, and so on until the segment is full.
+    for _ in 0..60 {
+        let started = Instant::now();
+        let outcome = partition.append(&[Record::new(&[7; 1000])], Acks::All);
+        assert!(matches!(outcome, Err(Error::TimedOut { .. })), "{outcome:?}");
+        assert!(started.elapsed() < timeout * 3, "{:?}", started.elapsed());
+        if matches!(outcome, Err(Error::TimedOut { appended: None, .. })) {
+            break;
+        }
+    }
+    disks[0].heal();
+    wait_until("it goes on", || partition.append(&[Record::new("x")], Acks::All).is_ok());
+    store.close(LONG).unwrap();
+}
+
+/// With one replica the caller flushes by itself, and is held by a call that hangs; those that come later are not.
+#[test]
+fn s22_with_one_replica_only_the_caller_inside_the_call_is_held() {
+    let disk = SimDisk::new(1);
+    let timeout = Duration::from_millis(300);
+    let store = Store::builder()
+        .append_timeout(timeout)
+        .simulated_disk(disk.clone())
+        .threads()
+        .open()
+        .unwrap();
+    store.create_topic("t", TopicConfig::new().flush(Flush::OnAck)).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    partition.append(&[Record::new("v")], Acks::All).unwrap();
+    disk.hang(Hang::Syncs);
+    std::thread::scope(|scope| {
+        let held = scope.spawn(|| partition.append(&[Record::new("held")], Acks::All));
+        wait_until("it is in the log", || partition.log_end_offset() == Offset(2));
+        for _ in 0..3 {
+            let started = Instant::now();
+            let outcome = partition.append(&[Record::new("late")], Acks::All);
+            assert!(matches!(outcome, Err(Error::TimedOut { .. })), "{outcome:?}");
+            assert!(started.elapsed() < timeout * 3);
+        }
+        disk.heal();
+        held.join().unwrap().unwrap();
     });
+    partition.append(&[Record::new("v")], Acks::All).unwrap();
     store.close(LONG).unwrap();
 }
 

@@ -645,6 +645,62 @@ fn repl_23_an_unclean_election_says_what_it_lost_and_happens_only_where_it_is_al
     }
 }
 
+/// What the last clean stop proved was once missed in a log that had been cut since, as if it had been lost.
+#[test]
+fn epoch_14_a_log_that_was_cut_below_its_last_clean_end_is_not_taken_for_damaged() {
+    for flush in [Flush::Os, Flush::OnAck] {
+        for power in [false, true] {
+            let world = World::new(2);
+            let store = world.open();
+            let config = topic(flush)
+                .replication_factor(2)
+                .min_insync_replicas(1)
+                .unclean_leader_election(true);
+            store.create_topic("t", config).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            append(&partition, 0..10);
+            world.heal(&store, &partition, 2);
+            let leader = usize::from(partition.leader().unwrap().0);
+            let other = 1 - leader;
+            store.stop_disk(DiskId(u16::try_from(other).unwrap())).unwrap();
+            append(&partition, 10..40);
+            store.close(SECOND).unwrap();
+            drop((partition, store));
+            // Without the disk that has it all the other one leads, and has less.
+            let second = Store::builder()
+                .clock(world.clock.clone())
+                .simulated_disk(world.disks[other].clone())
+                .allow_missing(DiskId(u16::try_from(leader).unwrap()))
+                .open()
+                .unwrap();
+            let partition = second.partition("t", 0).unwrap();
+            append(&partition, 10..15);
+            second.close(SECOND).unwrap();
+            drop((partition, second));
+            let store = world.open();
+            let partition = store.partition("t", 0).unwrap();
+            world.heal(&store, &partition, 2);
+            check(&partition, 15);
+            drop((partition, store));
+            for disk in &world.disks {
+                if power {
+                    disk.power_loss();
+                } else {
+                    disk.process_restart();
+                }
+            }
+            let store = world.open();
+            let partition = store.partition("t", 0).unwrap();
+            world.heal(&store, &partition, 2);
+            let damaged = store.events().find(|event| {
+                matches!(event.kind, EventKind::Damaged { .. } | EventKind::Repaired { .. })
+            });
+            assert!(damaged.is_none(), "{flush:?} {power}: {}", damaged.unwrap());
+            store.close(SECOND).unwrap();
+        }
+    }
+}
+
 fn wait_for_all(store: &Store, partitions: &[Partition]) {
     for partition in partitions {
         let mut events = store.events();

@@ -18,6 +18,7 @@ mod reader;
 mod records;
 mod recovery;
 mod repair;
+mod roll;
 
 use std::io;
 use std::sync::Arc;
@@ -44,6 +45,7 @@ pub(crate) use records::Part;
 pub use records::{Iter, Records};
 pub(crate) use recovery::{Evidence, Loss, Recovered};
 pub(crate) use repair::Repair;
+pub(crate) use roll::{MoreRoom, NextSegment};
 
 /// How far a background pass works ahead of the appender.
 const AHEAD_BYTES: u64 = 4 << 20;
@@ -112,6 +114,15 @@ impl FlushPlan {
     }
 }
 
+/// Who vouches that a log reached as far as it did.
+pub(crate) trait Witness: std::fmt::Debug + Send + Sync {
+    /// The log is about to be cut to `end`: from now on, also after a crash, no more than that is missed.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NoSpace`].
+    fn lower(&self, end: Offset) -> Result<(), Error>;
+}
+
 /// The writer's side of one replica's log.
 #[derive(Debug)]
 pub(crate) struct Log {
@@ -119,6 +130,8 @@ pub(crate) struct Log {
     place: Place,
     settings: LogSettings,
     epoch: LeaderEpoch,
+    /// That of the last batch, if it is known without a call to the disk.
+    last_epoch: Option<LeaderEpoch>,
     active: Option<ActiveSegment>,
     end: Offset,
     flushed_end: Offset,
@@ -129,6 +142,11 @@ pub(crate) struct Log {
     attention_at: u64,
     checkpointed: u64,
     producers: Producers,
+    /// The next segment is being made (`roll.rs`).
+    rolls: bool,
+    /// Calls to the disk are made apart from appends: another replica may take over from a disk that hangs.
+    apart: bool,
+    witness: Option<Arc<dyn Witness>>,
 }
 
 impl Log {
@@ -167,13 +185,32 @@ impl Log {
         Ok(())
     }
 
-    /// Whether an append of that many bytes has to wait for the flush that is on its way: it begins a new
-    /// segment, and one is sealed only once all of it is in its file.
+    /// Somebody vouches for the log, who is to be told before it is cut.
+    pub(crate) fn set_witness(&mut self, witness: Arc<dyn Witness>) {
+        self.witness = Some(witness);
+    }
+
+    fn lower_witness(&self, end: Offset) -> Result<(), Error> {
+        self.witness.as_ref().map_or(Ok(()), |witness| witness.lower(end))
+    }
+
+    /// From now on calls to the disk are made apart from appends, or need not be.
+    pub(crate) fn set_apart(&mut self, apart: bool) {
+        self.apart = apart;
+        if let Some(active) = &mut self.active {
+            active.set_apart(apart);
+        }
+    }
+
+    /// Whether an append of that many bytes has to wait for a flush: it begins a new segment, and one is sealed only
+    /// once all of it is in its file; or as much waits in memory as may.
+    #[inline]
     pub(crate) fn waits_for_landing(&self, records: u32, bytes: usize) -> bool {
-        let Some(active) = &self.active else {
-            return false;
-        };
-        active.is_in_flight() && !active.has_room_for(bytes, self.end.plus(records.into()))
+        self.active.as_ref().is_some_and(|active| {
+            !active.has_landed()
+                && (!active.has_room_for(bytes, self.end.plus(records.into()))
+                    || active.stage_is_full_for(bytes))
+        })
     }
 
     /// Whether a batch of that many bytes can be put in place at once: it belongs into the active segment, and there is
@@ -193,15 +230,6 @@ impl Log {
         self.active.as_ref().is_some_and(|active| active.has_space_for(bytes))
     }
 
-    /// The space that a batch of that many bytes needs first, in the segment that it belongs into, and up to where.
-    pub(crate) fn lacks_room(&self, records: u32, bytes: usize) -> Option<(Arc<Room>, u64)> {
-        let active = self.active.as_ref()?;
-        let end = self.end.plus(records.into());
-        let until = active.position() + bytes as u64;
-        (active.has_room_for(bytes, end) && !active.room().is_ready(until))
-            .then(|| (Arc::clone(active.room()), until))
-    }
-
     /// Appends one batch: seals it at the end of the log and puts it in place.
     ///
     /// # Errors
@@ -213,10 +241,7 @@ impl Log {
         let records = draft.header().record_count;
         let end = base.plus(records.into());
         if !self.active.as_ref().is_some_and(|active| active.has_room_for(draft.len(), end)) {
-            if base.since(Offset::ZERO) + u64::from(records) >= Offset::MAX.0 {
-                return Err(self.place.io_error("", "append", io::ErrorKind::FileTooLarge.into()));
-            }
-            self.roll(draft.len(), now)?;
+            self.roll(records, draft.len(), now)?;
         }
         let place = record::Place {
             seed: self.place.identity.seed,
@@ -228,6 +253,7 @@ impl Log {
         let active = self.active.as_mut().expect("the roll above made one");
         active.append(draft.bytes(), draft.header(), now)?;
         self.end = end;
+        self.last_epoch = Some(self.epoch);
         self.note_producer(draft.bytes(), draft.header(), now);
         Ok(())
     }
@@ -246,11 +272,12 @@ impl Log {
         assert_eq!(header.base_offset, self.end, "a follower goes on where it ends (LOG-18)");
         let end = header.end_offset();
         if !self.active.as_ref().is_some_and(|active| active.has_room_for(bytes.len(), end)) {
-            self.roll(bytes.len(), now)?;
+            self.roll(0, bytes.len(), now)?;
         }
         let active = self.active.as_mut().expect("the roll above made one");
         active.append(bytes, header, now)?;
         self.end = end;
+        self.last_epoch = Some(header.leader_epoch);
         self.note_producer(bytes, header, now);
         Ok(())
     }
@@ -354,14 +381,9 @@ impl Log {
     }
 
     /// Takes over what the leader's log, which is not shorter, knows of the producers.
-    ///
-    /// # Errors
-    /// [`Error::NoSpace`], [`Error::Io`] when there is no directory to write it down in.
-    pub(crate) fn adopt_producers(&mut self, leader: &Self) -> Result<(), Error> {
+    pub(crate) fn adopt_producers(&mut self, leader: &Self) {
         assert!(leader.end >= self.end, "what is counted in is passed over later");
-        self.make_directory()?;
         self.producers.adopt(&leader.producers);
-        Ok(())
     }
 
     /// Whether there is anything to remember of producers: an open after a clean stop looks for it.
@@ -376,7 +398,8 @@ impl Log {
 
     /// Finds the producers again after the log was cut.
     fn recall_producers(&mut self, now: Timestamp) -> Result<(), Error> {
-        let epoch = self.last_epoch()?.unwrap_or_default();
+        self.last_epoch = self.last_epoch()?;
+        let epoch = self.last_epoch.unwrap_or_default();
         if self.producers.truncate_to(self.end, epoch) {
             return Ok(());
         }
@@ -430,6 +453,9 @@ impl Log {
             if header.end_offset() <= self.end {
                 continue;
             }
+            if self.rolls {
+                return Ok(false);
+            }
             if self.reader.holds_nothing() && header.base_offset != self.end {
                 // The leader's log starts inside a batch (LOG-19).
                 self.restart(header.base_offset)?;
@@ -447,6 +473,7 @@ impl Log {
     /// # Errors
     /// [`Error::Io`].
     pub(crate) fn restart(&mut self, start: Offset) -> Result<(), Error> {
+        self.lower_witness(start)?;
         self.active = None;
         self.sealed.clear();
         let segments = self.reader.segments();
@@ -456,6 +483,7 @@ impl Log {
         }
         self.reader.raise_log_start(start);
         (self.end, self.flushed_end) = (start, start);
+        self.last_epoch = None;
         let snapshots = self.producers.restart(start);
         producers::remove_snapshots(&self.place, &snapshots)
     }
@@ -477,7 +505,7 @@ impl Log {
             self.on_flushed(plan);
         }
         let before = std::mem::replace(&mut self.end, to);
-        if let Err(error) = self.roll(0, now) {
+        if let Err(error) = self.roll(0, 0, now) {
             self.end = before;
             return Err(error);
         }
@@ -509,11 +537,23 @@ impl Log {
         Ok(self.end)
     }
 
-    /// The epoch of the last batch, and where it begins.
+    /// Finds out the epoch of the last batch while nobody waits: an election asks for it under the partition's lock.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn learn_last_epoch(&mut self) -> Result<(), Error> {
+        self.last_epoch = self.last_epoch()?;
+        Ok(())
+    }
+
+    /// The epoch of the last batch.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub(crate) fn last_epoch(&self) -> Result<Option<LeaderEpoch>, Error> {
+        if self.last_epoch.is_some() {
+            return Ok(self.last_epoch);
+        }
         let last = self.batch_before(self.reader.log_start(), self.end)?;
         Ok(last.map(|(epoch, _)| epoch))
     }
@@ -551,52 +591,6 @@ impl Log {
         true
     }
 
-    /// Begins a new active segment; the old one is sealed. If there is no room, nothing changes.
-    #[cold]
-    fn roll(&mut self, bytes: usize, now: Timestamp) -> Result<(), Error> {
-        let capacity = self.settings.segment_bytes.max(crate::segment::DATA_START + bytes as u64);
-        self.make_directory()?;
-        let interval = self.settings.index_interval;
-        if let Some(active) = &mut self.active {
-            assert!(!active.is_in_flight(), "a segment is sealed when all of it is written");
-            // Before the next one's name says where this one ends.
-            active.write_out()?;
-        }
-        let made = ActiveSegment::create(
-            &self.place,
-            self.end,
-            capacity,
-            interval,
-            self.settings.how,
-            now,
-        )?;
-        self.directory_unsynced = true;
-        self.seal_active(now);
-        self.reader.push(Arc::clone(made.segment()));
-        self.active = Some(made);
-        self.checkpointed = 0;
-        self.attention_at = 0;
-        Ok(())
-    }
-
-    fn make_directory(&self) -> Result<(), Error> {
-        if !self.reader.is_empty() {
-            return Ok(());
-        }
-        // One level at a time, so that each name is made durable in its parent.
-        let path: &str = &self.place.directory;
-        for (at, _) in path.match_indices('/').chain([(path.len(), "")]) {
-            let directory = &path[..at];
-            match self.place.disk.create_dir(directory) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-                // One that is there may be left from before a crash, and its name not durable yet.
-                _ => self.place.disk.sync_dir(crate::storage::parent(directory)),
-            }
-            .map_err(|error| self.place.io_error("", "create directory", error))?;
-        }
-        Ok(())
-    }
-
     /// Ends the active segment, if there is one with records.
     fn seal_active(&mut self, now: Timestamp) {
         let Some(active) = self.active.take() else {
@@ -615,6 +609,7 @@ impl Log {
     pub(crate) fn roll_if_old(&mut self, now: Timestamp) -> Result<bool, Error> {
         let old = self.active.as_ref().is_some_and(|active| {
             !active.segment().is_empty()
+                && !self.rolls
                 && !active.is_in_flight()
                 && now.since(active.created()) >= self.settings.segment_age
         });
@@ -630,7 +625,9 @@ impl Log {
     /// As for an append.
     pub(crate) fn roll_now(&mut self, now: Timestamp) -> Result<(), Error> {
         match &self.active {
-            Some(active) if !active.segment().is_empty() && !active.is_in_flight() => {
+            Some(active)
+                if !active.segment().is_empty() && !active.is_in_flight() && !self.rolls =>
+            {
                 self.seal(now)
             }
             _ => Ok(()),
@@ -733,6 +730,9 @@ impl Log {
         }
         let segments = self.reader.segments();
         let mut to = to.max(self.reader.log_start());
+        let last = segments.iter().rev().find(|segment| segment.base < to);
+        // A batch is cut as a whole.
+        self.lower_witness(last.map_or(Ok(to), |last| last.boundary(to).map(|(end, _)| end))?)?;
         for segment in segments.iter().rev() {
             if segment.base >= to {
                 self.reader.pop();
@@ -766,8 +766,9 @@ impl Log {
             }
         }
         self.end = to;
+        self.last_epoch = None;
         self.flushed_end = self.flushed_end.min(to);
-        self.roll(0, now)?;
+        self.roll(0, 0, now)?;
         self.place
             .disk
             .sync_dir(&self.place.directory)

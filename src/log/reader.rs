@@ -138,6 +138,11 @@ impl LogReader {
         }
     }
 
+    /// Whether what begins at `from` can be read without a call to the disk.
+    pub(crate) fn is_at_hand(&self, from: Offset) -> bool {
+        self.find(from).0.is_some_and(|segment| segment.is_mapped() && from < segment.end())
+    }
+
     /// As [`LogReader::read`], for a reader of records: goes on until there is one to show or `upper` is reached, and
     /// returns where to go on.
     ///

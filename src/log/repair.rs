@@ -104,7 +104,7 @@ impl Log {
         now: Timestamp,
     ) -> Result<Result<Rewrite, Repair>, Error> {
         if self.active.as_ref().is_some_and(|active| active.segment().base <= offset) {
-            if self.active.as_ref().is_some_and(|active| active.is_in_flight()) {
+            if self.rolls || self.active.as_ref().is_some_and(|active| active.is_in_flight()) {
                 return Ok(Err(Repair::NotNow));
             }
             self.seal(now)?;

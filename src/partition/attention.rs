@@ -20,18 +20,24 @@ struct State {
     sleeping: bool,
     rung: bool,
     stopped: bool,
+    /// Nobody takes anything out any more.
+    ended: bool,
 }
 
 impl Attention {
-    /// Adds a partition, and wakes the worker if it sleeps.
-    pub(crate) fn push(&self, core: Weak<Core>) {
+    /// Adds a partition, and wakes the worker if it sleeps. False: the worker has ended.
+    pub(crate) fn push(&self, core: Weak<Core>) -> bool {
         let mut state = self.state.lock();
+        if state.ended {
+            return false;
+        }
         state.queue.push(core);
         let sleeping = state.sleeping;
         drop(state);
         if sleeping {
             self.bell.notify_one();
         }
+        true
     }
 
     /// Takes the partitions that are queued, after waiting up to `timeout` for the first. `None` once
@@ -45,6 +51,7 @@ impl Attention {
         }
         state.rung = false;
         if state.stopped && state.queue.is_empty() {
+            state.ended = true;
             return None;
         }
         let queue = std::mem::take(&mut state.queue);

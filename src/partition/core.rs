@@ -1,5 +1,6 @@
 //! The partition itself: append, look up, end.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -21,9 +22,10 @@ use crate::types::{
 };
 
 use super::events::EventKind;
-use super::flush::{Durable, Group, Sleeper, Until, Wait, Waited};
+use super::flush::{Durable, Group, Sleeper};
 use super::read::Watch;
 use super::replica::Replica;
+use super::room::Errand;
 use super::scratch::Scratch;
 use super::ticket::{Waiter, complete};
 use super::{Appended, Attention, Author, EventLog};
@@ -88,15 +90,15 @@ pub(crate) struct Core {
     pub(super) events: Arc<EventLog>,
     control: Arc<Attention>,
     pub(super) background: bool,
-    show_marks: bool,
+    pub(super) show_marks: bool,
     append_timeout: Duration,
     this: Weak<Core>,
 
     pub(super) state: Mutex<State>,
-    /// Held while a segment is written anew; before the state's, never behind it.
-    pub(super) repairs: Mutex<()>,
+    /// By disk: see [`Core::repairs_of`].
+    pub(super) repairs: Mutex<BTreeMap<DiskId, Arc<Mutex<()>>>>,
     pub(super) readable: Condvar,
-    /// Told when a call for more space has returned.
+    /// Told when a call for more space has returned, and when appends need not wait for one any more.
     pub(super) room_made: Condvar,
     pub(super) group: Group,
     /// Copies of the watermarks, for whoever only wants to look.
@@ -148,6 +150,8 @@ pub(super) struct State {
     pub(super) min_insync: u16,
     /// Disks on which space is being made under no lock, and since when; an earlier leader's too.
     pub(super) making_room: Vec<(DiskId, Timestamp)>,
+    /// What the leader's disk is to give before appends go on.
+    pub(super) errand: Errand,
     /// The leader hands over as soon as somebody can take over; it takes no appends meanwhile.
     pub(super) stepping_down: bool,
     /// Who is to take over, because it is preferred; else whoever can.
@@ -165,6 +169,7 @@ pub(super) struct State {
     /// Damage that was reported, and has not been repaired since.
     pub(super) reported: Vec<(DiskId, Range<Offset>)>,
     pub(super) page: Option<Marks>,
+    pub(super) making_page: bool,
     pub(super) flush: Flush,
     /// Why nothing can be appended any more.
     pub(super) fenced: Option<Fenced>,
@@ -223,7 +228,7 @@ impl Core {
             last_stable: AtomicU64::new(log.last_stable(progress.high_watermark()).0),
             log_end: AtomicU64::new(progress.log_end().0),
             epoch: AtomicU32::new(reign.epoch.0),
-            repairs: Mutex::new(()),
+            repairs: Mutex::default(),
             state: Mutex::new(State {
                 log,
                 progress,
@@ -240,6 +245,7 @@ impl Core {
                 preference: reign.preference,
                 min_insync,
                 making_room: Vec::new(),
+                errand: Errand::default(),
                 stepping_down: false,
                 hand_to: None,
                 preferred_since: None,
@@ -249,6 +255,7 @@ impl Core {
                 damaged: Vec::new(),
                 reported: Vec::new(),
                 page: None,
+                making_page: false,
                 flush,
                 fenced: None,
                 ended: None,
@@ -271,6 +278,10 @@ impl Core {
             let start = state.history.reigns().last().map_or(Offset::ZERO, |reign| reign.start);
             core.reign_over(&mut state, start, reign.high_watermark, now);
             for replica in &state.followers {
+                if let Some(log) = &mut replica.state.lock().log {
+                    // One that fails here is asked again by the election.
+                    let _ = log.learn_last_epoch();
+                }
                 replica.ask_for_attention(&core);
             }
             core.publish(state);
@@ -359,10 +370,7 @@ impl Core {
             self.check_in_sync(&state)?;
         }
         let (records, bytes) = (draft.header().record_count, draft.len());
-        while state.log.waits_for_landing(records, bytes) {
-            state = self.land(state)?;
-        }
-        if !state.log.has_space_for(bytes) {
+        if !state.log.has_space_for(bytes) || state.log.waits_for_landing(records, bytes) {
             state = self.make_ready(state, records, bytes)?;
         }
         if let Some(author) = author
@@ -422,7 +430,6 @@ impl Core {
         let mut scratch = Scratch::take();
         let draft = scratch.draft();
         let mut state = self.lock_to_append()?;
-        let mut asked = false;
         loop {
             self.check_leads(&state)?;
             if acks == Acks::All && !state.followers.is_empty() {
@@ -430,11 +437,9 @@ impl Core {
             }
             state.log.encode_marker(marker, now, draft)?;
             let (records, bytes) = (draft.header().record_count, draft.len());
-            let waits = state.log.waits_for_landing(records, bytes);
-            if !waits && (asked || state.log.is_ready_for(records, bytes)) {
+            if self.is_ready(&state, records, bytes) {
                 break;
             }
-            asked = true;
             state = self.make_ready(state, records, bytes)?;
         }
         let placed = self.place(state, draft, acks, now)?;
@@ -523,10 +528,9 @@ impl Core {
             attention = true;
         }
         let readers = state.readers > 0 && news;
-        if state.page.is_none() && self.show_marks {
-            self.make_page(&mut state);
-        }
-        let epoch = state.epoch;
+        let lacks_page = self.show_marks && state.lacks_page();
+        let asked = lacks_page && self.hands_over(&state) && state.leading.ask_for_flush(self);
+        let (epoch, disk) = (state.epoch, state.leading.disk);
         if attention {
             state.leading.ask_for_attention(self);
         }
@@ -538,6 +542,9 @@ impl Core {
         if readers {
             self.readable.notify_all();
         }
+        if lacks_page && !asked {
+            self.make_page(disk);
+        }
         let appended = Appended { offsets: base..end, timestamp: now, duplicate: false };
         Ok(if acknowledged {
             Placed::Done(appended)
@@ -548,7 +555,7 @@ impl Core {
 
     /// The leader's log did not take a batch.
     #[cold]
-    fn append_failed(&self, mut state: MutexGuard<'_, State>, error: Error) -> Error {
+    pub(super) fn append_failed(&self, mut state: MutexGuard<'_, State>, error: Error) -> Error {
         let replicated = !state.followers.is_empty();
         match error.class() {
             // Half a batch may be in the file: nothing may be put behind it (RELIABILITY S9).
@@ -573,7 +580,7 @@ impl Core {
         }
     }
 
-    fn no_leader(&self) -> Error {
+    pub(super) fn no_leader(&self) -> Error {
         Error::NoLeader { partition: self.partition.clone() }
     }
 
@@ -587,7 +594,7 @@ impl Core {
 
     /// As [`Core::check_open`], for appends: a partition whose leader is to change is `NoLeader`.
     #[inline]
-    fn check_leads(&self, state: &State) -> Result<(), Error> {
+    pub(super) fn check_leads(&self, state: &State) -> Result<(), Error> {
         if state.ended.is_none() && state.fenced.is_none() && !state.stopped && !state.stepping_down
         {
             return Ok(());
@@ -597,72 +604,6 @@ impl Core {
             return Err(self.no_leader());
         }
         Err(self.closed_error(state, Written::No))
-    }
-
-    /// Waits until what a flush has under way is in its file.
-    #[cold]
-    fn land<'a>(&'a self, state: MutexGuard<'a, State>) -> Result<MutexGuard<'a, State>, Error> {
-        let end = state.progress.log_end();
-        let wait = Wait { offsets: end..end, until: Until::Flushed, epoch: state.epoch };
-        drop(state);
-        match self.wait_acknowledged(&wait, self.append_timeout) {
-            Ok(Waited::Acknowledged) => {}
-            Ok(Waited::Unsettled) => return Err(self.no_leader()),
-            // Nothing of this append was written.
-            Err(Error::TimedOut { what, timeout, .. }) => {
-                return Err(Error::TimedOut { what, timeout, appended: None });
-            }
-            Err(error) => return Err(error),
-        }
-        let state = self.state.lock();
-        self.check_leads(&state)?;
-        Ok(state)
-    }
-
-    /// Waits until a batch can be put in place. Space for it is made under no lock: the disk may take long for that, or
-    /// hang (S22). What that meets, the append meets again, and reports.
-    #[cold]
-    #[inline(never)]
-    fn make_ready<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
-        records: u32,
-        bytes: usize,
-    ) -> Result<MutexGuard<'a, State>, Error> {
-        while state.log.waits_for_landing(records, bytes) {
-            state = self.land(state)?;
-        }
-        // Else the append itself begins another segment.
-        if let Some((room, until)) = state.log.lacks_room(records, bytes) {
-            let disk = state.leading.disk;
-            state.making_room.push((disk, self.clock.now()));
-            drop(state);
-            let _ = room.make_ready(until);
-            state = self.state.lock();
-            self.room_made(&mut state, disk);
-            self.check_leads(&state)?;
-        }
-        while state.log.waits_for_landing(records, bytes) {
-            state = self.land(state)?;
-        }
-        Ok(state)
-    }
-
-    /// The page is a service to other processes: an append does not fail for want of it.
-    #[cold]
-    fn make_page(&self, state: &mut State) {
-        let last_stable = state.log.last_stable(state.progress.high_watermark());
-        let written = state.log.written_end();
-        match Marks::create(state.log.place(), &state.progress, last_stable, written) {
-            Ok(page) => state.page = Some(page),
-            Err(error) => {
-                let reason = format!("the page for readers in other processes: {error}");
-                self.report(EventKind::BackgroundFailed {
-                    partition: Some(self.partition.clone()),
-                    reason,
-                });
-            }
-        }
     }
 
     pub(crate) fn partition(&self) -> &TopicPartition {
@@ -798,6 +739,7 @@ impl Core {
     pub(super) fn end(&self, ended: Ended) {
         let mut state = self.state.lock();
         state.ended.get_or_insert(ended);
+        self.room_made.notify_all();
         if ended == Ended::TopicDeleted {
             // Handles may be kept for long; the room of the files must not be.
             state.page = None;
@@ -878,6 +820,7 @@ impl Core {
         if state.fenced.is_some() {
             return;
         }
+        self.room_made.notify_all();
         let words = words_of(cause);
         let at_risk = state.progress.flushed()..state.progress.log_end();
         if let Some(page) = state.page.take() {

@@ -1,10 +1,13 @@
 //! Damage: reported once, and repaired from another replica.
 //!
 //! Whoever meets it (a reader, a follower, the scrub) says so with [`Core::report_damage`], which asks for the repair;
-//! that is done where changes of replicas are settled, under no lock of the caller's.
+//! that is done by the worker of the damaged disk, which holds up nobody else if the disk is slow or hangs.
 
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorClass};
 use crate::log::{LogReader, Repair};
@@ -58,7 +61,7 @@ impl Core {
         }
         if state.replicas > 1 {
             state.damaged.push((disk, offsets.start));
-            self.ask_for_settling(&mut state);
+            state.leading.ask_for_attention(self);
         }
         drop(state);
         self.report_damaged(offsets, path, reason);
@@ -126,19 +129,37 @@ impl Core {
         Ok(Some(Scrubbed { next, bytes: 0, damaged: news }))
     }
 
-    /// Repairs the damage that was met since the last call.
-    pub(crate) fn repair_damage(&self, now: Timestamp) {
-        if self.repairs.is_locked() {
-            return; // it is looked at again
-        }
-        let damaged = std::mem::take(&mut self.state.lock().damaged);
-        for (disk, offset) in damaged {
+    /// Repairs the damage on `disk` that was met since the last call.
+    pub(super) fn repair_damage(&self, disk: DiskId, now: Timestamp) {
+        let damaged: Vec<_> = {
+            let mut state = self.state.lock();
+            if state.damaged.is_empty() || self.repairs_of(disk).is_locked() {
+                return; // it is looked at again
+            }
+            state.damaged.extract_if(.., |(other, _)| *other == disk).collect()
+        };
+        for (_, offset) in damaged {
             match self.repair(disk, offset, now) {
                 Ok(_) => {}
                 Err(error) => {
                     self.forget_damage(disk);
                     self.background_failed("repairing a segment", &error);
                 }
+            }
+        }
+    }
+
+    /// Held while a segment on `disk` is written anew; before the state's lock, never waited for behind it.
+    pub(super) fn repairs_of(&self, disk: DiskId) -> Arc<Mutex<()>> {
+        Arc::clone(self.repairs.lock().entry(disk).or_default())
+    }
+
+    /// Has the workers of damaged disks look again.
+    pub(super) fn ask_for_repairs(&self, state: &State) {
+        for (disk, _) in &state.damaged {
+            let all = std::iter::once(&state.leading).chain(&state.followers);
+            if let Some(replica) = all.into_iter().find(|replica| replica.disk == *disk) {
+                replica.ask_for_attention(self);
             }
         }
     }
@@ -161,7 +182,8 @@ impl Core {
             return Ok(Repair::Nowhere);
         }
         // One at a time: they would write the same file.
-        let _alone = self.repairs.lock();
+        let alone = self.repairs_of(disk);
+        let _alone = alone.lock();
         let begun = self.with_log(disk, |log| {
             let path = log.place().full_path("");
             log.begin_repair(offset, &sources, now).map(|rewrite| (rewrite, path))
@@ -194,8 +216,8 @@ impl Core {
         Ok(repaired)
     }
 
-    /// The next round tries again.
-    fn repair_later(&self, disk: DiskId, offset: Offset) {
+    /// The next round of the disk's worker repairs it.
+    pub(crate) fn repair_later(&self, disk: DiskId, offset: Offset) {
         let mut state = self.state.lock();
         if !state.damaged.contains(&(disk, offset)) {
             state.damaged.push((disk, offset));

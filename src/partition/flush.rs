@@ -29,6 +29,9 @@ const GATHER: Duration = Duration::from_micros(30);
 /// How long the worker leaves an append to its caller, which is likely to wait and to flush by itself.
 pub(super) const SOON: Duration = Duration::from_millis(1);
 
+/// A flush that takes so long is of a disk that may hang.
+const SLOW: Duration = Duration::from_secs(1);
+
 /// What is looked at without the lock.
 #[derive(Debug, Default)]
 pub(super) struct Group {
@@ -47,6 +50,10 @@ pub(super) struct Group {
 pub(super) struct Durable {
     /// Somebody leads, or was told to.
     pub(super) led: bool,
+    /// The thread that flushes the leader's disk was told to, and has not begun.
+    pub(super) handed: bool,
+    /// The last flush took long: who would lead leaves it to the disk's worker.
+    slow: bool,
     /// Since when.
     pub(super) led_since: Option<Timestamp>,
     /// Rises with each lead, and with each reign: a flush of an earlier one hands nothing on.
@@ -182,6 +189,16 @@ impl Core {
         }
     }
 
+    /// Queues the partition for the worker of `disk`, if a replica is there.
+    pub(crate) fn ask_for_attention_on(&self, disk: DiskId) {
+        let Some(state) = self.brief() else { return };
+        let all = std::iter::once(&state.leading).chain(&state.followers);
+        if let Some(replica) = all.into_iter().find(|replica| replica.disk == disk) {
+            replica.attention_taken();
+            replica.ask_for_attention(self);
+        }
+    }
+
     /// Queues the partition for the worker of the leader's disk.
     pub(super) fn ask_for_attention(&self) {
         let leading = Arc::clone(&self.state.lock().leading);
@@ -220,12 +237,14 @@ impl Core {
                 return Ok(Waited::Unsettled);
             }
             let flush_due = wait.needs_flush(&state);
-            if flush_due && (told_to_lead || !state.durable.led) {
+            if flush_due && (told_to_lead || !state.durable.led) && !self.hand_lead_over(&mut state)
+            {
                 self.lead(state);
                 state = self.state.lock();
                 told_to_lead = false;
                 continue;
             }
+            told_to_lead &= !flush_due;
             if std::mem::take(&mut told_to_lead) {
                 self.hand_over(state);
                 state = self.state.lock();
@@ -341,14 +360,64 @@ impl Core {
         }
     }
 
+    /// Whether a thread of the leader's disk makes the calls that an append has to wait for: another replica may take
+    /// over from a disk that hangs.
+    pub(super) fn hands_over(&self, state: &State) -> bool {
+        self.background && state.replicas > 1
+    }
+
+    /// Has a thread of the leader's disk lead, where the caller is not to be held by a disk that hangs. False: the
+    /// caller leads.
+    fn hand_lead_over(&self, state: &mut State) -> bool {
+        if !self.hands_over(state) {
+            // The one that finds the disk slow is held; those that come after it are not.
+            let left = state.durable.slow && self.background && {
+                self.group.wanted.store(true, Ordering::Release);
+                state.leading.ask_for_attention(self)
+            };
+            if left {
+                state.durable.led = false;
+            }
+            return left;
+        }
+        if !state.leading.ask_for_flush(self) {
+            return false;
+        }
+        state.durable.led = true;
+        state.durable.handed = true;
+        state.durable.led_since = Some(self.clock.now());
+        if state.durable.company <= 1 {
+            // Nobody is waited for, and all disks begin at once.
+            state.followers.iter().for_each(|replica| _ = replica.ask_for_flush(self));
+        }
+        true
+    }
+
+    /// What the thread that flushes the replicas on `disk` does for this one.
+    pub(crate) fn flush_on(&self, disk: DiskId) {
+        let Some(replica) = self.replica(disk) else { return };
+        replica.flush_taken();
+        self.run_errands(disk);
+        self.make_page(disk);
+        let state = self.state.lock();
+        if state.leading.disk != disk {
+            drop(state);
+            self.flush_follower(disk);
+        } else if state.durable.handed {
+            self.lead(state);
+        }
+    }
+
     /// Flushes once, for the caller and whoever sleeps by then; hands the lead on.
     fn lead<'a>(&'a self, mut state: MutexGuard<'a, State>) {
         state.durable.led = true;
         state.durable.led_since = Some(self.clock.now());
         state.durable.round += 1;
         let (round, disk) = (state.durable.round, state.leading.disk);
-        let company = state.durable.company;
-        if self.group.sleeping.load(Ordering::Acquire) + 1 < company {
+        // The caller itself, if it waits for the flush as the others do.
+        let own = u32::from(!std::mem::take(&mut state.durable.handed));
+        let company = state.durable.company.saturating_sub(own);
+        if self.group.sleeping.load(Ordering::Acquire) < company {
             drop(state);
             self.gather(company);
             state = self.state.lock();
@@ -358,13 +427,16 @@ impl Core {
         drop(state);
         // The others' disks flush at the same time.
         if self.background {
-            followers.iter().for_each(|replica| replica.ask_for_flush(self));
+            followers.iter().for_each(|replica| _ = replica.ask_for_flush(self));
         }
+        let started = Instant::now();
         let outcome = plan.as_ref().map(FlushPlan::run);
         if !self.background {
             followers.iter().for_each(|replica| self.flush_follower(replica.disk));
         }
+        let slow = started.elapsed() >= SLOW;
         let mut state = self.state.lock();
+        state.durable.slow = slow;
         match (plan, outcome) {
             (Some(plan), Some(outcome)) => self.finish_flush(&mut state, plan, outcome),
             _ if state.log.flushed_end() >= state.log.end() => {
@@ -380,7 +452,7 @@ impl Core {
             return;
         }
         let served = self.take_served(&mut state);
-        state.durable.company = count(served.len() + state.durable.sleepers.len() + 1);
+        state.durable.company = count(served.len() + state.durable.sleepers.len()) + own;
         if state.fenced.is_some() || state.ended.is_some() {
             self.wake_sleepers(&mut state);
         }
@@ -394,12 +466,16 @@ impl Core {
         }
     }
 
-    /// Takes the first sleeper out to lead; with none, nobody leads.
+    /// Takes the first sleeper out to lead, where threads of the disks do not; with none, nobody leads.
     fn choose_leader(&self, state: &mut State) -> Option<Sleeper> {
         // Those that only wait for the followers cannot hurry them.
         let next =
             state.durable.sleepers.iter().position(|sleeper| sleeper.wait.needs_flush(state));
         state.durable.led = next.is_some();
+        state.durable.handed = false;
+        if next.is_some() && self.hand_lead_over(state) {
+            return None;
+        }
         next.map(|at| {
             self.group.sleeping.fetch_sub(1, Ordering::AcqRel);
             let chosen = state.durable.sleepers.remove(at);
@@ -438,18 +514,16 @@ impl Core {
                 let held = replica.brief();
                 held.is_some_and(|held| held.log.as_ref().is_some_and(|log| plan.is_of(log)))
             });
-            if let (Some(replica), Ok(())) = (holder, &outcome) {
-                let mut follower = replica.state.lock();
-                if let Some(log) = follower.log.as_mut() {
-                    log.on_flushed(plan);
-                }
-            } else if let Some(replica) = holder.cloned() {
+            let Some(replica) = holder.cloned() else { return };
+            let Some(mut follower) = replica.brief() else { return };
+            if outcome.is_err() {
                 // Its disk failed: what it holds is not to be believed.
-                let mut follower = replica.state.lock();
                 follower.log = None;
                 drop(follower);
                 state.progress.on_failed(replica.disk);
                 self.ask_for_settling(state);
+            } else if let Some(log) = follower.log.as_mut() {
+                log.on_flushed(plan);
             }
             return;
         }
@@ -465,12 +539,10 @@ impl Core {
         }
     }
 
-    /// Lets others append for a moment, until as many wait as in the last round.
+    /// Lets others append for a moment, until as many sleep as in the last round.
     fn gather(&self, company: u32) {
         let started = Instant::now();
-        while self.group.sleeping.load(Ordering::Acquire) + 1 < company
-            && started.elapsed() < GATHER
-        {
+        while self.group.sleeping.load(Ordering::Acquire) < company && started.elapsed() < GATHER {
             std::thread::yield_now();
         }
     }

@@ -7,13 +7,14 @@
 //! memory, with it, but for what takes a call to the disk. Offsets are the only order, so the two ways never meet.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
 
 use crate::error::{Error, ErrorClass};
 use crate::log::{FlushPlan, Log};
 use crate::record::BatchHeader;
-use crate::types::{DiskId, Flush, Offset, Timestamp};
+use crate::types::{DiskId, Flush, LeaderEpoch, Offset, Timestamp};
 
 use super::core::{Core, Fenced, State};
 use super::events::EventKind;
@@ -23,7 +24,7 @@ use super::replica::Replica;
 const COPY_BYTES: usize = 1 << 20;
 /// A follower that is no further behind is brought up under the partition's lock.
 const NEAR_BYTES: usize = 64 << 10;
-/// How often the last stretch is left for a call to the follower's disk before the leader has to wait for it.
+/// How often the last stretch is left for a call to a disk before the worker looks at something else.
 const CLOSE_TRIES: usize = 16;
 
 /// How far a round of following came.
@@ -48,6 +49,8 @@ pub(super) enum Rest {
     Waits,
     /// These batches are next, and take a call to its disk.
     Calls(Vec<u8>),
+    /// What is next takes a call to the leader's disk.
+    Reads,
 }
 
 impl Core {
@@ -82,8 +85,18 @@ impl Core {
         }
     }
 
-    /// One round of bringing the replica on `disk` up to the leader.
+    /// One round of bringing the replica on `disk` up to the leader. One that another thread is at waits: the leader's
+    /// disk may hold that one.
     pub(super) fn follow(&self, replica: &Arc<Replica>, now: Timestamp) -> Followed {
+        if replica.is_followed.swap(true, Ordering::AcqRel) {
+            return Followed::Waits;
+        }
+        let followed = self.follow_alone(replica, now);
+        replica.is_followed.store(false, Ordering::Release);
+        followed
+    }
+
+    fn follow_alone(&self, replica: &Arc<Replica>, now: Timestamp) -> Followed {
         let (reader, written, start, epoch) = {
             let state = self.state.lock();
             if !self.may_follow(&state, replica) {
@@ -111,31 +124,28 @@ impl Core {
             }
         }
         if log.lacks_past() {
+            let made = log.make_directory();
             drop(follower);
-            return self.tell_past(replica);
-        }
-        if log.end() < written {
-            let copied = match reader.read(log.end(), written, COPY_BYTES) {
-                Ok(Some(fetched)) => {
-                    let copied = log.append_batches(&fetched.bytes, now);
-                    copied.map(|whole| (whole, fetched.bytes.len()))
-                }
-                Ok(None) => Ok((true, 0)),
-                Err(error) => {
-                    drop(follower);
-                    return self.follow_past(replica, &error, now);
-                }
-            };
-            drop(follower);
-            self.note_follower(replica);
-            return match copied {
-                Ok((true, bytes)) if bytes >= NEAR_BYTES => Followed::More,
-                Ok((true, _)) => self.follow_closely(replica, now),
-                Ok((false, _)) => Followed::Waits,
+            return match made {
+                Ok(()) => self.tell_past(replica),
                 Err(error) => self.follower_failed(replica, &error),
             };
         }
+        let end = log.end();
+        // The leader's disk is waited for under no lock.
         drop(follower);
+        if end < written {
+            let fetched = match reader.read(end, written, COPY_BYTES) {
+                Ok(fetched) => fetched,
+                Err(error) => return self.follow_past(replica, &error, now),
+            };
+            let bytes = fetched.as_ref().map_or(&[][..], |fetched| &fetched.bytes);
+            match self.append_apart(replica, epoch, bytes, now) {
+                Followed::CaughtUp if bytes.len() >= NEAR_BYTES => return Followed::More,
+                Followed::CaughtUp => {}
+                stopped => return stopped,
+            }
+        }
         self.follow_closely(replica, now)
     }
 
@@ -144,19 +154,16 @@ impl Core {
     fn tell_past(&self, replica: &Arc<Replica>) -> Followed {
         let adopted = {
             let state = self.state.lock();
-            let mut follower = replica.state.lock();
+            let Some(mut follower) = replica.brief() else { return Followed::Waits };
             match follower.log.as_mut() {
                 Some(log) if log.end() <= state.log.end() => {
-                    log.adopt_producers(&state.log).map(|()| log.producer_snapshot(true))
+                    log.adopt_producers(&state.log);
+                    log.producer_snapshot(true)
                 }
                 _ => return Followed::Idle,
             }
         };
-        let snapshot = match adopted {
-            Ok(snapshot) => snapshot,
-            Err(error) => return self.follower_failed(replica, &error),
-        };
-        if let Some(snapshot) = snapshot {
+        if let Some(snapshot) = adopted {
             let written = snapshot.write();
             if let Some(log) = replica.state.lock().log.as_mut() {
                 // What is left over is removed with the next one.
@@ -169,8 +176,8 @@ impl Core {
         Followed::More
     }
 
-    /// The last stretch: with the partition's lock, so that the leader stands still meanwhile. What takes a call to the
-    /// follower's disk, which may hang, is done between, without it.
+    /// The last stretch: with the partition's lock, so that the leader stands still meanwhile. What takes a call to a
+    /// disk, which may hang, is done between, without it; a leader that is as fast as that is not caught up with.
     fn follow_closely(&self, replica: &Arc<Replica>, now: Timestamp) -> Followed {
         for _ in 0..CLOSE_TRIES {
             let mut state = self.state.lock();
@@ -178,32 +185,104 @@ impl Core {
                 return Followed::Idle;
             }
             let epoch = state.epoch;
-            let copied = self.copy_rest(&mut state, replica, true, now);
+            let copied = self.copy_rest(&mut state, replica, now);
             let Ok(Rest::Calls(bytes)) = copied else {
                 return self.followed_closely(state, replica, copied, now);
             };
             drop(state);
-            let mut follower = replica.state.lock();
-            if follower.epoch != epoch {
-                return Followed::More;
-            }
-            let Some(log) = follower.log.as_mut() else { return Followed::Idle };
-            let appended = log.append_batches(&bytes, now);
-            drop(follower);
-            self.note_follower(replica);
-            match appended {
-                Ok(true) => {}
-                Ok(false) => return Followed::Waits,
-                Err(error) => return self.follower_failed(replica, &error),
+            match self.append_apart(replica, epoch, &bytes, now) {
+                Followed::CaughtUp => {}
+                stopped => return stopped,
             }
         }
-        // Each batch takes a call, and the leader is as fast: it has to stand still.
-        let mut state = self.state.lock();
-        if !self.may_follow(&state, replica) {
-            return Followed::Idle;
+        Followed::More
+    }
+
+    /// Puts batches behind the follower's last one, with no lock but its own.
+    fn append_apart(
+        &self,
+        replica: &Arc<Replica>,
+        epoch: LeaderEpoch,
+        bytes: &[u8],
+        now: Timestamp,
+    ) -> Followed {
+        let mut follower = replica.state.lock();
+        if follower.epoch != epoch {
+            return Followed::More;
         }
-        let copied = self.copy_rest(&mut state, replica, false, now);
-        self.followed_closely(state, replica, copied, now)
+        let Some(log) = follower.log.as_mut() else { return Followed::Idle };
+        let appended = log.append_batches(bytes, now);
+        drop(follower);
+        self.note_follower(replica);
+        match appended {
+            Ok(true) => Followed::CaughtUp,
+            Ok(false) => Followed::Waits,
+            Err(error) => self.follower_failed(replica, &error),
+        }
+    }
+
+    /// Copies what a leader that is to be followed by another has in memory to the others. Returns the disks for which
+    /// that was not all: their rest takes calls, and is for [`Core::drain`].
+    pub(crate) fn undrained(&self, now: Timestamp) -> Vec<DiskId> {
+        let Some(mut state) = self.brief() else { return Vec::new() };
+        let ends = state.fenced.is_some() || state.stepping_down;
+        if !ends || state.leader.is_none() || state.ended.is_some() {
+            return Vec::new();
+        }
+        let mut followers = state.followers.clone();
+        followers.retain(|replica| state.progress.is_online(replica.disk));
+        followers.retain(|replica| {
+            let copied = self.copy_rest(&mut state, replica, now);
+            // What hangs or fails already is asked for nothing.
+            matches!(copied, Ok(Rest::Calls(_) | Rest::Reads))
+                || matches!(copied, Ok(Rest::Waits) if !replica.hangs.load(Ordering::Relaxed))
+        });
+        followers.iter().map(|replica| replica.disk).collect()
+    }
+
+    /// Copies all that a leader that is to be followed by another still has to the replica on `disk`, under no lock but
+    /// that one's. An error of the leader's disk is no news.
+    pub(crate) fn drain(&self, disk: DiskId, now: Timestamp) {
+        let Some(replica) = self.replica(disk) else { return };
+        let (reader, written, unwritten, epoch) = {
+            let state = self.state.lock();
+            if !Self::is_current(&state, &replica) {
+                return;
+            }
+            let unwritten = state.log.unwritten().map(<[u8]>::to_vec);
+            let reader = Arc::clone(state.log.reader());
+            (reader, state.log.written_end(), unwritten, state.epoch)
+        };
+        loop {
+            let end = replica.state.lock().log.as_ref().map(Log::end);
+            let Some(end) = end.filter(|end| *end < written) else { break };
+            let Ok(Some(fetched)) = reader.read(end, written, COPY_BYTES) else { return };
+            if self.append_drained(&replica, epoch, &fetched.bytes, now) != Followed::CaughtUp {
+                return;
+            }
+        }
+        for bytes in unwritten {
+            if self.append_drained(&replica, epoch, &bytes, now) != Followed::CaughtUp {
+                return;
+            }
+        }
+    }
+
+    /// As [`Core::append_apart`]; a follower that has to wait for a flush of its own flushes at once.
+    fn append_drained(
+        &self,
+        replica: &Arc<Replica>,
+        epoch: LeaderEpoch,
+        bytes: &[u8],
+        now: Timestamp,
+    ) -> Followed {
+        match self.append_apart(replica, epoch, bytes, now) {
+            Followed::Waits => {
+                self.flush_follower(replica.disk);
+                self.append_apart(replica, epoch, bytes, now)
+            }
+            followed => followed,
+        }
     }
 
     fn followed_closely(
@@ -220,7 +299,11 @@ impl Core {
                 if durable {
                     self.want_follower_flush(replica);
                 }
-                if matches!(rest, Rest::Whole) { Followed::CaughtUp } else { Followed::Waits }
+                match rest {
+                    Rest::Whole => Followed::CaughtUp,
+                    Rest::Waits => Followed::Waits,
+                    Rest::Calls(_) | Rest::Reads => Followed::More,
+                }
             }
             Err(error @ Error::Corrupt { .. }) => {
                 drop(state);
@@ -241,11 +324,11 @@ impl Core {
             self.background_failed("reading the leader's log", error);
             return Followed::Waits;
         }
-        let mut state = self.state.lock();
+        let state = self.state.lock();
         if !self.may_follow(&state, replica) {
             return Followed::Idle;
         }
-        let written = state.log.written_end();
+        let (written, leader_end, epoch) = (state.log.written_end(), state.log.end(), state.epoch);
         let all_here = state.followers.len() + 1 == state.replicas
             && state.suspects.is_empty()
             && state.followers.iter().all(|other| state.progress.is_online(other.disk));
@@ -258,8 +341,9 @@ impl Core {
                 held.log.as_ref().map(|log| (Arc::clone(log.reader()), log.written_end()))
             })
             .collect();
+        drop(state);
         let mut follower = replica.state.lock();
-        if follower.epoch != state.epoch {
+        if follower.epoch != epoch {
             return Followed::More;
         }
         let Some(log) = follower.log.as_mut() else { return Followed::Idle };
@@ -272,19 +356,23 @@ impl Core {
         let found = others.into_iter().find_map(|(reader, end)| {
             reader.read(from, written.min(end), COPY_BYTES).ok().flatten()
         });
+        let passes = lost.filter(|_| found.is_none() && all_here);
         let outcome = match found {
             Some(fetched) => log.append_batches(&fetched.bytes, now),
-            None => lost.filter(|_| all_here).map_or(Ok(false), |lost| {
-                let passed = log.pass_over(lost.min(state.log.end()), now);
-                // The leader may know who wrote what is lost.
-                passed.and_then(|passed| log.adopt_producers(&state.log).map(|()| passed))
-            }),
+            None => passes.map_or(Ok(false), |lost| log.pass_over(lost.min(leader_end), now)),
         };
-        let end = log.end();
         drop(follower);
-        let flush = state.flush;
-        state.progress.on_followed(replica.disk, end, flush);
-        self.publish(state);
+        if passes.is_some() && matches!(outcome, Ok(true)) {
+            // The leader may know who wrote what is lost.
+            let state = self.state.lock();
+            if let Some(mut follower) = replica.brief()
+                && follower.epoch == state.epoch
+                && let Some(log) = follower.log.as_mut()
+            {
+                log.adopt_producers(&state.log);
+            }
+        }
+        self.note_follower(replica);
         self.report_damage(from, error);
         match outcome {
             Ok(true) => Followed::More,
@@ -293,40 +381,32 @@ impl Core {
         }
     }
 
-    /// Copies everything that the leader has and the follower has not, from its files and its memory; `inline`: as far as
-    /// that takes no call to the follower's disk.
-    pub(super) fn copy_rest(
+    /// Copies what the leader has and the follower has not, as far as that takes no call to a disk.
+    fn copy_rest(
         &self,
         state: &mut State,
         replica: &Replica,
-        inline: bool,
         now: Timestamp,
     ) -> Result<Rest, Error> {
         let Some(mut follower) = replica.brief() else { return Ok(Rest::Waits) };
         let Some(log) = follower.log.as_mut() else { return Ok(Rest::Waits) };
         let written = state.log.written_end();
-        let append = |log: &mut Log, bytes: &[u8]| -> Result<Rest, Error> {
-            let rest = if inline { append_ready(log, bytes, now)? } else { bytes };
-            if inline && !rest.is_empty() {
-                return Ok(Rest::Calls(rest.to_vec()));
-            }
-            let whole = rest.is_empty() || log.append_batches(rest, now)?;
-            Ok(if whole { Rest::Whole } else { Rest::Waits })
-        };
         let copied = (|| {
             while log.end() < written {
-                let Some(fetched) = state.log.reader().read(log.end(), written, COPY_BYTES)? else {
-                    break;
-                };
-                match append(log, &fetched.bytes)? {
-                    Rest::Whole => {}
-                    stopped => return Ok(stopped),
+                let reader = state.log.reader();
+                if !reader.is_at_hand(log.end()) {
+                    return Ok(Rest::Reads);
+                }
+                let Some(fetched) = reader.read(log.end(), written, COPY_BYTES)? else { break };
+                let rest = append_ready(log, &fetched.bytes, now)?;
+                if !rest.is_empty() {
+                    return Ok(Rest::Calls(rest.to_vec()));
                 }
             }
             for bytes in state.log.unwritten() {
-                match append(log, bytes)? {
-                    Rest::Whole => {}
-                    stopped => return Ok(stopped),
+                let rest = append_ready(log, bytes, now)?;
+                if !rest.is_empty() {
+                    return Ok(Rest::Calls(rest.to_vec()));
                 }
             }
             Ok(Rest::Whole)
@@ -478,10 +558,10 @@ impl Core {
         if !Self::is_current(&state, replica) {
             return;
         }
-        let ends = {
-            let follower = replica.state.lock();
-            follower.log.as_ref().map(|log| (log.end(), log.flushed_end()))
-        };
+        // Who holds it while its disk hangs notes it by itself.
+        let ends = replica
+            .brief()
+            .and_then(|follower| follower.log.as_ref().map(|log| (log.end(), log.flushed_end())));
         if let Some((end, flushed)) = ends {
             let flush = state.flush;
             state.progress.on_followed(replica.disk, end, flush);

@@ -19,7 +19,7 @@ use super::core::{Core, Fenced, State};
 use super::replica::{Replica, ReplicaState};
 
 /// Longer than any work under a lock takes on a disk that answers.
-const BRIEF: Duration = Duration::from_millis(100);
+pub(super) const BRIEF: Duration = Duration::from_millis(100);
 
 impl Replica {
     /// Its state, unless a call to its disk hangs.
@@ -43,14 +43,6 @@ impl State {
 }
 
 impl Core {
-    /// A call for more space on `disk` has returned.
-    pub(super) fn room_made(&self, state: &mut State, disk: DiskId) {
-        if let Some(at) = state.making_room.iter().position(|(making, _)| *making == disk) {
-            state.making_room.swap_remove(at);
-        }
-        self.room_made.notify_all();
-    }
-
     /// The partition's state, for whoever has others to look after; `None`: a call to the leader's disk hangs.
     pub(super) fn brief(&self) -> Option<MutexGuard<'_, State>> {
         let held = if self.hangs.load(Ordering::Relaxed) {
@@ -94,6 +86,9 @@ impl Core {
 
     /// Whether no call of an earlier replica on `disk` is under way any more, so that it can be opened anew.
     pub(crate) fn is_free(&self, disk: DiskId) -> bool {
+        if self.repairs_of(disk).is_locked() {
+            return false;
+        }
         let Some(mut state) = self.brief() else { return false };
         state.orphans.retain(|orphan| {
             let Some(mut held) = orphan.state.try_lock() else { return true };

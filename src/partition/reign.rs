@@ -24,6 +24,7 @@ use crate::types::{DiskId, Flush, LeaderEpoch, Offset, Timestamp};
 
 use super::core::{Core, Fenced, State};
 use super::events::EventKind;
+use super::hang::BRIEF;
 use super::replica::Replica;
 
 /// How long a replica that failed is left alone.
@@ -54,7 +55,7 @@ fn lacks(suspects: &[(DiskId, Offset)], disk: DiskId, high_watermark: Offset) ->
 
 impl Core {
     /// What should be made durable now; `None`: nothing.
-    pub(crate) fn proposal(&self, now: Timestamp) -> Option<Proposal> {
+    pub(crate) fn proposal(&self) -> Option<Proposal> {
         // What is put off stays unsettled, and the next tick asks again.
         let mut state = self.brief()?;
         state.unsettled = false;
@@ -65,8 +66,10 @@ impl Core {
         // One that may lack what was acknowledged must not lead for want of another.
         let high_watermark = state.progress.high_watermark();
         state.eligible.retain(|disk| !lacks(&suspects, *disk, high_watermark));
-        let leaderless = state.fenced.is_some() || state.stepping_down;
-        if leaderless && let Some(proposal) = self.propose_leader(&mut state, &suspects, now) {
+        // One that begins a segment hands over when that is done.
+        let steps_down = state.stepping_down && !state.log.is_rolling();
+        let leaderless = state.fenced.is_some() || steps_down;
+        if leaderless && let Some(proposal) = self.propose_leader(&mut state, &suspects) {
             return Some(proposal);
         }
         if !leaderless && let Some(followers) = state.progress.proposal() {
@@ -101,22 +104,13 @@ impl Core {
         })
     }
 
-    fn propose_leader(
-        &self,
-        state: &mut State,
-        suspects: &[(DiskId, Offset)],
-        now: Timestamp,
-    ) -> Option<Proposal> {
+    fn propose_leader(&self, state: &mut State, suspects: &[(DiskId, Offset)]) -> Option<Proposal> {
         let followers = state.followers.clone();
         let (isr, eligible) = (state.isr.clone(), state.eligible.clone());
         let mut candidates = Vec::new();
         for replica in &followers {
             if !state.progress.is_online(replica.disk) {
                 continue;
-            }
-            if state.leader.is_some() {
-                // From the leader's memory, as far as it goes; an error of its disk is no news.
-                let _ = self.copy_rest(state, replica, false, now);
             }
             let Some(follower) = replica.brief() else { continue };
             let Some(log) = &follower.log else { continue };
@@ -276,6 +270,10 @@ impl Core {
             return;
         };
         log.set_epoch(proposal.epoch);
+        // Before another disk leads: what was asked for is counted by disk.
+        state.forget_errand();
+        state.making_page = false;
+        self.room_made.notify_all();
         let old = std::mem::replace(&mut state.log, log);
         let old_replica = std::mem::replace(&mut state.leading, replica);
         let (old_place, old_place_disk) = (old.place().clone(), old_replica.disk);
@@ -302,7 +300,9 @@ impl Core {
         }
         if std::mem::take(&mut state.durable.led) {
             state.durable.round += 1;
-            state.durable.hung = Some(old_place_disk);
+            if !std::mem::take(&mut state.durable.handed) {
+                state.durable.hung = Some(old_place_disk);
+            }
         }
         state.leader = Some(leader);
         state.stuck = false;
@@ -334,6 +334,7 @@ impl Core {
         now: Timestamp,
     ) {
         let reader = Arc::clone(state.log.reader());
+        state.log.set_apart(self.hands_over(state));
         let leader_end = state.log.end();
         let mut starts = Vec::new();
         for replica in state.followers.clone() {
@@ -396,9 +397,7 @@ impl Core {
             self.ask_for_settling(&mut state);
             return;
         }
-        if !state.damaged.is_empty() {
-            self.ask_for_settling(&mut state);
-        }
+        self.ask_for_repairs(&state);
         let flush = state.flush;
         if state.progress.tick(now, lag_max, flush) {
             self.ask_for_settling(&mut state);
@@ -442,6 +441,9 @@ impl Core {
     /// The replica on `disk` is taken out of service: its disk stops. A leader hands over first.
     pub(crate) fn step_down(&self, disk: DiskId) {
         let mut state = self.state.lock();
+        if state.leading.disk == disk && state.log.is_rolling() {
+            self.room_made.wait_for(&mut state, BRIEF);
+        }
         if state.leading.disk == disk && state.leader == Some(disk) && state.fenced.is_none() {
             state.stepping_down = true;
             state.hand_to = None;
@@ -499,23 +501,33 @@ impl Core {
         now: Timestamp,
     ) -> Result<(), Error> {
         let mut state = self.state.lock();
-        let leaderless = state.fenced.is_some();
-        if state.leading.disk == replica.disk && !leaderless {
-            return Ok(());
-        }
-        let (end, flushed) = {
-            let mut follower = replica.state.lock();
-            follower.epoch = state.epoch;
-            let Some(log) = follower.log.as_mut() else { return Ok(()) };
-            let own_end = log.end();
-            // First against its own end: it may have led, and gone on after the next reign began.
-            log.agree(&state.history, own_end, now)?;
-            if !leaderless {
-                log.agree(&state.history, state.log.end(), now)?;
+        let (leaderless, end, flushed) = loop {
+            let (leaderless, epoch) = (state.fenced.is_some(), state.epoch);
+            if state.leading.disk == replica.disk && !leaderless {
+                return Ok(());
             }
-            let place = log.place();
-            Marks::forget(place).map_err(|error| place.io_error("marks", "remove", error))?;
-            (log.end(), log.flushed_end())
+            let (history, leader_end) = (state.history.clone(), state.log.end());
+            drop(state);
+            let (end, flushed) = {
+                let mut follower = replica.state.lock();
+                follower.epoch = epoch;
+                let Some(log) = follower.log.as_mut() else { return Ok(()) };
+                let (own_end, place) = (log.end(), log.place());
+                // It tells of more than the log holds once that is cut.
+                Marks::forget(place).map_err(|error| place.io_error("marks", "remove", error))?;
+                // First against its own end: it may have led, and gone on after the next reign began.
+                log.agree(&history, own_end, now)?;
+                if !leaderless {
+                    log.agree(&history, leader_end, now)?;
+                }
+                log.learn_last_epoch()?;
+                (log.end(), log.flushed_end())
+            };
+            state = self.state.lock();
+            // A reign that began meanwhile may have less.
+            if (state.fenced.is_some(), state.epoch) == (leaderless, epoch) {
+                break (leaderless, end, flushed);
+            }
         };
         state.followers.retain(|known| known.disk != replica.disk);
         state.followers.push(Arc::clone(replica));

@@ -18,11 +18,13 @@ use super::{Attention, Core};
 #[derive(Debug)]
 pub(crate) struct Replica {
     pub(crate) disk: DiskId,
-    /// The queue of the disk's worker, and of the thread that flushes its followers.
+    /// The queue of the disk's worker, and of the thread that flushes its replicas.
     attention: Arc<Attention>,
     flushes: Arc<Attention>,
     queued: AtomicBool,
     flush_queued: AtomicBool,
+    /// Somebody is bringing it up to the leader.
+    pub(super) is_followed: AtomicBool,
     /// The last who wanted the lock waited in vain.
     pub(super) hangs: AtomicBool,
     pub(super) state: Mutex<ReplicaState>,
@@ -57,6 +59,7 @@ impl Replica {
             flushes,
             queued: AtomicBool::new(false),
             flush_queued: AtomicBool::new(false),
+            is_followed: AtomicBool::new(false),
             hangs: AtomicBool::new(false),
             state: Mutex::new(ReplicaState { log, ..ReplicaState::default() }),
         })
@@ -67,18 +70,24 @@ impl Replica {
         Self::new(self.disk, Arc::clone(&self.attention), Arc::clone(&self.flushes), None)
     }
 
-    /// Queues the partition for the disk's worker, once.
-    pub(super) fn ask_for_attention(&self, core: &Core) {
-        if !self.queued.swap(true, Ordering::AcqRel) {
-            self.attention.push(core.weak());
+    /// Queues the partition for the disk's worker, once. False: it has ended.
+    pub(super) fn ask_for_attention(&self, core: &Core) -> bool {
+        let queued = self.queued.swap(true, Ordering::AcqRel);
+        let asked = queued || self.attention.push(core.weak());
+        if !asked {
+            self.attention_taken();
         }
+        asked
     }
 
-    /// Queues the partition for the thread that flushes this disk's followers, once.
-    pub(super) fn ask_for_flush(&self, core: &Core) {
-        if !self.flush_queued.swap(true, Ordering::AcqRel) {
-            self.flushes.push(core.weak());
+    /// Queues the partition for the thread that flushes this disk's replicas, once. False: it has ended.
+    pub(super) fn ask_for_flush(&self, core: &Core) -> bool {
+        let queued = self.flush_queued.swap(true, Ordering::AcqRel);
+        let asked = queued || self.flushes.push(core.weak());
+        if !asked {
+            self.flush_taken();
         }
+        asked
     }
 
     pub(super) fn attention_taken(&self) {

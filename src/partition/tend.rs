@@ -46,6 +46,7 @@ impl Core {
             };
             (state.leading.disk == disk, state.followers.iter().find(|r| r.disk == disk).cloned())
         };
+        self.repair_damage(disk, now);
         if let Some(replica) = &replica {
             tended = self.tend_follower(replica, now);
         }

@@ -214,6 +214,11 @@ impl Segment {
         self.may_have_producers()
     }
 
+    /// Whether it is read from memory, without a call to the disk.
+    pub(crate) fn is_mapped(&self) -> bool {
+        matches!(&*self.source.read(), Source::Mapped(_))
+    }
+
     /// Says whether any batch has a producer.
     pub(crate) fn set_producers(&self, any: bool) {
         self.producers.store(any, Ordering::Release);

@@ -204,6 +204,10 @@ pub(crate) struct ActiveSegment {
     in_flight: Option<Arc<Vec<u8>>>,
     /// Bytes were written that no flush has covered.
     dirty: bool,
+    /// No batch is written by who appends it: one that is larger than the stage waits in an empty one.
+    apart: bool,
+    /// Capacity and space of a segment that takes nothing while the next one is made.
+    shut: Option<(u64, Arc<Room>)>,
 }
 
 impl ActiveSegment {
@@ -345,6 +349,8 @@ impl ActiveSegment {
             unstaged_end: end,
             in_flight: None,
             dirty: true,
+            apart: false,
+            shut: None,
         })
     }
 
@@ -383,7 +389,7 @@ impl ActiveSegment {
                 // The length goes last: whoever sees it sees the batch.
                 map.publish_u32(at + LENGTH_AT, header.length);
             }
-            None if self.staging && self.stage.len() + bytes.len() <= STAGE_BYTES_MAX => {
+            None if self.stage_takes(bytes.len()) => {
                 self.stage.extend_from_slice(bytes);
             }
             None => {
@@ -459,7 +465,51 @@ impl ActiveSegment {
         self.in_flight = None;
         self.spare = Arc::try_unwrap(staged.bytes).unwrap_or_default();
         self.spare.clear();
+        self.spare.shrink_to(STAGE_BYTES_MAX);
         self.publish();
+    }
+
+    /// Takes nothing from here on, so that the log ends where the next segment begins.
+    pub(crate) fn shut(&mut self) {
+        let none = Room {
+            file: Arc::clone(&self.file),
+            capacity: 0,
+            chunk: self.room.chunk,
+            ready: AtomicU64::new(0),
+            stages: Mutex::new(Stages { allocated: 0, step: 0 }),
+        };
+        let room = std::mem::replace(&mut self.room, Arc::new(none));
+        self.shut = Some((std::mem::replace(&mut self.capacity, self.position), room));
+    }
+
+    /// There is no next segment: smaller batches may still fit.
+    pub(crate) fn reopen_shut(&mut self) {
+        if let Some((capacity, room)) = self.shut.take() {
+            (self.capacity, self.room) = (capacity, room);
+        }
+    }
+
+    /// Whether calls to the disk are made apart from appends.
+    pub(crate) fn set_apart(&mut self, apart: bool) {
+        self.apart = apart;
+    }
+
+    #[inline]
+    fn stage_takes(&self, bytes: usize) -> bool {
+        let fits = self.stage.len() + bytes <= STAGE_BYTES_MAX;
+        self.staging && (fits || self.apart && self.stage.is_empty())
+    }
+
+    /// Whether a batch has to wait until what is in memory was flushed.
+    #[inline]
+    pub(crate) fn stage_is_full_for(&self, bytes: usize) -> bool {
+        self.apart && !self.stage.is_empty() && self.stage.len() + bytes > STAGE_BYTES_MAX
+    }
+
+    /// Whether everything is in the file.
+    #[inline]
+    pub(crate) fn has_landed(&self) -> bool {
+        self.stage.is_empty() && self.in_flight.is_none()
     }
 
     /// Whether a flush is on its way: until it landed, the segment must not be sealed.
@@ -476,9 +526,8 @@ impl ActiveSegment {
     /// Whether that many bytes can be appended without a call to the disk.
     #[inline]
     pub(crate) fn is_ready_for(&self, bytes: usize) -> bool {
-        let in_memory =
-            self.map.is_some() || (self.staging && self.stage.len() + bytes <= STAGE_BYTES_MAX);
-        in_memory && self.room.is_ready(self.position + bytes as u64)
+        (self.map.is_some() || self.stage_takes(bytes))
+            && self.room.is_ready(self.position + bytes as u64)
     }
 
     /// The batches that are in no file yet, in two rows.

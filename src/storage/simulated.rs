@@ -303,7 +303,12 @@ impl SimDisk {
     }
 
     fn enter(&self, call: Call) -> io::Result<MutexGuard<'_, World>> {
+        let incarnation = self.world.lock().incarnation;
         let mut world = wait_at_gate(&self.world, call);
+        if world.incarnation != incarnation {
+            // It hung until its process had died.
+            return Err(crashed());
+        }
         world.begin_whole(call)?;
         Ok(world)
     }

@@ -6,6 +6,7 @@
 //! that. All they do are steps of `partition::Core` and [`Shared`], so a test can do them one by one.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -78,20 +79,7 @@ pub(super) fn start_disk(
     workers: &mut Workers,
     disk: &Arc<StoreDisk>,
 ) -> Result<()> {
-    let (own, worked) = (workers.shared.clone(), Arc::clone(disk));
-    let name = format!("oncelog-disk-{}", disk.id.0);
-    workers.spawn(name, &disk.attention, move || {
-        let mut agenda = Agenda::default();
-        loop {
-            let Some(shared) = own.upgrade() else { return };
-            let due = shared.next_due(&agenda).min(shared.scrub_due(&worked));
-            drop(shared);
-            let Some(cores) = worked.attention.wait(due) else { return };
-            let Some(shared) = own.upgrade() else { return };
-            let _at_work = worked.at_work.read();
-            shared.round(&worked, &mut agenda, cores);
-        }
-    })?;
+    start_worker(workers, disk)?;
     if !shared.has_control() {
         return Ok(());
     }
@@ -103,7 +91,7 @@ pub(super) fn start_disk(
         workers.spawn(format!("oncelog-flush-{}", disk.id.0), &disk.flushes, move || {
             while let Some(cores) = flushed.flushes.wait(Duration::MAX) {
                 let _at_work = flushed.at_work.read();
-                cores.iter().for_each(|core| core.flush_follower(flushed.id));
+                cores.iter().for_each(|core| core.flush_on(flushed.id));
             }
         })?;
     }
@@ -124,7 +112,53 @@ pub(super) fn start_disk(
     })
 }
 
+/// Starts the thread that looks after a disk's replicas, in the place of the last one.
+fn start_worker(workers: &mut Workers, disk: &Arc<StoreDisk>) -> Result<()> {
+    let (own, worked) = (workers.shared.clone(), Arc::clone(disk));
+    let number = disk.worker.fetch_add(1, Ordering::AcqRel) + 1;
+    let name = format!("oncelog-disk-{}", disk.id.0);
+    workers.spawn(name, &disk.attention, move || {
+        let mut agenda = Agenda::default();
+        while worked.worker.load(Ordering::Acquire) == number {
+            let Some(shared) = own.upgrade() else { return };
+            let due = shared.next_due(&agenda).min(shared.scrub_due(&worked));
+            drop(shared);
+            let Some(cores) = worked.attention.wait(due) else { return };
+            let Some(shared) = own.upgrade() else { return };
+            let _at_work = worked.at_work.read();
+            *worked.busy_since.lock() = Some(shared.clock.elapsed());
+            shared.round(&worked, number, &mut agenda, cores);
+            if worked.worker.load(Ordering::Acquire) == number {
+                *worked.busy_since.lock() = None;
+            }
+        }
+    })
+}
+
 impl Shared {
+    /// A worker reads other disks than its own, and one of those may hang: another worker takes its place, lest its own
+    /// disk's replicas of other partitions lag.
+    fn relieve_workers(&self) {
+        let patience = self.options.lag_max / 3;
+        let elapsed = self.clock.elapsed();
+        for disk in self.online_disks() {
+            let mut busy = disk.busy_since.lock();
+            if !busy.is_some_and(|since| elapsed.saturating_sub(since) > patience) {
+                continue;
+            }
+            *busy = None;
+            drop(busy);
+            if let Some(workers) = &mut *self.workers.lock()
+                && start_worker(workers, &disk).is_ok()
+            {
+                // The other one knew what was due when.
+                for (_, core) in self.cores() {
+                    core.ask_for_attention_on(disk.id);
+                }
+            }
+        }
+    }
+
     /// Starts the thread that looks after the time-outs of transactions, where there are threads.
     pub(super) fn start_transactions(&self, transactions: &Arc<Transactions>) -> Result<()> {
         let mut workers = self.workers.lock();
@@ -234,11 +268,18 @@ impl Shared {
         wake.saturating_sub(self.clock.elapsed())
     }
 
-    /// One round of a disk's worker.
-    fn round(&self, disk: &StoreDisk, agenda: &mut Agenda, mut cores: Vec<Arc<Core>>) {
+    /// One round of a disk's worker, unless another takes its place meanwhile.
+    fn round(
+        &self,
+        disk: &Arc<StoreDisk>,
+        worker: u64,
+        agenda: &mut Agenda,
+        mut cores: Vec<Arc<Core>>,
+    ) {
         let elapsed = self.clock.elapsed();
         let now = self.clock.now();
         cores.iter().for_each(|core| core.attention_taken(disk.id));
+        self.rebuild_on(disk);
         agenda.again.retain(|_, (core, due)| {
             if *due > elapsed {
                 return true;
@@ -247,6 +288,9 @@ impl Shared {
             false
         });
         for core in &cores {
+            if disk.worker.load(Ordering::Acquire) != worker {
+                return;
+            }
             let name = Arc::as_ptr(core);
             let last = agenda.seen.insert(name, elapsed);
             let paced = last.is_none_or(|last| elapsed.saturating_sub(last) >= PACED);
@@ -296,6 +340,7 @@ impl Shared {
             self.settle_reigns();
             self.lose_failed_disks();
             self.rebuild_failed();
+            self.relieve_workers();
             self.retain_if_due(now);
         }
     }
@@ -335,7 +380,8 @@ impl Shared {
             let mut cores: Vec<_> = self.cores().into_iter().map(|(_, core)| core).collect();
             cores.retain(|core| !queued.iter().any(|other| Arc::ptr_eq(core, other)));
             cores.extend(queued);
-            self.round(&disk, &mut agenda, cores);
+            let number = disk.worker.load(Ordering::Acquire);
+            self.round(&disk, number, &mut agenda, cores);
             for core in disk.flushes.take() {
                 core.flush_follower(disk.id);
             }
@@ -348,6 +394,7 @@ impl Shared {
         self.settle_reigns();
         self.lose_failed_disks();
         self.rebuild_failed();
+        self.online_disks().iter().for_each(|disk| self.rebuild_on(disk));
         self.retain_all(now);
         if let Some(transactions) = self.known_transactions() {
             transactions.tick(self);

@@ -8,16 +8,19 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Error, Result};
-use crate::partition::Attention;
+use crate::log::Witness;
+use crate::partition::{Attention, Core};
 use crate::protocol::metadata::MetadataState;
 use crate::storage::{Disk, DiskLock, EntryKind};
-use crate::types::{DiskId, StoreId};
+use crate::types::{DiskId, Offset, StoreId, TopicId};
 
+use super::Topic;
 use super::layout::{self, DirectoryIdentity, IdentityFile};
 use super::metadata_log::Found;
 use super::scrub::Scrub;
@@ -48,6 +51,14 @@ pub(super) struct StoreDisk {
     pub(super) offline: Mutex<Option<String>>,
     pub(super) lock: Mutex<Option<Box<dyn DiskLock>>>,
     pub(super) scrub: Mutex<Scrub>,
+    /// Partitions whose replica here its worker is to open anew.
+    pub(super) rebuilds: Mutex<Vec<(Arc<Topic>, Arc<Core>)>>,
+    /// How long the store had run when its worker began what it is at; `None` while it has nothing to do.
+    pub(super) busy_since: Mutex<Option<Duration>>,
+    /// Rises when another worker takes the place of one that is held by a disk.
+    pub(super) worker: AtomicU64,
+    /// Its session file says that the store is in use.
+    is_in_use: AtomicBool,
     /// Held by its threads while they are at work on it.
     pub(super) at_work: RwLock<()>,
 }
@@ -70,6 +81,10 @@ impl StoreDisk {
             offline: Mutex::new(None),
             lock: Mutex::new(lock),
             scrub: Mutex::default(),
+            rebuilds: Mutex::default(),
+            busy_since: Mutex::default(),
+            worker: AtomicU64::new(0),
+            is_in_use: AtomicBool::new(false),
             at_work: RwLock::default(),
         })
     }
@@ -94,7 +109,29 @@ impl StoreDisk {
         let unclean = Session { clean: false, boot, metadata, disks, ..session.clone() };
         layout::with_reserve(&*self.disk, || unclean.write(&*self.disk, store))?;
         *session = Session { clean: session.clean, ..unclean };
+        self.is_in_use.store(true, Ordering::Release);
         Ok(())
+    }
+}
+
+/// What the session file of a disk says of one log: where it ended at the last clean stop.
+#[derive(Debug)]
+pub(super) struct LastStop {
+    pub(super) disk: Arc<StoreDisk>,
+    pub(super) store: StoreId,
+    pub(super) log: (TopicId, u32),
+}
+
+impl Witness for LastStop {
+    fn lower(&self, end: Offset) -> Result<()> {
+        let mut session = self.disk.session.lock();
+        let Some(known) = session.ends.get_mut(&self.log).filter(|known| known.end > end) else {
+            return Ok(());
+        };
+        known.end = end;
+        let clean = session.clean && !self.disk.is_in_use.load(Ordering::Acquire);
+        let lower = Session { clean, ..session.clone() };
+        layout::with_reserve(&*self.disk.disk, || lower.write(&*self.disk.disk, self.store))
     }
 }
 

@@ -28,7 +28,7 @@ use crate::types::{DiskId, Flush, LeaderEpoch, Offset, StorageMode, StoreId, Top
 
 use super::builder::Options;
 use super::chores::Chores;
-use super::disks::{self, Given, LeftOut, StoreDisk};
+use super::disks::{self, Given, LastStop, LeftOut, StoreDisk};
 use super::layout::{self, DirectoryIdentity, IdentityFile};
 use super::metadata_log::{Found, MetadataLog};
 use super::session::{self, LogEnd, Session};
@@ -447,7 +447,7 @@ impl Shared {
         &self,
         topic: &Topic,
         partition: &TopicPartition,
-        disk: &StoreDisk,
+        disk: &Arc<StoreDisk>,
         described: &PartitionState,
         config: &Arc<TopicConfig>,
         first: bool,
@@ -497,6 +497,11 @@ impl Shared {
                 producers: producers || !clean,
             },
         )?;
+        recovered.log.set_witness(Arc::new(LastStop {
+            disk: Arc::clone(disk),
+            store: self.id,
+            log: (topic.id, partition.partition()),
+        }));
         let mut damaged = Vec::new();
         for loss in std::mem::take(&mut recovered.losses) {
             if let Loss::Damaged { from, .. } = &loss {
@@ -621,10 +626,10 @@ impl Shared {
         };
         let leader_end = candidates.iter().find(|c| Some(c.disk) == leader).map(|c| c.end);
         for (_, log) in found.iter_mut().filter(|(disk, _)| Some(disk.id) != leader) {
-            log.agree(&reign.history, leader_end.unwrap_or_default(), now)?;
             let place = log.place();
-            // A page that says how far a leader wrote must not be believed of a follower.
+            // A page that says how far a leader wrote must not be believed of a follower, which may be cut.
             Marks::forget(place).map_err(|error| place.io_error("marks", "remove", error))?;
+            log.agree(&reign.history, leader_end.unwrap_or_default(), now)?;
         }
         Ok((reign, leader))
     }

@@ -381,18 +381,32 @@ impl Shared {
         }
     }
 
-    /// Tries the replicas anew that failed although their disks are in service.
+    /// Has the workers of their disks try the replicas anew that failed although those are in service.
     pub(super) fn rebuild_failed(&self) {
         let now = self.clock.now();
         for (topic, core) in self.cores() {
             for id in core.failed_replicas(now) {
                 let Some(disk) = self.online_disk(id) else { continue };
-                let slot = topic.slots.read().get(core.partition().partition() as usize).cloned();
-                if let Some(slot) = slot
-                    && let Err(error) = self.open_one(&topic, &slot, &core, &disk)
-                {
-                    core.background_failed("opening a replica anew", &error);
+                let mut rebuilds = disk.rebuilds.lock();
+                if !rebuilds.iter().any(|(_, asked)| Arc::ptr_eq(asked, &core)) {
+                    rebuilds.push((Arc::clone(&topic), Arc::clone(&core)));
                 }
+                drop(rebuilds);
+                disk.attention.ring();
+            }
+        }
+    }
+
+    /// Opens the replicas on a disk anew that are to be.
+    pub(super) fn rebuild_on(&self, disk: &Arc<StoreDisk>) {
+        let rebuilds = std::mem::take(&mut *disk.rebuilds.lock());
+        for (topic, core) in rebuilds {
+            let slot = topic.slots.read().get(core.partition().partition() as usize).cloned();
+            if let Some(slot) = slot
+                && disk.is_online()
+                && let Err(error) = self.open_one(&topic, &slot, &core, disk)
+            {
+                core.background_failed("opening a replica anew", &error);
             }
         }
     }
@@ -417,7 +431,7 @@ impl Shared {
             self.open_replica(topic, &slot.partition, disk, &described, &config, false)?;
         core.return_replica(&replica(disk, Some(opened.log)), self.clock.now())?;
         for offset in damaged {
-            core.repair(disk.id, offset, self.clock.now())?;
+            core.repair_later(disk.id, offset);
         }
         Ok(())
     }

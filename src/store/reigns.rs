@@ -4,7 +4,10 @@
 //! waits for a change settles it himself, so that a failure costs an append no hand-off; the control
 //! thread does it for those for whom nobody waits.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use crate::error::Error;
 use crate::partition::{Core, EventKind, Proposal, postpone};
@@ -12,7 +15,11 @@ use crate::protocol::metadata::MetadataRecord;
 use crate::types::{TopicId, TopicPartition};
 
 use super::Shared;
+use super::background::apart;
 use super::disks::StoreDisk;
+
+/// How long an election waits for what its candidates are still to get.
+const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The records of a proposal.
 pub(super) fn records_of(
@@ -52,9 +59,6 @@ impl Shared {
             core.control_taken();
         }
         self.settle(&queued);
-        for core in &queued {
-            core.repair_damage(self.clock.now());
-        }
     }
 
     /// Settles one partition, for whoever waits for it.
@@ -67,13 +71,14 @@ impl Shared {
         if cores.is_empty() {
             return;
         }
+        self.drain(cores);
         let _postponed = postpone();
         let mut metadata = self.metadata.lock();
         let now = self.clock.now();
         let (mut records, mut proposals) = (Vec::new(), Vec::new());
         for core in cores {
             let topic = self.topics.read().get(core.partition().topic()).map(Arc::clone);
-            let (Some(topic), Some(proposal)) = (topic, core.proposal(now)) else { continue };
+            let (Some(topic), Some(proposal)) = (topic, core.proposal()) else { continue };
             let number = core.partition().partition();
             let known = metadata.state().partition(topic.id, number);
             if let Some(known) = known
@@ -110,6 +115,35 @@ impl Shared {
         }
         drop(metadata);
         self.lose_failed_disks();
+    }
+
+    /// Has leaders that others are to follow copied to those, before anything is decided. What takes calls to disks, which
+    /// may hang, is waited for a moment.
+    fn drain(&self, cores: &[Arc<Core>]) {
+        let now = self.clock.now();
+        let mut left = BTreeMap::<_, Vec<_>>::new();
+        for core in cores {
+            for disk in core.undrained(now) {
+                left.entry(disk).or_default().push(Arc::clone(core));
+            }
+        }
+        let threads = self.workers.lock().is_some();
+        let (sender, drained) = channel();
+        for (disk, cores) in left {
+            let all = move || cores.iter().for_each(|core| core.drain(disk, now));
+            if !threads {
+                all();
+                continue;
+            }
+            let done = sender.clone();
+            apart(move || {
+                all();
+                drop(done);
+            });
+        }
+        drop(sender);
+        // An end of the channel is an end of the copying.
+        let _: Result<(), _> = drained.recv_timeout(DRAIN_PATIENCE);
     }
 
     /// Disks that failed to take a change of the metadata, whoever made it, take no part in anything any more.
@@ -186,7 +220,7 @@ mod tests {
             let mut metadata = shared.metadata.lock();
             fails(&core);
             let now = shared.clock.now();
-            let proposal = core.proposal(now).expect("another can lead");
+            let proposal = core.proposal().expect("another can lead");
             let elected = proposal.leader.expect("another can lead");
             assert_eq!((elected, proposal.epoch), (DiskId(1), LeaderEpoch(1)));
             metadata.commit_all(&records_of(topic.id, core.partition(), &proposal)).unwrap();
