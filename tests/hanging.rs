@@ -343,6 +343,71 @@ fn s22_with_one_replica_only_the_caller_inside_the_call_is_held() {
     store.close(LONG).unwrap();
 }
 
+/// Files were once removed, and the disk asked for its free bytes, under the lock of the metadata.
+#[test]
+fn s22_a_disk_that_hangs_holds_up_no_topic_that_goes_or_comes_and_no_look_at_the_disks() {
+    let disks: Vec<_> = (0..3).map(|at| SimDisk::new(at + 1)).collect();
+    let store = open(&disks);
+    store.create_topic("t", topic(Flush::OnAck, 4096)).unwrap();
+    store.create_topic("gone", topic(Flush::OnAck, 4096)).unwrap();
+    let partition = led_by(&store, DiskId(0));
+    append(&partition, 0..20);
+    disks[2].hang(Hang::Everything);
+    let started = Instant::now();
+    let described = store.disks();
+    assert_eq!((described.len(), described[2].free_bytes), (3, None));
+    store.delete_topic("gone").unwrap();
+    store.create_topic("new", topic(Flush::OnAck, 4096).replication_factor(2)).unwrap();
+    append(&partition, 20..40);
+    assert!(started.elapsed() < TIMEOUT, "{:?}", started.elapsed());
+    disks[2].heal();
+    wait_until("its calls have returned", || store.start_disk(DiskId(2)).is_ok());
+    wait_until("all are in sync again", || partition.in_sync_replicas().len() == 3);
+    let left = || disks.iter().flat_map(SimDisk::files).any(|path| path.contains("gone"));
+    assert!(!left(), "a disk that comes back gives up what is deleted");
+    store.close(LONG).unwrap();
+}
+
+/// A repair was once done by the thread that settles elections.
+#[test]
+fn s22_a_repair_that_hangs_holds_up_no_election() {
+    let disks: Vec<_> = (0..5).map(|at| SimDisk::new(at + 1)).collect();
+    let config = topic(Flush::OnAck, 4096).partitions(5);
+    let store = open(&disks);
+    store.create_topic("t", config).unwrap();
+    for number in 0..5 {
+        append(&store.partition("t", number).unwrap(), 0..100);
+    }
+    store.close(LONG).unwrap();
+    drop(store);
+    let store = open(&disks);
+    let all: Vec<_> = (0..5).map(|number| store.partition("t", number).unwrap()).collect();
+    let damaged = all.iter().find(|partition| partition.leader() == Some(DiskId(0))).unwrap();
+    let name = format!("-t/{}/00000000000000000000.log", damaged.name().partition());
+    let path = disks[0].files().into_iter().find(|path| path.ends_with(&name)).unwrap();
+    disks[0].break_sector(&path, 2);
+    disks[0].hang(Hang::Syncs);
+    // Another replica answers; the one that is damaged is to be repaired.
+    damaged.read(Offset(0), ReadOptions::new()).unwrap();
+    let is_damaged = |event: oncelog::Event| matches!(event.kind, EventKind::Damaged { .. });
+    assert!(store.events().any(is_damaged));
+    store.stop_disk(DiskId(4)).unwrap();
+    store.start_disk(DiskId(4)).unwrap();
+    let others = || all.iter().filter(|partition| !partition.replicas().contains(&DiskId(0)));
+    assert!(others().count() > 0);
+    wait_until("who returns joins again", || {
+        others().all(|partition| partition.in_sync_replicas().len() == 3)
+    });
+    disks[0].heal();
+    wait_until("its calls have returned", || store.start_disk(DiskId(0)).is_ok());
+    wait_until("all are in sync again", || {
+        all.iter().all(|partition| partition.in_sync_replicas().len() == 3)
+    });
+    let report = store.verify(VerifyOptions::new().repair(true)).unwrap();
+    assert!(report.damages.iter().all(|damage| damage.repaired), "{:?}", report.damages);
+    store.close(LONG).unwrap();
+}
+
 #[test]
 fn s22_close_ends_in_time_while_a_disk_hangs() {
     let disks: Vec<_> = (0..3).map(|at| SimDisk::new(at + 1)).collect();

@@ -190,7 +190,13 @@ impl World {
         self.hung = None;
         self.disks.iter().for_each(SimDisk::heal);
         let disks = self.disks.len();
+        let started = Instant::now();
         wait_until("all replicas are in sync again", || {
+            if self.trace && started.elapsed() > LONG / 2 {
+                store.events().for_each(|event| eprintln!("event: {event}"));
+                let ends = all.iter().map(|p| (p.leader(), p.in_sync_replicas(), p.log_end_offset()));
+                eprintln!("{:?} {:?}", ends.collect::<Vec<_>>(), store.disks());
+            }
             for (disk, at) in store.disks().iter().zip(0..) {
                 if let DiskState::Offline { .. } = disk.state {
                     let _ = store.start_disk(DiskId(at));

@@ -106,8 +106,9 @@ impl Core {
             (reader, state.log.written_end(), state.progress.log_start(), state.epoch)
         };
         let mut follower = replica.state.lock();
-        if follower.epoch != epoch {
-            return Followed::More;
+        if follower.log.is_some() && follower.epoch != epoch {
+            // The reign that begins asks for it.
+            return Followed::Waits;
         }
         let Some(log) = follower.log.as_mut() else { return Followed::Idle };
         if log.end() < start
@@ -207,8 +208,9 @@ impl Core {
         now: Timestamp,
     ) -> Followed {
         let mut follower = replica.state.lock();
-        if follower.epoch != epoch {
-            return Followed::More;
+        if follower.log.is_some() && follower.epoch != epoch {
+            // The reign that begins asks for it.
+            return Followed::Waits;
         }
         let Some(log) = follower.log.as_mut() else { return Followed::Idle };
         let appended = log.append_batches(bytes, now);
@@ -343,8 +345,9 @@ impl Core {
             .collect();
         drop(state);
         let mut follower = replica.state.lock();
-        if follower.epoch != epoch {
-            return Followed::More;
+        if follower.log.is_some() && follower.epoch != epoch {
+            // The reign that begins asks for it.
+            return Followed::Waits;
         }
         let Some(log) = follower.log.as_mut() else { return Followed::Idle };
         let from = log.end();

@@ -716,7 +716,7 @@ impl Disk for SimDisk {
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
-        Ok(self.world.lock().free.unwrap_or(u64::MAX))
+        Ok(wait_at_gate(&self.world, Call::Read).free.unwrap_or(u64::MAX))
     }
 
     fn boot_id(&self) -> u128 {

@@ -179,6 +179,38 @@ pub(super) fn apart(work: impl FnOnce() + Send + 'static) -> bool {
     std::thread::Builder::new().name("oncelog-apart".into()).spawn(work).is_ok()
 }
 
+impl Shared {
+    /// Does something with several disks at the same time, by threads that may be left behind, for as long as a disk is
+    /// waited for. `None`: it has not answered. Where there are no threads, the caller does it.
+    pub(super) fn on_each<T: Send + 'static>(
+        &self,
+        disks: &[Arc<StoreDisk>],
+        patience: Duration,
+        work: impl Fn(&StoreDisk) -> T + Send + Sync + 'static,
+    ) -> Vec<Option<T>> {
+        if self.workers.lock().is_none() {
+            return disks.iter().map(|disk| Some(work(disk))).collect();
+        }
+        let work = Arc::new(work);
+        let (sender, answers) = channel();
+        for (at, disk) in disks.iter().enumerate() {
+            let (work, sender, disk) = (Arc::clone(&work), sender.clone(), Arc::clone(disk));
+            apart(move || {
+                let _ = sender.send((at, work(&disk)));
+            });
+        }
+        drop(sender);
+        let mut outcomes: Vec<_> = disks.iter().map(|_| None).collect();
+        let until = self.clock.elapsed() + patience;
+        while let Ok((at, outcome)) =
+            answers.recv_timeout(until.saturating_sub(self.clock.elapsed()))
+        {
+            outcomes[at] = Some(outcome);
+        }
+        outcomes
+    }
+}
+
 impl Workers {
     fn spawn(
         &mut self,

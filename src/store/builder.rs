@@ -15,6 +15,9 @@ use super::open::open;
 /// More directories than that are no store.
 pub(super) const DISKS_MAX: usize = 64;
 
+/// How long one disk may hold up a change of the metadata.
+const PATIENCE_MAX: Duration = Duration::from_secs(10);
+
 /// Settings of a store that are not a topic's.
 #[derive(Clone, Debug)]
 pub(super) struct Options {
@@ -36,6 +39,14 @@ pub(super) struct Options {
     pub(super) scrub_rate: u64,
     /// How long what groups without members have committed is kept; `None`: for ever.
     pub(super) offsets_retention: Option<Duration>,
+}
+
+impl Options {
+    /// How long a disk is waited for before the others go on without it (S22). Less than the lag that is allowed: nobody
+    /// is to be late for the wait.
+    pub(super) fn patience(&self) -> Duration {
+        (self.lag_max / 3).min(PATIENCE_MAX)
+    }
 }
 
 /// Describes a store before it is opened. Made by [`Store::builder`].

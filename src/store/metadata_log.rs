@@ -18,6 +18,8 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 use crate::error::{DecodeError, Error, ErrorClass, Result};
 use crate::protocol::metadata::{
     FrameEnd, FrameReader, MetadataRecord, MetadataState, encode_frame, find_valid_frame_after,
@@ -37,6 +39,8 @@ const RESERVE_BYTES: u64 = 16 << 10;
 const COMPACT_BYTES: u64 = 1 << 20;
 /// A metadata log is never longer than this.
 const BYTES_MAX: usize = 1 << 30;
+/// How often a disk that comes in is written to beside the changes, before those have to wait for it.
+const BRING_IN_TRIES: usize = 8;
 
 /// The frames of one copy, as far as they are sound.
 #[derive(Debug, Default)]
@@ -368,17 +372,17 @@ impl MetadataLog {
             // Without a thread there is no answer, which is one as well.
             let _ = apart(move || {
                 let outcome = work(&mut member);
-                let _ = sender.send((at, outcome, member.allocated));
+                let _ = sender.send((at, outcome, member));
             });
         }
         drop(sender);
         let late = || Err(io::ErrorKind::TimedOut.into());
         let mut outcomes: Vec<_> = self.members.iter().map(|_| late()).collect();
         let started = Instant::now();
-        while let Ok((at, outcome, allocated)) =
+        while let Ok((at, outcome, member)) =
             answers.recv_timeout(patience.saturating_sub(started.elapsed()))
         {
-            (outcomes[at], self.members[at].allocated) = (outcome, allocated);
+            (outcomes[at], self.members[at]) = (outcome, member);
         }
         outcomes
     }
@@ -397,38 +401,44 @@ impl MetadataLog {
         Ok(())
     }
 
-    /// Brings a disk in: writes the log to it, and to it from now on.
+    /// Brings a disk in: writes the log to it, and to it from now on. The disk may be slow, or hang, so that this is done
+    /// under no lock, and again if there was a change meanwhile.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::NoSpace`]; it takes no part then.
-    pub(super) fn add_disk(&mut self, id: DiskId, disk: &Arc<dyn Disk>) -> Result<()> {
-        self.remove_disk(id);
+    pub(super) fn bring_in(log: &Mutex<Self>, id: DiskId, disk: &Arc<dyn Disk>) -> Result<()> {
+        log.lock().remove_disk(id);
+        for _ in 0..BRING_IN_TRIES {
+            let (sources, store, len, last) = {
+                let log = log.lock();
+                let Some(store) = log.state.store() else { break };
+                let disks = log.members.iter().map(|member| Arc::clone(&member.disk));
+                (disks.collect::<Vec<_>>(), store, log.position, log.last)
+            };
+            let Some(bytes) = read_back(&sources, store, len, last) else { break };
+            let files = write_copies(disk, &bytes)?;
+            let mut log = log.lock();
+            if (log.position, log.last) == (len, last) {
+                log.members.push(Member { id, disk: Arc::clone(disk), files, allocated: len });
+                return Ok(());
+            }
+        }
+        log.lock().add_disk(id, disk)
+    }
+
+    /// As [`MetadataLog::bring_in`], where changes do not cease.
+    fn add_disk(&mut self, id: DiskId, disk: &Arc<dyn Disk>) -> Result<()> {
         let Some(store) = self.state.store() else {
             return Err(corrupt_state("the log names no store"));
         };
         // Frames are the same on every disk. Only where no copy can be read they are written anew everywhere, for
         // which another disk may lack the room.
-        let bytes = self.read_back(store).unwrap_or_else(|| self.rewrite(store));
-        for name in METADATA {
-            replace_file(&**disk, name, &bytes)
-                .map_err(|error| Error::io(disk.root().join(name), "write", error))?;
-        }
-        self.join(id, disk, false)
-    }
-
-    /// The log as it is, from a member that has it sound.
-    fn read_back(&self, store: StoreId) -> Option<Vec<u8>> {
-        let len = usize::try_from(self.position).ok()?;
-        let read = |disk: &Arc<dyn Disk>, name| {
-            let mut bytes = read_small(&**disk, name, BYTES_MAX).ok()?;
-            bytes.truncate(len);
-            let copy = decode(&bytes, Some(store));
-            (copy.end.is_none() && copy.last == self.last).then_some(bytes)
-        };
-        let disks = self.members.iter().map(|member| &member.disk);
-        disks
-            .flat_map(|disk| METADATA.map(|name| (disk, name)))
-            .find_map(|(disk, name)| read(disk, name))
+        let sources: Vec<_> = self.members.iter().map(|member| Arc::clone(&member.disk)).collect();
+        let bytes = read_back(&sources, store, self.position, self.last)
+            .unwrap_or_else(|| self.rewrite(store));
+        let (files, allocated) = (write_copies(disk, &bytes)?, self.position);
+        self.members.push(Member { id, disk: Arc::clone(disk), files, allocated });
+        Ok(())
     }
 
     /// A disk takes no further change.
@@ -619,19 +629,20 @@ impl MetadataLog {
             index += 1;
             encode_frame(term, index, record, seed(store), &mut bytes);
         }
-        let mut failed = Vec::new();
-        for (at, member) in self.members.iter_mut().enumerate() {
-            let rewritten = (|| {
-                let mut files = Vec::new();
-                for name in METADATA {
-                    replace_file(&*member.disk, name, &bytes)?;
-                    files.push(member.disk.open(name, OpenMode::Write)?);
-                }
-                member.disk.sync_dir(parent(METADATA[0])).map(|()| files)
-            })();
-            match rewritten {
-                Ok(files) => (member.files, member.allocated) = (files, bytes.len() as u64),
-                Err(error) => failed.push((at, member.fault("compact", error))),
+        let (mut failed, written) = (Vec::new(), bytes.clone());
+        let rewritten = self.on_all(move |member| {
+            let mut files = Vec::new();
+            for name in METADATA {
+                replace_file(&*member.disk, name, &written)?;
+                files.push(member.disk.open(name, OpenMode::Write)?);
+            }
+            member.disk.sync_dir(parent(METADATA[0]))?;
+            (member.files, member.allocated) = (files, written.len() as u64);
+            Ok(())
+        });
+        for ((at, member), rewritten) in self.members.iter().enumerate().zip(rewritten) {
+            if let Err(error) = rewritten {
+                failed.push((at, member.fault("compact", error)));
             }
         }
         self.poisoned |= self.leave_out(failed).is_err();
@@ -640,6 +651,37 @@ impl MetadataLog {
         self.last = (term, index);
         bytes
     }
+}
+
+/// The log up to `len`, from a disk that has it sound.
+fn read_back(
+    disks: &[Arc<dyn Disk>],
+    store: StoreId,
+    len: u64,
+    last: (u64, u64),
+) -> Option<Vec<u8>> {
+    let len = usize::try_from(len).ok()?;
+    let read = |disk: &Arc<dyn Disk>, name| {
+        let mut bytes = read_small(&**disk, name, BYTES_MAX).ok()?;
+        bytes.truncate(len);
+        let copy = decode(&bytes, Some(store));
+        (copy.end.is_none() && copy.last == last).then_some(bytes)
+    };
+    disks
+        .iter()
+        .flat_map(|disk| METADATA.map(|name| (disk, name)))
+        .find_map(|(disk, name)| read(disk, name))
+}
+
+fn write_copies(disk: &Arc<dyn Disk>, bytes: &[u8]) -> Result<Vec<Arc<dyn File>>> {
+    let fault = |name: &str, error| Error::io(disk.root().join(name), "write", error);
+    METADATA.iter().try_for_each(|name| {
+        replace_file(&**disk, name, bytes).map_err(|error| fault(name, error))
+    })?;
+    let open = |name: &&str| {
+        disk.open(name, OpenMode::Write).map_err(|error| fault(name, error))
+    };
+    METADATA.iter().map(open).collect()
 }
 
 /// Whether a change lets files be removed: it may use the reserve of a full disk.

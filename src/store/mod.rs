@@ -77,6 +77,9 @@ pub(crate) use transactions::{Transactions, busy};
 /// How long a store that is dropped without `close` takes at most to flush.
 const DROP_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// A partition that is held for longer is being opened.
+const OPENS_AFTER: Duration = Duration::from_millis(100);
+
 /// An open store. Cheap to clone; the last handle to go, of the store or of one of its partitions,
 /// closes it.
 #[derive(Clone, Debug)]
@@ -297,7 +300,9 @@ impl Shared {
         let mut cores = Vec::new();
         for topic in topics {
             for slot in topic.slots.read().iter() {
-                if let Some(core) = &*slot.core.lock() {
+                // One that cannot be had is being opened, which a disk may hold up: it is nobody's yet.
+                let held = slot.core.try_lock_for(OPENS_AFTER);
+                if let Some(core) = held.as_deref().and_then(Option::as_ref) {
                     cores.push((Arc::clone(&topic), Arc::clone(core)));
                 }
             }

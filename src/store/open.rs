@@ -34,9 +34,6 @@ use super::metadata_log::{Found, MetadataLog};
 use super::session::{self, LogEnd, Session};
 use super::{Handle, Shared, Slot, Store, Topic, background};
 
-/// How long one disk may hold up a change of the metadata.
-const PATIENCE_MAX: std::time::Duration = std::time::Duration::from_secs(10);
-
 /// Opens or makes the store on `disks`.
 pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) -> Result<Store> {
     let alone = disks.len() == 1;
@@ -88,9 +85,7 @@ pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) ->
         shared.lose_failed_disks();
         shared.begin_session()?;
         if shared.options.background {
-            // Less than the lag that is allowed: nobody is to be late for the wait.
-            let patience = (shared.options.lag_max / 3).min(PATIENCE_MAX);
-            shared.metadata.lock().set_patience(patience);
+            shared.metadata.lock().set_patience(shared.options.patience());
             *shared.workers.lock() = Some(background::start(&shared)?);
         }
         shared.settle_transactions();
@@ -258,13 +253,9 @@ impl Shared {
             records.push(MetadataRecord::Opened { clean });
             metadata.commit_all(&records)?;
         }
-        let deleted: Vec<_> =
-            metadata.state().deleted_topics().map(|(id, name)| (id, name.to_owned())).collect();
-        for (id, name) in deleted {
-            self.remove_topic_files(&mut metadata, id, &name)?;
-        }
-        let position = metadata.witnessed();
         drop(metadata);
+        self.remove_deleted()?;
+        let position = self.metadata.lock().witnessed();
         let scanned = AtomicU64::new(0);
         if !clean {
             self.recover_all(&scanned)?;
@@ -393,6 +384,8 @@ impl Shared {
                 Err(error) => self.replica_failed(partition, &disk, &error),
             }
         }
+        // One that was lost meanwhile.
+        found.retain(|(disk, _)| disk.is_online());
         let (reign, leader) = if alone && described.stale.is_empty() {
             (reign_of(&described), found.first().map(|(disk, _)| disk.id))
         } else {

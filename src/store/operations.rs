@@ -4,6 +4,7 @@
 //! waits until its disk is back. A new or returning disk first gets the metadata, then its replicas are
 //! opened, cut to what their leaders have, and brought up by the disk's worker.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,7 +19,7 @@ use crate::types::{DiskId, TopicPartition};
 use super::builder::DISKS_MAX;
 use super::disks::{self, Given, StoreDisk};
 use super::layout::{self, DirectoryIdentity, IdentityFile};
-use super::metadata_log::Found;
+use super::metadata_log::{Found, MetadataLog};
 use super::open::{replica, stale_replicas};
 use super::session::Session;
 use super::{Shared, Slot, Store, Topic, background};
@@ -47,7 +48,7 @@ pub struct DiskDescription {
     pub path: Option<PathBuf>,
     /// How it is.
     pub state: DiskState,
-    /// Bytes that are free on it, if it says.
+    /// Bytes that are free on it, if it says; one that hangs does not.
     pub free_bytes: Option<u64>,
     /// Replicas that are on it.
     pub replicas: usize,
@@ -58,11 +59,19 @@ pub struct DiskDescription {
 /// How long a disk that is stopped is waited for, once nothing is asked of it any more; it may hang.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a disk is waited for that is asked how it is.
+const ASK_PATIENCE: Duration = Duration::from_millis(250);
+
 impl Store {
     /// The disks of the store, by number.
     #[must_use]
     pub fn disks(&self) -> Vec<DiskDescription> {
         let shared = self.shared();
+        let known: Vec<_> = shared.disks.read().values().cloned().collect();
+        // Under no lock: a disk may hang.
+        let free = shared.on_each(&known, ASK_PATIENCE, |disk| disk.disk.free_bytes().ok());
+        let free: BTreeMap<_, _> =
+            known.iter().map(|disk| disk.id).zip(free.into_iter().map(Option::flatten)).collect();
         let metadata = shared.metadata.lock();
         let state = metadata.state();
         let partitions: Vec<_> = state.topics().flat_map(|topic| &topic.partitions).collect();
@@ -79,7 +88,7 @@ impl Store {
                         (Some(_), Some(cause)) => DiskState::Offline { cause },
                         (Some(_), None) => DiskState::Online,
                     },
-                    free_bytes: disk.and_then(|disk| disk.disk.free_bytes().ok()),
+                    free_bytes: free.get(&id).copied().flatten(),
                     replicas: partitions.iter().filter(|p| p.replicas.contains(&id)).count(),
                     leaders: partitions.iter().filter(|p| p.leader == Some(id)).count(),
                 }
@@ -312,7 +321,7 @@ impl Shared {
         if stale {
             self.declare_stale(id)?;
         }
-        self.metadata.lock().add_disk(id, &given.disk)?;
+        MetadataLog::bring_in(&self.metadata, id, &given.disk)?;
         let disk = StoreDisk::new(id, given.disk, session, given.lock);
         disk.stale.store(stale, Ordering::Release);
         let position = self.metadata.lock().witnessed();
@@ -326,13 +335,7 @@ impl Shared {
         disk.write_unclean(self.id, position)?;
         let path = disk.disk.root().to_owned();
         self.events.push(self.clock.now(), EventKind::DiskOnline { disk: id, path });
-        let mut metadata = self.metadata.lock();
-        let deleted: Vec<_> =
-            metadata.state().deleted_topics().map(|(id, name)| (id, name.to_owned())).collect();
-        for (id, name) in deleted {
-            self.remove_topic_files(&mut metadata, id, &name)?;
-        }
-        drop(metadata);
+        self.remove_deleted()?;
         self.settle_reigns();
         Ok(())
     }
@@ -445,8 +448,8 @@ impl Shared {
             let mut metadata = self.metadata.lock();
             metadata.commit(&MetadataRecord::DiskAdded { disk: id, uuid, incarnation })?;
             self.distrust(id);
-            metadata.add_disk(id, &directory)?;
         }
+        MetadataLog::bring_in(&self.metadata, id, &directory)?;
         let session = Session { clean: true, boot: directory.boot_id(), ..Session::default() };
         session.write(&*directory, self.id)?;
         DirectoryIdentity { store: self.id, disk: id, uuid, incarnation }.write(&*directory)?;

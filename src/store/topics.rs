@@ -140,8 +140,8 @@ impl Store {
         for disk in shared.online_disks() {
             disk.session.lock().ends.retain(|(id, _), _| *id != topic.id);
         }
-        let removed = shared.remove_topic_files(&mut metadata, topic.id, &topic.name);
         drop(metadata);
+        let removed = shared.remove_topic_files(topic.id, &topic.name);
         shared.topics_changed();
         shared.forget_offsets_of(topic.id);
         removed
@@ -236,23 +236,39 @@ impl Shared {
         known.values().for_each(|topic| topic.is_gone.store(true, Ordering::Release));
     }
 
-    /// Removes the files of a topic that the metadata list as deleted, and says so in them.
-    pub(super) fn remove_topic_files(
-        &self,
-        metadata: &mut super::MetadataLog,
-        id: TopicId,
-        name: &str,
-    ) -> Result<()> {
+    /// Removes the files of a topic that the metadata list as deleted, and says so in them. Under no lock: a disk may hang.
+    pub(super) fn remove_topic_files(&self, id: TopicId, name: &str) -> Result<()> {
         let directory = layout::topic_directory(id, name);
-        for disk in self.online_disks() {
+        let disks = self.online_disks();
+        let removed = self.on_each(&disks, self.options.patience(), move |disk| {
             remove_tree(&*disk.disk, &directory)
-                .map_err(|error| Error::io(disk.disk.root().join(&directory), "remove", error))?;
+                .map_err(|error| Error::io(disk.disk.root().join(&directory), "remove", error))
+        });
+        let mut late = false;
+        for removed in removed {
+            match removed {
+                Some(removed) => removed?,
+                None => late = true,
+            }
         }
-        // A disk that is away still has its files: they go when it is back.
-        if metadata.state().disks().any(|disk| self.online_disk(disk).is_none()) {
+        let mut metadata = self.metadata.lock();
+        // A disk that is away, or does not answer, still has its files: they go when it is back, or at the next open.
+        if late || metadata.state().disks().any(|disk| self.online_disk(disk).is_none()) {
             return Ok(());
         }
-        metadata.commit(&MetadataRecord::TopicRemoved { id })
+        if metadata.state().deleted_topics().any(|(deleted, _)| deleted == id) {
+            metadata.commit(&MetadataRecord::TopicRemoved { id })?;
+        }
+        Ok(())
+    }
+
+    /// Removes the files of all topics that are deleted and still have some.
+    pub(super) fn remove_deleted(&self) -> Result<()> {
+        let deleted: Vec<_> = {
+            let metadata = self.metadata.lock();
+            metadata.state().deleted_topics().map(|(id, name)| (id, name.to_owned())).collect()
+        };
+        deleted.into_iter().try_for_each(|(id, name)| self.remove_topic_files(id, &name))
     }
 
     /// Disks for new partitions: leaders and followers each on the disk that has the fewest so far.
