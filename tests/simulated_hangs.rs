@@ -194,7 +194,8 @@ impl World {
         wait_until("all replicas are in sync again", || {
             if self.trace && started.elapsed() > LONG / 2 {
                 store.events().for_each(|event| eprintln!("event: {event}"));
-                let ends = all.iter().map(|p| (p.leader(), p.in_sync_replicas(), p.log_end_offset()));
+                let ends =
+                    all.iter().map(|p| (p.leader(), p.in_sync_replicas(), p.log_end_offset()));
                 eprintln!("{:?} {:?}", ends.collect::<Vec<_>>(), store.disks());
             }
             for (disk, at) in store.disks().iter().zip(0..) {
