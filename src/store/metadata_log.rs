@@ -678,9 +678,7 @@ fn write_copies(disk: &Arc<dyn Disk>, bytes: &[u8]) -> Result<Vec<Arc<dyn File>>
     METADATA.iter().try_for_each(|name| {
         replace_file(&**disk, name, bytes).map_err(|error| fault(name, error))
     })?;
-    let open = |name: &&str| {
-        disk.open(name, OpenMode::Write).map_err(|error| fault(name, error))
-    };
+    let open = |name: &&str| disk.open(name, OpenMode::Write).map_err(|error| fault(name, error));
     METADATA.iter().map(open).collect()
 }
 
