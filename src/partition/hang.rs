@@ -101,9 +101,10 @@ impl Core {
         });
         // Late zeroes would lie over what was appended to the same file by then.
         let makes_room = state.making_room.iter().any(|(making, _)| *making == disk);
+        let flushes = state.leading.disk == disk && state.durable.led && !state.durable.handed;
         !state.orphans.iter().any(|orphan| orphan.disk == disk)
             && state.durable.hung != Some(disk)
-            && !(state.leading.disk == disk && state.durable.led && !state.durable.handed)
+            && !flushes
             && !makes_room
     }
 
