@@ -176,6 +176,12 @@ impl World {
         }
     }
 
+    /// Whether a disk may be in trouble: there is none, and every replica has everything.
+    fn is_well(&self, all: &[Partition]) -> bool {
+        let disks = self.disks.len();
+        self.hung.is_none() && all.iter().all(|all| all.in_sync_replicas().len() == disks)
+    }
+
     fn hang(&mut self, random: &mut Random) {
         let disk = random.index(self.disks.len());
         let hang = if random.below(3) == 0 { Hang::Syncs } else { Hang::Everything };
@@ -282,19 +288,19 @@ impl World {
             for _ in 0..2 {
                 for _ in 0..random.below(30) {
                     match random.below(10) {
-                        0 => self.be_slow(&all, random),
-                        1 if self.hung.is_none() => self.hang(random),
+                        0 if self.is_well(&all) => self.be_slow(&all, random),
+                        1 if self.is_well(&all) => self.hang(random),
                         _ => self.append(&all[random.index(all.len())], random),
                     }
                     if self.hung.is_some() && random.below(12) == 0 {
                         break;
                     }
                 }
-                if self.hung.is_none() {
+                if self.is_well(&all) {
                     self.hang(random);
                     self.append(&all[random.index(all.len())], random);
                 }
-                if random.below(2) == 0 {
+                if self.hung.is_none() || random.below(2) == 0 {
                     self.heal(&store, &all);
                     self.judge(&all, false);
                     let report = store.verify(VerifyOptions::new()).unwrap();
@@ -305,9 +311,7 @@ impl World {
             if crashes {
                 // The process dies while a call hangs: what that does when it returns is no more than a dead one does.
                 self.note("the process dies");
-                self.disks.iter().for_each(|disk| disk.crash_at(1));
-                let _ = store.create_topic("late", TopicConfig::new());
-                self.disks.iter().for_each(|disk| disk.crash_at(1));
+                self.disks.iter().for_each(SimDisk::kill);
             }
             self.disks.iter().for_each(SimDisk::heal);
             let started = Instant::now();

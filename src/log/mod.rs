@@ -610,7 +610,7 @@ impl Log {
         let old = self.active.as_ref().is_some_and(|active| {
             !active.segment().is_empty()
                 && !self.rolls
-                && !active.is_in_flight()
+                && active.has_landed()
                 && now.since(active.created()) >= self.settings.segment_age
         });
         if old {
@@ -625,9 +625,7 @@ impl Log {
     /// As for an append.
     pub(crate) fn roll_now(&mut self, now: Timestamp) -> Result<(), Error> {
         match &self.active {
-            Some(active)
-                if !active.segment().is_empty() && !active.is_in_flight() && !self.rolls =>
-            {
+            Some(active) if !active.segment().is_empty() && active.has_landed() && !self.rolls => {
                 self.seal(now)
             }
             _ => Ok(()),

@@ -97,6 +97,8 @@ pub(crate) struct Core {
     pub(super) state: Mutex<State>,
     /// By disk: see [`Core::repairs_of`].
     pub(super) repairs: Mutex<BTreeMap<DiskId, Arc<Mutex<()>>>>,
+    /// Disks whose workers are at work on the partition.
+    pub(super) tended: Mutex<Vec<DiskId>>,
     pub(super) readable: Condvar,
     /// Told when a call for more space has returned, and when appends need not wait for one any more.
     pub(super) room_made: Condvar,
@@ -229,6 +231,7 @@ impl Core {
             log_end: AtomicU64::new(progress.log_end().0),
             epoch: AtomicU32::new(reign.epoch.0),
             repairs: Mutex::default(),
+            tended: Mutex::default(),
             state: Mutex::new(State {
                 log,
                 progress,

@@ -149,8 +149,8 @@ impl Core {
         }
     }
 
-    /// Held while a segment on `disk` is written anew; before the state's lock, never waited for behind it.
-    pub(super) fn repairs_of(&self, disk: DiskId) -> Arc<Mutex<()>> {
+    /// Held while a segment on `disk` is written anew, or the replica there is opened; before the state's lock, never waited for behind it.
+    pub(crate) fn repairs_of(&self, disk: DiskId) -> Arc<Mutex<()>> {
         Arc::clone(self.repairs.lock().entry(disk).or_default())
     }
 

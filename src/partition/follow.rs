@@ -561,10 +561,13 @@ impl Core {
         if !Self::is_current(&state, replica) {
             return;
         }
-        // Who holds it while its disk hangs notes it by itself.
-        let ends = replica
-            .brief()
-            .and_then(|follower| follower.log.as_ref().map(|log| (log.end(), log.flushed_end())));
+        let Some(follower) = replica.brief() else {
+            // Its worker notes it when it can be had.
+            replica.ask_for_attention(self);
+            return;
+        };
+        let ends = follower.log.as_ref().map(|log| (log.end(), log.flushed_end()));
+        drop(follower);
         if let Some((end, flushed)) = ends {
             let flush = state.flush;
             state.progress.on_followed(replica.disk, end, flush);

@@ -84,9 +84,10 @@ impl Core {
         state.followers.iter().any(|known| Arc::ptr_eq(known, replica))
     }
 
-    /// Whether no call of an earlier replica on `disk` is under way any more, so that it can be opened anew.
+    /// Whether no call of an earlier replica on `disk` is under way any more, so that it can be opened anew. The caller holds
+    /// [`Core::repairs_of`] that disk.
     pub(crate) fn is_free(&self, disk: DiskId) -> bool {
-        if self.repairs_of(disk).is_locked() {
+        if self.tended.lock().contains(&disk) {
             return false;
         }
         let Some(mut state) = self.brief() else { return false };
@@ -100,9 +101,16 @@ impl Core {
         });
         // Late zeroes would lie over what was appended to the same file by then.
         let makes_room = state.making_room.iter().any(|(making, _)| *making == disk);
+        let flushes = state.leading.disk == disk && state.durable.led && !state.durable.handed;
         !state.orphans.iter().any(|orphan| orphan.disk == disk)
             && state.durable.hung != Some(disk)
+            && !flushes
             && !makes_room
+    }
+
+    /// Whether the replica on `disk` is in service.
+    pub(crate) fn is_served_by(&self, disk: DiskId) -> bool {
+        self.brief().is_some_and(|state| state.has_log_on(disk))
     }
 
     /// The leader's disk, if a flush of it, or a call for more space, has been on its way for longer than `lag_max` and

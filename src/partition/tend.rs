@@ -39,6 +39,15 @@ impl Core {
     /// Does what is due for the replica on `disk`: follows, flushes, readies pages, writes side files.
     /// `ahead`: whether to work ahead of the appender, which only helps one that leaves the worker time to.
     pub(crate) fn tend(&self, disk: DiskId, now: Timestamp, ahead: bool) -> Tended {
+        self.tended.lock().push(disk);
+        let tended = self.tend_alone(disk, now, ahead);
+        let mut all = self.tended.lock();
+        let at = all.iter().position(|other| *other == disk);
+        at.map(|at| all.swap_remove(at));
+        tended
+    }
+
+    fn tend_alone(&self, disk: DiskId, now: Timestamp, ahead: bool) -> Tended {
         let mut tended = Tended::default();
         let (leads, replica) = {
             let Some(state) = self.brief() else {

@@ -181,6 +181,11 @@ impl SimDisk {
         world.crash_at = Some(world.calls + n);
     }
 
+    /// The process dies now, also where it hangs: from here on calls fail and do nothing.
+    pub fn kill(&self) {
+        self.world.lock().dead.store(true, Ordering::Release);
+    }
+
     /// The same process uses this disk and `other`: it dies on both at once.
     pub fn share_process(&self, other: &Self) {
         let process = Arc::clone(&other.world.lock().dead);

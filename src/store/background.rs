@@ -2,8 +2,7 @@
 //!
 //! Each disk has a worker, so that a slow disk slows its own replicas only. Where there are several, each
 //! also has a thread that flushes its followers, so that all disks flush at the same time, and one thread,
-//! *control*, makes changes of leaders durable and looks after retention; with one disk its worker does
-//! that. All they do are steps of `partition::Core` and [`Shared`], so a test can do them one by one.
+//! *control*, makes changes of leaders durable; with one disk its worker does that. All they do are steps of `partition::Core` and [`Shared`], so a test can do them one by one.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -337,10 +336,7 @@ impl Shared {
         if elapsed >= agenda.next_retention {
             agenda.next_retention = elapsed + self.options.retention_check;
             agenda.seen.retain(|_, last| elapsed.saturating_sub(*last) < PACED * 100);
-            if !self.has_control() {
-                self.retain_all(now);
-                self.settle_reigns();
-            }
+            self.retain_on(disk, now);
         }
         if !self.has_control() {
             self.settle_reigns();
@@ -373,7 +369,6 @@ impl Shared {
             self.lose_failed_disks();
             self.rebuild_failed();
             self.relieve_workers();
-            self.retain_if_due(now);
         }
     }
 
@@ -385,16 +380,20 @@ impl Shared {
         }
     }
 
-    fn retain_if_due(&self, now: Timestamp) {
-        let elapsed = self.clock.elapsed();
-        let mut next = self.next_retention.lock();
-        if elapsed >= *next {
-            *next = elapsed + self.options.retention_check;
-            drop(next);
-            self.retain_all(now);
+    /// Retention of what the disk leads.
+    fn retain_on(&self, disk: &StoreDisk, now: Timestamp) {
+        if self.online_disks().first().is_some_and(|first| first.id == disk.id) {
+            self.expire_offsets();
+        }
+        for (_, core) in self.cores() {
+            if core.is_led_by(disk.id) {
+                core.roll_if_old(now);
+                self.apply_retention(&core, now);
+            }
         }
     }
 
+    #[cfg(any(test, feature = "simulation"))]
     fn retain_all(&self, now: Timestamp) {
         self.expire_offsets();
         for (_, core) in self.cores() {

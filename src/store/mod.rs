@@ -118,7 +118,6 @@ pub(crate) struct Shared {
     control: Arc<Attention>,
     metadata: Mutex<MetadataLog>,
     topics: RwLock<HashMap<Arc<str>, Arc<Topic>>>,
-    next_retention: Mutex<Duration>,
     /// Taken before the metadata.
     producer_ids: Mutex<ProducerIds>,
     /// Unset: there has been none yet.

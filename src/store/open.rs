@@ -67,7 +67,6 @@ pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) ->
         control: Arc::new(Attention::default()),
         metadata: Mutex::new(metadata),
         topics: RwLock::new(HashMap::new()),
-        next_retention: Mutex::new(std::time::Duration::ZERO),
         producer_ids: Mutex::new(0..0),
         transactions: OnceLock::new(),
         beginning: Mutex::new(()),

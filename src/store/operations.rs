@@ -422,7 +422,13 @@ impl Shared {
         disk: &Arc<StoreDisk>,
     ) -> Result<()> {
         let number = slot.partition.partition();
-        if !core.is_free(disk.id) {
+        // One at a time: two would write to the same files.
+        let alone = core.repairs_of(disk.id);
+        let held = alone.try_lock_for(ASK_PATIENCE);
+        if held.is_some() && core.is_served_by(disk.id) {
+            return Ok(());
+        }
+        if held.is_none() || !core.is_free(disk.id) {
             let what = format!("{}: a call to {} still hangs", slot.partition, disk.id);
             let timeout = Duration::ZERO;
             return Err(Error::TimedOut { what, timeout, appended: None });
