@@ -681,6 +681,8 @@ fn epoch_14_a_log_that_was_cut_below_its_last_clean_end_is_not_taken_for_damaged
             let partition = store.partition("t", 0).unwrap();
             world.heal(&store, &partition, 2);
             check(&partition, 15);
+            // A process that dies leaves in the session file what the last clean stop wrote.
+            world.disks.iter().for_each(SimDisk::kill);
             drop((partition, store));
             for disk in &world.disks {
                 if power {

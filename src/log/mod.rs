@@ -509,11 +509,19 @@ impl Log {
             self.end = before;
             return Err(error);
         }
+        self.sync_new()?;
         let active = self.active.as_ref().expect("the roll made one").segment();
         let place = &self.place;
-        place.disk.sync_dir(&place.directory).map_err(|error| place.io_error("", "sync", error))?;
         active.write_side_file(active.head(place.disk.boot_id(), true))?;
         Ok(true)
+    }
+
+    /// Makes the new segment durable, and then its name: a name without a header would be damage.
+    fn sync_new(&self) -> Result<(), Error> {
+        let file = self.active.as_ref().map(ActiveSegment::file);
+        file.map_or(Ok(()), |file| file.sync_data())
+            .and_then(|()| self.place.disk.sync_dir(&self.place.directory))
+            .map_err(|error| self.place.io_error("", "sync", error))
     }
 
     /// Cuts what a leader whose log ends at `leader_end` does not have. Returns the new end.
@@ -767,10 +775,7 @@ impl Log {
         self.last_epoch = None;
         self.flushed_end = self.flushed_end.min(to);
         self.roll(0, 0, now)?;
-        self.place
-            .disk
-            .sync_dir(&self.place.directory)
-            .map_err(|error| self.place.io_error("", "sync", error))?;
+        self.sync_new()?;
         self.recall_producers(now)?;
         Ok(to)
     }
