@@ -17,6 +17,7 @@ use crate::protocol::metadata::MetadataRecord;
 use crate::types::Timestamp;
 
 use super::chores::Chores;
+use super::close::IsOwn;
 use super::disks::StoreDisk;
 use super::transactions::Transactions;
 use super::{Shared, Topic};
@@ -177,6 +178,7 @@ impl Workers {
     fn start_thread(&mut self, name: String, work: impl FnOnce() + Send + 'static) -> Result<()> {
         let running = self.running.clone();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
+            let _own = IsOwn::mark();
             work();
             drop(running);
         });
@@ -212,6 +214,7 @@ impl Workers {
                     let _ = thread.join();
                 }
             }
+            let _own = IsOwn::mark();
             let _ = sender.send(last());
         });
         let late = || Error::TimedOut { what: "closing the store".into(), timeout, appended: None };
@@ -252,14 +255,14 @@ impl Shared {
             let paced = last.is_none_or(|last| elapsed.saturating_sub(last) >= PACED);
             let tended = core.tend(disk.id, now, paced);
             if let Some(span) = tended.again_in {
-                agenda.again.insert(name, (Arc::downgrade(core), elapsed + span));
+                agenda.again.insert(name, (Arc::downgrade(core), elapsed.saturating_add(span)));
             }
             if core.is_led_by(disk.id) {
                 self.apply_retention(core, now);
             }
         }
         if elapsed >= agenda.next_retention {
-            agenda.next_retention = elapsed + self.options.retention_check;
+            agenda.next_retention = elapsed.saturating_add(self.options.retention_check);
             agenda.seen.retain(|_, last| elapsed.saturating_sub(*last) < PACED * 100);
             if !self.has_control() {
                 self.retain_all(now);
@@ -312,7 +315,7 @@ impl Shared {
         let elapsed = self.clock.elapsed();
         let mut next = self.next_retention.lock();
         if elapsed >= *next {
-            *next = elapsed + self.options.retention_check;
+            *next = elapsed.saturating_add(self.options.retention_check);
             drop(next);
             self.retain_all(now);
         }

@@ -94,8 +94,10 @@ struct Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // Nobody is left to be told; what failed is found and reported by the next open.
-        let _ = self.shared.close(DROP_TIMEOUT);
+        // Nobody is left to be told; what failed is found and reported by the next open. One that was closed has had its time.
+        if !self.shared.closed.load(Ordering::Acquire) {
+            let _ = self.shared.close(DROP_TIMEOUT);
+        }
     }
 }
 
@@ -132,6 +134,7 @@ pub(crate) struct Shared {
     producer_names: Mutex<Names>,
     chores: Arc<Chores>,
     closed: AtomicBool,
+    closing: close::Closing,
     /// Of those that may wait for nothing but the store's end.
     told_of_close: Mutex<Vec<Waker>>,
     workers: Mutex<Option<background::Workers>>,
@@ -146,6 +149,20 @@ struct Topic {
     slots: RwLock<Vec<Arc<Slot>>>,
     /// It was deleted; another may have its name.
     is_gone: AtomicBool,
+}
+
+impl Topic {
+    /// For a change of its metadata, which are locked: that keeps it from being deleted.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTopicOrPartition`]: it was, since it was looked up.
+    fn check_here(&self) -> Result<()> {
+        if self.is_gone.load(Ordering::Acquire) {
+            let partition = TopicPartition::new(Arc::clone(&self.name), 0);
+            return Err(Error::UnknownTopicOrPartition { partition });
+        }
+        Ok(())
+    }
 }
 
 /// Counts a topic's partitions, which may become more.
@@ -189,7 +206,7 @@ impl Store {
     }
 
     /// Flushes everything, writes down how far each log reaches, and lets go of the directory. Every
-    /// handle is closed with it. A second call does nothing.
+    /// handle is closed with it. A second call waits until the first is done, unless it is made in a callback.
     ///
     /// # Errors
     /// [`Error::TimedOut`] when the disk does not answer in time; whatever a flush ran into. The store

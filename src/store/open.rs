@@ -79,6 +79,7 @@ pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) ->
         beginning_groups: Mutex::new(()),
         producer_names: Mutex::default(),
         closed: AtomicBool::new(false),
+        closing: super::close::Closing::default(),
         told_of_close: Mutex::default(),
         workers: Mutex::new(None),
         options,

@@ -177,11 +177,11 @@ impl Shared {
             return;
         }
         let Err(error) = self.transactions() else { return };
-        let reason = format!("settling transactions: {error}");
-        self.events.push(self.clock.now(), EventKind::BackgroundFailed { partition: None, reason });
         if self.closed.load(Ordering::Acquire) {
             return;
         }
+        let reason = format!("settling transactions: {error}");
+        self.events.push(self.clock.now(), EventKind::BackgroundFailed { partition: None, reason });
         if let Some(workers) = &mut *self.workers.lock()
             && let Err(error) = workers.start_chores(&self.chores)
         {
