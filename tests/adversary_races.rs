@@ -701,3 +701,43 @@ fn a_delivery_that_is_awaited_after_the_store_was_closed_is_told_how_it_ended() 
         }
     }
 }
+
+/// Whoever opens a partition waits for the metadata; those who hold them must not wait for him, nor for somebody who does.
+#[test]
+fn partitions_are_opened_while_topics_and_disks_are_added() {
+    let store = Store::in_memory(2).unwrap();
+    let opened = Arc::new(AtomicU64::new(0));
+    let mut calls: Vec<Box<dyn FnOnce() + Send>> = Vec::new();
+    let maker = store.clone();
+    calls.push(Box::new(move || {
+        for number in 0..60 {
+            maker.create_topic(&format!("t{number}"), TopicConfig::new().partitions(8)).unwrap();
+        }
+    }));
+    let (opener, counted) = (store.clone(), Arc::clone(&opened));
+    calls.push(Box::new(move || {
+        for number in 0..60 {
+            let name = format!("t{number}");
+            for partition in 0..8 {
+                while opener.partition(&name, partition).is_err() {
+                    thread::yield_now();
+                }
+                counted.fetch_add(1, Ordering::Release);
+            }
+        }
+    }));
+    let (looker, counted) = (store.clone(), Arc::clone(&opened));
+    calls.push(Box::new(move || {
+        while counted.load(Ordering::Acquire) < 480 {
+            // Asks for all partitions that are in use.
+            let _ = looker.disks();
+            looker.run_background();
+        }
+    }));
+    calls.push(Box::new(move || {
+        for seed in 0..20 {
+            store.add_simulated_disk(SimDisk::new(seed)).unwrap();
+        }
+    }));
+    together(calls);
+}

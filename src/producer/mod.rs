@@ -383,12 +383,29 @@ impl Shared {
             && **topic.counter.name() == *record.topic
             && !topic.counter.is_gone()
         {
-            match self.lane_of(topic, record) {
-                Err(Error::UnknownTopicOrPartition { .. }) if topic.counter.is_gone() => {}
-                found => return found,
-            }
+            let number = self.partition_of(topic, record);
+            return match topic.lane(number) {
+                Some(lane) => Ok(lane),
+                None => self.make_lane_of_first(topic, number, record),
+            };
         }
         self.lane_by_name(record)
+    }
+
+    #[cold]
+    fn make_lane_of_first(
+        &self,
+        topic: &TopicLanes,
+        number: u32,
+        record: &ProducerRecord<'_>,
+    ) -> Result<Arc<Lane<LogTarget>>> {
+        match self.make_lane(topic, number) {
+            // Deleted since it was looked at.
+            Err(Error::UnknownTopicOrPartition { .. }) if topic.counter.is_gone() => {
+                self.lane_by_name(record)
+            }
+            made => made,
+        }
     }
 
     #[inline(never)]

@@ -365,7 +365,7 @@ impl Shared {
         let Some(start) = core.retention_start(now) else {
             return;
         };
-        let Some(topic) = self.topics.read().get(core.partition().topic()).map(Arc::clone) else {
+        let Some(topic) = self.topic_of(core) else {
             return;
         };
         let removed =
@@ -378,6 +378,7 @@ impl Shared {
                     log_start: start,
                 },
             ),
+            Err(Error::UnknownTopicOrPartition { .. }) => {}
             Err(error) => core.background_failed("applying retention", &error),
         }
     }
@@ -388,7 +389,10 @@ impl Shared {
         core: &Core,
         start: crate::types::Offset,
     ) -> Result<()> {
-        self.metadata.lock().commit(&MetadataRecord::LogStartRaised {
+        let mut metadata = self.metadata.lock();
+        // Deleted since it was looked at.
+        topic.check_here()?;
+        metadata.commit(&MetadataRecord::LogStartRaised {
             id: topic.id,
             partition: core.partition().partition(),
             offset: start,

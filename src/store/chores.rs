@@ -100,6 +100,7 @@ impl Chores {
     }
 
     /// Does what is due now, on this thread; what comes up meanwhile waits for the next time.
+    #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn run_due(&self) {
         let now = self.clock.elapsed();
         let mut due = Vec::new();

@@ -308,12 +308,22 @@ impl Shared {
         self.disks.read().values().filter(|disk| disk.is_online()).cloned().collect()
     }
 
+    /// The topic of a partition that is in use, if it was not deleted; never another that has its name.
+    fn topic_of(&self, core: &Core) -> Option<Arc<Topic>> {
+        let topics = self.topics.read();
+        let named = topics.get(core.partition().topic());
+        named.filter(|topic| topic.id == core.topic_id()).cloned()
+    }
+
     /// The partitions that are in use, in no order.
     fn cores(&self) -> Vec<(Arc<Topic>, Arc<Core>)> {
         let topics: Vec<_> = self.topics.read().values().cloned().collect();
         let mut cores = Vec::new();
         for topic in topics {
-            for slot in topic.slots.read().iter() {
+            // Whoever opens a partition holds its slot and waits for the metadata, and whoever changes those may be about to
+            // add slots.
+            let slots = topic.slots.read().clone();
+            for slot in slots {
                 if let Some(core) = &*slot.core.lock() {
                     cores.push((Arc::clone(&topic), Arc::clone(core)));
                 }

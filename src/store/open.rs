@@ -425,6 +425,7 @@ impl Shared {
             }
         }
         let core = Core::new(CoreParts {
+            topic: topic.id,
             partition: partition.clone(),
             reign,
             log,
