@@ -2,7 +2,7 @@
 //!
 //! - `builder`: how one is made. `slot`: one partition, as it is read.
 //! - `ready`: which partitions have something, and what ends a wait.
-//! - `rebalance`: what an application is told of its group. `commits`: those that are not waited for.
+//! - `recv`: polls as a future. `rebalance`: what an application is told of its group. `commits`: those that are not waited for.
 //!
 //! A poll reads from the log itself: nothing is fetched ahead, so that a position is what polls have returned, and what
 //! was returned lies in memory that the [`Records`] hold. Threads: none of its own; callbacks run in `poll`, under no lock.
@@ -14,14 +14,14 @@ mod builder;
 mod commits;
 mod ready;
 mod rebalance;
+mod recv;
 mod slot;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::config::ConsumerSettings;
@@ -34,6 +34,7 @@ use crate::types::{Offset, Timestamp, TopicPartition};
 
 pub use builder::ConsumerBuilder;
 pub use rebalance::{Rebalance, RebalanceKind};
+pub use recv::Recv;
 
 use commits::Commits;
 use ready::{Ready, SlotKey};
@@ -606,7 +607,9 @@ impl Consumer {
         }
         let timeout = self.settings.api_timeout;
         match &self.mode {
-            Mode::Assigned => self.store.commit_without_members(self.group()?, offsets, timeout),
+            Mode::Assigned => {
+                self.store.commit_without_members(&self.group_metadata(), offsets, timeout)
+            }
             Mode::Subscribed { membership: Some(membership), .. } => {
                 membership.commit(offsets, timeout)
             }
@@ -649,9 +652,21 @@ impl Consumer {
         offsets: &OffsetMap,
         done: impl FnOnce(Result<()>) + Send + 'static,
     ) -> Result<()> {
-        self.group()?;
-        let offsets: Vec<_> = offsets.iter().map(|(at, held)| (at.clone(), held.clone())).collect();
+        let offsets = self.chosen(offsets)?;
         self.commit_slice_async(&offsets, done)
+    }
+
+    /// Offsets that the application has chosen.
+    fn chosen(&self, offsets: &OffsetMap) -> Result<Vec<(TopicPartition, CommittedOffset)>> {
+        self.group()?;
+        let chosen = offsets.iter().map(|(name, held)| {
+            let slot = self.by_name.get(name).and_then(|key| self.slots.get(key));
+            if slot.is_some_and(|slot| slot.partition.is_gone()) {
+                return Err(Error::UnknownTopicOrPartition { partition: name.clone() });
+            }
+            Ok((name.clone(), held.clone()))
+        });
+        chosen.collect()
     }
 
     fn commit_slice_async(
@@ -662,7 +677,7 @@ impl Consumer {
         let ticket = match &self.mode {
             _ if offsets.is_empty() => None,
             Mode::Assigned => {
-                Some(self.store.begin_commit_without_members(self.group()?, offsets)?)
+                self.store.begin_commit_without_members(&self.group_metadata(), offsets)?
             }
             Mode::Subscribed { membership: Some(membership), .. } => {
                 Some(membership.begin_commit(offsets)?)
@@ -680,10 +695,10 @@ impl Consumer {
     /// Commits these offsets: for each partition the *next* one to read (GRP-29).
     ///
     /// # Errors
-    /// As for [`Consumer::commit`]; [`Error::OffsetOutOfRange`] behind the end of a log.
+    /// As for [`Consumer::commit`]; [`Error::OffsetOutOfRange`] behind the end of a log;
+    /// [`Error::UnknownTopicOrPartition`] for what it reads of a topic that was deleted, whatever has its name now.
     pub fn commit_offsets(&mut self, offsets: &OffsetMap) -> Result<()> {
-        self.group()?;
-        let offsets: Vec<_> = offsets.iter().map(|(at, held)| (at.clone(), held.clone())).collect();
+        let offsets = self.chosen(offsets)?;
         self.commit_slice(&offsets)?;
         self.note_committed(&offsets);
         Ok(())
@@ -882,7 +897,11 @@ impl Consumer {
     pub fn group_metadata(&self) -> ConsumerGroupMetadata {
         let group = self.settings.group.as_deref().unwrap_or_default();
         match &self.mode {
-            Mode::Assigned => ConsumerGroupMetadata::of_group(group),
+            Mode::Assigned => {
+                let read = self.slots.values().map(|slot| &slot.partition);
+                let topics = read.map(|read| (read.name().shared_topic(), read.topic_id()));
+                ConsumerGroupMetadata::of_reader(group, topics.collect())
+            }
             Mode::Subscribed { membership: Some(membership), .. } => membership.metadata(),
             Mode::Subscribed { membership: None, .. } => ConsumerGroupMetadata::of_nobody(group),
         }
@@ -922,61 +941,6 @@ impl Drop for Consumer {
         }
         // Before the store is let go of: that may close it, and then the group could not be told.
         self.mode = Mode::Assigned;
-    }
-}
-
-/// The records that a consumer gets next. Made by [`Consumer::recv`].
-#[derive(Debug)]
-#[must_use = "a future does nothing until it is awaited"]
-pub struct Recv<'a> {
-    consumer: &'a mut Consumer,
-    has_begun: bool,
-}
-
-impl Future for Recv<'_> {
-    type Output = Result<Records>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let begins = !std::mem::replace(&mut self.has_begun, true);
-        self.consumer.poll_records(context, begins)
-    }
-}
-
-impl Drop for Recv<'_> {
-    fn drop(&mut self) {
-        self.consumer.show_waiting(false);
-    }
-}
-
-impl Consumer {
-    fn poll_records(&mut self, context: &Context<'_>, begins: bool) -> Poll<Result<Records>> {
-        if begins {
-            self.begin_poll();
-        }
-        loop {
-            match self.poll_once() {
-                Err(error) => return Poll::Ready(Err(error)),
-                Ok(Some(records)) => return Poll::Ready(Ok(records)),
-                Ok(None) => {}
-            }
-            if !self.unwatched.is_empty() {
-                return Poll::Ready(Err(Error::ReadOnly));
-            }
-            if self.ready.wait_as(context.waker()) {
-                self.show_waiting(true);
-                return Poll::Pending;
-            }
-        }
-    }
-}
-
-/// Batches of records, one after the other, without an end.
-#[cfg(feature = "stream")]
-impl futures_core::Stream for Consumer {
-    type Item = Result<Records>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.poll_records(context, true).map(Some)
     }
 }
 

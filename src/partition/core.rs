@@ -18,7 +18,7 @@ use crate::protocol::replication::{EpochHistory, Progress};
 use crate::record::{Draft, DraftSettings, Marker, Record};
 use crate::storage::{Clock, ForkGuard};
 use crate::types::{
-    Acks, DiskId, Flush, LeaderEpoch, Offset, ProducerId, Timestamp, TopicPartition,
+    Acks, DiskId, Flush, LeaderEpoch, Offset, ProducerId, Timestamp, TopicId, TopicPartition,
 };
 
 use super::events::EventKind;
@@ -40,6 +40,7 @@ pub(crate) struct CoreSettings {
 /// What a partition is made of.
 #[derive(Debug)]
 pub(crate) struct CoreParts {
+    pub(crate) topic: TopicId,
     pub(crate) partition: TopicPartition,
     pub(crate) reign: Reign,
     /// The leader's.
@@ -76,6 +77,8 @@ pub(crate) struct Reign {
 /// One partition, shared by everyone who uses it.
 #[derive(Debug)]
 pub(crate) struct Core {
+    /// Another topic may have the name by now.
+    topic: TopicId,
     pub(super) partition: TopicPartition,
     /// The leader's.
     pub(super) reader: RwLock<Arc<LogReader>>,
@@ -213,6 +216,7 @@ impl Core {
         let now = parts.clock.now();
         let replicated = !parts.followers.is_empty();
         let core = Arc::new_cyclic(|this| Self {
+            topic: parts.topic,
             partition: parts.partition,
             reader: RwLock::new(reader),
             plain_bytes_max: AtomicU32::new(plain_bytes_max(&settings.topic)),
@@ -611,6 +615,11 @@ impl Core {
 
     pub(crate) fn partition(&self) -> &TopicPartition {
         &self.partition
+    }
+
+    /// Its topic, by the id that no other topic has.
+    pub(crate) fn topic_id(&self) -> TopicId {
+        self.topic
     }
 
     /// The disk whose replica leads; `None` if none does.

@@ -7,7 +7,6 @@ use crate::error::Result;
 use crate::partition::Appended;
 use crate::record::Record;
 use crate::store::Store;
-use crate::types::Acks;
 
 use super::transactional::TransactionalProducer;
 
@@ -42,7 +41,8 @@ impl Store {
         match batches {
             [] => return Ok(Vec::new()),
             [(topic, number, records)] => {
-                return Ok(vec![self.partition(topic, *number)?.append(records, Acks::All)?]);
+                let partition = self.partition(topic, *number)?;
+                return Ok(vec![partition.append_within(records, timeout)?]);
             }
             _ => {}
         }

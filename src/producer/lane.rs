@@ -334,7 +334,7 @@ impl<T: Target> Lane<T> {
                 Ok(Taken::Done { offset, timestamp })
             }
             Err(error) if is_told_at_once(&error) => {
-                state.window.single_refused(&error);
+                state.window.single_refused(&error, settings);
                 let state = self.offer_due(state, false);
                 self.leave(state);
                 self.common.memory.give_back(room);
@@ -653,6 +653,11 @@ impl<T: Target> Lane<T> {
             id
         };
         self.leave(state);
+        if self.common.chores.have_ended()
+            && let Some(lane) = self.this.upgrade()
+        {
+            lane.run();
+        }
         Some(id)
     }
 
@@ -680,7 +685,7 @@ impl<T: Target> Lane<T> {
     /// Fails what is still under way.
     pub(super) fn abandon(&self, error: &Error) {
         let mut state = self.state.lock();
-        state.window.abandon(error);
+        state.window.abandon(error, &self.common.settings);
         self.leave(state);
     }
 
@@ -719,6 +724,9 @@ impl<T: Target> Chore for Lane<T> {
         if !state.driven {
             state.driven = true;
             state = self.drive(state, u64::MAX, false, || Duration::ZERO);
+        }
+        if self.common.chores.have_ended() {
+            state.window.abandon(&Error::Closed, &self.common.settings);
         }
         self.leave(state);
     }

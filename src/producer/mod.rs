@@ -52,6 +52,9 @@ use lane::{Common, Lane, Taken, Until};
 use numbers::{Identity, Numbers};
 use target::{LogTarget, Target};
 
+/// How often a topic is looked up for a record that finds it deleted each time.
+const TOPICS_TRIED_MAX: u32 = 3;
+
 type Partitioner = Arc<dyn Fn(&ProducerRecord<'_>, u32) -> u32 + Send + Sync>;
 
 /// Sends records to topics: gathers them into batches, retries what can be retried, and appends each once.
@@ -380,28 +383,57 @@ impl Shared {
             && **topic.counter.name() == *record.topic
             && !topic.counter.is_gone()
         {
-            return self.lane_of(topic, record);
+            let number = self.partition_of(topic, record);
+            return match topic.lane(number) {
+                Some(lane) => Ok(lane),
+                None => self.make_lane_of_first(topic, number, record),
+            };
         }
         self.lane_by_name(record)
     }
 
+    #[cold]
+    fn make_lane_of_first(
+        &self,
+        topic: &TopicLanes,
+        number: u32,
+        record: &ProducerRecord<'_>,
+    ) -> Result<Arc<Lane<LogTarget>>> {
+        match self.make_lane(topic, number) {
+            // Deleted since it was looked at.
+            Err(Error::UnknownTopicOrPartition { .. }) if topic.counter.is_gone() => {
+                self.lane_by_name(record)
+            }
+            made => made,
+        }
+    }
+
     #[inline(never)]
     fn lane_by_name(&self, record: &ProducerRecord<'_>) -> Result<Arc<Lane<LogTarget>>> {
-        let topics = self.topics.read();
-        let Some(topic) = topics.get(record.topic) else {
+        let mut tries = 1;
+        loop {
+            let topics = self.topics.read();
+            let known = topics.get(record.topic).cloned();
             drop(topics);
-            return self.lane_of_new_topic(record);
-        };
-        if topic.counter.is_gone() {
-            let topic = Arc::clone(topic);
-            drop(topics);
-            self.forget_gone(&topic);
-            return self.lane_of_new_topic(record);
+            let topic = match known {
+                Some(topic) if topic.counter.is_gone() => {
+                    self.forget_gone(&topic);
+                    self.new_topic(record.topic)?
+                }
+                Some(topic) => topic,
+                None => self.new_topic(record.topic)?,
+            };
+            // A partitioner is the application's, which may send: it is called under no lock.
+            match self.lane_of(&topic, record) {
+                // Deleted since it was looked up; another may have its name.
+                Err(Error::UnknownTopicOrPartition { .. })
+                    if topic.counter.is_gone() && tries < TOPICS_TRIED_MAX =>
+                {
+                    tries += 1;
+                }
+                found => return found,
+            }
         }
-        // A partitioner is the application's, which may send: it is called under no lock.
-        let topic = Arc::clone(topic);
-        drop(topics);
-        self.lane_of(&topic, record)
     }
 
     #[inline]
@@ -418,8 +450,8 @@ impl Shared {
     }
 
     #[cold]
-    fn lane_of_new_topic(&self, record: &ProducerRecord<'_>) -> Result<Arc<Lane<LogTarget>>> {
-        let counter = self.store.partition_counter(record.topic)?;
+    fn new_topic(&self, name: &str) -> Result<Arc<TopicLanes>> {
+        let counter = self.store.partition_counter(name)?;
         let name = Arc::clone(counter.name());
         let seed = match self.identity {
             Identity::Nobody => 0,
@@ -435,12 +467,14 @@ impl Shared {
         };
         let topic = Arc::clone(self.topics.write().entry(name).or_insert_with(made));
         let _ = self.first.set(Arc::clone(&topic));
-        self.lane_of(&topic, record)
+        Ok(topic)
     }
 
     #[cold]
     fn make_lane(&self, topic: &TopicLanes, number: u32) -> Result<Arc<Lane<LogTarget>>> {
-        let partition = self.store.partition(topic.counter.name(), number)?.appender()?;
+        // Of this topic, and not of another that has its name by now: there, another lane counts from 0, and the log would
+        // take one's records for the other's.
+        let partition = self.store.partition_counted(&topic.counter, number)?.appender()?;
         let target = LogTarget { partition, holder: self.holder.clone() };
         let mut more = topic.more.write();
         let known = topic.lanes.get(number as usize);

@@ -173,10 +173,11 @@ impl<'a> Transaction<'a> {
     ) -> Result<()> {
         let offsets: Vec<_> =
             offsets.into_iter().map(|(at, offset)| (at.clone(), offset.clone())).collect();
+        let shared = std::sync::Arc::clone(self.producer.store.shared());
+        let offsets = shared.placed_offsets(group, &offsets)?;
         if offsets.is_empty() {
             return Ok(());
         }
-        let shared = std::sync::Arc::clone(self.producer.store.shared());
         let groups = shared.groups()?;
         let written = self.write(groups.partition(), None, offsets.len(), |author| {
             groups.send_offsets(&shared, author, group, &offsets).map(Offered::from)

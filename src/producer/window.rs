@@ -42,6 +42,8 @@ struct Slot<P> {
     written: bool,
     /// Where it was, when it last was in the log.
     offsets: Option<Range<Offset>>,
+    /// By what it is not known whether the log has it.
+    doubt: Option<Error>,
     tries: u32,
     /// Its acknowledgement is watched.
     watched: bool,
@@ -67,6 +69,7 @@ impl<P> Slot<P> {
             sequence,
             written: false,
             offsets: None,
+            doubt: None,
             tries: 0,
             watched: false,
         }
@@ -78,6 +81,34 @@ impl<P> Slot<P> {
 
     fn is_final(&self) -> bool {
         matches!(self.place, Place::Acknowledged(_) | Place::Failed(_))
+    }
+
+    /// Takes note of what an error says about whether it is in the log.
+    fn hear(&mut self, error: &Error) {
+        if error.written() != Written::No {
+            self.written = true;
+            self.doubt = Some(error.clone());
+        }
+    }
+
+    /// Fails it with `error`; one that the log may have, with what says so: its sender is never told that nothing was
+    /// written when something may have been.
+    fn fail(&mut self, error: &Error, name: &TopicPartition, settings: &ProducerSettings) {
+        let says_no = error.written() == Written::No;
+        let is_gone = matches!(error, Error::UnknownTopicOrPartition { .. });
+        let told = if self.written && says_no && !is_gone {
+            let known = self.offsets.is_some().then(|| self.late(name, settings));
+            self.doubt.take().or(known)
+        } else {
+            None
+        };
+        self.place = Place::Failed(told.unwrap_or_else(|| error.clone()));
+    }
+
+    fn late(&self, name: &TopicPartition, settings: &ProducerSettings) -> Error {
+        let appended = self.offsets.clone().filter(|_| self.written);
+        let what = format!("{name}: delivering {} records", self.batch.count);
+        Error::TimedOut { what, timeout: settings.delivery_timeout, appended }
     }
 }
 
@@ -276,11 +307,11 @@ impl<P: Pending> Window<P> {
     }
 
     /// It was refused, and its sender is told so at once.
-    pub(super) fn single_refused(&mut self, error: &Error) {
+    pub(super) fn single_refused(&mut self, error: &Error, settings: &ProducerSettings) {
         (self.offering, self.single) = (false, false);
         self.ended += 1;
         if matches!(error, Error::ProducerFenced { .. }) {
-            self.close(error);
+            self.close(error, settings);
         }
         self.settle();
     }
@@ -442,10 +473,10 @@ impl<P: Pending> Window<P> {
         let is_first = self.slots.iter().take(at).all(Slot::is_final);
         let restarts = self.numbers.restarts() && is_first;
         let slot = &mut self.slots[at];
-        slot.written |= error.written() != Written::No;
+        slot.hear(error);
         match error {
             _ if self.closed.is_some() => self.fail_from(at, error, settings),
-            Error::ProducerFenced { .. } => self.close(error),
+            Error::ProducerFenced { .. } => self.close(error, settings),
             // Nothing from there on is in the log, so that all of it can be numbered anew.
             Error::OutOfOrderSequence { expected, given, .. }
                 if restarts && *expected <= *given && slot.tries < settings.retries =>
@@ -454,7 +485,9 @@ impl<P: Pending> Window<P> {
                 if slot.tries > 1 {
                     self.retry_at = Some(now.saturating_add(backoff(slot.tries, settings)));
                 }
-                self.slots.iter_mut().skip(at).for_each(|slot| slot.written = false);
+                for slot in self.slots.iter_mut().skip(at) {
+                    (slot.written, slot.offsets, slot.doubt) = (false, None, None);
+                }
                 self.counts.retries += 1;
                 self.restart = true;
                 self.restart_if_settled();
@@ -501,7 +534,7 @@ impl<P: Pending> Window<P> {
             let concerned = failed == 0 || slot.written;
             let free = matches!(slot.place, Place::Out | Place::Waits(Some(_)));
             if concerned && free {
-                slot.place = Place::Failed(error.clone());
+                slot.fail(error, &self.name, settings);
                 failed += u64::from(slot.batch.count);
             }
             if !written {
@@ -562,21 +595,24 @@ impl<P: Pending> Window<P> {
     }
 
     /// Nothing is offered any more; what is in the log may still be acknowledged.
-    pub(super) fn close(&mut self, error: &Error) {
+    pub(super) fn close(&mut self, error: &Error, settings: &ProducerSettings) {
         self.closed.get_or_insert_with(|| error.clone());
         self.queue_to_window();
         for slot in self.slots.iter_mut().filter(|slot| slot.is_out()) {
-            slot.place = Place::Failed(error.clone());
+            slot.fail(error, &self.name, settings);
         }
         self.settle();
     }
 
     /// Ends everything but what somebody is at this moment busy with.
-    pub(super) fn abandon(&mut self, error: &Error) {
-        self.close(error);
+    pub(super) fn abandon(&mut self, error: &Error, settings: &ProducerSettings) {
+        self.close(error, settings);
         for slot in &mut self.slots {
-            if matches!(slot.place, Place::Waits(Some(_))) {
-                slot.place = Place::Failed(error.clone());
+            if let Place::Waits(Some(pending)) = &slot.place {
+                match pending.outcome_now() {
+                    Some(Ok(appended)) => slot.place = Place::Acknowledged(appended),
+                    _ => slot.fail(error, &self.name, settings),
+                }
             }
         }
         self.settle();
@@ -604,6 +640,11 @@ impl<P: Pending> Window<P> {
             None => slot.place = Place::Waits(Some(pending)),
             Some(Ok(appended)) => slot.place = Place::Acknowledged(appended),
             Some(Err(error)) => {
+                slot.hear(&error);
+                if matches!(error, Error::NoLeader { .. }) {
+                    // No log that counts has it any more.
+                    (slot.offsets, slot.doubt) = (None, None);
+                }
                 let again = is_retriable(&error, settings)
                     && slot.tries < settings.retries
                     && self.closed.is_none();
@@ -684,14 +725,15 @@ impl<P: Pending> Window<P> {
                     // It was in the log, and may not stay there: a name's source has to ask.
                     _ => {
                         let sequence = slot.sequence;
-                        self.slots[at].place = Place::Failed(self.late(at, settings));
+                        let late = self.slots[at].late(&self.name, settings);
+                        self.slots[at].place = Place::Failed(late);
                         if self.numbers.is_named() {
                             self.break_at(sequence);
                         }
                     }
                 },
                 Place::Out => {
-                    let error = self.late(at, settings);
+                    let error = self.slots[at].late(&self.name, settings);
                     self.fail_from(at, &error, settings);
                 }
                 _ => {}
@@ -700,17 +742,10 @@ impl<P: Pending> Window<P> {
         self.settle();
         while self.slots.is_empty() && self.queue.front().is_some_and(is_over) {
             self.take_from_queue();
-            let error = self.late(0, settings);
+            let error = self.slots[0].late(&self.name, settings);
             self.fail_from(0, &error, settings);
             self.settle();
         }
-    }
-
-    fn late(&self, at: usize, settings: &ProducerSettings) -> Error {
-        let slot = &self.slots[at];
-        let appended = slot.offsets.clone().filter(|_| slot.written);
-        let what = format!("{}: delivering {} records", self.name, slot.batch.count);
-        Error::TimedOut { what, timeout: settings.delivery_timeout, appended }
     }
 
     /// Lets go of the batches at the front that have ended.

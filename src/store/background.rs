@@ -17,6 +17,7 @@ use crate::protocol::metadata::MetadataRecord;
 use crate::types::Timestamp;
 
 use super::chores::Chores;
+use super::close::IsOwn;
 use super::disks::StoreDisk;
 use super::transactions::Transactions;
 use super::{Shared, Topic};
@@ -242,6 +243,7 @@ impl Workers {
     fn start_thread(&mut self, name: String, work: impl FnOnce() + Send + 'static) -> Result<()> {
         let running = self.running.clone();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
+            let _own = IsOwn::mark();
             work();
             drop(running);
         });
@@ -277,6 +279,7 @@ impl Workers {
                     let _ = thread.join();
                 }
             }
+            let _own = IsOwn::mark();
             let _ = sender.send(last());
         });
         let late = || Error::TimedOut { what: "closing the store".into(), timeout, appended: None };
@@ -327,14 +330,14 @@ impl Shared {
             let paced = last.is_none_or(|last| elapsed.saturating_sub(last) >= PACED);
             let tended = core.tend(disk.id, now, paced);
             if let Some(span) = tended.again_in {
-                agenda.again.insert(name, (Arc::downgrade(core), elapsed + span));
+                agenda.again.insert(name, (Arc::downgrade(core), elapsed.saturating_add(span)));
             }
             if core.is_led_by(disk.id) {
                 self.apply_retention(core, now);
             }
         }
         if elapsed >= agenda.next_retention {
-            agenda.next_retention = elapsed + self.options.retention_check;
+            agenda.next_retention = elapsed.saturating_add(self.options.retention_check);
             agenda.seen.retain(|_, last| elapsed.saturating_sub(*last) < PACED * 100);
             self.retain_on(disk, now);
         }
@@ -440,7 +443,7 @@ impl Shared {
         let Some(start) = core.retention_start(now) else {
             return;
         };
-        let Some(topic) = self.topics.read().get(core.partition().topic()).map(Arc::clone) else {
+        let Some(topic) = self.topic_of(core) else {
             return;
         };
         let removed =
@@ -453,6 +456,7 @@ impl Shared {
                     log_start: start,
                 },
             ),
+            Err(Error::UnknownTopicOrPartition { .. }) => {}
             Err(error) => core.background_failed("applying retention", &error),
         }
     }
@@ -463,7 +467,10 @@ impl Shared {
         core: &Core,
         start: crate::types::Offset,
     ) -> Result<()> {
-        self.metadata.lock().commit(&MetadataRecord::LogStartRaised {
+        let mut metadata = self.metadata.lock();
+        // Deleted since it was looked at.
+        topic.check_here()?;
+        metadata.commit(&MetadataRecord::LogStartRaised {
             id: topic.id,
             partition: core.partition().partition(),
             offset: start,

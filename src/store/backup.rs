@@ -149,7 +149,8 @@ impl Shared {
             topics.sort_by_key(|topic| (!topic.name.starts_with(INTERNAL_PREFIX), topic.id));
             let mut cuts = Vec::new();
             for topic in &topics {
-                for slot in topic.slots.read().clone() {
+                let slots = topic.slots.read().clone();
+                for slot in slots {
                     let core = self.open_core(topic, &slot)?;
                     let topic = Arc::clone(topic);
                     cuts.push(Cut { topic, core, start: Offset::ZERO, end: Offset::ZERO });

@@ -2,7 +2,8 @@
 //!
 //! One thread a store does it, and only in stores that have threads; it is started when somebody first needs
 //! it. It is not a disk's worker, because an application's callbacks may run here, and those may block.
-//! Chores that are gone by then are passed over. Without threads, `Store::run_background` does what is due.
+//! Chores that are gone by then are passed over. Without threads, `Store::run_background` does what is due. When the
+//! store is closed, all that is left is done at once, and from then on whoever has a chore does it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -11,6 +12,9 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use crate::storage::Clock;
+
+/// How often what comes up at the end is looked for.
+const ROUNDS_MAX: u32 = 16;
 
 /// Something that is to be looked after.
 pub(crate) trait Chore: Send + Sync {
@@ -33,6 +37,8 @@ struct State {
     asked: u64,
     sleeping: bool,
     stopped: bool,
+    /// The store is closed: what comes now is done by whoever brings it.
+    ended: bool,
 }
 
 impl std::fmt::Debug for Chores {
@@ -94,6 +100,7 @@ impl Chores {
     }
 
     /// Does what is due now, on this thread; what comes up meanwhile waits for the next time.
+    #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn run_due(&self) {
         let now = self.clock.elapsed();
         let mut due = Vec::new();
@@ -103,6 +110,27 @@ impl Chores {
         }
         drop(state);
         due.iter().filter_map(Weak::upgrade).for_each(Chore::run);
+    }
+
+    /// Does everything that is left, whenever it was due, on this thread: the store is closed, and those who wait for what
+    /// will not come are told so.
+    pub(super) fn end(&self) {
+        for _ in 0..ROUNDS_MAX {
+            let mut state = self.state.lock();
+            state.ended = true;
+            let timed = std::mem::take(&mut state.timed).into_values();
+            let left: Vec<_> = std::mem::take(&mut state.queue).into_iter().chain(timed).collect();
+            drop(state);
+            if left.is_empty() {
+                break;
+            }
+            left.iter().filter_map(Weak::upgrade).for_each(Chore::run);
+        }
+    }
+
+    /// Whether the store is closed, and nobody does chores any more.
+    pub(crate) fn have_ended(&self) -> bool {
+        self.state.lock().ended
     }
 
     pub(super) fn stop(&self) {

@@ -1,5 +1,6 @@
 //! Closing a store: flush, vouch, write down, let go.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,17 +9,79 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::protocol::metadata::MetadataRecord;
 
+use parking_lot::{Condvar, Mutex};
+
 use super::Shared;
 use super::reigns::records_of;
 use super::session::{LogEnd, Session};
 
-impl Shared {
-    /// Closes the store once. The work is done on a thread of its own where there may be a disk that
-    /// hangs, so that the caller gets its answer in time.
-    pub(super) fn close(self: &Arc<Self>, timeout: Duration) -> Result<()> {
-        if self.closed.swap(true, Ordering::AcqRel) || !self.fork.is_owner() {
+thread_local! {
+    static IS_OWN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// As long as it lives, this thread is one that a close may wait for: one of a store's own, or one that closes. What it
+/// calls, wakers and callbacks of the application, does not wait for a close.
+pub(super) struct IsOwn {
+    before: bool,
+}
+
+impl IsOwn {
+    pub(super) fn mark() -> Self {
+        Self { before: IS_OWN.replace(true) }
+    }
+}
+
+impl Drop for IsOwn {
+    fn drop(&mut self) {
+        let _ = IS_OWN.try_with(|is_own| is_own.set(self.before));
+    }
+}
+
+/// Whether the store has been closed, for those who find that somebody else is about it.
+#[derive(Debug, Default)]
+pub(super) struct Closing {
+    is_done: Mutex<bool>,
+    bell: Condvar,
+}
+
+impl Closing {
+    fn done(&self) {
+        *self.is_done.lock() = true;
+        self.bell.notify_all();
+    }
+
+    fn wait(&self, timeout: Duration) -> Result<()> {
+        if IS_OWN.get() {
             return Ok(());
         }
+        let mut is_done = self.is_done.lock();
+        self.bell.wait_while_for(&mut is_done, |is_done| !*is_done, timeout);
+        if *is_done {
+            return Ok(());
+        }
+        Err(Error::TimedOut { what: "closing the store".into(), timeout, appended: None })
+    }
+}
+
+impl Shared {
+    /// Closes the store once; others wait until it is. The work is done on a thread of its own where there may be a disk that
+    /// hangs, so that the caller gets its answer in time.
+    pub(super) fn close(self: &Arc<Self>, timeout: Duration) -> Result<()> {
+        if !self.fork.is_owner() {
+            return Ok(());
+        }
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return self.closing.wait(timeout);
+        }
+        let _closes = IsOwn::mark();
+        let outcome = self.close_first(timeout);
+        if !matches!(outcome, Err(Error::TimedOut { .. })) {
+            self.closing.done();
+        }
+        outcome
+    }
+
+    fn close_first(self: &Arc<Self>, timeout: Duration) -> Result<()> {
         for waiting in std::mem::take(&mut *self.told_of_close.lock()) {
             waiting.wake();
         }
@@ -30,7 +93,11 @@ impl Shared {
             None => self.close_all(),
             Some(workers) => {
                 let shared = Arc::clone(self);
-                workers.finish(timeout, move || shared.close_all())?
+                workers.finish(timeout, move || {
+                    let outcome = shared.close_all();
+                    shared.closing.done();
+                    outcome
+                })?
             }
         }
     }
@@ -102,7 +169,7 @@ impl Shared {
             disk.lock.lock().take();
         }
         // Who waits for what will not come is told so.
-        self.chores.run_due();
+        self.chores.end();
         outcome
     }
 }

@@ -97,8 +97,10 @@ struct Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // Nobody is left to be told; what failed is found and reported by the next open.
-        let _ = self.shared.close(DROP_TIMEOUT);
+        // Nobody is left to be told; what failed is found and reported by the next open. One that was closed has had its time.
+        if !self.shared.closed.load(Ordering::Acquire) {
+            let _ = self.shared.close(DROP_TIMEOUT);
+        }
     }
 }
 
@@ -134,6 +136,7 @@ pub(crate) struct Shared {
     producer_names: Mutex<Names>,
     chores: Arc<Chores>,
     closed: AtomicBool,
+    closing: close::Closing,
     /// Of those that may wait for nothing but the store's end.
     told_of_close: Mutex<Vec<Waker>>,
     workers: Mutex<Option<background::Workers>>,
@@ -148,6 +151,20 @@ struct Topic {
     slots: RwLock<Vec<Arc<Slot>>>,
     /// It was deleted; another may have its name.
     is_gone: AtomicBool,
+}
+
+impl Topic {
+    /// For a change of its metadata, which are locked: that keeps it from being deleted.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTopicOrPartition`]: it was, since it was looked up.
+    fn check_here(&self) -> Result<()> {
+        if self.is_gone.load(Ordering::Acquire) {
+            let partition = TopicPartition::new(Arc::clone(&self.name), 0);
+            return Err(Error::UnknownTopicOrPartition { partition });
+        }
+        Ok(())
+    }
 }
 
 /// Counts a topic's partitions, which may become more.
@@ -191,7 +208,7 @@ impl Store {
     }
 
     /// Flushes everything, writes down how far each log reaches, and lets go of the directory. Every
-    /// handle is closed with it. A second call does nothing.
+    /// handle is closed with it. A second call waits until the first is done, unless it is made in a callback.
     ///
     /// # Errors
     /// [`Error::TimedOut`] when the disk does not answer in time; whatever a flush ran into. The store
@@ -293,12 +310,22 @@ impl Shared {
         self.disks.read().values().filter(|disk| disk.is_online()).cloned().collect()
     }
 
+    /// The topic of a partition that is in use, if it was not deleted; never another that has its name.
+    fn topic_of(&self, core: &Core) -> Option<Arc<Topic>> {
+        let topics = self.topics.read();
+        let named = topics.get(core.partition().topic());
+        named.filter(|topic| topic.id == core.topic_id()).cloned()
+    }
+
     /// The partitions that are in use, in no order.
     fn cores(&self) -> Vec<(Arc<Topic>, Arc<Core>)> {
         let topics: Vec<_> = self.topics.read().values().cloned().collect();
         let mut cores = Vec::new();
         for topic in topics {
-            for slot in topic.slots.read().iter() {
+            // Whoever opens a partition holds its slot and waits for the metadata, and whoever changes those may be about to
+            // add slots.
+            let slots = topic.slots.read().clone();
+            for slot in slots {
                 // One that cannot be had is being opened, which a disk may hold up: it is nobody's yet.
                 let held = slot.core.try_lock_for(OPENS_AFTER);
                 if let Some(core) = held.as_deref().and_then(Option::as_ref) {

@@ -75,6 +75,7 @@ pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) ->
         beginning_groups: Mutex::new(()),
         producer_names: Mutex::default(),
         closed: AtomicBool::new(false),
+        closing: super::close::Closing::default(),
         told_of_close: Mutex::default(),
         workers: Mutex::new(None),
         options,
@@ -416,6 +417,7 @@ impl Shared {
             }
         }
         let core = Core::new(CoreParts {
+            topic: topic.id,
             partition: partition.clone(),
             reign,
             log,

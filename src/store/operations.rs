@@ -356,16 +356,26 @@ impl Shared {
         let mut metadata = self.metadata.lock();
         let records = stale_replicas(metadata.state(), id);
         metadata.commit_all(&records)?;
-        self.distrust(id);
+        let opening = self.distrust(id);
+        drop(metadata);
+        distrust_opened(id, opening);
         Ok(())
     }
 
     /// Lets partitions forget that replicas on the disk might lead; before the metadata, which say so, are
-    /// free for the next change.
-    fn distrust(&self, id: DiskId) {
-        for (_, core) in self.cores() {
-            core.distrust(id);
+    /// free for the next change. Returns those that somebody is opening, who may wait for the metadata: it is their turn
+    /// when these are free.
+    fn distrust(&self, id: DiskId) -> Vec<Arc<Slot>> {
+        let topics: Vec<_> = self.topics.read().values().cloned().collect();
+        let mut opening = Vec::new();
+        for slot in topics.iter().flat_map(|topic| topic.slots.read().clone()) {
+            match slot.core.try_lock().as_deref() {
+                Some(Some(core)) => core.distrust(id),
+                Some(None) => {}
+                None => opening.push(Arc::clone(&slot)),
+            }
         }
+        opening
     }
 
     /// Opens the logs on a disk that came into service, for the partitions that are in use. One that cannot
@@ -373,7 +383,8 @@ impl Shared {
     fn open_replicas(&self, disk: &Arc<StoreDisk>) {
         let topics: Vec<_> = self.topics.read().values().cloned().collect();
         for topic in topics {
-            for slot in topic.slots.read().clone() {
+            let slots = topic.slots.read().clone();
+            for slot in slots {
                 let Some(core) = slot.core.lock().clone() else { continue };
                 if core.replicas().contains(&disk.id)
                     && let Err(error) = self.open_one(&topic, &slot, &core, disk)
@@ -453,7 +464,9 @@ impl Shared {
             let _postponed = postpone();
             let mut metadata = self.metadata.lock();
             metadata.commit(&MetadataRecord::DiskAdded { disk: id, uuid, incarnation })?;
-            self.distrust(id);
+            let opening = self.distrust(id);
+            drop(metadata);
+            distrust_opened(id, opening);
         }
         MetadataLog::bring_in(&self.metadata, id, &directory)?;
         let session = Session { clean: true, boot: directory.boot_id(), ..Session::default() };
@@ -529,5 +542,14 @@ impl Shared {
         }
         core.set_replicas(replicas, added, self.clock.now());
         Ok(())
+    }
+}
+
+/// The rest of what a change of the metadata makes partitions forget.
+fn distrust_opened(id: DiskId, opening: Vec<Arc<Slot>>) {
+    for slot in opening {
+        if let Some(core) = &*slot.core.lock() {
+            core.distrust(id);
+        }
     }
 }

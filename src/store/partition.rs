@@ -20,7 +20,7 @@ use crate::types::{
 
 use super::appender::{Appender, Offered};
 use super::view::View;
-use super::{Handle, Store};
+use super::{Handle, PartitionCounter, Store, Topic};
 
 /// One partition of a topic: the lowest level at which an application appends and reads.
 ///
@@ -49,6 +49,26 @@ impl Store {
         let shared = self.shared();
         shared.check_open()?;
         let found = shared.topic(topic)?;
+        self.partition_in(&found, number)
+    }
+
+    /// The partition `number` of a topic that was found before; of that topic, whatever has its name now.
+    ///
+    /// # Errors
+    /// As for [`Store::partition`].
+    pub(crate) fn partition_counted(
+        &self,
+        PartitionCounter(topic): &PartitionCounter,
+        number: u32,
+    ) -> Result<Partition> {
+        self.shared().check_open()?;
+        let partition = self.partition_in(topic, number)?;
+        topic.check_here()?;
+        Ok(partition)
+    }
+
+    fn partition_in(&self, found: &Topic, number: u32) -> Result<Partition> {
+        let shared = self.shared();
         let slot = found.slots.read().get(number as usize).map(Arc::clone);
         let slot = match slot {
             None if shared.options.read_only => {
@@ -58,14 +78,14 @@ impl Store {
             known => known,
         };
         let Some(slot) = slot else {
-            let partition = TopicPartition::new(topic, number);
+            let partition = TopicPartition::new(Arc::clone(&found.name), number);
             return Err(Error::UnknownTopicOrPartition { partition });
         };
         let inner = if shared.options.read_only {
-            Inner::View(shared.open_view(&found, &slot)?)
+            Inner::View(shared.open_view(found, &slot)?)
         } else {
-            let core = shared.open_core(&found, &slot)?;
-            match check_not_internal(topic) {
+            let core = shared.open_core(found, &slot)?;
+            match check_not_internal(&found.name) {
                 Ok(()) => Inner::Live(core),
                 Err(_) => Inner::Internal(core),
             }
@@ -166,17 +186,35 @@ impl Partition {
         }
     }
 
+    /// As [`Partition::append`] with [`Acks::All`], within `timeout`.
+    pub(crate) fn append_within(
+        &self,
+        records: &[Record<'_>],
+        timeout: Duration,
+    ) -> Result<Appended> {
+        let (core, acks) = (self.live()?, Acks::All);
+        match self.handle.shared.placed(core, |core| core.append(None, records, acks))? {
+            Placed::Done(appended) => Ok(appended),
+            Placed::Waits(waiting) => self.wait_within(waiting, acks, timeout),
+        }
+    }
+
     /// Waits for the acknowledgement of an append.
     #[inline(never)]
     fn wait(&self, waiting: Waiting, acks: Acks) -> Result<Appended> {
         if acks == Acks::None {
             return Ok(waiting.appended);
         }
+        let timeout = self.live()?.append_timeout();
+        self.wait_within(waiting, acks, timeout)
+    }
+
+    fn wait_within(&self, waiting: Waiting, acks: Acks, timeout: Duration) -> Result<Appended> {
         let core = self.live()?;
         let Waiting { appended, epoch } = waiting;
         let wait = Wait::new(appended.offsets.clone(), acks, epoch);
         let shared = &self.handle.shared;
-        core.wait_settled(&wait, core.append_timeout(), &|| shared.settle_one(core))?;
+        core.wait_settled(&wait, timeout, &|| shared.settle_one(core))?;
         Ok(appended)
     }
 
@@ -429,11 +467,19 @@ impl Partition {
         let shared = &self.handle.shared;
         shared.check_writable()?;
         if before > core.log_start() {
-            shared.metadata.lock().commit(&MetadataRecord::LogStartRaised {
+            let mut metadata = shared.metadata.lock();
+            // Deleted since it was looked at.
+            let number = core.partition().partition();
+            if metadata.state().partition(self.topic, number).is_none() {
+                let partition = core.partition().clone();
+                return Err(Error::UnknownTopicOrPartition { partition });
+            }
+            metadata.commit(&MetadataRecord::LogStartRaised {
                 id: self.topic,
-                partition: core.partition().partition(),
+                partition: number,
                 offset: before,
             })?;
+            drop(metadata);
             core.raise_log_start(before)?;
         }
         Ok(core.log_start())

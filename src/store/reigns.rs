@@ -77,7 +77,7 @@ impl Shared {
         let now = self.clock.now();
         let (mut records, mut proposals) = (Vec::new(), Vec::new());
         for core in cores {
-            let topic = self.topics.read().get(core.partition().topic()).map(Arc::clone);
+            let topic = self.topic_of(core);
             let (Some(topic), Some(proposal)) = (topic, core.proposal()) else { continue };
             let number = core.partition().partition();
             let known = metadata.state().partition(topic.id, number);

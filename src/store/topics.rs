@@ -98,6 +98,7 @@ impl Store {
         check_not_internal(name)?;
         let topic = shared.topic(name)?;
         let mut metadata = shared.metadata.lock();
+        topic.check_here()?;
         let config = TopicConfig::clone(&topic.config.read()).partitions(total);
         let present = u32::try_from(topic.slots.read().len()).unwrap_or(u32::MAX);
         if total <= present {
@@ -129,10 +130,14 @@ impl Store {
         let topic = shared.topic(name)?;
         let _postponed = postpone();
         let mut metadata = shared.metadata.lock();
+        topic.check_here()?;
         metadata.commit(&MetadataRecord::TopicDeleted { id: topic.id })?;
         shared.topics.write().remove(&topic.name);
         topic.is_gone.store(true, Ordering::Release);
-        for slot in topic.slots.read().iter() {
+        // Whoever opens a partition holds its slot and asks the metadata.
+        drop(metadata);
+        let slots = topic.slots.read().clone();
+        for slot in slots {
             if let Some(core) = slot.core.lock().take() {
                 core.delete();
             }
@@ -140,8 +145,16 @@ impl Store {
         for disk in shared.online_disks() {
             disk.session.lock().ends.retain(|(id, _), _| *id != topic.id);
         }
+        let metadata = shared.metadata.lock();
+        if shared.check_open().is_err() {
+            // Closed meanwhile: the directory may be another's, and the next open removes the files.
+            return Ok(());
+        }
+        // Else they went with a disk that came into service just now.
+        let is_left = metadata.state().deleted_topics().any(|(id, _)| id == topic.id);
         drop(metadata);
-        let removed = shared.remove_topic_files(topic.id, &topic.name);
+        let removed =
+            if is_left { shared.remove_topic_files(topic.id, &topic.name) } else { Ok(()) };
         shared.topics_changed();
         shared.forget_offsets_of(topic.id);
         removed
@@ -182,6 +195,7 @@ impl Shared {
     /// As for [`Store::alter_topic`].
     pub(super) fn alter(&self, topic: &Topic, update: &TopicUpdate) -> Result<()> {
         let mut metadata = self.metadata.lock();
+        topic.check_here()?;
         let config = update.apply(&topic.config.read());
         config.validate(metadata.state().disks().count())?;
         metadata.commit(&MetadataRecord::TopicAltered { id: topic.id, config: config.clone() })?;
@@ -252,6 +266,9 @@ impl Shared {
             }
         }
         let mut metadata = self.metadata.lock();
+        if self.closed.load(Ordering::Acquire) {
+            return Ok(()); // what the directory says is another's to write by now
+        }
         // A disk that is away, or does not answer, still has its files: they go when it is back, or at the next open.
         if late || metadata.state().disks().any(|disk| self.online_disk(disk).is_none()) {
             return Ok(());

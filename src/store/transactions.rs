@@ -177,11 +177,11 @@ impl Shared {
             return;
         }
         let Err(error) = self.transactions() else { return };
-        let reason = format!("settling transactions: {error}");
-        self.events.push(self.clock.now(), EventKind::BackgroundFailed { partition: None, reason });
         if self.closed.load(Ordering::Acquire) {
             return;
         }
+        let reason = format!("settling transactions: {error}");
+        self.events.push(self.clock.now(), EventKind::BackgroundFailed { partition: None, reason });
         if let Some(workers) = &mut *self.workers.lock()
             && let Err(error) = workers.start_chores(&self.chores)
         {
@@ -262,7 +262,8 @@ impl Transactions {
     fn find_open(&self, shared: &Arc<Shared>) -> Result<()> {
         let topics: Vec<_> = shared.topics.read().values().cloned().collect();
         for topic in topics {
-            for slot in topic.slots.read().clone() {
+            let slots = topic.slots.read().clone();
+            for slot in slots {
                 let key = (topic.id, slot.partition.partition());
                 let in_use = slot.core.lock().clone();
                 let core = match in_use {
@@ -463,9 +464,8 @@ impl Transactions {
     pub(super) fn turn(&self, shared: &Arc<Shared>, changed: &[Arc<Core>]) -> Duration {
         self.take_reports(shared);
         for core in changed {
-            let topic = shared.topics.read().get(core.partition().topic()).map(|topic| topic.id);
-            if let Some(topic) = topic {
-                self.find_open_in(shared, topic, core);
+            if let Some(topic) = shared.topic_of(core) {
+                self.find_open_in(shared, topic.id, core);
             }
         }
         let due = self.state.lock().coordinator.next_deadline();

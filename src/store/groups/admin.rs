@@ -143,8 +143,9 @@ impl Store {
             offsets.push((partition, CommittedOffset::from(offset)));
         }
         let metadata = super::ConsumerGroupMetadata::of_group(group);
+        let placed = shared.placed_offsets(&metadata, &offsets)?;
         let ticket =
-            groups.commit(shared, None, &metadata, &offsets).map_err(|error| match error {
+            groups.commit(shared, None, &metadata, &placed).map_err(|error| match error {
                 Error::UnknownMember { group, .. } => Error::GroupNotEmpty { group },
                 error => error,
             })?;

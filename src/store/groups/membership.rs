@@ -235,14 +235,18 @@ impl Membership {
         &self,
         offsets: &[(TopicPartition, CommittedOffset)],
     ) -> Result<Ticket> {
-        self.groups.commit(&self.shared, None, &self.metadata(), offsets)
+        let metadata = self.metadata();
+        let offsets = self.shared.placed_offsets(&metadata, offsets)?;
+        self.groups.commit(&self.shared, None, &metadata, &offsets)
     }
 
     /// Who it is.
     pub(crate) fn metadata(&self) -> ConsumerGroupMetadata {
         let generation = self.known.lock().generation;
         let group = Arc::clone(&self.cell.name);
-        ConsumerGroupMetadata { group, member: Some((self.member, generation)) }
+        let member = Some((self.member, generation));
+        // What it may commit, its place in the group says by the topics' ids.
+        ConsumerGroupMetadata { group, member, topics: BTreeMap::new() }
     }
 
     fn named(&self, partitions: &[PartitionId]) -> Vec<(PartitionId, TopicPartition)> {

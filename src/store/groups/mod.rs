@@ -19,7 +19,7 @@ mod offsets;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -87,18 +87,25 @@ pub struct ConsumerGroupMetadata {
     group: Arc<str>,
     /// And the generation that it knows. `None`: it is no member.
     member: Option<(MemberId, u64)>,
+    /// The topics that it reads, by name: another that has come under the name since is none of them.
+    topics: BTreeMap<Arc<str>, TopicId>,
 }
 
 impl ConsumerGroupMetadata {
     /// For one who is no member, and may commit while the group has none.
     #[must_use]
     pub fn of_group(group: &str) -> Self {
-        Self { group: group.into(), member: None }
+        Self { group: group.into(), member: None, topics: BTreeMap::new() }
+    }
+
+    /// As [`ConsumerGroupMetadata::of_group`], for one who reads these topics.
+    pub(crate) fn of_reader(group: &str, topics: BTreeMap<Arc<str>, TopicId>) -> Self {
+        Self { topics, ..Self::of_group(group) }
     }
 
     /// For one who has lost its place: whatever it does for the group is refused.
     pub(crate) fn of_nobody(group: &str) -> Self {
-        Self { group: group.into(), member: Some((NOBODY, 0)) }
+        Self { member: Some((NOBODY, 0)), ..Self::of_group(group) }
     }
 
     /// The group's name.
@@ -113,6 +120,9 @@ impl ConsumerGroupMetadata {
         self.member.map(|(_, generation)| generation)
     }
 }
+
+/// An offset and the partition that it is of.
+pub(crate) type PlacedOffset = (PartitionId, TopicPartition, CommittedOffset);
 
 /// A handle that wants to be a member.
 pub(crate) struct JoinGroup {
@@ -238,6 +248,28 @@ impl Shared {
         Ok(PartitionId { topic: topic.id, partition: partition.partition() })
     }
 
+    /// Offsets with the partitions that they are of. Those of a topic that the committer reads and that is gone are left
+    /// out, as they would be gone had they been committed before it; whatever has its name now.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTopicOrPartition`].
+    pub(crate) fn placed_offsets(
+        &self,
+        metadata: &ConsumerGroupMetadata,
+        offsets: &[(TopicPartition, CommittedOffset)],
+    ) -> Result<Vec<PlacedOffset>> {
+        let mut placed = Vec::with_capacity(offsets.len());
+        for (name, committed) in offsets {
+            let read = metadata.topics.get(name.topic());
+            match (self.partition_id(name), read) {
+                (Ok(id), Some(read)) if id.topic != *read => {}
+                (Err(Error::UnknownTopicOrPartition { .. }), Some(_)) => {}
+                (id, _) => placed.push((id?, name.clone(), committed.clone())),
+            }
+        }
+        Ok(placed)
+    }
+
     /// Groups count time from the store's opening: it never jumps.
     fn group_time(&self) -> Timestamp {
         Timestamp(i64::try_from(self.clock.elapsed().as_millis()).unwrap_or(i64::MAX))
@@ -261,25 +293,31 @@ impl Store {
     /// [`Error::UnknownMember`] while it has.
     pub(crate) fn commit_without_members(
         &self,
-        group: &str,
+        metadata: &ConsumerGroupMetadata,
         offsets: &[(TopicPartition, CommittedOffset)],
         timeout: Duration,
     ) -> Result<()> {
-        self.begin_commit_without_members(group, offsets)?.wait(timeout).map(drop)
+        match self.begin_commit_without_members(metadata, offsets)? {
+            Some(ticket) => ticket.wait(timeout).map(drop),
+            None => Ok(()),
+        }
     }
 
-    /// As [`Store::commit_without_members`], to be waited for later.
+    /// As [`Store::commit_without_members`], to be waited for later. `None`: there was nothing left to commit.
     ///
     /// # Errors
     /// As for [`Store::commit_without_members`].
     pub(crate) fn begin_commit_without_members(
         &self,
-        group: &str,
+        metadata: &ConsumerGroupMetadata,
         offsets: &[(TopicPartition, CommittedOffset)],
-    ) -> Result<Ticket> {
+    ) -> Result<Option<Ticket>> {
         let shared = self.shared();
-        let metadata = ConsumerGroupMetadata::of_group(group);
-        shared.groups()?.commit(shared, None, &metadata, offsets)
+        let offsets = shared.placed_offsets(metadata, offsets)?;
+        if offsets.is_empty() {
+            return Ok(None);
+        }
+        shared.groups()?.commit(shared, None, metadata, &offsets).map(Some)
     }
 
     /// As [`Store::committed_offsets`], without waiting. `None`: a transaction is about to change it, and has `waker`
@@ -333,7 +371,7 @@ impl Groups {
         shared: &Arc<Shared>,
         author: &Author,
         metadata: &ConsumerGroupMetadata,
-        offsets: &[(TopicPartition, CommittedOffset)],
+        offsets: &[PlacedOffset],
     ) -> Result<Ticket> {
         self.commit(shared, Some(author), metadata, offsets)
     }
@@ -375,14 +413,14 @@ impl Groups {
         shared: &Arc<Shared>,
         author: Option<&Author>,
         metadata: &ConsumerGroupMetadata,
-        offsets: &[(TopicPartition, CommittedOffset)],
+        offsets: &[PlacedOffset],
     ) -> Result<Ticket> {
-        let ConsumerGroupMetadata { group, member } = metadata;
+        let ConsumerGroupMetadata { group, member, .. } = metadata;
         let now = shared.clock.now();
         let mut records = Vec::with_capacity(offsets.len());
         let mut ids = Vec::with_capacity(offsets.len());
-        for (partition, committed) in offsets {
-            let id = shared.partition_id(partition)?;
+        for (id, partition, committed) in offsets {
+            let id = *id;
             check_offset(shared, id, partition, committed)?;
             ids.push((id, partition));
             records.push(GroupRecord::Offset {

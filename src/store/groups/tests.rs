@@ -118,6 +118,10 @@ impl Member {
     }
 }
 
+fn group(name: &str) -> ConsumerGroupMetadata {
+    ConsumerGroupMetadata::of_group(name)
+}
+
 fn offset_of(partition: u32, offset: u64) -> (TopicPartition, CommittedOffset) {
     (TopicPartition::new("t", partition), Offset(offset).into())
 }
@@ -212,10 +216,10 @@ fn commits_are_checked_and_survive_every_end_of_the_process() {
             member.membership.commit(&long, SECOND),
             Err(Error::InvalidConfig { .. })
         ));
-        let simple = world.store.commit_without_members("g", &[offset_of(0, 1)], SECOND);
+        let simple = world.store.commit_without_members(&group("g"), &[offset_of(0, 1)], SECOND);
         assert_eq!(simple.unwrap_err().kafka_name(), "UNKNOWN_MEMBER_ID", "GRP-03");
-        world.store.commit_without_members("other", &[offset_of(0, 1)], SECOND).unwrap();
-        let bad = world.store.commit_without_members("", &[offset_of(0, 1)], SECOND);
+        world.store.commit_without_members(&group("other"), &[offset_of(0, 1)], SECOND).unwrap();
+        let bad = world.store.commit_without_members(&group(""), &[offset_of(0, 1)], SECOND);
         assert!(matches!(bad, Err(Error::InvalidConfig { .. })));
         let generation = member.membership.metadata().generation();
         let world = world.reopen(power_loss);
@@ -434,10 +438,10 @@ fn topics_that_come_grow_and_go_are_assigned_and_forgotten() {
 #[test]
 fn grp_09_offsets_are_kept_until_they_are_to_expire() {
     let world = World::new(1, 1);
-    world.store.commit_without_members("g", &[offset_of(0, 5)], SECOND).unwrap();
+    world.store.commit_without_members(&group("g"), &[offset_of(0, 5)], SECOND).unwrap();
     world.pass(1_000_000 * SECOND);
     assert_eq!(world.at(0), Some(5), "nobody asked otherwise");
-    world.store.commit_without_members("g", &[offset_of(0, 5)], SECOND).unwrap();
+    world.store.commit_without_members(&group("g"), &[offset_of(0, 5)], SECOND).unwrap();
     let shared = world.store.shared();
     let groups = shared.groups().unwrap();
     world.clock.advance(60 * SECOND);
@@ -522,7 +526,7 @@ fn os_flushed_offsets_count_at_once_and_are_there_after_a_clean_close() {
     let builder = || Store::builder().clock(clock.clone()).simulated_disk(disk.clone());
     let store = builder().flush(Flush::Os).open().unwrap();
     store.create_topic("t", TopicConfig::new()).unwrap();
-    store.commit_without_members("g", &[offset_of(0, 0)], SECOND).unwrap();
+    store.commit_without_members(&group("g"), &[offset_of(0, 0)], SECOND).unwrap();
     store.close(SECOND).unwrap();
     assert!(matches!(store.groups(), Err(Error::Closed)));
     let store = builder().open().unwrap();
