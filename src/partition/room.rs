@@ -133,6 +133,10 @@ impl Core {
         state: MutexGuard<'a, State>,
         number: u64,
     ) -> Result<MutexGuard<'a, State>, Error> {
+        // The files of a topic that is deleted go while a call is at them.
+        if let Some(ended) = state.ended {
+            return Err(self.ended_error(ended));
+        }
         match &state.errand.refused {
             Some((refused, error)) if *refused == number => {
                 let error = error.clone();

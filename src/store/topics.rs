@@ -308,7 +308,11 @@ pub(super) fn remove_tree(disk: &dyn crate::storage::Disk, directory: &str) -> s
         let path = format!("{directory}/{}", entry.name);
         match entry.kind {
             crate::storage::EntryKind::Directory => remove_tree(disk, &path)?,
-            crate::storage::EntryKind::File => disk.remove(&path)?,
+            crate::storage::EntryKind::File => match disk.remove(&path) {
+                // A worker that was amid its work has moved or removed it.
+                Err(error) if absent(&error) => {}
+                removed => removed?,
+            },
             crate::storage::EntryKind::Other => {}
         }
     }
