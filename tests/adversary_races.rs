@@ -380,9 +380,19 @@ fn an_atomic_append_of_one_batch_ends_in_its_time() {
     // It goes on to the flush at once, which nobody can see from here.
     thread::sleep(Duration::from_millis(200));
     let (started, span) = (Instant::now(), Duration::from_millis(50));
+    // Were it not there yet, the append below would lead and be held itself: then the test fails, and does not hang.
+    let (rescue, over) = channel::<()>();
+    let held = disk.clone();
+    let watch = thread::spawn(move || {
+        if over.recv_timeout(LONG / 2).is_err() {
+            held.heal();
+        }
+    });
     let late = store.append_atomic(&[("t", 0, &[Record::new("third")])], span);
     assert!(matches!(late, Err(Error::TimedOut { .. })), "{late:?}");
     assert!(started.elapsed() < LONG / 4, "{:?}", started.elapsed());
+    rescue.send(()).unwrap();
+    watch.join().unwrap();
     disk.heal();
     leader.join().unwrap().unwrap();
 }
