@@ -16,11 +16,13 @@ use oncelog::{
     VerifyOptions, Written,
 };
 
+use common::{Hanging, LONG};
+
+mod common;
+
 /// Much longer than a healthy machine that is busy elsewhere takes for a call.
 const LAG: Duration = Duration::from_millis(900);
 const TIMEOUT: Duration = Duration::from_secs(8);
-/// More than any wait here may take.
-const LONG: Duration = Duration::from_secs(30);
 const PARTITIONS: u32 = 3;
 const STORIES_AT_ONCE: u64 = 8;
 const FILE_HEADER_BYTES: usize = 64;
@@ -74,7 +76,7 @@ struct Known {
 
 struct World {
     disks: Vec<SimDisk>,
-    hung: Option<usize>,
+    hung: Option<Hanging>,
     flush: Flush,
     min_insync: u16,
     attempts: u64,
@@ -158,7 +160,7 @@ impl World {
     fn be_slow(&mut self, all: &[Partition], random: &mut Random) {
         let disk = random.index(self.disks.len());
         self.note(&format!("disk {disk} is slow"));
-        self.disks[disk].hang(Hang::Syncs);
+        let hanging = Hanging::new(&self.disks[disk], Hang::Syncs);
         let mut tickets = Vec::new();
         for _ in 0..1 + random.below(6) {
             let partition = &all[random.index(all.len())];
@@ -169,7 +171,7 @@ impl World {
                 Err(error) => self.note_outcome(partition, &values, Err(error)),
             }
         }
-        self.disks[disk].heal();
+        hanging.heal();
         for (partition, values, ticket) in tickets {
             let outcome = ticket.wait(TIMEOUT).map(|appended| appended.offsets.start.0);
             self.note_outcome(partition, &values, outcome);
@@ -186,8 +188,7 @@ impl World {
         let disk = random.index(self.disks.len());
         let hang = if random.below(3) == 0 { Hang::Syncs } else { Hang::Everything };
         self.note(&format!("disk {disk} hangs: {hang:?}"));
-        self.disks[disk].hang(hang);
-        self.hung = Some(disk);
+        self.hung = Some(Hanging::new(&self.disks[disk], hang));
     }
 
     /// The faults have ended: all replicas are in sync within a bounded time.

@@ -153,8 +153,8 @@ pub(super) struct State {
     pub(super) preference: Vec<DiskId>,
     pub(super) replicas: usize,
     pub(super) min_insync: u16,
-    /// Disks on which space is being made under no lock, and since when; an earlier leader's too.
-    pub(super) making_room: Vec<(DiskId, Timestamp)>,
+    /// Disks on which space is being made under no lock, and since when, as the watch first saw it; an earlier leader's too.
+    pub(super) making_room: Vec<(DiskId, Option<Duration>)>,
     /// What the leader's disk is to give before appends go on.
     pub(super) errand: Errand,
     /// The leader hands over as soon as somebody can take over; it takes no appends meanwhile.

@@ -19,7 +19,7 @@ use parking_lot::MutexGuard;
 
 use crate::error::{Error, Written};
 use crate::log::FlushPlan;
-use crate::types::{Acks, DiskId, Flush, LeaderEpoch, Offset, Timestamp};
+use crate::types::{Acks, DiskId, Flush, LeaderEpoch, Offset};
 
 use super::core::{Core, State};
 
@@ -54,8 +54,8 @@ pub(super) struct Durable {
     pub(super) handed: bool,
     /// The last flush took long: who would lead leaves it to the disk's worker.
     slow: bool,
-    /// Since when.
-    pub(super) led_since: Option<Timestamp>,
+    /// Since when, as the watch first saw it.
+    pub(super) led_since: Option<Duration>,
     /// Rises with each lead, and with each reign: a flush of an earlier one hands nothing on.
     pub(super) round: u64,
     /// The disk of an earlier leader whose flush has not returned.
@@ -385,7 +385,7 @@ impl Core {
         }
         state.durable.led = true;
         state.durable.handed = true;
-        state.durable.led_since = Some(self.clock.now());
+        state.durable.led_since = None;
         if state.durable.company <= 1 {
             // Nobody is waited for, and all disks begin at once.
             state.followers.iter().for_each(|replica| _ = replica.ask_for_flush(self));
@@ -411,7 +411,7 @@ impl Core {
     /// Flushes once, for the caller and whoever sleeps by then; hands the lead on.
     fn lead<'a>(&'a self, mut state: MutexGuard<'a, State>) {
         state.durable.led = true;
-        state.durable.led_since = Some(self.clock.now());
+        state.durable.led_since = None;
         state.durable.round += 1;
         let (round, disk) = (state.durable.round, state.leading.disk);
         // The caller itself, if it waits for the flush as the others do.

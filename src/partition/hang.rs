@@ -13,7 +13,7 @@ use std::time::Duration;
 use parking_lot::MutexGuard;
 
 use crate::error::{Error, Written};
-use crate::types::{DiskId, Offset, Timestamp};
+use crate::types::{DiskId, Offset};
 
 use super::core::{Core, Fenced, State};
 use super::replica::{Replica, ReplicaState};
@@ -113,16 +113,18 @@ impl Core {
         self.brief().is_some_and(|state| state.has_log_on(disk))
     }
 
-    /// The leader's disk, if a flush of it, or a call for more space, has been on its way for longer than `lag_max` and
-    /// somebody else can lead.
-    pub(crate) fn hung_leader(&self, now: Timestamp, lag_max: Duration) -> Option<DiskId> {
-        let state = self.brief()?;
-        let disk = state.leading.disk;
-        let making = state.making_room.iter().filter(|(making, _)| *making == disk);
-        let flushes = state.durable.led_since.filter(|_| state.durable.led);
-        let since = making.map(|(_, since)| *since).chain(flushes).min()?;
+    /// The leader's disk, if a flush of it, or a call for more space, has been seen on its way for longer than `lag_max`
+    /// and somebody else can lead. `now` is the watch's.
+    pub(crate) fn hung_leader(&self, now: Duration, lag_max: Duration) -> Option<DiskId> {
+        let mut state = self.brief()?;
+        let State { leading, making_room, durable, .. } = &mut *state;
+        let disk = leading.disk;
+        let making = making_room.iter_mut().filter(|(making, _)| *making == disk);
+        let flushes = durable.led.then_some(&mut durable.led_since);
+        let calls = making.map(|(_, since)| since).chain(flushes);
+        let since = calls.map(|since| *since.get_or_insert(now)).min()?;
         let others = state.progress.live_in_sync() > 1 && state.fenced.is_none();
-        (others && now.since(since) > lag_max).then_some(disk)
+        (others && now.saturating_sub(since) > lag_max).then_some(disk)
     }
 
     /// Whether a replica of the partition is on `disk`; false as well if that cannot be told now.

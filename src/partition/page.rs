@@ -23,7 +23,7 @@ impl Core {
             return;
         }
         state.making_page = true;
-        state.making_room.push((disk, self.clock.now()));
+        state.making_room.push((disk, None));
         let reader = Arc::clone(state.log.reader());
         let (place, progress) = (state.log.place().clone(), state.progress.clone());
         let last_stable = state.log.last_stable(progress.high_watermark());

@@ -372,7 +372,7 @@ impl Core {
         let min_insync = state.min_insync;
         let mut progress =
             Progress::recovered(reader.log_start(), state.log.end(), state.log.flushed_end());
-        progress.begin_reign(start, high_watermark, min_insync, &starts, state.flush, now);
+        progress.begin_reign(start, high_watermark, min_insync, &starts, state.flush);
         state.progress = progress;
         *self.reader.write() = reader;
         self.show_epoch(state.epoch);
@@ -387,8 +387,8 @@ impl Core {
         self.background_failed("writing down a change of replicas", error);
     }
 
-    /// Lets laggards leave the in-sync set and those that caught up join it.
-    pub(crate) fn tick(&self, now: Timestamp, lag_max: Duration) {
+    /// Lets laggards leave the in-sync set and those that caught up join it. `now` is the watch's.
+    pub(crate) fn tick(&self, now: Duration, lag_max: Duration) {
         let Some(mut state) = self.brief() else { return };
         if state.followers.is_empty() || state.ended.is_some() {
             return;

@@ -163,7 +163,7 @@ impl Core {
             Err(error) => return Err(self.append_failed(state, error)),
         };
         let disk = state.leading.disk;
-        state.making_room.push((disk, self.clock.now()));
+        state.making_room.push((disk, None));
         state.errand.number += 1;
         state.errand.is_open = true;
         let number = state.errand.number;

@@ -325,7 +325,7 @@ impl Core {
             if room.is_ready(room.ahead_of(position, ahead)) {
                 return;
             }
-            self.state.lock().making_room.push((disk, self.clock.now()));
+            self.state.lock().making_room.push((disk, None));
             let made = room.work_ahead(position, ahead);
             self.room_made(&mut self.state.lock(), disk);
             // A full disk is the appender's to report; here it only means that nothing is ready.

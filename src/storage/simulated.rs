@@ -14,6 +14,7 @@
 //!
 //! Threads: any, but a story is only repeatable when one thread tells it.
 
+mod gate;
 mod image;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,12 +25,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::mapping::{HeapBlock, StoreWatch};
 use super::memory::bad_descriptor;
 use super::names::{NameChange, Names, Node};
 use super::{Disk, DiskLock, Entry, EntryKind, File, Mapping, OpenMode, write_all_at};
+use gate::Gate;
+pub use gate::Hang;
 use image::{Image, Random, Sector, size};
 
 /// Sectors of files that are gone, remembered at most.
@@ -57,22 +60,6 @@ pub enum SyncFault {
     CleanedPages,
     /// The cache goes back to what the disk has.
     Reverted,
-}
-
-/// Calls that do not return until the disk is healed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hang {
-    /// Flushes of files and directories.
-    Syncs,
-    /// All calls. Stores through a mapping reach the cache, and return.
-    Everything,
-}
-
-/// Where calls to a disk that hangs wait.
-#[derive(Default)]
-struct Gate {
-    hang: Mutex<Option<Hang>>,
-    opened: Condvar,
 }
 
 /// A simulated disk. A clone is the same disk.
@@ -172,7 +159,14 @@ impl SimDisk {
     /// From now on such calls do not return, until [`SimDisk::heal`]: then they do what they were asked for.
     pub fn hang(&self, hang: Hang) {
         let gate = Arc::clone(&self.world.lock().gate);
-        *gate.hang.lock() = Some(hang);
+        gate.close(hang);
+    }
+
+    /// Calls that hang now.
+    #[must_use]
+    pub fn held_calls(&self) -> usize {
+        let gate = Arc::clone(&self.world.lock().gate);
+        gate.held()
     }
 
     /// The process dies in the `n`-th event from now: from then on calls fail and do nothing.
@@ -208,8 +202,7 @@ impl SimDisk {
         world.images.values_mut().for_each(Image::heal);
         let gate = Arc::clone(&world.gate);
         drop(world);
-        gate.hang.lock().take();
-        gate.opened.notify_all();
+        gate.open();
     }
 
     /// Bytes that files may still grow by; `None` for no limit. What files give back is added.
@@ -739,11 +732,7 @@ fn wait_at_gate(world: &Mutex<World>, call: Call) -> MutexGuard<'_, World> {
     let locked = world.lock();
     let gate = Arc::clone(&locked.gate);
     drop(locked);
-    let mut hang = gate.hang.lock();
-    while *hang == Some(Hang::Everything) || (*hang == Some(Hang::Syncs) && call == Call::Sync) {
-        gate.opened.wait(&mut hang);
-    }
-    drop(hang);
+    gate.pass(call);
     world.lock()
 }
 

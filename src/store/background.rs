@@ -56,6 +56,23 @@ struct Agenda {
 
 // The pointers in an agenda are names, never followed.
 
+/// The time that passed under somebody's eyes.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    looked_at: Duration,
+    time: Duration,
+}
+
+impl Watch {
+    /// The time at a look `elapsed` into the clock's; since the last look no more than `step` counts.
+    fn look(&mut self, elapsed: Duration, step: Duration) -> Duration {
+        let passed = elapsed.saturating_sub(self.looked_at);
+        self.looked_at = self.looked_at.max(elapsed);
+        self.time = self.time.saturating_add(passed.min(step));
+        self.time
+    }
+}
+
 /// Starts the threads of every disk in service.
 pub(super) fn start(shared: &Arc<Shared>) -> Result<Workers> {
     let (running, ended) = channel();
@@ -358,21 +375,29 @@ impl Shared {
             // Twice within the lag that is allowed (REPL-13), and often enough for those that wait to join.
             let tick = (self.options.lag_max / 2).min(Duration::from_millis(50));
             *next = elapsed + tick.max(Duration::from_millis(1));
-            let now = self.clock.now();
+            let watched = self.watch();
             for (_, core) in self.cores() {
-                core.tick(now, self.options.lag_max);
-                if let Some(disk) = core.hung_leader(now, self.options.lag_max)
+                core.tick(watched, self.options.lag_max);
+                if let Some(disk) = core.hung_leader(watched, self.options.lag_max)
                     && let Some(disk) = self.online_disk(disk)
                 {
                     self.lose_disk(&disk, &hangs());
                 }
             }
-            self.prefer_leaders(now);
+            self.prefer_leaders(self.clock.now());
             self.settle_reigns();
             self.lose_failed_disks();
             self.rebuild_failed();
             self.relieve_workers();
         }
+    }
+
+    /// The time in which replicas were watched. It never jumps: whoever could not be watched, as the process was stopped or
+    /// the machine slept, is not judged by that time.
+    pub(super) fn watch(&self) -> Duration {
+        // Without threads nobody looks in between.
+        let step = if self.options.background { self.options.lag_max / 4 } else { Duration::MAX };
+        self.watch.lock().look(self.clock.elapsed(), step)
     }
 
     /// Gives leaderships back to the replicas that are preferred, some at a time.
@@ -420,9 +445,9 @@ impl Shared {
                 core.flush_follower(disk.id);
             }
         }
-        let now = self.clock.now();
+        let (now, watched) = (self.clock.now(), self.watch());
         for (_, core) in self.cores() {
-            core.tick(now, self.options.lag_max);
+            core.tick(watched, self.options.lag_max);
         }
         self.prefer_leaders(now);
         self.settle_reigns();
@@ -475,5 +500,21 @@ impl Shared {
             partition: core.partition().partition(),
             offset: start,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s22_s23_a_watch_does_not_count_what_nobody_saw() {
+        let (mut watch, step) = (Watch::default(), Duration::from_secs(1));
+        let seconds = Duration::from_secs;
+        assert_eq!(watch.look(Duration::from_millis(300), step), Duration::from_millis(300));
+        assert_eq!(watch.look(seconds(1), step), seconds(1));
+        assert_eq!(watch.look(seconds(3600), step), seconds(2), "the process was stopped");
+        assert_eq!(watch.look(seconds(10), step), seconds(2), "two that look at once");
+        assert_eq!(watch.look(seconds(3601), step), seconds(3));
     }
 }

@@ -118,6 +118,7 @@ pub(crate) struct Shared {
     events: Arc<EventLog>,
     /// Partitions whose leader or in-sync set is to change.
     control: Arc<Attention>,
+    watch: Mutex<background::Watch>,
     metadata: Mutex<MetadataLog>,
     topics: RwLock<HashMap<Arc<str>, Arc<Topic>>>,
     /// Taken before the metadata.

@@ -65,6 +65,7 @@ pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) ->
         buffers: BufferPool::default(),
         events,
         control: Arc::new(Attention::default()),
+        watch: Mutex::default(),
         metadata: Mutex::new(metadata),
         topics: RwLock::new(HashMap::new()),
         producer_ids: Mutex::new(0..0),

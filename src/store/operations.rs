@@ -494,7 +494,7 @@ impl Shared {
             }
             core.follow_all(self.clock.now());
             core.flush_followers();
-            core.tick(self.clock.now(), self.options.lag_max);
+            core.tick(self.watch(), self.options.lag_max);
             self.settle_reigns();
         }
         for disk in old.iter().filter(|disk| !disks.contains(disk)) {

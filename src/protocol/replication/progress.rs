@@ -26,7 +26,7 @@
 
 use std::time::Duration;
 
-use crate::types::{DiskId, Flush, Offset, Timestamp};
+use crate::types::{DiskId, Flush, Offset};
 
 /// What a follower is to the partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +47,8 @@ struct Follower {
     membership: Membership,
     /// False: its replica is out of service, and cannot join.
     online: bool,
-    /// When it last held all that the leader held.
-    caught_up_at: Timestamp,
+    /// When it last held all that the leader held; `None`: not since the reign began. Times are those of [`Progress::tick`].
+    caught_up_at: Option<Duration>,
 }
 
 /// A follower at the beginning of a reign.
@@ -73,7 +73,7 @@ pub(crate) struct Progress {
     min_insync: u16,
     followers: Vec<Follower>,
     /// Where the leader stood at the last tick, and when that was.
-    seen: (Offset, Offset, Timestamp),
+    seen: (Offset, Offset, Option<Duration>),
 }
 
 impl Progress {
@@ -88,7 +88,7 @@ impl Progress {
             epoch_start: log_start,
             min_insync: 1,
             followers: Vec::new(),
-            seen: (log_end, flushed.min(log_end), Timestamp::MIN),
+            seen: (log_end, flushed.min(log_end), None),
         };
         progress.check();
         progress
@@ -102,12 +102,11 @@ impl Progress {
         min_insync: u16,
         followers: &[FollowerStart],
         flush: Flush,
-        now: Timestamp,
     ) {
         self.epoch_start = epoch_start;
         self.min_insync = min_insync;
         self.high_watermark = high_watermark.min(self.log_end).max(self.log_start);
-        self.seen = (self.log_end, self.flushed, now);
+        self.seen = (self.log_end, self.flushed, None);
         self.followers.clear();
         self.followers.extend(followers.iter().map(|start| Follower {
             disk: start.disk,
@@ -115,8 +114,7 @@ impl Progress {
             flushed: start.flushed,
             membership: if start.in_sync { Membership::In } else { Membership::Out },
             online: start.online,
-            // One that lags must not hold the watermark back for long (REPL-16).
-            caught_up_at: if start.in_sync { now } else { Timestamp::MIN },
+            caught_up_at: None,
         }));
         self.advance(flush);
     }
@@ -252,9 +250,10 @@ impl Progress {
         }
     }
 
-    /// Lets followers that lag for longer than `lag_max` leave, and those that caught up join. Returns
-    /// whether there is a change to be made durable (REPL-12, REPL-13, REPL-14).
-    pub(crate) fn tick(&mut self, now: Timestamp, lag_max: Duration, flush: Flush) -> bool {
+    /// Lets followers that lag for longer than `lag_max` leave, and those that caught up join. Returns whether there is a
+    /// change to be made durable (REPL-12, REPL-13, REPL-14). `now` is a time that never jumps; those in sync when the reign
+    /// began have from the first tick on (REPL-16).
+    pub(crate) fn tick(&mut self, now: Duration, lag_max: Duration, flush: Flush) -> bool {
         let (seen, seen_flushed, seen_at) = self.seen;
         let (log_end, flushed) = (self.log_end, self.flushed);
         let (high_watermark, epoch_start) = (self.high_watermark, self.epoch_start);
@@ -265,20 +264,24 @@ impl Progress {
                 follower.end >= end && (flush != Flush::OnAck || follower.flushed >= flushed)
             };
             if level(log_end, flushed) {
-                follower.caught_up_at = now;
+                follower.caught_up_at = Some(now);
             } else if level(seen, seen_flushed) {
                 follower.caught_up_at = follower.caught_up_at.max(seen_at);
             }
+            if follower.membership == Membership::In {
+                follower.caught_up_at.get_or_insert(now);
+            }
+            let lags = follower.caught_up_at.is_none_or(|at| now.saturating_sub(at) > lag_max);
             let acknowledged = follower.acknowledged(flush);
             match follower.membership {
-                Membership::In if now.since(follower.caught_up_at) > lag_max => {
+                Membership::In if lags => {
                     changed |= follower.leave();
                 }
                 Membership::Out
                     if follower.online
                         && acknowledged >= high_watermark
                         && follower.end >= epoch_start
-                        && now.since(follower.caught_up_at) <= lag_max =>
+                        && !lags =>
                 {
                     follower.membership = Membership::Joining;
                     changed = true;
@@ -287,7 +290,7 @@ impl Progress {
                 Membership::In | Membership::Out => {}
             }
         }
-        self.seen = (log_end, flushed, now);
+        self.seen = (log_end, flushed, Some(now));
         changed
     }
 
@@ -393,7 +396,7 @@ impl Follower {
 mod tests {
     use super::*;
 
-    const NOW: Timestamp = Timestamp(1000);
+    const NOW: Duration = Duration::from_secs(1);
     const LAG: Duration = Duration::from_secs(30);
 
     fn in_sync(disk: u16) -> FollowerStart {
@@ -409,7 +412,7 @@ mod tests {
     fn three(min_insync: u16, flush: Flush) -> Progress {
         let mut progress = Progress::recovered(Offset(0), Offset(0), Offset(0));
         let followers = [in_sync(1), in_sync(2)];
-        progress.begin_reign(Offset(0), Offset(0), min_insync, &followers, flush, NOW);
+        progress.begin_reign(Offset(0), Offset(0), min_insync, &followers, flush);
         progress
     }
 
@@ -493,13 +496,25 @@ mod tests {
     #[test]
     fn repl_13_an_idle_follower_never_lags_and_a_stuck_one_leaves() {
         let mut progress = three(1, Flush::Os);
-        let later = NOW.plus(LAG * 10);
+        let later = NOW + LAG * 10;
         assert!(!progress.tick(later, LAG, Flush::Os));
         progress.on_appended(Offset(5));
         progress.advance(Flush::Os);
         progress.on_followed(DiskId(1), Offset(5), Flush::Os);
-        assert!(!progress.tick(later.plus(LAG), LAG, Flush::Os));
-        assert!(progress.tick(later.plus(LAG * 2), LAG, Flush::Os));
+        assert!(!progress.tick(later + LAG, LAG, Flush::Os));
+        assert!(progress.tick(later + LAG * 2, LAG, Flush::Os));
+        assert_eq!(progress.proposal(), Some(vec![DiskId(1)]));
+    }
+
+    #[test]
+    fn repl_16_one_in_sync_as_the_reign_begins_has_from_the_first_tick_on() {
+        let mut progress = three(1, Flush::Os);
+        progress.on_appended(Offset(5));
+        progress.on_followed(DiskId(1), Offset(5), Flush::Os);
+        let first = LAG * 100;
+        assert!(!progress.tick(first, LAG, Flush::Os));
+        assert!(!progress.tick(first + LAG, LAG, Flush::Os));
+        assert!(progress.tick(first + LAG * 2, LAG, Flush::Os));
         assert_eq!(progress.proposal(), Some(vec![DiskId(1)]));
     }
 
@@ -513,7 +528,7 @@ mod tests {
             for disk in [1, 2] {
                 progress.on_followed(DiskId(disk), Offset(end * 10 - 5), Flush::Os);
             }
-            now = now.plus(LAG / 2);
+            now += LAG / 2;
             assert!(!progress.tick(now, LAG, Flush::Os), "at {end}");
         }
     }
@@ -522,7 +537,7 @@ mod tests {
     fn repl_14_one_that_lacks_the_start_of_the_reign_does_not_join() {
         let mut progress = Progress::recovered(Offset(0), Offset(8), Offset(8));
         let out = FollowerStart { in_sync: false, end: Offset(5), ..in_sync(1) };
-        progress.begin_reign(Offset(8), Offset(5), 1, &[out], Flush::Os, NOW);
+        progress.begin_reign(Offset(8), Offset(5), 1, &[out], Flush::Os);
         assert!(!progress.tick(NOW, LAG, Flush::Os));
         progress.on_followed(DiskId(1), Offset(8), Flush::Os);
         assert!(progress.tick(NOW, LAG, Flush::Os));
@@ -543,7 +558,7 @@ mod tests {
     fn repl_09_one_that_joins_holds_the_watermark_already() {
         let mut progress = Progress::recovered(Offset(0), Offset(0), Offset(0));
         let out = FollowerStart { in_sync: false, ..in_sync(1) };
-        progress.begin_reign(Offset(0), Offset(0), 1, &[out], Flush::Os, NOW);
+        progress.begin_reign(Offset(0), Offset(0), 1, &[out], Flush::Os);
         assert!(progress.tick(NOW, LAG, Flush::Os));
         progress.on_appended(Offset(4));
         progress.advance(Flush::Os);

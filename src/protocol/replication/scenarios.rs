@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use crate::types::{DiskId, Flush, LeaderEpoch, Offset, Timestamp};
+use crate::types::{DiskId, Flush, LeaderEpoch, Offset};
 
 use super::{Candidate, EpochHistory, FollowerStart, Progress, elect, eligible_after};
 
@@ -24,7 +24,7 @@ struct World {
     flush: Flush,
     min_insync: u16,
     unclean: bool,
-    now: Timestamp,
+    now: Duration,
     // What is durable in the metadata.
     leader: Option<usize>,
     epoch: u32,
@@ -50,7 +50,7 @@ impl World {
             flush,
             min_insync,
             unclean: false,
-            now: Timestamp(0),
+            now: Duration::ZERO,
             leader: None,
             epoch: 0,
             isr: all,
@@ -130,7 +130,7 @@ impl World {
             })
             .collect();
         let known = self.metadata_watermark;
-        self.progress.begin_reign(log_end, known, self.min_insync, &starts, self.flush, self.now);
+        self.progress.begin_reign(log_end, known, self.min_insync, &starts, self.flush);
         self.check();
     }
 
@@ -220,7 +220,7 @@ impl World {
     }
 
     fn tick(&mut self, span: Duration) {
-        self.now = self.now.plus(span);
+        self.now += span;
         if self.leader.is_some() && self.progress.tick(self.now, LAG, self.flush) {
             self.commit();
         }
