@@ -435,8 +435,8 @@ impl<T: Target> Lane<T> {
     ) -> MutexGuard<'a, State<T::Pending>> {
         let Common { settings, clock, .. } = &*self.common;
         loop {
-            // Who has been served waits for others that were, as they send again; alone, there is nobody to wait for.
-            if blocks && (state.company > 1 || state.window.ended() <= number) {
+            // Who has been served is company itself, and wakes the rest of it first.
+            if blocks && state.window.ended() <= number {
                 state = self.wait_for_company(state);
             }
             state = self.offer_due(state, blocks);
