@@ -449,7 +449,7 @@ impl Log {
     ) -> Result<bool, Error> {
         while let Some(header) = BatchHeader::trusted(bytes) {
             let (batch, rest) = bytes.split_at(header.len());
-            bytes = rest;
+            let from_here = std::mem::replace(&mut bytes, rest);
             if header.end_offset() <= self.end {
                 continue;
             }
@@ -463,9 +463,43 @@ impl Log {
             if self.sealed_waits_for_landing(batch.len(), &header) {
                 return Ok(false);
             }
-            self.append_sealed(batch, &header, now)?;
+            match self.next_run(from_here) {
+                Some(run) => {
+                    self.append_run(run, now)?;
+                    bytes = &from_here[run.len()..];
+                }
+                None => self.append_sealed(batch, &header, now)?,
+            }
         }
         Ok(true)
+    }
+
+    /// As many of the leader's batches as go into the segment together, if writing them at once pays.
+    fn next_run<'a>(&self, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        let active = self.active.as_ref().filter(|active| active.writes_run(bytes.len()))?;
+        let (mut end, mut len) = (self.end, 0);
+        while let Some(header) = BatchHeader::trusted(&bytes[len..]) {
+            let fits = active.has_room_for(len + header.len(), header.end_offset());
+            if header.base_offset != end || !fits {
+                break;
+            }
+            end = header.end_offset();
+            len += header.len();
+        }
+        active.writes_run(len).then(|| &bytes[..len])
+    }
+
+    fn append_run(&mut self, mut bytes: &[u8], now: Timestamp) -> Result<(), Error> {
+        let active = self.active.as_mut().expect("a run goes into a segment");
+        active.append_run(bytes, now)?;
+        while let Some(header) = BatchHeader::trusted(bytes) {
+            let (batch, rest) = bytes.split_at(header.len());
+            self.end = header.end_offset();
+            self.last_epoch = Some(header.leader_epoch);
+            self.note_producer(batch, &header, now);
+            bytes = rest;
+        }
+        Ok(())
     }
 
     /// Gives up everything, and goes on at `start`: the leader has nothing before it (REPL-19).

@@ -9,6 +9,9 @@
 //! the next flush, which writes all of them with one call. What is published to readers and to the
 //! worker is what was written; the stage is the writer's own.
 //!
+//! A replica that catches up gets batches by the mebibyte: those are written where nothing is ready yet, and no zeroes
+//! before them (catching up becomes a fifth faster).
+//!
 //! The zeroes are written by the disk's worker when it is early enough, else by the appender; the
 //! lock in [`Room`] keeps the two apart. Zeroes go only behind `ready`, batches only before it.
 
@@ -32,6 +35,8 @@ const ALLOCATE_BYTES_MIN: u64 = 32 << 10;
 const ALLOCATE_BYTES_MAX: u64 = 64 << 20;
 /// What waits in memory for a flush; more than that is written at once.
 const STAGE_BYTES_MAX: usize = 256 << 10;
+/// Batches that are together smaller are copied into pages that are made ready.
+const RUN_BYTES_MIN: usize = 16 << 10;
 
 /// How batches get into the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,22 +89,9 @@ impl Room {
             let chunk =
                 ready.next_power_of_two().clamp(ALLOCATE_BYTES_MIN.min(self.chunk), self.chunk);
             let chunk_end = (ready / chunk + 1) * chunk;
-            let mut target = chunk_end.min(self.capacity.max(until));
-            if target > stages.allocated {
-                let end =
-                    (stages.allocated + stages.step).max(target).min(self.capacity.max(target));
-                match self.allocate(&mut stages, end) {
-                    // On a disk that is nearly full, as little as will do.
-                    Err(error) if is_full(&error) => {
-                        target = until.next_multiple_of(PAGE_BYTES).min(target);
-                        self.allocate(&mut stages, target)?;
-                    }
-                    allocated => {
-                        allocated?;
-                        stages.step = (stages.step * 2).min(ALLOCATE_BYTES_MAX);
-                    }
-                }
-            }
+            let target = chunk_end.min(self.capacity.max(until));
+            let least = until.next_multiple_of(PAGE_BYTES).min(target);
+            let target = self.allocate_ahead(&mut stages, target, least)?;
             let zeroes = zeroes();
             while ready < target {
                 let len = usize::try_from(target - ready).unwrap_or(usize::MAX).min(zeroes.len());
@@ -109,6 +101,35 @@ impl Room {
             self.ready.store(ready, Ordering::Release);
         }
         Ok(())
+    }
+
+    /// Writes batches over what is zero and over what is not ready yet: that part needs no zeroes.
+    fn write(&self, position: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut stages = self.stages.lock();
+        let end = position + bytes.len() as u64;
+        self.allocate_ahead(&mut stages, end, end)?;
+        write_all_at(&*self.file, position, bytes)?;
+        self.ready.fetch_max(end, Ordering::Release);
+        Ok(())
+    }
+
+    /// Allocates as far as `target` and a step beyond it; on a disk that is nearly full, as far as `least`. Returns which.
+    fn allocate_ahead(&self, stages: &mut Stages, target: u64, least: u64) -> io::Result<u64> {
+        if target <= stages.allocated {
+            return Ok(target);
+        }
+        let end = (stages.allocated + stages.step).max(target).min(self.capacity.max(target));
+        match self.allocate(stages, end) {
+            Err(error) if is_full(&error) => {
+                self.allocate(stages, least)?;
+                Ok(least)
+            }
+            allocated => {
+                allocated?;
+                stages.step = (stages.step * 2).min(ALLOCATE_BYTES_MAX);
+                Ok(target)
+            }
+        }
     }
 
     fn allocate(&self, stages: &mut Stages, end: u64) -> io::Result<()> {
@@ -378,9 +399,7 @@ impl ActiveSegment {
         if !self.room.is_ready(end) {
             self.room.make_ready(end).map_err(|error| self.fault("allocate", error))?;
         }
-        if start - self.indexed >= self.index_interval {
-            self.push_index_entry();
-        }
+        self.index_if_due();
         match &self.map {
             Some(map) => {
                 let at = usize::try_from(start).expect("a mapped position fits an address");
@@ -399,7 +418,33 @@ impl ActiveSegment {
                 self.dirty = true;
             }
         }
-        self.position = end;
+        self.advance(end, header, now);
+        Ok(())
+    }
+
+    /// Whether that many bytes of sealed batches are better written than copied: their pages are not ready.
+    pub(crate) fn writes_run(&self, bytes: usize) -> bool {
+        self.map.is_some() && bytes >= RUN_BYTES_MIN && !self.has_space_for(bytes)
+    }
+
+    /// Puts sealed batches behind the last one, all with one call.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`]: nothing was written. [`Error::Io`]: what is in the file behind the last batch is not known.
+    pub(crate) fn append_run(&mut self, mut bytes: &[u8], now: Timestamp) -> Result<(), Error> {
+        self.room.write(self.position, bytes).map_err(|error| self.fault("write", error))?;
+        while let Some(header) = BatchHeader::trusted(bytes) {
+            self.index_if_due();
+            self.advance(self.position + header.len() as u64, &header, now);
+            bytes = &bytes[header.len()..];
+        }
+        Ok(())
+    }
+
+    /// A batch that ends at `position` is in the file or in the stage.
+    #[inline(always)]
+    fn advance(&mut self, position: u64, header: &BatchHeader, now: Timestamp) {
+        self.position = position;
         self.end = header.end_offset();
         if header.max_timestamp > self.max_timestamp {
             self.max_timestamp = header.max_timestamp;
@@ -410,7 +455,6 @@ impl ActiveSegment {
             self.unstaged_end = self.end;
             self.publish();
         }
-        Ok(())
     }
 
     /// Shows to readers what is in the file without a gap.
@@ -533,6 +577,13 @@ impl ActiveSegment {
     /// The batches that are in no file yet, in two rows.
     pub(crate) fn unwritten(&self) -> [&[u8]; 2] {
         [self.in_flight.as_ref().map_or(&[], |bytes| bytes.as_slice()), &self.stage]
+    }
+
+    #[inline(always)]
+    fn index_if_due(&mut self) {
+        if self.position - self.indexed >= self.index_interval {
+            self.push_index_entry();
+        }
     }
 
     #[cold]
