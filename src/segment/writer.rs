@@ -407,6 +407,7 @@ impl ActiveSegment {
                 map.put(at + LENGTH_AT + 4, &bytes[LENGTH_AT + 4..]);
                 // The length goes last: whoever sees it sees the batch.
                 map.publish_u32(at + LENGTH_AT, header.length);
+                map.prefetch(at + bytes.len());
             }
             None if self.stage_takes(bytes.len()) => {
                 self.stage.extend_from_slice(bytes);
