@@ -457,8 +457,12 @@ impl Log {
                 return Ok(false);
             }
             if self.reader.holds_nothing() && header.base_offset != self.end {
-                // The leader's log starts inside a batch (LOG-19).
-                self.restart(header.base_offset)?;
+                // The leader's log starts inside a batch (LOG-19). What it told of its producers stays known.
+                if self.producers.counts_in(header.end_offset()) {
+                    self.begin_at(header.base_offset)?;
+                } else {
+                    self.restart(header.base_offset)?;
+                }
             }
             if self.sealed_waits_for_landing(batch.len(), &header) {
                 return Ok(false);
@@ -507,6 +511,12 @@ impl Log {
     /// # Errors
     /// [`Error::Io`].
     pub(crate) fn restart(&mut self, start: Offset) -> Result<(), Error> {
+        self.begin_at(start)?;
+        let snapshots = self.producers.restart(start);
+        producers::remove_snapshots(&self.place, &snapshots)
+    }
+
+    fn begin_at(&mut self, start: Offset) -> Result<(), Error> {
         self.lower_witness(start)?;
         self.active = None;
         self.sealed.clear();
@@ -518,8 +528,7 @@ impl Log {
         self.reader.raise_log_start(start);
         (self.end, self.flushed_end) = (start, start);
         self.last_epoch = None;
-        let snapshots = self.producers.restart(start);
-        producers::remove_snapshots(&self.place, &snapshots)
+        Ok(())
     }
 
     /// Goes on at `to`: what is between has no replica any more. That it was there stays proven, so that no

@@ -270,6 +270,11 @@ impl Producers {
         self.lacks_past
     }
 
+    /// Whether all that was written below `end` is known already.
+    pub(super) fn counts_in(&self, end: Offset) -> bool {
+        !self.lacks_past && self.states.end() >= end
+    }
+
     /// The log leads: nobody knows better.
     pub(super) fn on_leading(&mut self) {
         self.lacks_past = false;

@@ -117,7 +117,15 @@ impl Core {
             drop(follower);
             return self.follower_failed(replica, &error);
         }
-        // It was busy when the start was raised.
+        // It was busy when the start was raised. Who wrote what goes now stays known here as well.
+        if let Some(snapshot) = log.producer_snapshot_before(start) {
+            let written = snapshot.write();
+            let noted = log.on_producer_snapshot(&snapshot, written.is_ok());
+            if let Err(error) = written.and(noted) {
+                drop(follower);
+                return self.follower_failed(replica, &error);
+            }
+        }
         let place = log.place().clone();
         for segment in log.raise_log_start(start) {
             if let Err(error) = crate::log::remove_segment_files(&place, segment.base) {

@@ -529,6 +529,9 @@ impl Core {
                 break (leaderless, end, flushed);
             }
         };
+        if !state.preference.contains(&replica.disk) {
+            return Ok(()); // it was moved to another disk meanwhile
+        }
         state.followers.retain(|known| known.disk != replica.disk);
         state.followers.push(Arc::clone(replica));
         // It may have what the others lack.
@@ -583,6 +586,8 @@ impl Core {
         state.followers.extend(added);
         state.isr.retain(|disk| preference.contains(disk));
         state.eligible.retain(|disk| preference.contains(disk));
+        // The metadata refuse what is said of others.
+        state.suspects.retain(|(disk, _)| preference.contains(disk));
         let high_watermark = state.progress.high_watermark();
         let start = state.progress.epoch_start();
         self.reign_over(&mut state, start, high_watermark, now);

@@ -69,7 +69,8 @@ impl Core {
         let harden = self.settle_sealed(disk, now, flush);
         tended.again_in = [tended.again_in, harden].into_iter().flatten().min();
         self.checkpoint(disk, flush, false);
-        if let Err(error) = self.remember_producers(disk, |log| log.producer_snapshot(false)) {
+        let due = |log: &mut Log| log.producer_snapshot(false);
+        if let Err(error) = self.remember_producers(disk, due, ProducerSnapshot::write) {
             self.background_failed("writing down the producers", &error);
         }
         tended
@@ -80,9 +81,10 @@ impl Core {
         &self,
         disk: DiskId,
         due: impl FnOnce(&mut Log) -> Option<ProducerSnapshot>,
+        write: impl FnOnce(&ProducerSnapshot) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let Some(snapshot) = self.with_log(disk, due).flatten() else { return Ok(()) };
-        let written = snapshot.write();
+        let written = write(&snapshot);
         let noted = self.with_log(disk, |log| log.on_producer_snapshot(&snapshot, written.is_ok()));
         written.and(noted.unwrap_or(Ok(())))
     }
@@ -224,15 +226,27 @@ impl Core {
         Some(ages[count - 1].end).filter(|start| *start > self.log_start())
     }
 
+    /// Who wrote what is deleted stays known: writes it down, before the new start is durable. From then on a
+    /// crash takes the records. `write` does it for one disk.
+    ///
+    /// # Errors
+    /// Those of `write`.
+    pub(crate) fn remember_before(
+        &self,
+        start: Offset,
+        write: impl Fn(DiskId, &ProducerSnapshot) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.readers().into_iter().try_for_each(|(disk, _)| {
+            let due = |log: &mut Log| log.producer_snapshot_before(start);
+            self.remember_producers(disk, due, |snapshot| write(disk, snapshot))
+        })
+    }
+
     /// Records below `start` are gone, durably so: lets go of their segments and removes the files.
     ///
     /// # Errors
     /// [`Error::Io`] when a file cannot be removed.
     pub(crate) fn raise_log_start(&self, start: Offset) -> Result<(), Error> {
-        // Who wrote what is deleted stays known.
-        for (disk, _) in self.readers() {
-            self.remember_producers(disk, |log| log.producer_snapshot_before(start))?;
-        }
         let mut state = self.state.lock();
         state.progress.on_log_start(start);
         state.history.drop_below(start);
@@ -313,7 +327,8 @@ impl Core {
         for sealed in sealed {
             self.settle_one(disk, &sealed, true)?;
         }
-        self.remember_producers(disk, |log| log.producer_snapshot(true))?;
+        let due = |log: &mut Log| log.producer_snapshot(true);
+        self.remember_producers(disk, due, ProducerSnapshot::write)?;
         Ok(left)
     }
 

@@ -14,11 +14,12 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::partition::{Attention, Core, EventKind, hangs};
 use crate::protocol::metadata::MetadataRecord;
-use crate::types::Timestamp;
+use crate::types::{Offset, Timestamp};
 
 use super::chores::Chores;
 use super::close::IsOwn;
 use super::disks::StoreDisk;
+use super::layout;
 use super::transactions::Transactions;
 use super::{Shared, Topic};
 
@@ -471,8 +472,10 @@ impl Shared {
         let Some(topic) = self.topic_of(core) else {
             return;
         };
-        let removed =
-            self.commit_log_start(&topic, core, start).and_then(|()| core.raise_log_start(start));
+        let removed = self
+            .remember_before(core, start)
+            .and_then(|()| self.commit_log_start(&topic, core, start))
+            .and_then(|()| core.raise_log_start(start));
         match removed {
             Ok(()) => self.events.push(
                 now,
@@ -486,12 +489,15 @@ impl Shared {
         }
     }
 
-    fn commit_log_start(
-        &self,
-        topic: &Topic,
-        core: &Core,
-        start: crate::types::Offset,
-    ) -> Result<()> {
+    /// Has the logs write down who wrote what lies before `start`; also on a full disk, which is to become emptier.
+    pub(super) fn remember_before(&self, core: &Core, start: Offset) -> Result<()> {
+        core.remember_before(start, |id, snapshot| match self.disk(id) {
+            Some(disk) => layout::with_reserve(&*disk.disk, || snapshot.write()),
+            None => snapshot.write(),
+        })
+    }
+
+    fn commit_log_start(&self, topic: &Topic, core: &Core, start: Offset) -> Result<()> {
         let mut metadata = self.metadata.lock();
         // Deleted since it was looked at.
         topic.check_here()?;

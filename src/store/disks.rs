@@ -122,6 +122,23 @@ pub(super) struct LastStop {
     pub(super) log: (TopicId, u32),
 }
 
+impl LastStop {
+    /// The log is given up: from now on, also after a crash, nothing of it is missed.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NoSpace`].
+    pub(super) fn forget(&self) -> Result<()> {
+        let mut session = self.disk.session.lock();
+        session.ends.remove(&self.log).map_or(Ok(()), |_| self.write(&session))
+    }
+
+    fn write(&self, session: &Session) -> Result<()> {
+        let clean = session.clean && !self.disk.is_in_use.load(Ordering::Acquire);
+        let session = Session { clean, ..session.clone() };
+        layout::with_reserve(&*self.disk.disk, || session.write(&*self.disk.disk, self.store))
+    }
+}
+
 impl Witness for LastStop {
     fn lower(&self, end: Offset) -> Result<()> {
         let mut session = self.disk.session.lock();
@@ -129,9 +146,7 @@ impl Witness for LastStop {
             return Ok(());
         };
         known.end = end;
-        let clean = session.clean && !self.disk.is_in_use.load(Ordering::Acquire);
-        let lower = Session { clean, ..session.clone() };
-        layout::with_reserve(&*self.disk.disk, || lower.write(&*self.disk.disk, self.store))
+        self.write(&session)
     }
 }
 

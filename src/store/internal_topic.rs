@@ -324,6 +324,7 @@ impl Rewritten {
         self.begun.wait(shared, timeout)?;
         let core = &self.begun.core;
         if self.start > core.log_start() {
+            shared.remember_before(core, self.start)?;
             shared.metadata.lock().commit(&MetadataRecord::LogStartRaised {
                 id: self.topic.id,
                 partition: core.partition().partition(),

@@ -17,7 +17,7 @@ use crate::storage::{Disk, RealDisk};
 use crate::types::{DiskId, TopicPartition};
 
 use super::builder::DISKS_MAX;
-use super::disks::{self, Given, StoreDisk};
+use super::disks::{self, Given, LastStop, StoreDisk};
 use super::layout::{self, DirectoryIdentity, IdentityFile};
 use super::metadata_log::{Found, MetadataLog};
 use super::open::{replica, stale_replicas};
@@ -479,7 +479,6 @@ impl Shared {
 
     fn move_replicas(&self, topic: &Topic, slot: &Arc<Slot>, disks: &[DiskId]) -> Result<()> {
         let core = self.open_core(topic, slot)?;
-        let (id, number) = (topic.id, slot.partition.partition());
         let old = core.replicas();
         // First the union: nothing goes before the new replicas hold all of it.
         let mut union: Vec<_> = disks.to_vec();
@@ -504,13 +503,21 @@ impl Shared {
         self.change_replicas(topic, slot, &core, disks)?;
         for gone in old.iter().filter(|disk| !disks.contains(disk)) {
             if let Some(disk) = self.online_disk(*gone) {
-                let place = self.place(topic, &slot.partition, &disk.disk);
-                super::topics::remove_tree(&*disk.disk, &place.directory)
-                    .map_err(|error| place.io_error("", "remove", error))?;
-                disk.session.lock().ends.remove(&(id, number));
+                self.clear_replica(topic, slot, &disk)?;
             }
         }
         Ok(())
+    }
+
+    /// Removes what is on a disk of a partition that has no replica there, and what its session says of it: files that a
+    /// crash, or an absence of the disk, has left would be taken for the next replica's, and their lack for damage.
+    fn clear_replica(&self, topic: &Topic, slot: &Slot, disk: &Arc<StoreDisk>) -> Result<()> {
+        let place = self.place(topic, &slot.partition, &disk.disk);
+        let log = (topic.id, slot.partition.partition());
+        // First: files that are gone before would be missed.
+        LastStop { disk: Arc::clone(disk), store: self.id, log }.forget()?;
+        super::topics::remove_tree(&*disk.disk, &place.directory)
+            .map_err(|error| place.io_error("", "remove", error))
     }
 
     fn change_replicas(
@@ -525,6 +532,10 @@ impl Shared {
             return Ok(());
         }
         let (id, partition) = (topic.id, slot.partition.partition());
+        for disk in replicas.iter().filter(|disk| !present.contains(disk)) {
+            let disk = self.in_service(*disk)?;
+            self.clear_replica(topic, slot, &disk)?;
+        }
         let _postponed = postpone();
         let mut metadata = self.metadata.lock();
         let record = MetadataRecord::ReplicasChanged { id, partition, replicas: replicas.to_vec() };

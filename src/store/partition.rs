@@ -467,6 +467,7 @@ impl Partition {
         let shared = &self.handle.shared;
         shared.check_writable()?;
         if before > core.log_start() {
+            shared.remember_before(core, before)?;
             let mut metadata = shared.metadata.lock();
             // Deleted since it was looked at.
             let number = core.partition().partition();

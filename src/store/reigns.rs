@@ -256,4 +256,24 @@ mod tests {
         elected_and_gone(&[DiskId(1)], |core| core.step_down(DiskId(0)));
         elected_and_gone(&[DiskId(1), DiskId(2)], |core| core.step_down(DiskId(0)));
     }
+
+    /// What was to be written down of a replica that is gone was refused each time, with all that came with it.
+    #[test]
+    fn a_replica_that_failed_just_before_it_was_moved_away_holds_up_no_later_election() {
+        let disks = [0, 1, 2].map(SimDisk::new);
+        let store = open(&disks);
+        store.create_topic("t", TopicConfig::new().replication_factor(3)).unwrap();
+        append(&store).unwrap();
+        let shared = &store.handle.shared;
+        let (topic, core) = shared.cores().pop().expect("one partition");
+        let (id, replicas) = (topic.id, vec![DiskId(0), DiskId(1)]);
+        core.fence_replica(DiskId(2), &Error::Closed);
+        let moved = MetadataRecord::ReplicasChanged { id, partition: 0, replicas };
+        shared.metadata.lock().commit(&moved).unwrap();
+        core.set_replicas(&[DiskId(0), DiskId(1)], Vec::new(), shared.clock.now());
+        shared.settle_one(&core);
+        store.stop_disk(DiskId(0)).unwrap();
+        assert_eq!(core.leader(), Some(DiskId(1)));
+        assert_eq!(append(&store).unwrap(), Offset(1));
+    }
 }

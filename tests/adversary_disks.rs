@@ -1,0 +1,648 @@
+//! Disks that come, go, fill up and lose power while partitions move, shrink and change their settings: the steps of an
+//! operator, a crash between any two of them, and whatever meets them.
+#![cfg(feature = "simulation")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may fail loudly")]
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use oncelog::simulation::{Clock, Fault, SimDisk, SyncFault};
+use oncelog::{
+    Acks, DiskId, Error, Flush, Offset, Partition, ProducerEpoch, ProducerId, ProducerSequence,
+    ReadOptions, Record, Store, Timestamp, TopicConfig, TopicUpdate, VerifyOptions, Written,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn clock() -> Clock {
+    Clock::manual(Timestamp(1_000_000))
+}
+
+fn disks(count: u64) -> Vec<SimDisk> {
+    let disks: Vec<_> = (0..count).map(SimDisk::new).collect();
+    for disk in &disks[1..] {
+        disk.share_process(&disks[0]);
+    }
+    disks
+}
+
+fn open(disks: &[SimDisk], clock: &Clock) -> Result<Store, Error> {
+    let builder = Store::builder().clock(clock.clone()).append_timeout(Duration::from_millis(20));
+    disks.iter().fold(builder, |b, disk| b.simulated_disk(disk.clone())).open()
+}
+
+fn small(replicas: u16) -> TopicConfig {
+    TopicConfig::new().replication_factor(replicas).segment_bytes(4096).index_interval_bytes(256)
+}
+
+fn numbered(sequence: u64) -> ProducerSequence {
+    ProducerSequence { id: ProducerId(7), epoch: ProducerEpoch(0), sequence }
+}
+
+fn append(partition: &Partition, count: u64) {
+    for at in 0..count {
+        partition.append(&[Record::new([at.to_le_bytes(); 25].as_flattened())], Acks::All).unwrap();
+    }
+}
+
+fn read_all(partition: &Partition) -> Vec<(u64, Vec<u8>)> {
+    let (mut found, mut offset) = (Vec::new(), partition.log_start_offset());
+    loop {
+        let records = partition.read(offset, ReadOptions::new()).unwrap();
+        for record in &records {
+            found.push((record.offset().0, record.value().unwrap().to_vec()));
+        }
+        if records.next_offset() == offset {
+            return found;
+        }
+        offset = records.next_offset();
+    }
+}
+
+fn quiet(store: &Store, clock: &Clock) {
+    for _ in 0..30 {
+        clock.advance(Duration::from_millis(20));
+        store.run_background();
+    }
+}
+
+/// The log's start was durable before what told of the producers was, so that a crash between the two took the files
+/// and with them the memory of who wrote them.
+#[test]
+fn a_crash_within_the_deletion_of_records_forgets_no_producer() {
+    for replicas in 1..=2 {
+        for call in 1..1000 {
+            let (disks, clock) = (disks(replicas), clock());
+            let store = open(&disks, &clock).unwrap();
+            store.create_topic("t", small(u16::try_from(replicas).unwrap())).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            let first = [Record::new("once")];
+            let placed = partition.append_idempotent(numbered(0), &first, Acks::All).unwrap();
+            append(&partition, 60);
+            disks[0].crash_at(call);
+            let deleted = partition.delete_records(Offset(50));
+            let died = disks[0].is_dead();
+            drop((partition, store));
+            disks.iter().for_each(|disk| disk.heal());
+            disks.iter().for_each(SimDisk::process_restart);
+            let store = open(&disks, &clock).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            let again = partition.append_idempotent(numbered(0), &first, Acks::All).unwrap();
+            assert!(again.duplicate, "appended twice; {replicas} replicas, crash at call {call}");
+            assert_eq!(again.offsets, placed.offsets);
+            assert_eq!(partition.log_end_offset(), Offset(61));
+            if !died {
+                assert_eq!(deleted.unwrap(), Offset(50));
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn records_are_deleted_on_a_full_disk_although_producers_are_to_be_remembered() {
+    for replicas in 1..=2 {
+        for full in 0..replicas {
+            let (disks, clock) = (disks(replicas), clock());
+            let store = open(&disks, &clock).unwrap();
+            store.create_topic("t", small(u16::try_from(replicas).unwrap())).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            let first = [Record::new("once")];
+            partition.append_idempotent(numbered(0), &first, Acks::All).unwrap();
+            append(&partition, 60);
+            disks[usize::try_from(full).unwrap()].set_free_bytes(Some(0));
+            let deleted = partition.delete_records(Offset(50));
+            assert_eq!(deleted.unwrap(), Offset(50), "{replicas} replicas, disk {full} is full");
+            drop((partition, store));
+            disks.iter().for_each(SimDisk::process_restart);
+            let store = open(&disks, &clock).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            let again = partition.append_idempotent(numbered(0), &first, Acks::All).unwrap();
+            assert!(again.duplicate);
+        }
+    }
+}
+
+/// A copy that begins inside a batch forgot what its leader had told it of the producers before.
+#[test]
+fn a_producer_is_known_where_its_partition_was_moved_after_its_records_were_deleted() {
+    for away in [false, true] {
+        for background in [false, true] {
+            let (disks, clock) = (disks(3), clock());
+            let store = open(&disks, &clock).unwrap();
+            store.create_topic("t", small(2)).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            let first = [Record::new("once")];
+            partition.append_idempotent(numbered(0), &first, Acks::All).unwrap();
+            append(&partition, 45);
+            let batch: Vec<_> = (0..20).map(|_| Record::new("one of many")).collect();
+            partition.append(&batch, Acks::All).unwrap();
+            partition.delete_records(Offset(50)).unwrap();
+            if away {
+                store.reassign("t", 0, &[DiskId(0)]).unwrap();
+                store.reassign("t", 0, &[DiskId(0), DiskId(1)]).unwrap();
+            } else {
+                store.reassign("t", 0, &[DiskId(2)]).unwrap();
+            }
+            if background {
+                quiet(&store, &clock);
+            }
+            append(&partition, 1);
+            partition.delete_records(Offset(55)).unwrap();
+            let again = partition.append_idempotent(numbered(0), &first, Acks::All).unwrap();
+            assert!(again.duplicate, "away {away} background {background}");
+        }
+    }
+}
+
+/// What a clean stop had said of a replica that was moved away since was believed of the new one.
+#[test]
+fn a_replica_that_comes_back_to_a_disk_begins_empty() {
+    for restart in 0..3 {
+        let (disks, clock) = (disks(3), clock());
+        let store = open(&disks, &clock).unwrap();
+        store.create_topic("t", small(2)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        assert_eq!(partition.replicas(), [DiskId(0), DiskId(1)]);
+        append(&partition, 60);
+        drop(partition);
+        store.close(SECOND).unwrap();
+        disks.iter().for_each(SimDisk::process_restart);
+        let mut store = open(&disks, &clock).unwrap();
+        store.reassign("t", 0, &[DiskId(0), DiskId(2)]).unwrap();
+        match restart {
+            0 => {
+                store.stop_disk(DiskId(1)).unwrap();
+                store.start_disk(DiskId(1)).unwrap();
+            }
+            1 => {
+                drop(store);
+                disks.iter().for_each(SimDisk::process_restart);
+                store = open(&disks, &clock).unwrap();
+            }
+            _ => {
+                drop(store);
+                disks.iter().for_each(SimDisk::power_loss);
+                store = open(&disks, &clock).unwrap();
+            }
+        }
+        store.reassign("t", 0, &[DiskId(1)]).unwrap();
+        quiet(&store, &clock);
+        let partition = store.partition("t", 0).unwrap();
+        assert_eq!(partition.replicas(), [DiskId(1)]);
+        let found = read_all(&partition);
+        let offsets: Vec<_> = found.iter().map(|(offset, _)| *offset).collect();
+        assert_eq!(offsets, (0..60).collect::<Vec<_>>(), "way {restart}");
+    }
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound.max(1)
+    }
+
+    fn pick(&mut self, bound: usize) -> usize {
+        usize::try_from(self.below(bound as u64)).unwrap()
+    }
+}
+
+fn value(attempt: u64) -> Vec<u8> {
+    let mut bytes = attempt.to_le_bytes().to_vec();
+    bytes.extend((0..attempt % 97).map(|at| u8::try_from((attempt * 31 + at * 7) % 251).unwrap()));
+    bytes
+}
+
+fn id_of(at: usize) -> DiskId {
+    DiskId(u16::try_from(at).unwrap())
+}
+
+/// A batch of the story's one numbered producer.
+#[derive(Clone, Copy, Debug)]
+struct Batch {
+    epoch: u32,
+    sequence: u64,
+    attempt: u64,
+    /// Where it is, once that was acknowledged.
+    placed: Option<u64>,
+}
+
+/// A store of four disks with one partition on one to three of them, and what was acknowledged.
+struct World {
+    disks: Vec<SimDisk>,
+    seeds: u64,
+    clock: Clock,
+    flush: Flush,
+    min_insync: u16,
+    attempts: u64,
+    /// Acknowledged by every in-sync replica: offset to attempt.
+    kept: BTreeMap<u64, u64>,
+    /// One past what was acknowledged as durable.
+    durable: u64,
+    /// What may be found at an offset; a numbered batch may be anywhere, once.
+    possible: BTreeMap<u64, Vec<u64>>,
+    numbered: Vec<u64>,
+    producer: Option<Batch>,
+    epoch: u32,
+    deleted: u64,
+    deleted_max: u64,
+    troubled: Option<usize>,
+    sync_failed: bool,
+    trace: bool,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let disks: Vec<_> = (0..4).map(|at| SimDisk::new(seed * 100 + at)).collect();
+        disks[1..].iter().for_each(|disk| disk.share_process(&disks[0]));
+        Self {
+            disks,
+            seeds: seed * 100 + 4,
+            clock: clock(),
+            flush: Flush::OnAck,
+            min_insync: 1,
+            attempts: 0,
+            kept: BTreeMap::new(),
+            durable: 0,
+            possible: BTreeMap::new(),
+            numbered: Vec::new(),
+            producer: None,
+            epoch: 0,
+            deleted: 0,
+            deleted_max: 0,
+            troubled: None,
+            sync_failed: false,
+            trace: std::env::var_os("ONCELOG_TRACE").is_some(),
+        }
+    }
+
+    fn note(&self, what: impl FnOnce() -> String) {
+        if self.trace {
+            eprintln!("{}", what());
+        }
+    }
+
+    fn is_dead(&self) -> bool {
+        self.disks[0].is_dead()
+    }
+
+    fn open(&self, without: Option<usize>) -> Result<Store, Error> {
+        let present = self.disks.iter().enumerate().filter(|(at, _)| Some(*at) != without);
+        let present: Vec<_> = present.map(|(_, disk)| disk.clone()).collect();
+        open(&present, &self.clock)
+    }
+
+    fn acknowledged(&mut self, at: u64, attempt: u64) {
+        self.kept.insert(at, attempt);
+        if self.flush == Flush::OnAck {
+            self.durable = self.durable.max(at + 1);
+        }
+    }
+
+    fn append(&mut self, partition: &Partition, random: &mut Random) {
+        let count = 1 + random.below(4);
+        let values: Vec<_> = (0..count).map(|at| value(self.attempts + at)).collect();
+        let records: Vec<_> = values.iter().map(Record::new).collect();
+        let acks = if random.below(5) == 0 { Acks::Leader } else { Acks::All };
+        let before = partition.log_end_offset().0;
+        let outcome = partition.append(&records, acks);
+        self.note(|| {
+            let isr = partition.in_sync_replicas();
+            format!("append {acks:?} {count} at {before}: {outcome:?} isr {isr:?}")
+        });
+        let placed = match &outcome {
+            Ok(appended) => Some(appended.offsets.start.0),
+            Err(
+                Error::NotEnoughReplicasAfterAppend { offsets, .. }
+                | Error::TimedOut { appended: Some(offsets), .. },
+            ) => Some(offsets.start.0),
+            Err(error) => (error.written() != Written::No || self.is_dead()).then_some(before),
+        };
+        for at in 0..count {
+            let Some(first) = placed else { break };
+            self.possible.entry(first + at).or_default().push(self.attempts + at);
+            if outcome.is_ok() && acks == Acks::All && !self.is_dead() {
+                self.acknowledged(first + at, self.attempts + at);
+            }
+        }
+        self.attempts += count;
+    }
+
+    /// The next numbered batch; the last one again, if it is not known to be there, or for the sake of it.
+    fn append_numbered(&mut self, partition: &Partition, random: &mut Random) {
+        let again = |batch: &Batch| batch.placed.is_none() || random.below(2) == 0;
+        let known = self.producer.filter(again);
+        let batch = known.unwrap_or_else(|| {
+            let sequence = self.producer.map_or(0, |last| last.sequence + 1);
+            self.attempts += 1;
+            let attempt = self.attempts - 1;
+            self.numbered.push(attempt);
+            Batch { epoch: self.epoch, sequence, attempt, placed: None }
+        });
+        let bytes = value(batch.attempt);
+        let given = ProducerSequence {
+            id: ProducerId(7),
+            epoch: ProducerEpoch(batch.epoch),
+            sequence: batch.sequence,
+        };
+        let outcome = partition.append_idempotent(given, &[Record::new(&bytes)], Acks::All);
+        self.note(|| format!("numbered {batch:?}: {outcome:?}"));
+        self.producer = Some(batch);
+        let Ok(appended) = outcome else {
+            let error = outcome.unwrap_err();
+            let odd = matches!(
+                error,
+                Error::OutOfOrderSequence { .. }
+                    | Error::DuplicateSequence { .. }
+                    | Error::ProducerFenced { .. }
+            );
+            assert!(!odd || self.is_dead(), "{batch:?} was refused: {error}");
+            return;
+        };
+        if self.is_dead() {
+            return;
+        }
+        let at = appended.offsets.start.0;
+        if let Some(placed) = batch.placed {
+            assert!(appended.duplicate, "{batch:?} was appended again, at {at}");
+            assert_eq!(placed, at);
+        }
+        self.producer = Some(Batch { placed: Some(at), ..batch });
+        self.possible.entry(at).or_default().push(batch.attempt);
+        self.acknowledged(at, batch.attempt);
+    }
+
+    /// Moves the partition. The clock stands still but for a move that does not end.
+    fn reassign(&self, store: &Store, random: &mut Random) {
+        let mut all: Vec<_> = (0..4).filter(|at| Some(*at) != self.troubled).collect();
+        for at in (1..all.len()).rev() {
+            all.swap(at, random.pick(at + 1));
+        }
+        all.truncate(1 + random.pick(3));
+        let target: Vec<_> = all.into_iter().map(id_of).collect();
+        let done = AtomicBool::new(false);
+        let outcome = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut patience = 200;
+                while !done.load(Ordering::Acquire) {
+                    std::thread::sleep(Duration::from_millis(1));
+                    if patience > 0 {
+                        patience -= 1;
+                    } else {
+                        self.clock.advance(Duration::from_millis(5));
+                    }
+                }
+            });
+            let outcome = store.reassign("t", 0, &target);
+            done.store(true, Ordering::Release);
+            outcome
+        });
+        self.note(|| format!("reassign to {target:?}: {outcome:?}"));
+        if outcome.is_ok() && !self.is_dead() {
+            assert_eq!(store.partition("t", 0).unwrap().replicas(), target);
+        }
+    }
+
+    fn delete(&mut self, partition: &Partition, random: &mut Random) {
+        let (start, end) = (partition.log_start_offset().0, partition.high_watermark().0);
+        let before = start + random.below(end - start + 1);
+        let outcome = partition.delete_records(Offset(before));
+        self.note(|| format!("delete before {before}: {outcome:?}"));
+        self.deleted_max = self.deleted_max.max(before);
+        if outcome.is_ok() && !self.is_dead() {
+            self.deleted = self.deleted.max(before);
+        }
+    }
+
+    fn alter(&mut self, store: &Store, random: &mut Random) {
+        let flush = [Flush::OnAck, Flush::Os, Flush::Interval(SECOND)][random.pick(3)];
+        let update = TopicUpdate::new().flush(flush);
+        let outcome = store.alter_topic("t", update);
+        self.note(|| format!("alter to {flush:?}: {outcome:?}"));
+        // What is not known to hold is not counted on.
+        if outcome.is_ok() && !self.is_dead() {
+            self.flush = flush;
+        } else {
+            self.flush = Flush::Os;
+        }
+    }
+
+    fn trouble(&mut self, store: &Store, partition: &Partition, random: &mut Random) {
+        store.run_background();
+        let replicas = partition.replicas();
+        if let Some(at) = self.troubled {
+            self.disks[at].heal();
+            self.disks[at].set_free_bytes(None);
+            let outcome = store.start_disk(id_of(at));
+            self.note(|| format!("disk {at} is well: {outcome:?}"));
+            if outcome.is_ok() {
+                self.troubled = None;
+            }
+            return;
+        }
+        let isr = partition.in_sync_replicas();
+        if isr.len() < replicas.len() || isr.len() < 2 {
+            return;
+        }
+        let at = usize::from(replicas[random.pick(replicas.len())].0);
+        self.troubled = Some(at);
+        let disk = &self.disks[at];
+        match random.below(5) {
+            0 => disk.fail_from(1 + random.below(5), Fault::Eio),
+            1 => disk.set_free_bytes(Some(random.below(3) * 4096)),
+            2 => {
+                disk.fail_sync(1 + random.below(2), SyncFault::CleanedPages);
+                self.sync_failed = true;
+            }
+            3 => {
+                let outcome = store.stop_disk(id_of(at));
+                self.note(|| format!("disk {at} stops: {outcome:?}"));
+            }
+            _ => {
+                self.seeds += 1;
+                let fresh = SimDisk::new(self.seeds);
+                fresh.share_process(&self.disks[at]);
+                let outcome = store.replace_simulated_disk(id_of(at), fresh.clone());
+                self.note(|| format!("disk {at} is replaced: {outcome:?}"));
+                if outcome.is_ok() {
+                    self.disks[at] = fresh;
+                    self.troubled = None;
+                }
+            }
+        }
+        self.note(|| format!("disk {at} is in trouble"));
+    }
+
+    fn judge(&mut self, partition: &Partition, lossy: bool) {
+        let start = partition.log_start_offset().0;
+        assert!(start >= self.deleted && start <= self.deleted_max, "starts at {start}");
+        let found: BTreeMap<_, _> = read_all(partition).into_iter().collect();
+        let end = partition.high_watermark().0;
+        let mut seen = BTreeMap::new();
+        for (at, bytes) in &found {
+            let attempt = u64::from_le_bytes(*bytes.first_chunk().unwrap());
+            assert_eq!(bytes, &value(attempt), "bad bytes at {at}");
+            let possible = self.possible.get(at).is_some_and(|known| known.contains(&attempt));
+            assert!(possible || self.numbered.contains(&attempt), "invented: {attempt} at {at}");
+            assert_eq!(seen.insert(attempt, *at), None, "{attempt} is there twice, again at {at}");
+        }
+        self.kept = self.kept.split_off(&start);
+        if lossy && end >= self.durable {
+            self.kept.split_off(&end);
+            if self.producer.and_then(|last| last.placed).is_some_and(|placed| placed >= end) {
+                // It went with the tail: its numbers are begun anew, as a producer would.
+                self.epoch += 1;
+                self.producer = None;
+            }
+        }
+        let attempts: BTreeMap<_, _> = seen.iter().map(|(attempt, at)| (*at, *attempt)).collect();
+        for (at, attempt) in &self.kept {
+            assert_eq!(attempts.get(at), Some(attempt), "{at} is lost; {start}..{end}");
+        }
+        for (at, attempt) in attempts {
+            self.possible.insert(at, vec![attempt]);
+        }
+        self.deleted = start;
+    }
+
+    fn heal(&mut self, store: &Store, partition: &Partition) {
+        if let Some(at) = self.troubled.take() {
+            self.disks[at].heal();
+            self.disks[at].set_free_bytes(None);
+            store.start_disk(id_of(at)).unwrap();
+        }
+        let replicas = partition.replicas();
+        for id in &replicas {
+            if replicas.len() > 1 && !partition.in_sync_replicas().contains(id) {
+                let _ = store.stop_disk(*id);
+                let _ = store.start_disk(*id);
+            }
+        }
+        for _ in 0..300 {
+            self.clock.advance(Duration::from_millis(20));
+            store.run_background();
+            if partition.in_sync_replicas().len() == replicas.len()
+                && partition.high_watermark() == partition.log_end_offset()
+            {
+                break;
+            }
+        }
+        let in_sync = partition.in_sync_replicas();
+        if self.trace || in_sync.len() < replicas.len() {
+            store.events().for_each(|event| eprintln!("event: {event}"));
+        }
+        assert_eq!(in_sync.len(), replicas.len(), "all are in sync again: {in_sync:?}");
+        if self.flush != Flush::OnAck && self.sync_failed {
+            store.verify(VerifyOptions::new().repair(true)).unwrap();
+        }
+        let report = store.verify(VerifyOptions::new()).unwrap();
+        assert_eq!(report.damages, []);
+    }
+
+    fn tell(&mut self, random: &mut Random) {
+        let replicas = 1 + u16::try_from(random.below(3)).unwrap();
+        self.min_insync = 1 + u16::try_from(random.below(u64::from(replicas.min(2)))).unwrap();
+        let store = self.open(None).unwrap();
+        let config = small(replicas).min_insync_replicas(1);
+        store.create_topic("t", config.flush(self.flush)).unwrap();
+        drop(store);
+        let mut lossy = false;
+        for _ in 0..5 {
+            let store = self.open(None).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            self.heal(&store, &partition);
+            self.judge(&partition, lossy);
+            let end = partition.log_end_offset().0;
+            self.possible.retain(|at, _| *at < end);
+            if random.below(3) == 0 {
+                self.disks[random.pick(4)].crash_at(random.below(300));
+            }
+            for _ in 0..50 {
+                match random.below(24) {
+                    0..=2 => {
+                        self.clock.advance(Duration::from_millis(random.below(100)));
+                        store.run_background();
+                    }
+                    3 | 4 => self.trouble(&store, &partition, random),
+                    5 => self.reassign(&store, random),
+                    6 => self.delete(&partition, random),
+                    7 if random.below(3) == 0 => self.alter(&store, random),
+                    8..=11 => self.append_numbered(&partition, random),
+                    _ => self.append(&partition, random),
+                }
+                if self.is_dead() {
+                    break;
+                }
+            }
+            if random.below(3) == 0 && !self.is_dead() {
+                let closed = store.close(SECOND);
+                self.note(|| format!("closed: {closed:?}"));
+            }
+            drop((partition, store));
+            let power = random.below(2) == 0;
+            self.note(|| format!("power {power}, dead {}", self.is_dead()));
+            for disk in &self.disks {
+                disk.heal();
+                disk.set_free_bytes(None);
+                if power { disk.power_loss() } else { disk.process_restart() }
+            }
+            self.troubled = None;
+            lossy = power;
+            if random.below(3) == 0 {
+                self.live_without_one(random, lossy);
+            }
+        }
+    }
+
+    /// A session without one of the disks: who leads next knows what was written meanwhile.
+    fn live_without_one(&mut self, random: &mut Random, lossy: bool) {
+        let away = random.pick(4);
+        let store = self.open(Some(away)).unwrap();
+        self.note(|| format!("opened without disk {away}"));
+        if let Ok(partition) = store.partition("t", 0) {
+            for _ in 0..20 {
+                self.clock.advance(Duration::from_millis(20));
+                store.run_background();
+            }
+            self.judge(&partition, lossy);
+            for _ in 0..random.below(12) {
+                match random.below(8) {
+                    0 => self.delete(&partition, random),
+                    1 => self.append_numbered(&partition, random),
+                    _ => self.append(&partition, random),
+                }
+            }
+        }
+        if random.below(2) == 0 {
+            let closed = store.close(SECOND);
+            self.note(|| format!("closed: {closed:?}"));
+        }
+        drop(store);
+        self.disks.iter().for_each(SimDisk::process_restart);
+    }
+}
+
+fn tell_story(seed: u64) {
+    let mut random = Random(seed);
+    let mut world = World::new(seed);
+    let told = catch_unwind(AssertUnwindSafe(|| world.tell(&mut random)));
+    assert!(
+        told.is_ok(),
+        "replay with: ONCELOG_SEED={seed} ONCELOG_STORIES=1 cargo test --all-features --test \
+         adversary_disks"
+    );
+}
+
+#[test]
+fn random_stories_of_moved_partitions_and_replaced_disks_lose_nothing_and_repeat_nothing() {
+    let number = |name: &str, otherwise: u64| {
+        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+    };
+    let (first, count) = (number("ONCELOG_SEED", 1), number("ONCELOG_STORIES", 200));
+    (first..first + count).for_each(tell_story);
+}
