@@ -21,6 +21,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -102,6 +103,8 @@ pub struct Consumer {
     next_commit: Duration,
     /// `None`: every commit was waited for so far.
     commits: Option<Arc<Commits>>,
+    /// Somebody else knows who it is, and may commit for it.
+    lent: AtomicBool,
 }
 
 /// How it comes by its partitions.
@@ -160,6 +163,7 @@ impl Consumer {
             last_poll: Vec::new(),
             next_commit,
             commits: None,
+            lent: AtomicBool::new(false),
         }
     }
 
@@ -516,7 +520,7 @@ impl Consumer {
     ) -> Vec<(TopicPartition, Offset)> {
         let Some(mut told) = self.on_rebalance.take() else { return Vec::new() };
         let positions = self.positions_of(|name| partitions.contains(name)).collect();
-        let mut seeks = Vec::new();
+        let (mut seeks, mut commits) = (Vec::new(), Vec::new());
         if let Mode::Subscribed { membership: Some(membership), .. } = &self.mode {
             let rebalance = Rebalance {
                 kind,
@@ -525,10 +529,15 @@ impl Consumer {
                 membership,
                 timeout: self.settings.api_timeout,
                 seeks: RefCell::default(),
+                commits: RefCell::default(),
             };
             // The hook has reported a panic; the rebalance goes on.
             let _ = catch_unwind(AssertUnwindSafe(|| told(&rebalance)));
             seeks = rebalance.seeks.into_inner();
+            commits = rebalance.commits.into_inner();
+        }
+        for (offsets, holds) in commits {
+            if holds { self.note_committed(&offsets) } else { self.note_unknown(&offsets) }
         }
         self.on_rebalance = Some(told);
         seeks
@@ -596,8 +605,13 @@ impl Consumer {
     fn commit_sync_of(&mut self, concerns: impl Fn(&TopicPartition) -> bool) -> Result<()> {
         self.group()?;
         let offsets: Vec<_> = self.uncommitted(concerns, |slot| slot.committed);
-        self.commit_slice(&offsets)?;
-        self.note_committed(&offsets);
+        self.commit_and_note(&offsets)
+    }
+
+    fn commit_and_note(&mut self, offsets: &[(TopicPartition, CommittedOffset)]) -> Result<()> {
+        // One that fails may hold all the same.
+        self.commit_slice(offsets).inspect_err(|_| self.note_unknown(offsets))?;
+        self.note_committed(offsets);
         Ok(())
     }
 
@@ -607,9 +621,7 @@ impl Consumer {
         }
         let timeout = self.settings.api_timeout;
         match &self.mode {
-            Mode::Assigned => {
-                self.store.commit_without_members(&self.group_metadata(), offsets, timeout)
-            }
+            Mode::Assigned => self.store.commit_without_members(&self.who(), offsets, timeout),
             Mode::Subscribed { membership: Some(membership), .. } => {
                 membership.commit(offsets, timeout)
             }
@@ -634,13 +646,7 @@ impl Consumer {
             self.slots.values_mut().for_each(|slot| slot.asked = slot.committed);
         }
         let offsets = self.uncommitted(|_| true, |slot| slot.asked);
-        self.commit_slice_async(&offsets, done)?;
-        for (name, held) in &offsets {
-            if let Some(slot) = self.by_name.get(name).and_then(|key| self.slots.get_mut(key)) {
-                slot.asked = Some(held.offset);
-            }
-        }
-        Ok(())
+        self.commit_slice_async(&offsets, done)
     }
 
     /// As [`Consumer::commit_offsets`], as [`Consumer::commit_async`] does it.
@@ -676,9 +682,7 @@ impl Consumer {
     ) -> Result<()> {
         let ticket = match &self.mode {
             _ if offsets.is_empty() => None,
-            Mode::Assigned => {
-                self.store.begin_commit_without_members(&self.group_metadata(), offsets)?
-            }
+            Mode::Assigned => self.store.begin_commit_without_members(&self.who(), offsets)?,
             Mode::Subscribed { membership: Some(membership), .. } => {
                 Some(membership.begin_commit(offsets)?)
             }
@@ -689,6 +693,9 @@ impl Consumer {
             None => self.commits.insert(Commits::new(self.store.chores()?)),
         };
         commits.push(ticket, Box::new(done));
+        // Whether it holds is not known, nor is what was committed before.
+        self.note(offsets, |slot, offset| (slot.committed, slot.asked) = (None, Some(offset)));
+        self.leave_behind(offsets);
         Ok(())
     }
 
@@ -699,9 +706,7 @@ impl Consumer {
     /// [`Error::UnknownTopicOrPartition`] for what it reads of a topic that was deleted, whatever has its name now.
     pub fn commit_offsets(&mut self, offsets: &OffsetMap) -> Result<()> {
         let offsets = self.chosen(offsets)?;
-        self.commit_slice(&offsets)?;
-        self.note_committed(&offsets);
-        Ok(())
+        self.commit_and_note(&offsets)
     }
 
     /// What has moved since it was committed last.
@@ -710,7 +715,10 @@ impl Consumer {
         concerns: impl Fn(&TopicPartition) -> bool,
         committed: impl Fn(&Slot) -> Option<Offset>,
     ) -> Vec<(TopicPartition, CommittedOffset)> {
-        let moved = self.slots.values().filter(|slot| slot.position() != committed(slot));
+        // Where others commit for it, it does not know what is committed.
+        let lent = self.lent.load(Ordering::Relaxed);
+        let moved = self.slots.values();
+        let moved = moved.filter(move |slot| lent || slot.position() != committed(slot));
         moved
             .filter(|slot| concerns(slot.partition.name()) && !slot.partition.is_gone())
             .filter_map(|slot| Some((slot.partition.name().clone(), slot.to_commit()?)))
@@ -718,10 +726,34 @@ impl Consumer {
     }
 
     fn note_committed(&mut self, offsets: &[(TopicPartition, CommittedOffset)]) {
+        self.note(offsets, |slot, offset| {
+            (slot.committed, slot.asked) = (Some(offset), Some(offset));
+        });
+        self.leave_behind(offsets);
+    }
+
+    fn note_unknown(&mut self, offsets: &[(TopicPartition, CommittedOffset)]) {
+        self.note(offsets, |slot, _| (slot.committed, slot.asked) = (None, None));
+    }
+
+    fn note(
+        &mut self,
+        offsets: &[(TopicPartition, CommittedOffset)],
+        note: impl Fn(&mut Slot, Offset),
+    ) {
         for (name, held) in offsets {
             if let Some(slot) = self.by_name.get(name).and_then(|key| self.slots.get_mut(key)) {
-                slot.committed = Some(held.offset);
-                slot.asked = slot.committed;
+                note(slot, held.offset);
+            }
+        }
+    }
+
+    /// What the application has committed itself is what it leaves behind, if it is dropped now.
+    fn leave_behind(&mut self, offsets: &[(TopicPartition, CommittedOffset)]) {
+        for (name, held) in offsets {
+            let Some(key) = self.by_name.get(name) else { continue };
+            for (_, before) in self.last_poll.iter_mut().filter(|(other, _)| other == key) {
+                *before = Some(held.clone());
             }
         }
     }
@@ -895,6 +927,11 @@ impl Consumer {
     /// group, or has lost its place in it, is refused.
     #[must_use]
     pub fn group_metadata(&self) -> ConsumerGroupMetadata {
+        self.lent.store(true, Ordering::Relaxed);
+        self.who()
+    }
+
+    fn who(&self) -> ConsumerGroupMetadata {
         let group = self.settings.group.as_deref().unwrap_or_default();
         match &self.mode {
             Mode::Assigned => {
@@ -933,7 +970,11 @@ impl Drop for Consumer {
         if self.settings.auto_commit.is_some() {
             // What the last poll returned may not be done: only a further poll, or `close`, says so.
             for (key, before) in std::mem::take(&mut self.last_poll).into_iter().rev() {
-                if let (Some(slot), Some(before)) = (self.slots.get_mut(&key), before) {
+                let Some(before) = before else {
+                    self.slots.remove(&key);
+                    continue;
+                };
+                if let Some(slot) = self.slots.get_mut(&key) {
                     slot.seek(before.offset, before.leader_epoch);
                 }
             }

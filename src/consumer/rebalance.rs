@@ -29,6 +29,8 @@ pub struct Rebalance<'a> {
     pub(super) timeout: std::time::Duration,
     /// Where the application wants to go on; carried out when its function has returned.
     pub(super) seeks: RefCell<Vec<(TopicPartition, Offset)>>,
+    /// What the application has committed, and whether that is known to hold.
+    pub(super) commits: RefCell<Vec<(Vec<(TopicPartition, CommittedOffset)>, bool)>>,
 }
 
 impl Rebalance<'_> {
@@ -67,7 +69,9 @@ impl Rebalance<'_> {
         offsets: &BTreeMap<TopicPartition, CommittedOffset>,
     ) -> Result<()> {
         let offsets: Vec<_> = offsets.iter().map(|(at, held)| (at.clone(), held.clone())).collect();
-        self.membership.commit(&offsets, self.timeout)
+        let outcome = self.membership.commit(&offsets, self.timeout);
+        self.commits.borrow_mut().push((offsets, outcome.is_ok()));
+        outcome
     }
 
     /// Has the consumer go on at `offset` in a partition that it is assigned: for an application that keeps its

@@ -25,7 +25,7 @@ pub(super) struct Slot {
     position: Option<Offset>,
     /// Under which leader the position was reached, or made.
     epoch: Option<LeaderEpoch>,
-    /// The position that was committed last.
+    /// What was committed last. `None`: nothing, or that is not known.
     pub(super) committed: Option<Offset>,
     /// The same, or what a commit that is not waited for has asked for since.
     pub(super) asked: Option<Offset>,
