@@ -18,6 +18,9 @@ pub enum RebalanceKind {
     Lost,
 }
 
+/// Offsets that the application has committed, and whether that is known to hold.
+type Committed = (Vec<(TopicPartition, CommittedOffset)>, bool);
+
 /// A change of what a member of a group reads. Given to the function of
 /// [`Consumer::on_rebalance`](crate::Consumer::on_rebalance).
 #[derive(Debug)]
@@ -29,8 +32,7 @@ pub struct Rebalance<'a> {
     pub(super) timeout: std::time::Duration,
     /// Where the application wants to go on; carried out when its function has returned.
     pub(super) seeks: RefCell<Vec<(TopicPartition, Offset)>>,
-    /// What the application has committed, and whether that is known to hold.
-    pub(super) commits: RefCell<Vec<(Vec<(TopicPartition, CommittedOffset)>, bool)>>,
+    pub(super) commits: RefCell<Vec<Committed>>,
 }
 
 impl Rebalance<'_> {
