@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use oncelog::simulation::{Clock, Fault, SimDisk, SyncFault};
 use oncelog::{
-    Acks, DiskId, Error, Flush, Offset, Partition, ProducerEpoch, ProducerId, ProducerSequence,
-    ReadOptions, Record, Store, Timestamp, TopicConfig, TopicUpdate, VerifyOptions, Written,
+    Acks, DiskId, DiskState, Error, Flush, Offset, Partition, ProducerEpoch, ProducerId,
+    ProducerSequence, ReadOptions, Record, Store, Timestamp, TopicConfig, TopicUpdate,
+    VerifyOptions, Written,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -125,6 +126,35 @@ fn records_are_deleted_on_a_full_disk_although_producers_are_to_be_remembered() 
     }
 }
 
+/// What was written down of the producers told of records that were not flushed: a power loss took those, and what told
+/// of more than the log then held was not believed.
+#[test]
+fn a_power_loss_behind_the_deletion_of_records_forgets_no_producer() {
+    for flush in [Flush::OnAck, Flush::Interval(SECOND), Flush::Os] {
+        for replicas in 1..=2 {
+            let (disks, clock) = (disks(replicas), clock());
+            let store = open(&disks, &clock).unwrap();
+            let config = small(u16::try_from(replicas).unwrap()).flush(flush);
+            store.create_topic("t", config).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            let first = [Record::new("once")];
+            partition.append_idempotent(numbered(0), &first, Acks::All).unwrap();
+            append(&partition, 60);
+            for _ in 0..5 {
+                partition.append(&[Record::new("not waited for")], Acks::None).unwrap();
+            }
+            partition.delete_records(Offset(50)).unwrap();
+            disks[0].kill();
+            drop((partition, store));
+            disks.iter().for_each(SimDisk::power_loss);
+            let store = open(&disks, &clock).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            let again = partition.append_idempotent(numbered(0), &first, Acks::All).unwrap();
+            assert!(again.duplicate, "appended twice: {flush:?}, {replicas} replicas");
+        }
+    }
+}
+
 /// A copy that begins inside a batch forgot what its leader had told it of the producers before.
 #[test]
 fn a_producer_is_known_where_its_partition_was_moved_after_its_records_were_deleted() {
@@ -198,6 +228,30 @@ fn a_replica_that_comes_back_to_a_disk_begins_empty() {
     }
 }
 
+/// The replicas that had them durably were removed as soon as others had them in memory.
+#[test]
+fn records_that_were_durable_are_so_when_their_partition_has_moved() {
+    for flush in [Flush::OnAck, Flush::Interval(SECOND), Flush::Os] {
+        let (disks, clock) = (disks(4), clock());
+        let store = open(&disks, &clock).unwrap();
+        store.create_topic("t", small(2).flush(flush)).unwrap();
+        append(&store.partition("t", 0).unwrap(), 60);
+        store.close(SECOND).unwrap();
+        disks.iter().for_each(SimDisk::process_restart);
+        // With threads, which copy while the move waits.
+        let builder = disks.iter().fold(Store::builder(), |b, disk| b.simulated_disk(disk.clone()));
+        let store = builder.threads().open().unwrap();
+        store.reassign("t", 0, &[DiskId(2), DiskId(3)]).unwrap();
+        disks[0].kill();
+        drop(store);
+        disks.iter().for_each(SimDisk::power_loss);
+        let store = open(&disks, &clock).unwrap();
+        let found = read_all(&store.partition("t", 0).unwrap());
+        let offsets: Vec<_> = found.iter().map(|(offset, _)| *offset).collect();
+        assert_eq!(offsets, (0..60).collect::<Vec<_>>(), "{flush:?}");
+    }
+}
+
 struct Random(u64);
 
 impl Random {
@@ -252,6 +306,8 @@ struct World {
     deleted: u64,
     deleted_max: u64,
     troubled: Option<usize>,
+    /// The directory that was to take a disk's place when the process died.
+    spare: Option<(usize, SimDisk)>,
     sync_failed: bool,
     trace: bool,
 }
@@ -276,6 +332,7 @@ impl World {
             deleted: 0,
             deleted_max: 0,
             troubled: None,
+            spare: None,
             sync_failed: false,
             trace: std::env::var_os("ONCELOG_TRACE").is_some(),
         }
@@ -293,7 +350,8 @@ impl World {
 
     fn open(&self, without: Option<usize>) -> Result<Store, Error> {
         let present = self.disks.iter().enumerate().filter(|(at, _)| Some(*at) != without);
-        let present: Vec<_> = present.map(|(_, disk)| disk.clone()).collect();
+        let spare = self.spare.iter().map(|(_, disk)| disk.clone());
+        let present: Vec<_> = present.map(|(_, disk)| disk.clone()).chain(spare).collect();
         open(&present, &self.clock)
     }
 
@@ -469,13 +527,34 @@ impl World {
                 fresh.share_process(&self.disks[at]);
                 let outcome = store.replace_simulated_disk(id_of(at), fresh.clone());
                 self.note(|| format!("disk {at} is replaced: {outcome:?}"));
+                if self.flush != Flush::OnAck {
+                    // The others need not have flushed what it had.
+                    self.durable = 0;
+                }
                 if outcome.is_ok() {
                     self.disks[at] = fresh;
                     self.troubled = None;
+                } else {
+                    self.spare = Some((at, fresh));
                 }
             }
         }
         self.note(|| format!("disk {at} is in trouble"));
+    }
+
+    /// Sees a replacement through that a crash came between.
+    fn settle_spare(&mut self, store: &Store) {
+        let Some((at, mut directory)) = self.spare.take() else { return };
+        if store.disks()[at].state == DiskState::Missing {
+            self.seeds += 1;
+            directory = SimDisk::new(self.seeds);
+            directory.share_process(&self.disks[at]);
+            store.replace_simulated_disk(id_of(at), directory.clone()).unwrap();
+        } else if !directory.files().iter().any(|file| file == "store.id") {
+            return;
+        }
+        self.note(|| format!("disk {at} is the new directory"));
+        self.disks[at] = directory;
     }
 
     fn judge(&mut self, partition: &Partition, lossy: bool) {
@@ -494,7 +573,9 @@ impl World {
         self.kept = self.kept.split_off(&start);
         if lossy && end >= self.durable {
             self.kept.split_off(&end);
-            if self.producer.and_then(|last| last.placed).is_some_and(|placed| placed >= end) {
+            if self.flush != Flush::OnAck
+                || self.producer.and_then(|last| last.placed).is_some_and(|placed| placed >= end)
+            {
                 // It went with the tail: its numbers are begun anew, as a producer would.
                 self.epoch += 1;
                 self.producer = None;
@@ -554,6 +635,7 @@ impl World {
         let mut lossy = false;
         for _ in 0..5 {
             let store = self.open(None).unwrap();
+            self.settle_spare(&store);
             let partition = store.partition("t", 0).unwrap();
             self.heal(&store, &partition);
             self.judge(&partition, lossy);
@@ -582,18 +664,20 @@ impl World {
             if random.below(3) == 0 && !self.is_dead() {
                 let closed = store.close(SECOND);
                 self.note(|| format!("closed: {closed:?}"));
+            } else if random.below(3) > 0 {
+                self.disks[0].kill();
             }
             drop((partition, store));
             let power = random.below(2) == 0;
             self.note(|| format!("power {power}, dead {}", self.is_dead()));
-            for disk in &self.disks {
+            for disk in self.disks.iter().chain(self.spare.iter().map(|(_, disk)| disk)) {
                 disk.heal();
                 disk.set_free_bytes(None);
                 if power { disk.power_loss() } else { disk.process_restart() }
             }
             self.troubled = None;
             lossy = power;
-            if random.below(3) == 0 {
+            if random.below(3) == 0 && self.spare.is_none() {
                 self.live_without_one(random, lossy);
             }
         }
@@ -621,6 +705,8 @@ impl World {
         if random.below(2) == 0 {
             let closed = store.close(SECOND);
             self.note(|| format!("closed: {closed:?}"));
+        } else {
+            self.disks[usize::from(away == 0)].kill();
         }
         drop(store);
         self.disks.iter().for_each(SimDisk::process_restart);

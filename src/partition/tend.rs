@@ -230,16 +230,27 @@ impl Core {
     /// crash takes the records. `write` does it for one disk.
     ///
     /// # Errors
-    /// Those of `write`.
+    /// Those of `write`, and of a flush.
     pub(crate) fn remember_before(
         &self,
         start: Offset,
         write: impl Fn(DiskId, &ProducerSnapshot) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        self.readers().into_iter().try_for_each(|(disk, _)| {
+        for (disk, _) in self.readers() {
+            let mut written = false;
             let due = |log: &mut Log| log.producer_snapshot_before(start);
-            self.remember_producers(disk, due, |snapshot| write(disk, snapshot))
-        })
+            self.remember_producers(disk, due, |snapshot| {
+                written = true;
+                write(disk, snapshot)
+            })?;
+            // What tells of more than the log has after a power loss is not believed.
+            if written && self.is_led_by(disk) {
+                self.flush_now()?;
+            } else if written {
+                self.flush_follower(disk);
+            }
+        }
+        Ok(())
     }
 
     /// Records below `start` are gone, durably so: lets go of their segments and removes the files.
