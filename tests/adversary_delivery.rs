@@ -4,12 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Waker};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use oncelog::{
-    Acks, CommittedOffset, Consumer, ConsumerBuilder, Offset, Record, StartAt, Store, TopicConfig,
-    TopicPartition,
+    Acks, CommittedOffset, Consumer, ConsumerBuilder, Error, Isolation, Offset, ReadOptions,
+    Record, Records, StartAt, Store, TopicConfig, TopicPartition,
 };
 
 /// No test waits that long; one that does has found a hang.
@@ -155,12 +157,166 @@ fn a_task_that_was_woken_and_does_not_poll_again_loses_its_place_to_others() {
         }
         // Its waker was told; the task has something else to do.
         let mut other = member(&store);
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let mut held = 0;
         while held < 2 && started.elapsed() < LONG {
             other.poll(Duration::from_millis(10)).unwrap();
             held = other.assignment().len();
         }
         assert_eq!(held, 2, "news of the group: {news}");
+    }
+}
+
+#[test]
+fn a_task_that_does_not_fetch_what_its_waker_told_it_of_loses_its_place_to_others() {
+    let store = store(2);
+    let mut other = member(&store);
+    let mut stuck = grouped(&store).max_poll_interval(Duration::from_millis(50)).build().unwrap();
+    stuck.subscribe(&["t"]).unwrap();
+    let started = Instant::now();
+    let mut recv = pin!(stuck.recv());
+    while other.assignment().len() != 1 && started.elapsed() < LONG {
+        other.poll(NOW).unwrap();
+        assert!(recv.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+    append(&store, 0, 1);
+    append(&store, 1, 1);
+    let mut found = 0;
+    while found < 2 && started.elapsed() < LONG {
+        found += other.poll(Duration::from_millis(10)).unwrap().count();
+    }
+    assert_eq!(found, 2, "what the stuck task was given as well");
+}
+
+// Many at once.
+
+const WORKERS: u64 = 3;
+const INPUTS: u64 = 4;
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % bound
+    }
+}
+
+fn text(value: Option<&[u8]>) -> String {
+    String::from_utf8(value.unwrap().to_vec()).unwrap()
+}
+
+fn read_all(store: &Store, partition: u32) -> Vec<String> {
+    let log = store.partition("out", partition).unwrap();
+    let options = ReadOptions::new().isolation(Isolation::ReadCommitted);
+    let (mut at, mut found) = (Offset(0), Vec::new());
+    loop {
+        let records = log.read(at, options).unwrap();
+        found.extend(records.iter().map(|record| text(record.value())));
+        if records.next_offset() == at {
+            return found;
+        }
+        at = records.next_offset();
+    }
+}
+
+/// Copies what it is given to both partitions of the output, until something fails or it has enough.
+fn copy(store: &Store, id: u64, random: &mut Random, over: &AtomicBool) -> Result<(), Error> {
+    let builder = grouped(store).max_poll_interval(Duration::from_millis(40)).max_poll_records(7);
+    let mut consumer = builder.isolation(Isolation::ReadCommitted).build()?;
+    consumer.subscribe(&["t"])?;
+    let mut producer = store.producer().transactional_id(&format!("id-{id}")).build()?;
+    while !over.load(Ordering::Relaxed) && random.below(12) > 0 {
+        let records: Records = consumer.poll(Duration::from_millis(5))?;
+        if records.is_empty() {
+            continue;
+        }
+        let mut transaction = producer.begin()?;
+        for record in &records {
+            let value = text(record.value());
+            for partition in 0..2 {
+                transaction.send(Record::to("out").partition(partition).value(&value))?;
+            }
+        }
+        let late = random.below(10);
+        if late == 0 {
+            thread::sleep(Duration::from_millis(60)); // it is a zombie by now
+        }
+        transaction.send_offsets(&consumer.position_map(), &consumer.group_metadata())?;
+        match late {
+            1 => thread::sleep(Duration::from_millis(60)), // its successors wait for the decision
+            2 => return transaction.abort(LONG),
+            3 => return Ok(()),
+            _ => {}
+        }
+        transaction.commit(LONG)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn inv_11_workers_that_hang_fence_each_other_and_go_deliver_once_while_the_topic_grows() {
+    for seed in 1..=4u64 {
+        let store = store(2);
+        store.create_topic("out", TopicConfig::new().partitions(2)).unwrap();
+        let over = AtomicBool::new(false);
+        let started = Instant::now();
+        let mut total = 0;
+        thread::scope(|scope| {
+            for worker in 0..WORKERS {
+                let (store, over) = (&store, &over);
+                scope.spawn(move || {
+                    let mut random = Random(seed * 1000 + worker + 1);
+                    while !over.load(Ordering::Relaxed) {
+                        // Some take over each other's id. What fails is begun again.
+                        let id = (worker + random.below(4) / 3) % WORKERS;
+                        let _ = copy(store, id, &mut random, over);
+                    }
+                });
+            }
+            let mut random = Random(seed);
+            for round in 0..INPUTS * 20 {
+                let partitions = store.topic("t").unwrap().partitions;
+                if round == 30 {
+                    store.add_partitions("t", partitions + 2).unwrap();
+                }
+                let at = u32::try_from(random.below(partitions.into())).unwrap();
+                let log = store.partition("t", at).unwrap();
+                for _ in 0..INPUTS {
+                    let value = format!("{at}:{}", log.log_end_offset().0);
+                    log.append(&[Record::new(&value)], Acks::All).unwrap();
+                    total += 1;
+                }
+                let snapshot = store.snapshot(&[("out", 0), ("out", 1)]).unwrap();
+                let seen = [0, 1].map(|number| {
+                    let (mut at, mut count) = (Offset(0), 0);
+                    while at < snapshot.end("out", number).unwrap() {
+                        let records = snapshot.read("out", number, at, ReadOptions::new()).unwrap();
+                        count += records.count();
+                        at = records.next_offset();
+                    }
+                    count
+                });
+                assert_eq!(seen[0], seen[1], "seed {seed}: a transaction by halves");
+                thread::sleep(Duration::from_millis(random.below(8)));
+            }
+            while read_all(&store, 0).len() < total && started.elapsed() < LONG {
+                thread::sleep(Duration::from_millis(5));
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        for partition in 0..2 {
+            let mut next = BTreeMap::<String, usize>::new();
+            let found = read_all(&store, partition);
+            for value in &found {
+                let (of, number) = value.split_once(':').unwrap();
+                let next = next.entry(of.to_owned()).or_default();
+                assert_eq!(number.parse(), Ok(*next), "seed {seed}: once, and in order");
+                *next += 1;
+            }
+            assert_eq!(found.len(), total, "seed {seed}: nothing is lost");
+        }
     }
 }

@@ -235,7 +235,7 @@ impl Consumer {
 
     fn join(&self, subscription: &Subscription) -> Result<Membership> {
         let settings = &self.settings;
-        let ready = Arc::clone(&self.ready);
+        let (ready, told) = (Arc::clone(&self.ready), Arc::clone(&self.ready));
         self.store.join_group(JoinGroup {
             group: Arc::clone(self.group()?),
             instance: settings.instance.clone(),
@@ -243,6 +243,7 @@ impl Consumer {
             assignor: Arc::clone(&self.assignor),
             poll_interval_max: settings.max_poll_interval,
             wake: Arc::new(move || ready.ring()),
+            is_told: Arc::new(move || told.has_work()),
         })
     }
 

@@ -72,6 +72,10 @@ impl Ready {
         }
     }
 
+    pub(super) fn has_work(&self) -> bool {
+        self.state.lock().has_work()
+    }
+
     /// Waits until there is something to do, or the time is over.
     pub(super) fn wait(&self, timeout: Duration) {
         let mut state = self.state.lock();

@@ -35,6 +35,8 @@ pub(super) struct Mailbox {
     has_news: AtomicBool,
     news: Mutex<VecDeque<News>>,
     wake: Arc<dyn Fn() + Send + Sync>,
+    /// Whether the member has been told of something that it has not looked at.
+    is_told: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
 impl std::fmt::Debug for Mailbox {
@@ -44,12 +46,17 @@ impl std::fmt::Debug for Mailbox {
 }
 
 impl Mailbox {
-    pub(super) fn new(now: Timestamp, wake: Arc<dyn Fn() + Send + Sync>) -> Self {
+    pub(super) fn new(
+        now: Timestamp,
+        wake: Arc<dyn Fn() + Send + Sync>,
+        is_told: Arc<dyn Fn() -> bool + Send + Sync>,
+    ) -> Self {
         Self {
             polled_at: AtomicI64::new(now.0),
             has_news: AtomicBool::new(false),
             news: Mutex::default(),
             wake,
+            is_told,
         }
     }
 
@@ -72,13 +79,16 @@ impl Mailbox {
         (self.wake)();
     }
 
-    /// When it polled, if it did since the last call; `now` while it waits in a poll.
+    /// When it polled, if it did since the last call; `now` while it waits in a poll. A task that was woken and does not go
+    /// on waits no longer: its time runs from the first call that finds it so.
     pub(super) fn take_polled(&self, now: Timestamp) -> Option<Timestamp> {
+        let is_told = (self.is_told)();
         let taken = self.polled_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |at| {
-            (at != WAITING).then_some(NOT_POLLED)
+            (at != WAITING || is_told).then_some(NOT_POLLED)
         });
         match taken {
             Ok(NOT_POLLED) => None,
+            Ok(WAITING) => Some(now),
             Ok(at) => Some(Timestamp(at)),
             Err(_) => Some(now),
         }

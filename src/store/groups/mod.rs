@@ -135,6 +135,8 @@ pub(crate) struct JoinGroup {
     pub(crate) poll_interval_max: Duration,
     /// Called, under no lock, when there is something to poll for.
     pub(crate) wake: Arc<dyn Fn() + Send + Sync>,
+    /// Whether there is something to poll for. Called under the group's lock.
+    pub(crate) is_told: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
 /// All groups of a store.
@@ -390,10 +392,11 @@ impl Groups {
     }
 
     fn join(self: &Arc<Self>, shared: &Arc<Shared>, join: JoinGroup) -> Result<Membership> {
-        let JoinGroup { group, instance, subscription, assignor, poll_interval_max, wake } = join;
+        let JoinGroup { group, instance, subscription, assignor, poll_interval_max, wake, is_told } =
+            join;
         let member = MemberId(self.members.fetch_add(1, Ordering::Relaxed) + 1);
         let now = shared.group_time();
-        let mailbox = Arc::new(Mailbox::new(now, wake));
+        let mailbox = Arc::new(Mailbox::new(now, wake, is_told));
         let assignor: Arc<dyn Assignor> = Arc::new(Caught::new(assignor)?);
         let subscription = caught(subscription);
         let join = Join { member, instance, subscription, assignor, poll_interval_max };

@@ -54,6 +54,7 @@ impl World {
             subscription: Subscription::Matching(Arc::new(|topic| topic.starts_with('t'))),
             assignor,
             poll_interval_max: 60 * SECOND,
+            is_told: Arc::new(|| false),
             wake: Arc::new(move || {
                 counted.fetch_add(1, Ordering::Relaxed);
             }),
@@ -386,6 +387,7 @@ fn an_acknowledged_commit_survives_a_crash_at_any_call() {
             assignor: Arc::new(Range),
             poll_interval_max: SECOND,
             wake: Arc::new(|| ()),
+            is_told: Arc::new(|| false),
         };
         let mut acknowledged = 0;
         let Ok(membership) = world.store.join_group(join) else { return acknowledged };
