@@ -5,12 +5,14 @@
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Waker};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use oncelog::{
-    Acks, CommittedOffset, Consumer, ConsumerBuilder, Error, Isolation, Offset, ReadOptions,
+    Acks, CommittedOffset, Consumer, ConsumerBuilder, Error, Flush, Isolation, Offset, ReadOptions,
     Record, Records, StartAt, Store, TopicConfig, TopicPartition,
 };
 
@@ -319,4 +321,102 @@ fn inv_11_workers_that_hang_fence_each_other_and_go_deliver_once_while_the_topic
             assert_eq!(found.len(), total, "seed {seed}: nothing is lost");
         }
     }
+}
+
+// Callbacks and wakers may call the store, whoever calls them.
+
+/// Does something once, on the thread that wakes.
+struct Once(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Wake for Once {
+    fn wake(self: Arc<Self>) {
+        let call = self.0.lock().unwrap().take();
+        call.into_iter().for_each(|call| call());
+    }
+}
+
+/// Ends, or says that `call` hangs.
+fn in_time(call: impl FnOnce() + Send + 'static) {
+    let (done, ended) = channel();
+    thread::spawn(move || {
+        call();
+        done.send(()).unwrap();
+    });
+    ended.recv_timeout(LONG).expect("it ends");
+}
+
+#[test]
+fn a_waker_that_an_append_of_a_named_producer_wakes_may_take_the_name_over() {
+    in_time(|| {
+        let store = Store::in_memory(1).unwrap();
+        store.create_topic("t", TopicConfig::new().flush(Flush::Os)).unwrap();
+        let mut consumer = store.consumer().start(StartAt::Earliest).build().unwrap();
+        consumer.assign(&[("t", 0)]).unwrap();
+        let (told, heard) = channel();
+        let other = store.clone();
+        let take_over = Box::new(move || {
+            told.send(other.producer().name("n").build().is_ok()).unwrap();
+        });
+        let waker = Waker::from(Arc::new(Once(Mutex::new(Some(take_over)))));
+        let mut recv = pin!(consumer.recv());
+        assert!(recv.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        let producer = store.producer().name("n").build().unwrap();
+        let _sent = producer.send(Record::to("t").value("record")).unwrap();
+        assert!(heard.recv().unwrap());
+    });
+}
+
+#[test]
+fn a_waker_that_the_end_of_a_transaction_wakes_may_take_a_snapshot() {
+    for commits in [true, false] {
+        in_time(move || {
+            let store = store(2);
+            let mut producer = store.producer().transactional_id("id").build().unwrap();
+            let mut transaction = producer.begin().unwrap();
+            transaction.append("t", 0, &[Record::new("record")]).unwrap();
+            transaction.append("t", 1, &[Record::new("record")]).unwrap();
+            let builder = store.consumer().start(StartAt::Earliest);
+            let mut consumer = builder.isolation(Isolation::ReadCommitted).build().unwrap();
+            consumer.assign(&[("t", 0)]).unwrap();
+            let (told, heard) = channel();
+            let other = store.clone();
+            let look = Box::new(move || {
+                told.send(other.snapshot(&[("t", 0), ("t", 1)]).is_ok()).unwrap();
+            });
+            let waker = Waker::from(Arc::new(Once(Mutex::new(Some(look)))));
+            let mut recv = pin!(consumer.recv());
+            assert!(recv.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            if commits {
+                transaction.commit(LONG).unwrap();
+            } else {
+                transaction.abort(LONG).unwrap();
+                append(&store, 0, 1);
+            }
+            assert!(heard.recv().unwrap(), "commits: {commits}");
+        });
+    }
+}
+
+#[test]
+fn a_waker_that_the_decision_about_an_offset_wakes_may_take_a_snapshot() {
+    in_time(|| {
+        let store = store(1);
+        append(&store, 0, 2);
+        let mut producer = store.producer().transactional_id("id").build().unwrap();
+        let mut consumer = member(&store);
+        assert_eq!(consumer.poll(NOW).unwrap().count(), 2);
+        let mut transaction = producer.begin().unwrap();
+        let (positions, metadata) = (consumer.position_map(), consumer.group_metadata());
+        transaction.send_offsets(&positions, &metadata).unwrap();
+        drop(consumer);
+        let mut next = member(&store);
+        let (told, heard) = channel();
+        let other = store.clone();
+        let look = Box::new(move || told.send(other.snapshot(&[("t", 0)]).is_ok()).unwrap());
+        let waker = Waker::from(Arc::new(Once(Mutex::new(Some(look)))));
+        let mut recv = pin!(next.recv());
+        assert!(recv.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        transaction.commit(LONG).unwrap();
+        assert!(heard.recv().unwrap());
+    });
 }

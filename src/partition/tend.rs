@@ -154,6 +154,11 @@ impl Core {
         }
     }
 
+    /// Whether the replica on `disk` has everything below `end` on stable storage.
+    pub(crate) fn has_flushed(&self, disk: DiskId, end: Offset) -> bool {
+        self.with_log(disk, |log| log.flushed_end() >= end).unwrap_or(false)
+    }
+
     /// Flushes all followers, on this thread.
     pub(crate) fn flush_followers(&self) {
         let followers = self.state.lock().followers.clone();

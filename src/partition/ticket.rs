@@ -77,6 +77,11 @@ impl Drop for Postponed {
     }
 }
 
+/// Wakes them, or has them woken when what is postponed goes.
+pub(crate) fn wake_all(wakers: Vec<Waker>) {
+    complete(wakers.into_iter().map(Done::Wake).collect());
+}
+
 /// Tells them. Runs under no lock; a panic of a callback ends here (RELIABILITY A9).
 pub(super) fn complete(done: Vec<Done>) {
     if done.is_empty() {

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::partition::{Appended, Author, Ticket};
+use crate::partition::{Appended, Author, Ticket, postpone};
 use crate::record::Record;
 use crate::store::{self, Appender, Holder};
 use crate::types::{Acks, Offset};
@@ -78,8 +78,12 @@ impl Target for LogTarget {
         records: &[Record<'_>],
         acks: Acks,
     ) -> Result<Offered<Ticket>> {
-        let _reigns = match &self.holder {
-            Some(holder) => Some(holder.reigns()?),
+        // Whom the append wakes may want the name for itself.
+        let _held = match &self.holder {
+            Some(holder) => {
+                let postponed = postpone();
+                Some((holder.reigns()?, postponed))
+            }
             None => None,
         };
         Ok(match self.partition.offer(author, records, acks)? {

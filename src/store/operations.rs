@@ -485,7 +485,12 @@ impl Shared {
         union.extend(old.iter().filter(|disk| !disks.contains(disk)));
         self.change_replicas(topic, slot, &core, &union)?;
         let started = self.clock.elapsed();
-        while !disks.iter().all(|disk| core.is_in_sync(*disk)) {
+        // Also at the levels that leave flushing for later: what the old ones have on stable storage goes with them.
+        let end = core.log_end();
+        let is_taken_over = |disk: &DiskId| {
+            core.is_in_sync(*disk) && (old.contains(disk) || core.has_flushed(*disk, end))
+        };
+        while !disks.iter().all(is_taken_over) {
             let elapsed = self.clock.elapsed().saturating_sub(started);
             if elapsed >= self.options.append_timeout {
                 let what = format!("{}: copying to its new disks", slot.partition);

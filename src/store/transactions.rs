@@ -706,6 +706,8 @@ impl Transactions {
         partitions: Vec<PartitionId>,
     ) -> Vec<Job> {
         let marker = Marker { producer: tag.producer, epoch: tag.epoch, outcome };
+        // Whom a marker wakes may want a snapshot.
+        let _postponed = postpone();
         let cut = self.cut.read();
         let begun: Vec<_> = partitions
             .into_iter()

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::error::{Error, Result, Written};
-use crate::partition::{Author, Core, EventKind, Placed, Ticket, postpone};
+use crate::partition::{Author, Core, EventKind, Placed, Ticket, postpone, wake_all};
 use crate::protocol::group::assignment::PartitionId;
 use crate::protocol::group::offsets::{OffsetTable, RecordPlace};
 use crate::protocol::group::records::{CommittedOffset, GroupRecord};
@@ -133,7 +133,7 @@ impl Offsets {
         let wakers = std::mem::take(&mut table.wakers);
         drop(table);
         self.decided.notify_all();
-        wakers.into_iter().for_each(Waker::wake);
+        wake_all(wakers);
         Ok(placed)
     }
 
