@@ -729,6 +729,6 @@ fn random_stories_of_moved_partitions_and_replaced_disks_lose_nothing_and_repeat
     let number = |name: &str, otherwise: u64| {
         std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
     };
-    let (first, count) = (number("ONCELOG_SEED", 1), number("ONCELOG_STORIES", 200));
+    let (first, count) = (number("ONCELOG_SEED", 1), number("ONCELOG_STORIES", 50));
     (first..first + count).for_each(tell_story);
 }

@@ -490,7 +490,17 @@ impl Shared {
         let is_taken_over = |disk: &DiskId| {
             core.is_in_sync(*disk) && (old.contains(disk) || core.has_flushed(*disk, end))
         };
-        while !disks.iter().all(is_taken_over) {
+        loop {
+            if disks.iter().all(is_taken_over) {
+                // Who takes over may be busy, or another one that goes.
+                for disk in old.iter().filter(|disk| !disks.contains(disk)) {
+                    core.step_down(*disk);
+                }
+                self.settle_reigns();
+                if core.leader().is_some_and(|leader| disks.contains(&leader)) {
+                    break;
+                }
+            }
             let elapsed = self.clock.elapsed().saturating_sub(started);
             if elapsed >= self.options.append_timeout {
                 let what = format!("{}: copying to its new disks", slot.partition);
@@ -501,10 +511,6 @@ impl Shared {
             core.tick(self.watch(), self.options.lag_max);
             self.settle_reigns();
         }
-        for disk in old.iter().filter(|disk| !disks.contains(disk)) {
-            core.step_down(*disk);
-        }
-        self.settle_reigns();
         self.change_replicas(topic, slot, &core, disks)?;
         for gone in old.iter().filter(|disk| !disks.contains(disk)) {
             if let Some(disk) = self.online_disk(*gone) {
