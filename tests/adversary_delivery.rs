@@ -258,6 +258,15 @@ fn copy(store: &Store, id: u64, random: &mut Random, over: &AtomicBool) -> Resul
     Ok(())
 }
 
+/// Ends the workers, also when the judge panics.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn inv_11_workers_that_hang_fence_each_other_and_go_deliver_once_while_the_topic_grows() {
     for seed in 1..=4u64 {
@@ -267,6 +276,7 @@ fn inv_11_workers_that_hang_fence_each_other_and_go_deliver_once_while_the_topic
         let started = Instant::now();
         let mut total = 0;
         thread::scope(|scope| {
+            let end = End(&over);
             for worker in 0..WORKERS {
                 let (store, over) = (&store, &over);
                 scope.spawn(move || {
@@ -307,7 +317,7 @@ fn inv_11_workers_that_hang_fence_each_other_and_go_deliver_once_while_the_topic
             while read_all(&store, 0).len() < total && started.elapsed() < LONG {
                 thread::sleep(Duration::from_millis(5));
             }
-            over.store(true, Ordering::Relaxed);
+            drop(end);
         });
         for partition in 0..2 {
             let mut next = BTreeMap::<String, usize>::new();
