@@ -532,6 +532,55 @@ fn s1_a_replica_that_catches_up_may_die_at_any_call() {
     }
 }
 
+/// A run that was written in part, for want of room too, is nothing to append over.
+#[test]
+fn s9_s10_a_replica_that_catches_up_may_meet_a_failure_at_any_call() {
+    for fault in [Fault::Enospc, Fault::Eio, Fault::ShortIo] {
+        for n in 1.. {
+            let world = World::new(3);
+            let store = world.open();
+            store.create_topic("t", topic(Flush::Os).segment_bytes(100 << 10)).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            store.stop_disk(DISKS[2]).unwrap();
+            let values: Vec<_> = (0..2000).map(value).collect();
+            for batch in values.chunks(16) {
+                let records: Vec<_> = batch.iter().map(Record::new).collect();
+                partition.append(&records, Acks::All).unwrap();
+            }
+            let before = world.disks[2].calls();
+            world.disks[2].fail_call(n, fault);
+            let _ = store.start_disk(DISKS[2]);
+            for _ in 0..4 {
+                store.run_background();
+                world.clock.advance(Duration::from_millis(10));
+            }
+            let finished = world.disks[2].calls() - before < n;
+            world.disks[2].heal();
+            if store.disks()[2].state != DiskState::Online {
+                store.start_disk(DISKS[2]).unwrap();
+            }
+            // Another one leads, and writes something else there.
+            store.stop_disk(partition.leader().unwrap()).unwrap();
+            partition.append(&[Record::new(&value(2000))], Acks::Leader).unwrap();
+            for disk in DISKS {
+                let _ = store.start_disk(disk);
+            }
+            for _ in 0..8 {
+                world.clock.advance(10 * SECOND);
+                store.run_background();
+            }
+            world.heal(&store, &partition, 3);
+            check(&partition, 2001);
+            assert_equal_logs(&world, &store);
+            let report = store.verify(VerifyOptions::new()).unwrap();
+            assert_eq!((report.damages.len(), report.records), (0, 3 * 2001), "{fault:?} {n}");
+            if finished {
+                break;
+            }
+        }
+    }
+}
+
 #[test]
 fn two_disks_need_each_other_at_open_and_not_while_running() {
     let world = World::new(2);

@@ -108,7 +108,8 @@ impl Room {
         let mut stages = self.stages.lock();
         let end = position + bytes.len() as u64;
         self.allocate_ahead(&mut stages, end, end)?;
-        write_all_at(&*self.file, position, bytes)?;
+        // Some of it may be there now: not even for want of room may appends go on over that.
+        write_all_at(&*self.file, position, bytes).map_err(io::Error::other)?;
         self.ready.fetch_max(end, Ordering::Release);
         Ok(())
     }
