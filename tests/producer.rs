@@ -42,6 +42,33 @@ fn numbers(range: std::ops::Range<u64>) -> Vec<String> {
 }
 
 #[test]
+fn records_of_a_burst_that_nobody_asks_for_arrive_all_the_same() {
+    let store = store(TopicConfig::new().flush(Flush::Os));
+    let producer = store.producer().build().unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    for round in 1..=50_u64 {
+        for value in numbers(0..100) {
+            drop(producer.send(Record::to("t").value(&value)).unwrap());
+        }
+        let last = Offset(round * 100 - 1);
+        partition.wait_for(last, SECONDS).unwrap();
+    }
+    assert_eq!(producer.counters().buffered_bytes, 0);
+    assert_eq!(contents(&partition), vec![numbers(0..100); 50].concat());
+}
+
+#[test]
+fn without_acknowledgements_every_record_is_appended_by_its_sender() {
+    let store = store(TopicConfig::new().flush(Flush::Os));
+    let producer = store.producer().acks(Acks::None).build().unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    for sent in 1..=1000 {
+        drop(producer.send(Record::to("t").value("v")).unwrap());
+        assert_eq!(partition.log_end_offset(), Offset(sent));
+    }
+}
+
+#[test]
 fn what_one_thread_sends_comes_in_order_at_every_level() {
     for flush in FLUSHES {
         for acks in [Acks::None, Acks::Leader, Acks::All] {

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::record::{HEADER_BYTES, Record, record_bytes_max};
+use crate::record::{HEADER_BYTES, Record, RecordSize};
 use crate::types::{Offset, Timestamp};
 
 use super::delivery::Callback;
@@ -13,8 +13,9 @@ use super::delivery::Callback;
 const RECORD_OVERHEAD: u64 = 64;
 
 /// How much of the buffer a record takes.
-pub(super) fn memory_of(record: &Record<'_>) -> u64 {
-    record_bytes_max(record) + RECORD_OVERHEAD
+#[inline]
+pub(super) fn memory_of(size: RecordSize) -> u64 {
+    size.bytes_max() + RECORD_OVERHEAD
 }
 
 /// What became of a batch; set once.
@@ -54,6 +55,15 @@ impl Cell {
         }
     }
 
+    /// Whether that is known.
+    pub(super) fn has_result(&self, index: u32) -> bool {
+        match self.0.get() {
+            None => false,
+            Some(Outcome::Placed { .. } | Outcome::Failed(_)) => true,
+            Some(Outcome::Split { .. }) => self.result(index).is_some(),
+        }
+    }
+
     fn set(&self, outcome: Outcome) {
         assert!(self.0.set(outcome).is_ok(), "a batch ends once");
     }
@@ -76,7 +86,20 @@ pub(super) struct Content {
     kept: Vec<Kept>,
 }
 
+/// Memory for so many records, in so many bytes, is kept for the next batch.
+const KEPT_MAX: usize = 256;
+const KEPT_BYTES_MAX: usize = 16 << 10;
+
 impl Content {
+    /// Forgets the records, and keeps their memory for others unless it is much.
+    pub(super) fn clear(&mut self) {
+        if self.bytes.capacity() > KEPT_BYTES_MAX || self.kept.capacity() > KEPT_MAX {
+            *self = Self::default();
+        }
+        self.bytes.clear();
+        self.kept.clear();
+    }
+
     pub(super) fn push(&mut self, record: &Record<'_>) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(record.key.unwrap_or_default());
@@ -143,20 +166,24 @@ pub(super) struct Batch {
     pub(super) born: Duration,
     /// Encoded, before compression, at most.
     pub(super) bytes: u64,
+    /// How large it may become.
+    bytes_max: u64,
     /// What it takes of the buffer.
     pub(super) memory: u64,
     pub(super) calls: Vec<Call>,
 }
 
 impl Batch {
-    pub(super) fn new(first: u64, born: Duration) -> Self {
+    /// `content`: empty, for the memory that it brings.
+    pub(super) fn new(first: u64, born: Duration, bytes_max: u64, content: Content) -> Self {
         Self {
             cell: Arc::default(),
-            content: Content::default(),
+            content,
             first,
             count: 0,
             born,
             bytes: HEADER_BYTES as u64,
+            bytes_max,
             memory: 0,
             calls: Vec::new(),
         }
@@ -167,19 +194,27 @@ impl Batch {
         self.first + u64::from(self.count)
     }
 
-    pub(super) fn fits(&self, record: &Record<'_>, bytes_max: u64) -> bool {
-        self.count == 0 || self.bytes + record_bytes_max(record) + 3 <= bytes_max
+    #[inline]
+    pub(super) fn fits(&self, size: RecordSize) -> bool {
+        self.bytes + size.bytes_max() + 3 <= self.bytes_max
     }
 
     /// Adds a record; gives its place.
-    pub(super) fn push(&mut self, record: &Record<'_>, callback: Option<Callback>) -> u32 {
+    #[inline]
+    pub(super) fn push(
+        &mut self,
+        record: &Record<'_>,
+        size: RecordSize,
+        callback: Option<Callback>,
+    ) -> u32 {
         let index = self.count;
         self.content.push(record);
         self.count += 1;
-        self.bytes += record_bytes_max(record);
-        self.memory += memory_of(record);
-        let timestamp = record.timestamp;
-        self.calls.extend(callback.map(|callback| Call { index, timestamp, callback }));
+        self.bytes += size.bytes_max();
+        self.memory += memory_of(size);
+        if let Some(callback) = callback {
+            self.calls.push(Call { index, timestamp: record.timestamp, callback });
+        }
         index
     }
 
@@ -193,13 +228,13 @@ impl Batch {
     pub(super) fn split(mut self) -> [Self; 2] {
         assert!(self.count > 1, "one record has no halves");
         let at = self.count / 2;
-        let mut halves =
-            [self.first, self.first + u64::from(at)].map(|first| Self::new(first, self.born));
+        let mut halves = [self.first, self.first + u64::from(at)]
+            .map(|first| Self::new(first, self.born, self.bytes_max, Content::default()));
         let records = self.content.records();
         let (lower, upper) = records.split_at(at as usize);
         for (half, records) in halves.iter_mut().zip([lower, upper]) {
             records.iter().for_each(|record| {
-                half.push(record, None);
+                half.push(record, RecordSize::of(record), None);
             });
         }
         drop(records);
@@ -237,10 +272,11 @@ mod tests {
 
     #[test]
     fn halves_of_halves_answer_for_every_record() {
-        let mut batch = Batch::new(100, Duration::ZERO);
+        let mut batch = Batch::new(100, Duration::ZERO, u64::MAX, Content::default());
         let values: Vec<_> = (0..5).map(record).collect();
         for value in &values {
-            batch.push(&Record::new(value), Some(Box::new(|_| {})));
+            let record = Record::new(value);
+            batch.push(&record, RecordSize::of(&record), Some(Box::new(|_| {})));
         }
         let (cell, memory) = (Arc::clone(&batch.cell), batch.memory);
         let [mut lower, upper] = batch.split();

@@ -215,6 +215,8 @@ impl ProducerBuilder {
             memory: Memory::new(settings.buffer_bytes),
             clock: store.clock().clone(),
             chores: store.chores()?,
+            // Without acknowledgements, a record is appended in the caller.
+            bursts: store.has_background() && settings.acks != Acks::None,
             panics: AtomicU64::new(0),
             settings,
         });

@@ -8,9 +8,9 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::types::{Offset, Timestamp, TopicPartition};
 
-use super::batch::Cell;
 use super::lane::{Lane, Until};
 use super::target::{LogTarget, Target};
+use super::window::Sent;
 
 /// Who is told about a record.
 pub(super) type Callback = Box<dyn FnOnce(Result<RecordMetadata>) + Send>;
@@ -57,14 +57,19 @@ pub struct Delivery(Inner);
 
 #[derive(Debug)]
 enum Inner {
-    Done { lane: Arc<Lane<LogTarget>>, offset: Offset, timestamp: Timestamp },
+    Done { lane: Arc<Lane<LogTarget>>, offset: Offset, timestamp: Timestamp, number: u64 },
     Pending(Receipt<LogTarget>),
 }
 
 impl Delivery {
     #[inline]
-    pub(super) fn done(lane: Arc<Lane<LogTarget>>, offset: Offset, timestamp: Timestamp) -> Self {
-        Self(Inner::Done { lane, offset, timestamp })
+    pub(super) fn done(
+        lane: Arc<Lane<LogTarget>>,
+        offset: Offset,
+        timestamp: Timestamp,
+        number: u64,
+    ) -> Self {
+        Self(Inner::Done { lane, offset, timestamp, number })
     }
 
     pub(super) fn pending(receipt: Receipt<LogTarget>) -> Self {
@@ -79,7 +84,8 @@ impl Delivery {
     /// ran into and no retry could mend.
     pub fn wait(&self, timeout: Duration) -> Result<RecordMetadata> {
         match &self.0 {
-            Inner::Done { lane, offset, timestamp } => {
+            Inner::Done { lane, offset, timestamp, number } => {
+                lane.look(*number);
                 Ok(RecordMetadata::new(lane.name(), *offset, *timestamp))
             }
             Inner::Pending(receipt) => receipt.wait(timeout),
@@ -101,9 +107,7 @@ impl Future for Delivery {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
-            Inner::Done { lane, offset, timestamp } => {
-                Poll::Ready(Ok(RecordMetadata::new(lane.name(), *offset, *timestamp)))
-            }
+            Inner::Done { .. } => Poll::Ready(self.wait(Duration::ZERO)),
             Inner::Pending(receipt) => receipt.poll(context.waker()),
         }
     }
@@ -111,44 +115,61 @@ impl Future for Delivery {
 
 /// A record on its way through a lane.
 pub(super) struct Receipt<T: Target> {
-    pub(super) lane: Arc<Lane<T>>,
-    pub(super) cell: Arc<Cell>,
-    pub(super) index: u32,
-    pub(super) number: u64,
-    pub(super) timestamp: Option<Timestamp>,
+    lane: Arc<Lane<T>>,
+    sent: Sent,
+    /// The record's own.
+    timestamp: Option<Timestamp>,
     /// Under which its waker is registered.
-    pub(super) waker: Option<u64>,
+    waker: Option<u64>,
 }
 
 impl<T: Target> std::fmt::Debug for Receipt<T> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut shown = formatter.debug_struct("Receipt");
-        shown.field("partition", self.lane.name()).field("number", &self.number).finish()
+        shown.field("partition", self.lane.name()).field("number", &self.sent.number).finish()
     }
 }
 
 impl<T: Target> Receipt<T> {
+    pub(super) fn new(lane: Arc<Lane<T>>, sent: Sent, timestamp: Option<Timestamp>) -> Self {
+        Self { lane, sent, timestamp, waker: None }
+    }
+
     pub(super) fn wait(&self, timeout: Duration) -> Result<RecordMetadata> {
-        if let Some(outcome) = self.outcome() {
+        self.lane.look(self.sent.number);
+        if let Some(outcome) = self.known() {
             return outcome;
         }
-        self.lane.wait(self.number, timeout, Until::Ended);
-        self.outcome().unwrap_or_else(|| {
+        self.lane.wait(self.sent.number, timeout, Until::Ended);
+        self.known().unwrap_or_else(|| {
             let what = format!("{}: delivering a record", self.lane.name());
             Err(Error::TimedOut { what, timeout, appended: None })
         })
     }
 
     pub(super) fn outcome(&self) -> Option<Result<RecordMetadata>> {
-        let result = self.cell.result(self.index)?;
+        self.lane.look(self.sent.number);
+        if self.sent.in_burst && !self.has_ended() {
+            self.lane.ask();
+        }
+        self.known()
+    }
+
+    fn known(&self) -> Option<Result<RecordMetadata>> {
+        let result = self.sent.cell.result(self.sent.index)?;
         Some(result.map(|placed| self.lane.metadata(placed, self.timestamp)))
     }
 
-    fn poll(&mut self, waker: &Waker) -> Poll<Result<RecordMetadata>> {
-        if self.cell.result(self.index).is_none() {
-            self.waker = self.lane.watch(self.number, self.waker, waker);
+    fn has_ended(&self) -> bool {
+        self.sent.cell.has_result(self.sent.index)
+    }
+
+    pub(super) fn poll(&mut self, waker: &Waker) -> Poll<Result<RecordMetadata>> {
+        self.lane.look(self.sent.number);
+        if !self.has_ended() {
+            self.waker = self.lane.watch(self.sent.number, self.waker, waker);
         }
-        match self.outcome() {
+        match self.known() {
             Some(outcome) => Poll::Ready(outcome),
             None => Poll::Pending,
         }
@@ -157,8 +178,9 @@ impl<T: Target> Receipt<T> {
 
 impl<T: Target> Drop for Receipt<T> {
     fn drop(&mut self) {
-        if self.cell.result(self.index).is_none() {
-            self.lane.unwatched(self.number, self.waker);
+        let is_left = self.sent.in_burst && self.waker.is_none();
+        if !is_left && !self.has_ended() {
+            self.lane.unwatched(self.sent.number, self.waker);
         }
     }
 }

@@ -1,7 +1,10 @@
 //! One partition, as a producer writes to it: which thread does what the window decides.
 //!
 //! A sender that finds nothing under way appends its record itself. Otherwise the record gathers, and the thread
-//! that ends what is under way goes on with it. At most one thread *drives* a lane: it waits for the
+//! that ends what is under way goes on with it. The records of a *burst* gather as well: they come so fast, and so far
+//! ahead of whoever looks at their outcomes, that a batch of them is what everybody is better off with. It is appended
+//! by the sender who fills it, by the first who looks, or, 250 us after its first record, by the thread for chores.
+//! At most one thread *drives* a lane: it waits for the
 //! acknowledgement of the first batch (and flushes, if nobody else does), tells those that it ended, and appends what
 //! has gathered. Threads that wait for deliveries drive in turn; the others sleep, each on its own bed. Where nobody
 //! waits but somebody counts on progress (a callback, a future, records that gathered), the acknowledgement is
@@ -28,17 +31,17 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::config::ProducerSettings;
 use crate::error::{Error, ErrorClass, Result, Written};
-use crate::record::{Record, batch_bytes};
+use crate::record::{Record, RecordSize};
 use crate::storage::Clock;
 use crate::store::{Chore, Chores};
 use crate::types::{Offset, Timestamp, TopicPartition};
 
 use super::batch::memory_of;
-use super::delivery::{Callback, Receipt, RecordMetadata};
+use super::delivery::{Callback, RecordMetadata};
 use super::memory::Memory;
 use super::numbers::Numbers;
 use super::target::{Offered, Pending, Target};
-use super::window::{Counts, Ended, Window};
+use super::window::{Counts, Ended, Sent, Window};
 
 /// Batches that a thread appends for others before it lets go.
 const ROUNDS_MAX: usize = 16;
@@ -46,6 +49,9 @@ const ROUNDS_MAX: usize = 16;
 const GATHER: Duration = Duration::from_micros(30);
 /// How long records that gather are left to their senders, which may be about to wait for them.
 const SOON: Duration = Duration::from_millis(1);
+/// So many records in so short a time, none of whose outcomes anybody has looked at, are a burst.
+const BURST: u32 = 16;
+const BURST_WITHIN: Duration = Duration::from_micros(16);
 
 /// What all lanes of a producer share.
 #[derive(Debug)]
@@ -54,16 +60,19 @@ pub(super) struct Common {
     pub(super) memory: Memory,
     pub(super) clock: Clock,
     pub(super) chores: Arc<Chores>,
+    /// Records of a burst may gather: somebody does the chores.
+    pub(super) bursts: bool,
     pub(super) panics: AtomicU64,
 }
 
 /// How a record was taken.
-pub(super) enum Taken<T: Target> {
+pub(super) enum Taken {
     Done {
         offset: Offset,
         timestamp: Timestamp,
+        number: u64,
     },
-    Pending(Receipt<T>),
+    Pending(Sent),
     /// There is no room for it; the callback comes back.
     NoRoom(Option<Callback>),
 }
@@ -87,6 +96,8 @@ pub(super) struct Lane<T: Target> {
     queued: AtomicU32,
     /// A batch has to be offered again.
     stuck: AtomicBool,
+    /// One past the number of the record whose outcome was looked at last.
+    looked: AtomicU64,
     /// The lane is among the store's chores.
     is_chore: AtomicBool,
 }
@@ -112,6 +123,9 @@ struct State<P> {
     timer: Option<Duration>,
     /// How many records had ended when those that gather were last left to their senders.
     left_at: Option<u64>,
+    /// How many records were appended one by one, since when.
+    singles: u32,
+    singles_since: Duration,
 }
 
 struct Sleeper {
@@ -166,13 +180,17 @@ impl Bed {
         self.told.store(news, Ordering::Release);
     }
 
+    fn news(&self) -> u8 {
+        self.told.load(Ordering::Acquire)
+    }
+
     fn wake(&self) {
         self.thread.unpark();
     }
 
     fn sleep(&self, span: Duration) {
         let started = Instant::now();
-        while self.told.load(Ordering::Acquire) == NOTHING {
+        while self.news() == NOTHING {
             let left = span.saturating_sub(started.elapsed());
             if left.is_zero() {
                 return;
@@ -236,10 +254,13 @@ impl<T: Target> Lane<T> {
                 company: 0,
                 timer: None,
                 left_at: None,
+                singles: 0,
+                singles_since: Duration::ZERO,
             }),
             name,
             queued: AtomicU32::new(0),
             stuck: AtomicBool::new(false),
+            looked: AtomicU64::new(0),
             is_chore: AtomicBool::new(false),
         })
     }
@@ -276,9 +297,9 @@ impl<T: Target> Lane<T> {
         record: &Record<'_>,
         callback: Option<Callback>,
         room: u64,
-    ) -> Result<Taken<T>> {
+    ) -> Result<Taken> {
         let memory = &self.common.memory;
-        let bytes = memory_of(record);
+        let size = RecordSize::of(record);
         let mut state = self.state.lock();
         if let Err(error) = state.window.check_open() {
             drop(state);
@@ -290,11 +311,12 @@ impl<T: Target> Lane<T> {
                 let now = self.common.clock.elapsed();
                 state.window.catch_up(now, &self.common.settings);
             }
-            if state.window.is_idle() && (room > 0 || memory.has_room(bytes)) {
-                return self.send_single(state, record, callback, room);
+            let is_idle = state.window.is_idle() && !state.window.is_burst();
+            if is_idle && (room > 0 || memory.has_room(memory_of(size))) {
+                return self.send_single(state, record, size, callback, room);
             }
         }
-        self.gather(state, record, callback, room)
+        self.gather(state, record, size, callback, room)
     }
 
     /// Appends the record at once.
@@ -303,9 +325,10 @@ impl<T: Target> Lane<T> {
         &self,
         mut state: MutexGuard<'_, State<T::Pending>>,
         record: &Record<'_>,
+        size: RecordSize,
         callback: Option<Callback>,
         room: u64,
-    ) -> Result<Taken<T>> {
+    ) -> Result<Taken> {
         let author = state.window.begin_single();
         drop(state);
         let settings = &self.common.settings;
@@ -324,6 +347,10 @@ impl<T: Target> Lane<T> {
                     let metadata = RecordMetadata::new(&self.name, offset, timestamp);
                     state.calls.push_back((callback, Ok(metadata), number));
                 }
+                state.singles += 1;
+                if state.singles >= BURST {
+                    self.look_for_burst(&mut state);
+                }
                 if !state.is_quiet() {
                     let state = self.offer_due(state, false);
                     self.leave(state);
@@ -331,7 +358,7 @@ impl<T: Target> Lane<T> {
                     drop(state);
                 }
                 self.common.memory.give_back(room);
-                Ok(Taken::Done { offset, timestamp })
+                Ok(Taken::Done { offset, timestamp, number })
             }
             Err(error) if is_told_at_once(&error) => {
                 state.window.single_refused(&error, settings);
@@ -342,20 +369,39 @@ impl<T: Target> Lane<T> {
             }
             outcome => {
                 if room == 0 {
-                    self.common.memory.take_anyway(memory_of(record));
+                    self.common.memory.take_anyway(memory_of(size));
                 }
                 let now = self.common.clock.elapsed();
-                let timestamp = record.timestamp;
                 let calls = callback.is_some();
-                let sent = state.window.single_waits(record, callback, outcome, now, settings);
+                let sent =
+                    state.window.single_waits(record, size, callback, outcome, now, settings);
                 if calls {
                     state.followed = state.followed.max(sent.number + 1);
                 }
                 let state = self.offer_due(state, false);
                 self.leave(state);
-                Ok(Taken::Pending(self.receipt(sent, timestamp)))
+                Ok(Taken::Pending(sent))
             }
         }
+    }
+
+    /// Whether the last records that were appended one by one came so fast, and so far ahead of whoever looks at
+    /// their outcomes, that the next ones are better gathered: a batch of many costs little more than one of one.
+    #[cold]
+    fn look_for_burst(&self, state: &mut State<T::Pending>) {
+        let now = self.common.clock.elapsed();
+        let is_fast = now.saturating_sub(state.singles_since) <= BURST_WITHIN;
+        (state.singles, state.singles_since) = (0, now);
+        let ahead = state.window.ended().saturating_sub(self.looked.load(Ordering::Relaxed));
+        if self.common.bursts && is_fast && ahead >= u64::from(BURST) {
+            state.window.begin_burst();
+        }
+    }
+
+    /// Somebody looks at the outcome of the record `number`. It is a hint: nothing is lost with it.
+    #[inline]
+    pub(super) fn look(&self, number: u64) {
+        self.looked.store(number + 1, Ordering::Relaxed);
     }
 
     /// Adds the record to those that gather.
@@ -363,30 +409,36 @@ impl<T: Target> Lane<T> {
         &'a self,
         mut state: MutexGuard<'a, State<T::Pending>>,
         record: &Record<'_>,
+        size: RecordSize,
         callback: Option<Callback>,
         room: u64,
-    ) -> Result<Taken<T>> {
+    ) -> Result<Taken> {
         let Common { memory, settings, clock, .. } = &*self.common;
-        let limit = match self.target.max_batch_bytes() {
-            Ok(limit) if batch_bytes(record) <= limit => limit,
-            refused => {
-                drop(state);
-                memory.give_back(room);
-                let (partition, bytes) = (self.name.clone(), batch_bytes(record));
-                return Err(match refused {
-                    Ok(bytes_max) => Error::RecordTooLarge { partition, bytes, bytes_max },
-                    Err(error) => error,
-                });
-            }
+        let bytes_max = match state.window.has_place_for(size) {
+            true => None,
+            false => match self.bytes_max_with(size) {
+                Ok(bytes_max) => Some(bytes_max),
+                Err(error) => {
+                    drop(state);
+                    memory.give_back(room);
+                    return Err(error);
+                }
+            },
         };
-        if room == 0 && !memory.try_take(memory_of(record)) {
+        if room == 0 && !memory.try_take(memory_of(size)) {
             return Ok(Taken::NoRoom(callback));
         }
-        let batch_bytes = settings.batch_bytes.min(limit);
+        if let Some(bytes_max) = bytes_max {
+            state.window.begin_batch(bytes_max, clock.elapsed());
+        }
         let calls = callback.is_some();
-        let sent = state.window.push(record, callback, batch_bytes, clock.elapsed());
-        if calls {
+        let sent = state.window.push(record, size, callback);
+        if calls || sent.in_burst {
             state.followed = state.followed.max(sent.number + 1);
+        }
+        if sent.index > 0 && !state.driven && state.window.is_left_to_sender(settings) {
+            // The first of the batch has set a time for it.
+            return Ok(Taken::Pending(sent));
         }
         self.queued.store(state.window.queued_records(), Ordering::Release);
         // Whoever drives appends what has gathered; but a full batch need not wait for that.
@@ -394,13 +446,17 @@ impl<T: Target> Lane<T> {
             state = self.offer_due(state, false);
         }
         self.leave(state);
-        Ok(Taken::Pending(self.receipt(sent, record.timestamp)))
+        Ok(Taken::Pending(sent))
     }
 
-    fn receipt(&self, sent: super::window::Sent, timestamp: Option<Timestamp>) -> Receipt<T> {
-        let lane = self.this.upgrade().expect("a lane that is used is held");
-        let super::window::Sent { cell, index, number } = sent;
-        Receipt { lane, cell, index, number, timestamp, waker: None }
+    /// How large the batch of a record may become.
+    fn bytes_max_with(&self, size: RecordSize) -> Result<u64> {
+        let (bytes, bytes_max) = (size.batch_bytes(), self.target.max_batch_bytes()?);
+        if bytes > bytes_max {
+            let partition = self.name.clone();
+            return Err(Error::RecordTooLarge { partition, bytes, bytes_max });
+        }
+        Ok(self.common.settings.batch_bytes.min(bytes_max))
     }
 
     /// Appends what is due.
@@ -475,6 +531,7 @@ impl<T: Target> Lane<T> {
         let until = if CALLING.get() { Until::Ended } else { until };
         let Common { settings, clock, .. } = &*self.common;
         let mut state = self.state.lock();
+        state.window.end_burst();
         let mut told_to_drive = false;
         loop {
             if !state.is_served(number, until) && (told_to_drive || !state.driven) {
@@ -498,9 +555,15 @@ impl<T: Target> Lane<T> {
             state.sleepers.push(Sleeper { number, until, bed: Arc::clone(&bed) });
             self.leave(state);
             bed.sleep(nap);
+            if bed.news() == SERVED {
+                return true;
+            }
             state = self.state.lock();
-            state.sleepers.retain(|other| !Arc::ptr_eq(&other.bed, &bed));
-            told_to_drive = bed.told.load(Ordering::Acquire) == DRIVE;
+            match bed.news() {
+                SERVED => return true,
+                DRIVE => told_to_drive = true,
+                _ => state.sleepers.retain(|other| !Arc::ptr_eq(&other.bed, &bed)),
+            }
         }
     }
 
@@ -638,7 +701,7 @@ impl<T: Target> Lane<T> {
 
     /// Has `waker` called when the record has ended. Returns what to give next time.
     pub(super) fn watch(&self, number: u64, known: Option<u64>, waker: &Waker) -> Option<u64> {
-        let mut state = self.state.lock();
+        let mut state = self.end_burst(self.state.lock());
         if state.window.ended() > number {
             self.leave(state);
             return known;
@@ -662,6 +725,26 @@ impl<T: Target> Lane<T> {
         Some(id)
     }
 
+    /// Somebody asks for the outcome of a record of a burst, and does not wait.
+    pub(super) fn ask(&self) {
+        let state = self.end_burst(self.state.lock());
+        self.leave(state);
+    }
+
+    /// Appends what has gathered of a burst, if there is one.
+    fn end_burst<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State<T::Pending>>,
+    ) -> MutexGuard<'a, State<T::Pending>> {
+        if state.window.is_burst() {
+            state.window.end_burst();
+            if !state.driven {
+                state = self.offer_due(state, false);
+            }
+        }
+        state
+    }
+
     /// A delivery that nobody asks for any more is brought about all the same.
     pub(super) fn unwatched(&self, number: u64, watcher: Option<u64>) {
         let mut state = self.state.lock();
@@ -673,6 +756,7 @@ impl<T: Target> Lane<T> {
     /// Has all that was sent by now delivered without further delay. Returns the number behind the last record.
     pub(super) fn hasten(&self) -> u64 {
         let mut state = self.state.lock();
+        state.window.end_burst();
         state.window.hasten();
         state.followed = state.window.sent();
         if !state.driven || state.window.has_window() {

@@ -285,6 +285,7 @@ impl World {
             memory: Memory::new(settings.buffer_bytes),
             chores: Arc::new(Chores::new(clock.clone())),
             clock: clock.clone(),
+            bursts: true,
             panics: AtomicU64::new(0),
             settings,
         });
@@ -314,12 +315,13 @@ impl World {
         });
         let has_callback = callback.is_some();
         match self.lane.send(&Record::new(value), callback, 0)? {
-            Taken::Pending(receipt) => {
+            Taken::Pending(sent) => {
+                let receipt = Receipt::new(Arc::clone(&self.lane), sent, None);
                 if !has_callback && number % 3 == 1 {
                     self.receipts.push((number, receipt));
                 }
             }
-            Taken::Done { offset, timestamp } => {
+            Taken::Done { offset, timestamp, .. } => {
                 let metadata = RecordMetadata::new(&name(), offset, timestamp);
                 if !has_callback {
                     self.called.lock().push((number, Ok(metadata)));
@@ -329,6 +331,11 @@ impl World {
         }
         self.callbacks += u64::from(has_callback);
         Ok(())
+    }
+
+    fn burst(&mut self, count: u8) {
+        self.log.lock().fates.extend([Fate::Acknowledged; BURST_OFFERS]);
+        (0..count).for_each(|_| drop(self.send_value(&self.sent.to_string())));
     }
 
     fn fates(&self, mut fates: Vec<Fate>) {
@@ -380,9 +387,15 @@ impl World {
     }
 }
 
+/// More than it takes to begin a burst, and few enough that its end may fail.
+const BURST_OFFERS: usize = 20;
+
 #[derive(Clone, Copy, Debug)]
 enum Act {
     Send(u8),
+    /// All but the last few of them are acknowledged at once.
+    Burst(u8),
+    Ask,
     Fate(Fate),
     Acknowledge,
     ChangeHands(u64),
@@ -404,6 +417,8 @@ fn any_act() -> impl Strategy<Value = Act> {
     ];
     prop_oneof![
         8 => (1u8..30).prop_map(Act::Send),
+        4 => (17u8..60).prop_map(Act::Burst),
+        2 => Just(Act::Ask),
         6 => fate.prop_map(Act::Fate),
         3 => Just(Act::Acknowledge),
         2 => (0u64..20).prop_map(Act::ChangeHands),
@@ -423,6 +438,8 @@ fn play(world: &mut World, acts: &[Act]) {
                 // A refusal is an answer as well: the record is in no log.
                 drop(world.send_value(&value));
             }),
+            Act::Burst(count) => world.burst(*count),
+            Act::Ask => drop(world.receipts.last().map(|(_, receipt)| receipt.outcome())),
             Act::Fate(fate) => world.log.lock().fates.push(*fate),
             Act::Acknowledge => world.log.lock().acknowledge(),
             Act::ChangeHands(kept) => world.log.lock().change_hands(*kept),
@@ -491,10 +508,13 @@ proptest! {
         for acts in rounds {
             world.receipts.clear();
             for act in acts {
-                let Act::Send(count) = act else {
+                let (Act::Send(count) | Act::Burst(count)) = act else {
                     play_one(&mut world, act);
                     continue;
                 };
+                if let Act::Burst(_) = act {
+                    world.log.lock().fates.extend([Fate::Acknowledged; BURST_OFFERS]);
+                }
                 for _ in 0..count {
                     if world.lane.send(&Record::new(&next.to_string()), None, 0).is_err() {
                         break;
@@ -517,7 +537,7 @@ fn play_one(world: &mut World, act: Act) {
         Act::Pass(millis) => world.clock.advance(Duration::from_millis(millis)),
         Act::Chores => world.common.chores.run_due(),
         Act::Hasten => drop(world.lane.hasten()),
-        Act::Send(_) | Act::Fail(_) | Act::Wait => {}
+        Act::Send(_) | Act::Burst(_) | Act::Ask | Act::Fail(_) | Act::Wait => {}
     }
 }
 
@@ -533,6 +553,72 @@ fn records_gather_while_one_is_under_way_and_go_together() {
     world.run();
     world.check();
     assert_eq!(world.outcomes().0.len(), 7, "three were dropped");
+}
+
+/// A burst: 16 that were appended one by one, and 5 that gathered; 20 are too few to fill a batch.
+fn bursting() -> World {
+    let mut world = World::plain();
+    world.fates(vec![Fate::Acknowledged; 100]);
+    (0..16).for_each(|_| world.send());
+    assert_eq!(world.log.lock().offers, 16);
+    (0..5).for_each(|_| world.send());
+    assert_eq!(world.records().len(), 16, "five gather");
+    world
+}
+
+#[test]
+fn the_records_of_a_burst_gather_until_somebody_looks_or_their_time_is_over() {
+    let asks: [fn(&mut World); 6] = [
+        |world| drop(world.receipts.last().unwrap().1.outcome()),
+        |world| drop(world.receipts.last().unwrap().1.wait(Duration::ZERO)),
+        |world| drop(world.receipts.pop().unwrap().1.poll(Waker::noop())),
+        |world| assert_eq!(world.lane.hasten(), 21),
+        |world| assert!(world.lane.wait(20, Duration::ZERO, Until::Ended)),
+        |world| {
+            world.common.chores.run_due();
+            assert_eq!(world.records().len(), 16, "not yet");
+            world.clock.advance(Duration::from_millis(1));
+            world.common.chores.run_due();
+        },
+    ];
+    for (at, ask) in asks.into_iter().enumerate() {
+        let mut world = bursting();
+        ask(&mut world);
+        assert_eq!((world.records().len(), world.log.lock().offers), (21, 17), "way {at}");
+        world.send();
+        assert_eq!(world.records().len(), 22, "the burst is over");
+        world.run();
+        world.check();
+    }
+}
+
+#[test]
+fn a_batch_of_a_burst_that_is_full_is_appended_by_its_sender() {
+    let mut world = bursting();
+    (0..200).for_each(|_| world.send());
+    let (in_log, offers) = (world.records().len(), world.log.lock().offers);
+    assert!(in_log > 200 && offers < 40, "{in_log} records with {offers} offers");
+    world.run();
+    world.check();
+    assert_eq!(world.records().len(), 221);
+}
+
+#[test]
+fn a_sender_that_takes_its_time_or_looks_at_its_deliveries_is_no_burst() {
+    let mut paced = World::plain();
+    paced.fates(vec![Fate::Acknowledged; 100]);
+    for sent in 1..=100 {
+        paced.send();
+        assert_eq!(paced.records().len(), sent);
+        paced.clock.advance(Duration::from_millis(1));
+    }
+    let mut looking = World::plain();
+    looking.fates(vec![Fate::Acknowledged; 100]);
+    for sent in 1..=100 {
+        looking.send();
+        assert_eq!(looking.records().len(), sent);
+        looking.lane.look(sent as u64 - 1);
+    }
 }
 
 #[test]

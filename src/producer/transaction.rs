@@ -13,7 +13,7 @@ use crate::partition::{Appended, Author, Ticket};
 use crate::protocol::group::assignment::PartitionId;
 use crate::protocol::producer_state::batch::Numbering;
 use crate::protocol::transaction::lineage::TransactionTag;
-use crate::record::{ProducerRecord, Record, batch_bytes, record_bytes_max};
+use crate::record::{ProducerRecord, Record, RecordSize};
 use crate::store::{CommittedOffset, ConsumerGroupMetadata, Offered, busy};
 use crate::types::{Acks, Compression, Mix, Offset, Outcome, ProducerSequence, TopicPartition};
 
@@ -84,7 +84,8 @@ impl<'a> Transaction<'a> {
                 return Err(error);
             }
         };
-        let (alone, bytes) = (batch_bytes(&record.record), record_bytes_max(&record.record));
+        let size = RecordSize::of(&record.record);
+        let (alone, bytes) = (size.batch_bytes(), size.bytes_max());
         let gathered = self.gathered.get(&name).map_or(0, |gathered| gathered.bytes);
         if gathered > 0 && gathered + alone > limit {
             self.append_gathered(&name)?;

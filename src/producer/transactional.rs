@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::protocol::group::assignment::PartitionId;
 use crate::protocol::partitioner::{Sticky, partition_of_key};
 use crate::protocol::transaction::lineage::{TransactionTag, Verdict};
-use crate::record::{ProducerRecord, record_bytes_max};
+use crate::record::{ProducerRecord, RecordSize};
 use crate::store::{Partition, PartitionCounter, Store, Transactions};
 use crate::types::{Acks, Compression, Outcome, ProducerEpoch, ProducerId, TopicPartition};
 
@@ -368,7 +368,7 @@ impl TransactionalProducer {
             (None, None, _) if count <= 1 => 0,
             (None, None, Some(key)) => partition_of_key(key, count),
             (None, None, None) => {
-                topic.sticky.choose(record_bytes_max(&record.record), count, |_| true)
+                topic.sticky.choose(RecordSize::of(&record.record).bytes_max(), count, |_| true)
             }
         };
         Ok(TopicPartition::new(Arc::clone(topic.counter.name()), number))

@@ -21,13 +21,18 @@ use std::time::Duration;
 use crate::config::ProducerSettings;
 use crate::error::{Error, ErrorClass, Result, Written};
 use crate::partition::{Appended, Author};
-use crate::record::Record;
+use crate::record::{Record, RecordSize};
 use crate::types::{Acks, Offset, TopicPartition};
 
 use super::batch::{Batch, Call, Cell, Content, Outcome};
 use super::delivery::Callback;
 use super::numbers::Numbers;
 use super::target::{Offered, Pending};
+
+/// What gathers of a burst before it is offered. Twice as much is no faster, and is told of later.
+const BURST_BYTES: u64 = 4 << 10;
+/// How long the last records of a burst are left to their sender.
+const BURST_SPAN: Duration = Duration::from_micros(250);
 
 /// Batches in the log without an outcome.
 pub(super) const WINDOW_MAX: usize = crate::protocol::producer_state::BATCHES_MAX;
@@ -145,6 +150,8 @@ pub(super) struct Sent {
     pub(super) cell: Arc<Cell>,
     pub(super) index: u32,
     pub(super) number: u64,
+    /// It belongs to a burst: it is brought about whether anybody asks for it or not.
+    pub(super) in_burst: bool,
 }
 
 #[derive(Debug)]
@@ -162,6 +169,8 @@ pub(super) struct Window<P> {
     retry_at: Option<Duration>,
     /// Records below this number wait for no company.
     hastened: u64,
+    /// A burst is under way: records gather although nothing is.
+    burst: bool,
     /// Somebody offers a batch.
     offering: bool,
     /// It is a single record that is not in the window: nothing behind it may end before it.
@@ -172,6 +181,8 @@ pub(super) struct Window<P> {
     /// Not collected yet: callbacks to call, memory to give back.
     calls: Vec<Ended>,
     freed: u64,
+    /// Memory for the next batch.
+    spare: Content,
 }
 
 impl<P: Pending> Window<P> {
@@ -187,6 +198,7 @@ impl<P: Pending> Window<P> {
             closed: None,
             retry_at: None,
             hastened: 0,
+            burst: false,
             offering: false,
             single: false,
             sent: 0,
@@ -194,6 +206,7 @@ impl<P: Pending> Window<P> {
             counts: Counts::default(),
             calls: Vec::new(),
             freed: 0,
+            spare: Content::default(),
         }
     }
 
@@ -320,6 +333,7 @@ impl<P: Pending> Window<P> {
     pub(super) fn single_waits(
         &mut self,
         record: &Record<'_>,
+        size: RecordSize,
         callback: Option<Callback>,
         outcome: Result<Offered<P>>,
         now: Duration,
@@ -327,9 +341,9 @@ impl<P: Pending> Window<P> {
     ) -> Sent {
         self.single = false;
         let number = self.ended;
-        let mut batch = Batch::new(number, now);
-        batch.push(record, callback);
-        let sent = Sent { cell: Arc::clone(&batch.cell), index: 0, number };
+        let mut batch = Batch::new(number, now, settings.batch_bytes, self.take_spare());
+        batch.push(record, size, callback);
+        let sent = Sent { cell: Arc::clone(&batch.cell), index: 0, number, in_burst: false };
         let content = std::mem::take(&mut batch.content);
         let slot = Slot::new(batch, self.numbers.next);
         self.numbers.next += 1;
@@ -340,23 +354,56 @@ impl<P: Pending> Window<P> {
         sent
     }
 
-    /// Adds a record to those that gather.
+    /// Whether a record finds its place in the batch that gathers.
+    #[inline]
+    pub(super) fn has_place_for(&self, size: RecordSize) -> bool {
+        self.queue.back().is_some_and(|last| last.fits(size))
+    }
+
+    /// Begins the batch that the next record is the first of.
+    pub(super) fn begin_batch(&mut self, bytes_max: u64, now: Duration) {
+        let content = self.take_spare();
+        self.queue.push_back(Batch::new(self.sent, now, bytes_max, content));
+    }
+
+    fn take_spare(&mut self) -> Content {
+        std::mem::take(&mut self.spare)
+    }
+
+    /// Adds a record to those that gather, in whose last batch it has its place.
+    #[inline]
     pub(super) fn push(
         &mut self,
         record: &Record<'_>,
+        size: RecordSize,
         callback: Option<Callback>,
-        batch_bytes: u64,
-        now: Duration,
     ) -> Sent {
         let number = self.sent;
         self.sent += 1;
-        if !self.queue.back().is_some_and(|last| last.fits(record, batch_bytes)) {
-            self.queue.push_back(Batch::new(number, now));
-        }
-        let batch = self.queue.back_mut().expect("one was added");
-        let index = batch.push(record, callback);
+        let batch = self.queue.back_mut().expect("the caller looked, or began one");
+        let index = batch.push(record, size, callback);
         self.queued_records += 1;
-        Sent { cell: Arc::clone(&batch.cell), index, number }
+        Sent { cell: Arc::clone(&batch.cell), index, number, in_burst: self.burst }
+    }
+
+    /// One record followed the other, and nobody looks at their outcomes: from here on they gather, until one batch
+    /// of them is ended by something else than its size.
+    pub(super) fn begin_burst(&mut self) {
+        self.burst = true;
+    }
+
+    /// Somebody looks: what has gathered waits for no more.
+    pub(super) fn end_burst(&mut self) {
+        self.burst = false;
+    }
+
+    pub(super) fn is_burst(&self) -> bool {
+        self.burst
+    }
+
+    /// Nothing is under way but a burst, of which nothing is due.
+    pub(super) fn is_left_to_sender(&self, settings: &ProducerSettings) -> bool {
+        self.burst && self.slots.is_empty() && !self.offering && !self.is_full(settings)
     }
 
     /// What has been sent by now waits for no company.
@@ -383,6 +430,7 @@ impl<P: Pending> Window<P> {
         let at = match self.slots.iter().position(Slot::is_out) {
             Some(at) => at,
             None => {
+                self.burst &= self.is_full(settings);
                 self.take_from_queue();
                 self.slots.len() - 1
             }
@@ -419,13 +467,22 @@ impl<P: Pending> Window<P> {
             return false;
         }
         let Some(batch) = self.queue.front() else { return false };
-        let is_full = self.queue.len() > 1 || batch.bytes >= settings.batch_bytes;
-        if is_full {
+        if self.is_full(settings) {
             return self.slots.len() < WINDOW_MAX;
         }
         let is_next = self.slots.is_empty() || (eager && self.slots.len() < WINDOW_MAX);
-        is_next
-            && (batch.first < self.hastened || now >= batch.born.saturating_add(settings.linger))
+        is_next && (batch.first < self.hastened || now >= self.ripe_at(batch, settings))
+    }
+
+    /// Whether the first batch of those that gather waits for no more company.
+    fn is_full(&self, settings: &ProducerSettings) -> bool {
+        let bytes = if self.burst { BURST_BYTES } else { u64::MAX }.min(settings.batch_bytes);
+        self.queue.len() > 1 || self.queue.front().is_some_and(|batch| batch.bytes >= bytes)
+    }
+
+    /// When a batch that does not fill up is offered.
+    fn ripe_at(&self, batch: &Batch, settings: &ProducerSettings) -> Duration {
+        batch.born.saturating_add(if self.burst { BURST_SPAN } else { settings.linger })
     }
 
     fn take_from_queue(&mut self) {
@@ -707,7 +764,7 @@ impl<P: Pending> Window<P> {
             .queue
             .front()
             .filter(|_| self.slots.is_empty())
-            .map(|batch| batch.born.saturating_add(settings.linger));
+            .map(|batch| self.ripe_at(batch, settings));
         [retry, linger, self.expires_at(settings)].into_iter().flatten().min()
     }
 
@@ -766,6 +823,8 @@ impl<P: Pending> Window<P> {
             };
             self.ended = slot.batch.end();
             self.freed += slot.batch.memory;
+            self.spare = std::mem::take(&mut slot.batch.content);
+            self.spare.clear();
             let calls = slot.batch.end_with(outcome).into_iter();
             self.calls.extend(calls.map(|call| Ended {
                 number: first + u64::from(call.index),

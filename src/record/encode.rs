@@ -202,21 +202,37 @@ fn leave_room_for_header(target: &mut Buffer) {
     target.advance(HEADER_BYTES);
 }
 
-/// How many bytes a batch of this record alone takes before compression, at most.
-pub(crate) fn batch_bytes(record: &Record<'_>) -> u64 {
-    let bytes = HEADER_BYTES as u64 + record_bytes(record, 2);
-    bytes.next_multiple_of(ALIGNMENT as u64)
+/// What a record takes in the log, before compression.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RecordSize {
+    body: u64,
 }
 
-/// How many bytes the record takes in any batch before compression, at most.
-pub(crate) fn record_bytes_max(record: &Record<'_>) -> u64 {
-    record_bytes(record, 10 + 5)
-}
+impl RecordSize {
+    #[inline]
+    pub(crate) fn of(record: &Record<'_>) -> Self {
+        Self { body: body_len(record) }
+    }
 
-/// `numbers`: what its timestamp and its place in the batch take.
-fn record_bytes(record: &Record<'_>, numbers: u64) -> u64 {
-    let body = numbers + body_len(record);
-    varint::len_u64(body) as u64 + body
+    /// How many bytes a batch of this record alone takes, at most.
+    #[inline]
+    pub(crate) fn batch_bytes(self) -> u64 {
+        let bytes = HEADER_BYTES as u64 + self.bytes_with(2);
+        bytes.next_multiple_of(ALIGNMENT as u64)
+    }
+
+    /// How many bytes the record takes in any batch, at most.
+    #[inline]
+    pub(crate) fn bytes_max(self) -> u64 {
+        self.bytes_with(10 + 5)
+    }
+
+    /// `numbers`: what its timestamp and its place in the batch take.
+    #[inline]
+    fn bytes_with(self, numbers: u64) -> u64 {
+        let body = numbers + self.body;
+        varint::len_u64(body) as u64 + body
+    }
 }
 
 /// Encoded length of an optional field, plus one; 0 if it is absent.

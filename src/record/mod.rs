@@ -21,7 +21,7 @@ pub use addressed::ProducerRecord;
 pub(crate) use batch::{Batch, find_header};
 pub(crate) use compression::{codec_code, codec_is_available, codec_of};
 pub(crate) use control::{MARKER_ABORT, MARKER_COMMIT, Marker, encode_marker, first_offset};
-pub(crate) use encode::{Draft, DraftSettings, Place, batch_bytes, record_bytes_max};
+pub(crate) use encode::{Draft, DraftSettings, Place, RecordSize};
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) use header::put_checksums;
 pub(crate) use header::{ALIGNMENT, BatchHeader, HEADER_BYTES, LENGTH_AT};

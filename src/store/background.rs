@@ -23,8 +23,8 @@ use super::layout;
 use super::transactions::Transactions;
 use super::{Shared, Topic};
 
-/// An appender that comes back sooner than this outruns the worker; it readies its pages itself.
-const PACED: Duration = Duration::from_millis(20);
+/// An appender that fills what lies between two visits sooner than this outruns the worker; it readies its pages itself.
+const PACED: Duration = Duration::from_millis(1);
 
 /// Leaderships that go back to their preferred replicas in one round of control: each refuses appends for a moment.
 const HAND_BACKS_MAX: usize = 64;
