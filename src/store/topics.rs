@@ -199,12 +199,15 @@ impl Shared {
         let config = update.apply(&topic.config.read());
         config.validate(metadata.state().disks().count())?;
         metadata.commit(&MetadataRecord::TopicAltered { id: topic.id, config: config.clone() })?;
-        let config = Arc::new(config);
-        *topic.config.write() = Arc::clone(&config);
+        *topic.config.write() = Arc::new(config);
         let slots = topic.slots.read().clone();
         drop(metadata);
+        // Whom the change acknowledges something to may want the partition.
+        let _postponed = postpone();
         for slot in slots {
             if let Some(core) = &*slot.core.lock() {
+                // Those of a later change, if there was one meanwhile: it may have been here.
+                let config = Arc::clone(&*topic.config.read());
                 core.set_settings(self.core_settings(&config));
             }
         }
