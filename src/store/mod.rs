@@ -141,6 +141,8 @@ pub(crate) struct Shared {
     /// Of those that may wait for nothing but the store's end.
     told_of_close: Mutex<Vec<Waker>>,
     workers: Mutex<Option<background::Workers>>,
+    /// Held while a directory becomes a disk.
+    admitting: Mutex<()>,
 }
 
 /// A topic as the running store knows it.
