@@ -18,6 +18,7 @@ use oncelog::{
 
 /// More than anything here takes.
 const LONG: Duration = Duration::from_secs(30);
+const SECOND: Duration = Duration::from_secs(1);
 
 fn clock() -> Clock {
     Clock::manual(Timestamp(1_000_000))
@@ -321,6 +322,38 @@ fn disks_that_are_added_at_once_are_different_ones() {
         let mut added: Vec<_> = added.into_iter().map(Result::unwrap).collect();
         added.sort_unstable();
         assert_eq!(added, [1, 2, 3, 4].map(DiskId));
+    }
+}
+
+/// What the first move removed at its end could be the replica that the second had brought there.
+#[test]
+fn moves_of_a_partition_that_meet_lose_no_replica() {
+    for round in 0..20 {
+        let disks = disks(2);
+        let store = Store::builder().append_timeout(SECOND);
+        let store = disks.iter().fold(store, |builder, disk| builder.simulated_disk(disk.clone()));
+        let store = store.open().unwrap();
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        append(&partition, 0..50);
+        thread::scope(|scope| {
+            for disk in [0, 1].map(DiskId) {
+                let store = &store;
+                scope.spawn(move || (0..20).for_each(|_| drop(store.reassign("t", 0, &[disk]))));
+            }
+        });
+        append(&partition, 50..60);
+        let replicas = partition.replicas();
+        drop((partition, store));
+        disks.iter().for_each(SimDisk::process_restart);
+        let store = open(&disks).unwrap();
+        let partition = store.partition("t", 0).expect("its files are there");
+        check(&partition, 60);
+        assert_eq!(partition.replicas(), replicas, "round {round}");
+        for disk in replicas {
+            let named = |path: &String| path.starts_with("topics/");
+            assert!(disks[usize::from(disk.0)].files().iter().any(named), "{disk}");
+        }
     }
 }
 

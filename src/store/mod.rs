@@ -195,6 +195,8 @@ impl PartitionCounter {
 struct Slot {
     partition: TopicPartition,
     core: Mutex<Option<Arc<Core>>>,
+    /// Held while its replicas move: what one move removes at its end, another may have brought there.
+    moving: Mutex<()>,
 }
 
 impl Store {

@@ -131,21 +131,23 @@ impl Store {
     }
 
     /// Puts an empty directory in the place of a disk that is lost. Its replicas are copied anew; the old
-    /// directory is not a disk of the store any more.
+    /// directory is not a disk of the store any more. After an error, as for [`Store::add_disk`].
     ///
     /// # Errors
     /// [`Error::MissingDisk`] if the store never had the disk; [`Error::UnsupportedFormat`] if the directory
-    /// is not empty; [`Error::Io`], [`Error::NoSpace`].
+    /// is not empty; [`Error::Io`], [`Error::NoSpace`]; [`Error::TimedOut`] while another directory is being made a disk.
     pub fn replace_disk(&self, disk: DiskId, path: impl AsRef<Path>) -> Result<()> {
         let directory = open_directory(path.as_ref())?;
         self.replace_with(disk, directory)
     }
 
     /// Adds an empty directory as one more disk. New topics use it; those that are there can be moved with
-    /// [`Store::reassign`].
+    /// [`Store::reassign`]. After an error the directory can be given again; or the disk is among
+    /// [`Store::disks`], not in service, and can be started.
     ///
     /// # Errors
-    /// [`Error::UnsupportedFormat`] if the directory is not empty; [`Error::Io`], [`Error::NoSpace`].
+    /// [`Error::UnsupportedFormat`] if the directory is not empty; [`Error::Io`], [`Error::NoSpace`];
+    /// [`Error::TimedOut`] while another directory is being made a disk.
     pub fn add_disk(&self, path: impl AsRef<Path>) -> Result<DiskId> {
         let directory = open_directory(path.as_ref())?;
         self.add(directory)
@@ -210,7 +212,7 @@ impl Store {
     /// # Errors
     /// [`Error::InvalidConfig`] if the list is empty or names a disk twice; [`Error::MissingDisk`] if one is
     /// not in service; [`Error::TimedOut`] when the copy takes longer than the store's append timeout: the
-    /// partition then has both the old replicas and the new ones.
+    /// partition then has both the old replicas and the new ones; or when another move of it takes as long.
     pub fn reassign(&self, topic: &str, partition: u32, disks: &[DiskId]) -> Result<()> {
         let shared = self.shared();
         shared.check_writable()?;
@@ -231,6 +233,11 @@ impl Store {
         let slot = topic.slots.read().get(partition as usize).cloned().ok_or_else(|| {
             let partition = TopicPartition::new(Arc::clone(&topic.name), partition);
             Error::UnknownTopicOrPartition { partition }
+        })?;
+        let timeout = shared.options.append_timeout;
+        let _alone = slot.moving.try_lock_for(timeout).ok_or_else(|| {
+            let what = format!("{}: another move of its replicas", slot.partition);
+            Error::TimedOut { what, timeout, appended: None }
         })?;
         shared.move_replicas(&topic, &slot, disks)
     }

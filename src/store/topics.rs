@@ -245,7 +245,7 @@ impl Shared {
             let total = u32::try_from(described.partitions.len()).unwrap_or(u32::MAX);
             slots.extend((present..total).map(|number| {
                 let partition = TopicPartition::new(Arc::clone(&topic.name), number);
-                Arc::new(Slot { partition, core: Mutex::new(None) })
+                Arc::new(Slot { partition, core: Mutex::default(), moving: Mutex::default() })
             }));
             drop(slots);
             topics.insert(Arc::clone(&topic.name), topic);
