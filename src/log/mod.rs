@@ -404,8 +404,8 @@ impl Log {
             return Ok(());
         }
         let snapshots = self.producers.forget();
-        let (found, _) = Producers::recover(&self.place, &self.reader, snapshots, self.end, now)?;
-        self.producers = found;
+        let found = Producers::recover(&self.place, &self.reader, snapshots, self.end, now)?;
+        self.producers = found.producers;
         Ok(())
     }
 

@@ -51,6 +51,16 @@ pub(super) struct Producers {
     lacks_past: bool,
 }
 
+/// What an opening finds of a log's producers.
+#[derive(Debug)]
+pub(super) struct Recalled {
+    pub(super) producers: Producers,
+    /// Below it, nothing is known of who wrote.
+    pub(super) unknown: Option<Offset>,
+    /// To be written down before the files of what is deleted go.
+    pub(super) before: Option<ProducerSnapshot>,
+}
+
 /// A snapshot on its way to the disk.
 #[derive(Debug)]
 pub(crate) struct ProducerSnapshot {
@@ -86,7 +96,7 @@ impl Producers {
     }
 
     /// Finds them again: from the newest snapshot among `snapshots` that belongs to the log, and the batches behind
-    /// it. Also returns the offset below which nothing is known of who wrote, if there is any.
+    /// it, also those that are deleted and still there.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -96,7 +106,7 @@ impl Producers {
         mut snapshots: Vec<Offset>,
         end: Offset,
         now: Timestamp,
-    ) -> Result<(Self, Option<Offset>), Error> {
+    ) -> Result<Recalled, Error> {
         snapshots.sort_unstable();
         let start = reader.log_start();
         let mut found = None;
@@ -108,24 +118,54 @@ impl Producers {
                 break;
             }
         }
-        let mut producers = Self::none(start);
         let reaches = found.as_ref().is_some_and(|states: &ProducerStates| states.end() >= start);
-        let unknown = !reaches && !snapshots.is_empty() && start > Offset::ZERO;
-        if let Some(states) = found {
+        let told = if reaches { None } else { Self::of_deleted(found.as_ref(), reader, now)? };
+        let unknown = !reaches && told.is_none() && !snapshots.is_empty() && start > Offset::ZERO;
+        let mut producers = Self::none(start);
+        let mut before = None;
+        if let Some(told) = told {
+            producers = told;
+            before = (!producers.is_empty()).then(|| producers.take_snapshot(place));
+        } else if let Some(states) = found {
             producers.written_end = states.end();
             producers.states = states;
+            producers.lacks_past = !reaches && start > Offset::ZERO;
+        } else {
+            producers.lacks_past = start > Offset::ZERO;
         }
         producers.on_disk = snapshots;
-        producers.lacks_past = !reaches && start > Offset::ZERO;
         let from = producers.states.end();
-        reader.producer_headers(from, |header| {
-            if header.producer_id == ProducerId(0) {
-                producers.pass(header);
-            } else {
-                producers.on_appended(header, now);
-            }
+        reader.producer_headers(from, |header| producers.take(header, now))?;
+        Ok(Recalled { producers, unknown: unknown.then_some(start), before })
+    }
+
+    /// Those of what lies before the log's start, from where `known` ends: a crash came before its files were removed, and
+    /// perhaps before it was written down who wrote it. `None`: some of it is gone.
+    fn of_deleted(
+        known: Option<&ProducerStates>,
+        reader: &LogReader,
+        now: Timestamp,
+    ) -> Result<Option<Self>, Error> {
+        let start = reader.log_start();
+        let mut producers = Self::none(Offset::ZERO);
+        if let Some(states) = known {
+            producers.states = states.clone();
+        }
+        let (from, mut whole) = (producers.states.end(), true);
+        reader.headers_between(from, start, |header| {
+            whole &= header.base_offset == producers.states.end();
+            producers.take(header, now);
         })?;
-        Ok((producers, unknown.then_some(start)))
+        Ok((whole && producers.states.end() >= start).then_some(producers))
+    }
+
+    /// Takes in a batch, whoever's it is.
+    fn take(&mut self, header: &BatchHeader, now: Timestamp) {
+        if header.producer_id == ProducerId(0) {
+            self.pass(header);
+        } else {
+            self.on_appended(header, now);
+        }
     }
 
     /// Takes in a batch of nobody that the log now has.
@@ -298,8 +338,8 @@ pub(crate) fn decided_end(place: &Place, reader: &LogReader, end: Offset) -> Res
         listed => listed.map_err(|error| place.io_error("", "list", error))?,
     };
     let names = entries.iter().filter_map(|entry| parse_snapshot_name(&entry.name));
-    let (producers, _) = Producers::recover(place, reader, names.collect(), end, Timestamp::MIN)?;
-    Ok(producers.decided(end))
+    let recalled = Producers::recover(place, reader, names.collect(), end, Timestamp::MIN)?;
+    Ok(recalled.producers.decided(end))
 }
 
 /// Whether a snapshot tells of the log's own past: of two logs that went different ways after an election, the last

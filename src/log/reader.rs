@@ -264,6 +264,33 @@ impl LogReader {
         Ok(())
     }
 
+    /// Walks over the headers of all batches from `from` on that begin below `until`, deleted ones as well. Damage is
+    /// passed over.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn headers_between(
+        &self,
+        from: Offset,
+        until: Offset,
+        mut take: impl FnMut(&BatchHeader),
+    ) -> Result<(), Error> {
+        let mut below = |header: &BatchHeader| {
+            if header.base_offset < until {
+                take(header);
+            }
+        };
+        for segment in self.segments().iter().filter(|segment| segment.base < until) {
+            if segment.end() > from {
+                match segment.headers(from.max(segment.base), &mut below) {
+                    Ok(()) | Err(Error::Corrupt { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The first record at or behind `from`, below `upper`, whose timestamp is at least `timestamp`
     /// (READ-12).
     ///

@@ -20,7 +20,7 @@ use crate::segment::{
 use crate::storage::{EntryKind, File, OpenMode, read_full_at, write_all_at};
 use crate::types::{LeaderEpoch, Offset, Timestamp};
 
-use super::producers::{Producers, parse_snapshot_name};
+use super::producers::{Producers, parse_snapshot_name, remove_snapshots};
 use super::{Log, LogReader, LogSettings, Sealed, marks, remove_segment_files};
 
 /// Where cut bytes are kept, below the disk's root.
@@ -164,20 +164,31 @@ impl Opening {
         // Without a file there may be no directory either.
         let directory_unsynced = !self.evidence.clean && !segments.is_empty();
         let reader = Arc::new(LogReader::new(self.place.clone(), segments, log_start));
+        let mut losses = self.losses.clone();
+        let mut producers = Producers::none(self.end);
+        let mut is_written_down = true;
+        if self.evidence.producers && self.evidence.repair {
+            let snapshots = self.snapshots.clone();
+            let now = self.evidence.now;
+            let found = Producers::recover(&self.place, &reader, snapshots, self.end, now)?;
+            losses.extend(found.unknown.map(|below| Loss::ProducersForgotten { below }));
+            producers = found.producers;
+            if let Some(snapshot) = found.before {
+                is_written_down = snapshot.write().is_ok();
+                if is_written_down {
+                    // One that is left over is removed with the next one.
+                    let _ = remove_snapshots(&self.place, &producers.on_written(&snapshot));
+                } else {
+                    producers.on_unwritten();
+                }
+            }
+        }
         // A crash may have come between the record of a deletion and the removal of the files.
         let gone = reader.raise_log_start(log_start);
-        for segment in &gone {
+        for segment in gone.iter().filter(|_| is_written_down) {
             self.remove(segment)?;
         }
-        let Self { place, settings, evidence, mut losses, mut sealed, active, end, .. } = self;
-        let producers = if evidence.producers && evidence.repair {
-            let (found, unknown) =
-                Producers::recover(&place, &reader, self.snapshots, end, evidence.now)?;
-            losses.extend(unknown.map(|below| Loss::ProducersForgotten { below }));
-            found
-        } else {
-            Producers::none(end)
-        };
+        let Self { place, settings, evidence, mut sealed, active, end, .. } = self;
         sealed.retain(|sealed| !gone.iter().any(|gone| Arc::ptr_eq(gone, &sealed.segment)));
         let flushed_end = if evidence.clean || evidence.rewrite { end } else { Offset::ZERO };
         let checkpointed = active.as_ref().map_or(0, ActiveSegment::position);

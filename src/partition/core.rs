@@ -720,15 +720,22 @@ impl Core {
         if let Err(error) = state.log.set_settings(settings.log) {
             self.fence(&mut state, &error);
         }
-        let mut failed = Vec::new();
+        let (mut failed, mut busy) = (Vec::new(), Vec::new());
         for replica in &state.followers {
-            // One whose disk hangs is opened anew, if ever.
-            let held = replica.brief();
-            let outcome = held
-                .and_then(|mut held| held.log.as_mut().map(|log| log.set_settings(settings.log)));
-            if let Some(Err(error)) = outcome {
-                failed.push((Arc::clone(replica), error));
+            match replica.brief() {
+                Some(mut held) => {
+                    let outcome = held.log.as_mut().map(|log| log.set_settings(settings.log));
+                    if let Some(Err(error)) = outcome {
+                        failed.push((Arc::clone(replica), error));
+                    }
+                }
+                None => busy.push(Arc::clone(replica)),
             }
+        }
+        for replica in busy {
+            // It would go on by the old settings, under which what is acknowledged may be in memory only.
+            self.orphan(&mut state, &replica, "its disk hangs");
+            self.ask_for_settling(&mut state);
         }
         state.flush = settings.topic.flush;
         state.min_insync = settings.topic.min_insync_replicas;

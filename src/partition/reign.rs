@@ -338,7 +338,13 @@ impl Core {
         let leader_end = state.log.end();
         let mut starts = Vec::new();
         for replica in state.followers.clone() {
-            let Some(mut follower) = replica.brief() else {
+            // A log is not cut while a flush of it is on its way.
+            let flushes = state.durable.hung == Some(replica.disk);
+            let held = replica.brief().filter(|held| {
+                let is_longer = held.log.as_ref().is_some_and(|log| log.end() > leader_end);
+                !(is_longer && (flushes || held.flushing))
+            });
+            let Some(mut follower) = held else {
                 self.orphan(state, &replica, "its disk hangs");
                 starts.push(FollowerStart {
                     disk: replica.disk,
@@ -532,6 +538,7 @@ impl Core {
         if !state.preference.contains(&replica.disk) {
             return Ok(()); // it was moved to another disk meanwhile
         }
+        self.tell_settings(replica)?;
         state.followers.retain(|known| known.disk != replica.disk);
         state.followers.push(Arc::clone(replica));
         // It may have what the others lack.
@@ -551,6 +558,13 @@ impl Core {
         replica.ask_for_attention(self);
         self.publish(state);
         Ok(())
+    }
+
+    /// The topic may have changed since the replica was opened. Nothing waits in its memory yet; the caller holds the
+    /// partition's lock.
+    fn tell_settings(&self, replica: &Replica) -> Result<(), Error> {
+        let settings = self.settings().log;
+        replica.state.lock().log.as_mut().map_or(Ok(()), |log| log.set_settings(settings))
     }
 
     /// Replicas that failed and may be tried again: they are rebuilt from what their disks still hold.
@@ -583,6 +597,11 @@ impl Core {
         state.preference = preference.to_vec();
         state.replicas = preference.len();
         state.followers.retain(|replica| preference.contains(&replica.disk));
+        for replica in &added {
+            if self.tell_settings(replica).is_err() {
+                replica.state.lock().log = None;
+            }
+        }
         state.followers.extend(added);
         state.isr.retain(|disk| preference.contains(disk));
         state.eligible.retain(|disk| preference.contains(disk));

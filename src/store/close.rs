@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::partition::wake_all;
 use crate::protocol::metadata::MetadataRecord;
 
 use parking_lot::{Condvar, Mutex};
@@ -82,9 +83,8 @@ impl Shared {
     }
 
     fn close_first(self: &Arc<Self>, timeout: Duration) -> Result<()> {
-        for waiting in std::mem::take(&mut *self.told_of_close.lock()) {
-            waiting.wake();
-        }
+        let waiting = std::mem::take(&mut *self.told_of_close.lock());
+        wake_all(waiting);
         if self.options.read_only {
             return Ok(());
         }

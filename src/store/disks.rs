@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::log::Witness;
 use crate::partition::{Attention, Core};
 use crate::protocol::metadata::MetadataState;
-use crate::storage::{Disk, DiskLock, EntryKind};
+use crate::storage::{Disk, DiskLock, Entry, EntryKind};
 use crate::types::{DiskId, Offset, StoreId, TopicId};
 
 use super::Topic;
@@ -298,12 +298,7 @@ pub(super) fn check_present(
 fn check_vacant(disk: &dyn Disk, must_hold: bool) -> Result<()> {
     let entries = disk.list("").map_err(|error| Error::io(disk.root(), "list", error))?;
     let metadata = layout::METADATA;
-    let foreign = entries.iter().find(|entry| {
-        let stem = entry.name.strip_suffix(".tmp").unwrap_or(&entry.name);
-        let leftover = entry.kind == EntryKind::File
-            && (stem == layout::LOCK || stem == layout::IDENTITY || stem == layout::SESSION);
-        !leftover && !metadata.contains(&stem) && entry.name != "lost+found"
-    });
+    let foreign = entries.iter().find(|entry| !is_leftover(entry));
     let has_metadata = entries.iter().any(|entry| metadata.contains(&entry.name.as_str()));
     let reason = match foreign {
         // The identity was lost; the metadata know it.
@@ -313,6 +308,20 @@ fn check_vacant(disk: &dyn Disk, must_hold: bool) -> Result<()> {
         None => return Ok(()),
     };
     Err(Error::UnsupportedFormat { path: disk.root().to_owned(), reason })
+}
+
+/// What an interrupted first open leaves, or a disk that was not added to the end.
+fn is_leftover(entry: &Entry) -> bool {
+    let stem = entry.name.strip_suffix(".tmp").unwrap_or(&entry.name);
+    let of_a_store = [layout::LOCK, layout::IDENTITY, layout::SESSION].contains(&stem);
+    let is_file = entry.kind == EntryKind::File;
+    is_file && of_a_store || layout::METADATA.contains(&stem) || entry.name == "lost+found"
+}
+
+/// Whether all that a directory holds is what it was given to become a disk.
+pub(super) fn holds_no_logs(disk: &dyn Disk) -> Result<bool> {
+    let entries = disk.list("").map_err(|error| Error::io(disk.root(), "list", error))?;
+    Ok(entries.iter().all(|entry| is_leftover(entry) || entry.name == layout::RESERVE))
 }
 
 fn take_lock(disk: &dyn Disk) -> Result<Box<dyn DiskLock>> {

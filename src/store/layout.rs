@@ -23,7 +23,7 @@ pub(super) const SESSION: &str = "session";
 pub(super) const METADATA: [&str; 2] = ["metadata.0", "metadata.1"];
 pub(super) const TOPICS: &str = "topics";
 
-const RESERVE: &str = "reserve";
+pub(super) const RESERVE: &str = "reserve";
 const RESERVE_BYTES: u64 = 16 << 10;
 
 /// Does something that takes a little room. On a full disk, the reserve is given up for it.

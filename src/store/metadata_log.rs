@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::{DecodeError, Error, ErrorClass, Result};
 use crate::protocol::metadata::{
@@ -401,12 +401,45 @@ impl MetadataLog {
         Ok(())
     }
 
-    /// Brings a disk in: writes the log to it, and to it from now on. The disk may be slow, or hang, so that this is done
-    /// under no lock, and again if there was a change meanwhile.
+    /// Brings a disk in: writes the log to it, and to it from now on.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::NoSpace`]; it takes no part then.
     pub(super) fn bring_in(log: &Mutex<Self>, id: DiskId, disk: &Arc<dyn Disk>) -> Result<()> {
+        let (mut log, member) = Self::copy_to(log, id, disk)?;
+        log.members.push(member);
+        Ok(())
+    }
+
+    /// Makes `record`, which says that the directory is the disk `id` from now on, with that disk taking part: it counts
+    /// from the moment in which it has the log, and not before.
+    ///
+    /// # Errors
+    /// As for [`MetadataLog::bring_in`] and [`MetadataLog::commit_all`].
+    pub(super) fn admit<'a>(
+        log: &'a Mutex<Self>,
+        id: DiskId,
+        disk: &Arc<dyn Disk>,
+        record: &MetadataRecord,
+    ) -> Result<MutexGuard<'a, Self>> {
+        let (mut log, member) = Self::copy_to(log, id, disk)?;
+        // Those that are there decide; it is none of them yet.
+        log.check_quorum()?;
+        log.members.push(member);
+        if let Err(error) = log.commit(record) {
+            log.remove_disk(id);
+            return Err(error);
+        }
+        Ok(log)
+    }
+
+    /// Writes the log to a disk. The disk may be slow, or hang, so that this is done under no lock, and again if there was
+    /// a change meanwhile. Returns with the lock held under which it has everything.
+    fn copy_to<'a>(
+        log: &'a Mutex<Self>,
+        id: DiskId,
+        disk: &Arc<dyn Disk>,
+    ) -> Result<(MutexGuard<'a, Self>, Member)> {
         log.lock().remove_disk(id);
         for _ in 0..BRING_IN_TRIES {
             let (sources, store, len, last) = {
@@ -417,17 +450,19 @@ impl MetadataLog {
             };
             let Some(bytes) = read_back(&sources, store, len, last) else { break };
             let files = write_copies(disk, &bytes)?;
-            let mut log = log.lock();
+            let log = log.lock();
             if (log.position, log.last) == (len, last) {
-                log.members.push(Member { id, disk: Arc::clone(disk), files, allocated: len });
-                return Ok(());
+                let member = Member { id, disk: Arc::clone(disk), files, allocated: len };
+                return Ok((log, member));
             }
         }
-        log.lock().add_disk(id, disk)
+        let mut log = log.lock();
+        let member = log.copy_now(id, disk)?;
+        Ok((log, member))
     }
 
-    /// As [`MetadataLog::bring_in`], where changes do not cease.
-    fn add_disk(&mut self, id: DiskId, disk: &Arc<dyn Disk>) -> Result<()> {
+    /// As [`MetadataLog::copy_to`], where changes do not cease.
+    fn copy_now(&mut self, id: DiskId, disk: &Arc<dyn Disk>) -> Result<Member> {
         let Some(store) = self.state.store() else {
             return Err(corrupt_state("the log names no store"));
         };
@@ -437,8 +472,12 @@ impl MetadataLog {
         let bytes = read_back(&sources, store, self.position, self.last)
             .unwrap_or_else(|| self.rewrite(store));
         let (files, allocated) = (write_copies(disk, &bytes)?, self.position);
-        self.members.push(Member { id, disk: Arc::clone(disk), files, allocated });
-        Ok(())
+        Ok(Member { id, disk: Arc::clone(disk), files, allocated })
+    }
+
+    /// Whether a disk takes every change.
+    pub(super) fn takes_part(&self, id: DiskId) -> bool {
+        self.members.iter().any(|member| member.id == id)
     }
 
     /// A disk takes no further change.

@@ -141,6 +141,8 @@ pub(crate) struct Shared {
     /// Of those that may wait for nothing but the store's end.
     told_of_close: Mutex<Vec<Waker>>,
     workers: Mutex<Option<background::Workers>>,
+    /// Held while a directory becomes a disk.
+    admitting: Mutex<()>,
 }
 
 /// A topic as the running store knows it.
@@ -193,6 +195,8 @@ impl PartitionCounter {
 struct Slot {
     partition: TopicPartition,
     core: Mutex<Option<Arc<Core>>>,
+    /// Held while its replicas move: what one move removes at its end, another may have brought there.
+    moving: Mutex<()>,
 }
 
 impl Store {

@@ -79,6 +79,7 @@ pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) ->
         closing: super::close::Closing::default(),
         told_of_close: Mutex::default(),
         workers: Mutex::new(None),
+        admitting: Mutex::default(),
         options,
     });
     shared.load_topics(shared.metadata.lock().state());

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use parking_lot::MutexGuard;
 
 use crate::error::{Error, Result};
 use crate::partition::{EventKind, postpone};
@@ -58,6 +60,9 @@ pub struct DiskDescription {
 
 /// How long a disk that is stopped is waited for, once nothing is asked of it any more; it may hang.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a move is waited for, of the world's time, where the store's own clock stands still.
+const STILL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a disk is waited for that is asked how it is.
 const ASK_PATIENCE: Duration = Duration::from_millis(250);
@@ -126,21 +131,23 @@ impl Store {
     }
 
     /// Puts an empty directory in the place of a disk that is lost. Its replicas are copied anew; the old
-    /// directory is not a disk of the store any more.
+    /// directory is not a disk of the store any more. After an error, as for [`Store::add_disk`].
     ///
     /// # Errors
     /// [`Error::MissingDisk`] if the store never had the disk; [`Error::UnsupportedFormat`] if the directory
-    /// is not empty; [`Error::Io`], [`Error::NoSpace`].
+    /// is not empty; [`Error::Io`], [`Error::NoSpace`]; [`Error::TimedOut`] while another directory is being made a disk.
     pub fn replace_disk(&self, disk: DiskId, path: impl AsRef<Path>) -> Result<()> {
         let directory = open_directory(path.as_ref())?;
         self.replace_with(disk, directory)
     }
 
     /// Adds an empty directory as one more disk. New topics use it; those that are there can be moved with
-    /// [`Store::reassign`].
+    /// [`Store::reassign`]. After an error the directory can be given again; or the disk is among
+    /// [`Store::disks`], not in service, and can be started.
     ///
     /// # Errors
-    /// [`Error::UnsupportedFormat`] if the directory is not empty; [`Error::Io`], [`Error::NoSpace`].
+    /// [`Error::UnsupportedFormat`] if the directory is not empty; [`Error::Io`], [`Error::NoSpace`];
+    /// [`Error::TimedOut`] while another directory is being made a disk.
     pub fn add_disk(&self, path: impl AsRef<Path>) -> Result<DiskId> {
         let directory = open_directory(path.as_ref())?;
         self.add(directory)
@@ -171,9 +178,10 @@ impl Store {
     fn replace_with(&self, id: DiskId, directory: Arc<dyn Disk>) -> Result<()> {
         let shared = self.shared();
         shared.check_writable()?;
+        let _alone = shared.admit_alone()?;
         let known = shared.metadata.lock().state().disk(id).copied();
         let incarnation = known.ok_or_else(|| shared.missing(id))?.incarnation + 1;
-        let given = vacant(directory)?;
+        let given = shared.vacant(directory)?;
         if let Some(old) = shared.disk(id).filter(|disk| disk.is_online()) {
             shared.stop(&old, "replaced by another directory")?;
         }
@@ -183,7 +191,8 @@ impl Store {
     fn add(&self, directory: Arc<dyn Disk>) -> Result<DiskId> {
         let shared = self.shared();
         shared.check_writable()?;
-        let given = vacant(directory)?;
+        let _alone = shared.admit_alone()?;
+        let given = shared.vacant(directory)?;
         let last = shared.metadata.lock().state().disks().last();
         let id = DiskId(last.map_or(0, |last| last.0.saturating_add(1)));
         if usize::from(id.0) >= DISKS_MAX {
@@ -203,7 +212,7 @@ impl Store {
     /// # Errors
     /// [`Error::InvalidConfig`] if the list is empty or names a disk twice; [`Error::MissingDisk`] if one is
     /// not in service; [`Error::TimedOut`] when the copy takes longer than the store's append timeout: the
-    /// partition then has both the old replicas and the new ones.
+    /// partition then has both the old replicas and the new ones; or when another move of it takes as long.
     pub fn reassign(&self, topic: &str, partition: u32, disks: &[DiskId]) -> Result<()> {
         let shared = self.shared();
         shared.check_writable()?;
@@ -224,6 +233,11 @@ impl Store {
         let slot = topic.slots.read().get(partition as usize).cloned().ok_or_else(|| {
             let partition = TopicPartition::new(Arc::clone(&topic.name), partition);
             Error::UnknownTopicOrPartition { partition }
+        })?;
+        let timeout = shared.options.append_timeout;
+        let _alone = slot.moving.try_lock_for(timeout).ok_or_else(|| {
+            let what = format!("{}: another move of its replicas", slot.partition);
+            Error::TimedOut { what, timeout, appended: None }
         })?;
         shared.move_replicas(&topic, &slot, disks)
     }
@@ -247,6 +261,38 @@ pub(super) fn vacant(directory: Arc<dyn Disk>) -> Result<Given> {
 }
 
 impl Shared {
+    /// One directory becomes a disk at a time: which number is free, and which incarnation is next, is looked up before.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`]: another, which may hang, is still about it.
+    fn admit_alone(&self) -> Result<MutexGuard<'_, ()>> {
+        let timeout = self.options.append_timeout;
+        self.admitting.try_lock_for(timeout).ok_or_else(|| {
+            let what = "another directory that becomes a disk".into();
+            Error::TimedOut { what, timeout, appended: None }
+        })
+    }
+
+    /// An empty directory, locked; or what [`Shared::admit`] left of one before it became a disk.
+    fn vacant(&self, directory: Arc<dyn Disk>) -> Result<Given> {
+        let state = self.metadata.lock().state().clone();
+        let is_left = |identity: &DirectoryIdentity| {
+            let known = state.disk(identity.disk);
+            let own = known.is_some_and(|known| {
+                (known.uuid, known.incarnation) == (identity.uuid, identity.incarnation)
+            });
+            identity.store == self.id && !own
+        };
+        match DirectoryIdentity::read(&*directory)? {
+            IdentityFile::Intact(identity)
+                if is_left(&identity) && disks::holds_no_logs(&*directory)? =>
+            {
+                disks::look(directory, false, false)
+            }
+            _ => vacant(directory),
+        }
+    }
+
     fn missing(&self, disk: DiskId) -> Error {
         Error::MissingDisk { disk, path: self.home.clone() }
     }
@@ -321,23 +367,35 @@ impl Shared {
         if stale {
             self.declare_stale(id)?;
         }
-        MetadataLog::bring_in(&self.metadata, id, &given.disk)?;
         let disk = StoreDisk::new(id, given.disk, session, given.lock);
         disk.stale.store(stale, Ordering::Release);
-        let position = self.metadata.lock().witnessed();
-        disk.write_unclean(self.id, position)?;
-        self.disks.write().insert(id, Arc::clone(&disk));
-        if let Some(workers) = &mut *self.workers.lock() {
-            background::start_disk(self, workers, &disk)?;
+        if let Err(error) = self.serve(&disk) {
+            self.metadata.lock().remove_disk(id);
+            if self.disk(id).is_some_and(|known| Arc::ptr_eq(&known, &disk)) {
+                self.lose_disk(&disk, &error);
+            }
+            return Err(error);
         }
-        self.open_replicas(&disk);
-        disk.session.lock().stale = false;
-        disk.write_unclean(self.id, position)?;
         let path = disk.disk.root().to_owned();
         self.events.push(self.clock.now(), EventKind::DiskOnline { disk: id, path });
-        self.remove_deleted()?;
         self.settle_reigns();
-        Ok(())
+        self.remove_deleted()
+    }
+
+    /// Takes a disk into service. Where that fails, its part is the caller's to undo.
+    fn serve(&self, disk: &Arc<StoreDisk>) -> Result<()> {
+        if !self.metadata.lock().takes_part(disk.id) {
+            MetadataLog::bring_in(&self.metadata, disk.id, &disk.disk)?;
+        }
+        let position = self.metadata.lock().witnessed();
+        disk.write_unclean(self.id, position)?;
+        self.disks.write().insert(disk.id, Arc::clone(disk));
+        if let Some(workers) = &mut *self.workers.lock() {
+            background::start_disk(self, workers, disk)?;
+        }
+        self.open_replicas(disk);
+        disk.session.lock().stale = false;
+        disk.write_unclean(self.id, position)
     }
 
     /// Whether the directory lacks metadata that the disk had when it was taken into service last: an older
@@ -433,6 +491,8 @@ impl Shared {
         disk: &Arc<StoreDisk>,
     ) -> Result<()> {
         let number = slot.partition.partition();
+        // Whom the replica's return wakes may want what is held here.
+        let _postponed = postpone();
         // One at a time: two would write to the same files.
         let alone = core.repairs_of(disk.id);
         let held = alone.try_lock_for(ASK_PATIENCE);
@@ -456,25 +516,36 @@ impl Shared {
         Ok(())
     }
 
-    /// Makes an empty directory a disk of the store.
+    /// Makes an empty directory a disk of the store. It counts only when it has all that it needs; until then it is a
+    /// directory that nobody knows.
     fn admit(&self, id: DiskId, given: Given, incarnation: u64) -> Result<()> {
         let uuid = given.disk.entropy();
         let directory = Arc::clone(&given.disk);
+        // First: with metadata and no name, it could be taken for another disk that is away.
+        DirectoryIdentity { store: self.id, disk: id, uuid, incarnation }.write(&*directory)?;
+        let session = Session { clean: true, boot: directory.boot_id(), ..Session::default() };
+        session.write(&*directory, self.id)?;
+        layout::set_reserve_aside(&*directory);
+        let disk = StoreDisk::new(id, Arc::clone(&directory), session, None);
+        *disk.offline.lock() = Some("it was never in service".into());
         {
+            let record = MetadataRecord::DiskAdded { disk: id, uuid, incarnation };
             let _postponed = postpone();
-            let mut metadata = self.metadata.lock();
-            metadata.commit(&MetadataRecord::DiskAdded { disk: id, uuid, incarnation })?;
+            let metadata = MetadataLog::admit(&self.metadata, id, &directory, &record)?;
+            // From here on it can be started, also if that fails now.
+            self.disks.write().insert(id, disk);
             let opening = self.distrust(id);
             drop(metadata);
             distrust_opened(id, opening);
         }
-        MetadataLog::bring_in(&self.metadata, id, &directory)?;
-        let session = Session { clean: true, boot: directory.boot_id(), ..Session::default() };
-        session.write(&*directory, self.id)?;
-        DirectoryIdentity { store: self.id, disk: id, uuid, incarnation }.write(&*directory)?;
-        layout::set_reserve_aside(&*directory);
+        // If it is the new one that failed to take the record, it is to take it once more.
+        self.lose_failed_disks();
         drop(given);
-        self.start(id, directory, true)
+        let started = self.start(id, directory, true);
+        if started.is_err() {
+            self.metadata.lock().remove_disk(id);
+        }
+        started
     }
 
     fn move_replicas(&self, topic: &Topic, slot: &Arc<Slot>, disks: &[DiskId]) -> Result<()> {
@@ -484,7 +555,7 @@ impl Shared {
         let mut union: Vec<_> = disks.to_vec();
         union.extend(old.iter().filter(|disk| !disks.contains(disk)));
         self.change_replicas(topic, slot, &core, &union)?;
-        let started = self.clock.elapsed();
+        let (started, begun) = (self.clock.elapsed(), Instant::now());
         // Also at the levels that leave flushing for later: what the old ones have on stable storage goes with them.
         let end = core.log_end();
         let is_taken_over = |disk: &DiskId| {
@@ -501,8 +572,9 @@ impl Shared {
                     break;
                 }
             }
-            let elapsed = self.clock.elapsed().saturating_sub(started);
-            if elapsed >= self.options.append_timeout {
+            let (elapsed, timeout) =
+                (self.clock.elapsed().saturating_sub(started), self.options.append_timeout);
+            if elapsed >= timeout || begun.elapsed() >= timeout.max(STILL_PATIENCE) {
                 let what = format!("{}: copying to its new disks", slot.partition);
                 return Err(Error::TimedOut { what, timeout: elapsed, appended: None });
             }

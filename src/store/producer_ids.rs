@@ -63,7 +63,8 @@ impl Store {
     /// Takes over the producer of that name; who held it until now is fenced when this returns.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for a name that cannot be one; what writing it down runs into.
+    /// [`Error::InvalidConfig`] for a name that cannot be one; [`Error::TimedOut`] when an append of the holder's is under
+    /// way for longer than the store's append timeout; what writing it down runs into.
     pub(crate) fn hold_name(&self, name: &str) -> Result<Holder> {
         self.shared().check_writable()?;
         if name.is_empty() || name.len() > PRODUCER_NAME_BYTES_MAX {
@@ -96,8 +97,28 @@ impl Shared {
     }
 
     fn hold_name(&self, name: &str) -> Result<Holder> {
+        let reign = self.reign_of(name)?;
+        let (id, name) = (reign.id, name.to_owned());
+        // Waits for an append that the holder has under way, which may hang: under no lock that others need.
+        let timeout = self.options.append_timeout;
+        let Some(mut current) = reign.epoch.try_write_for(timeout) else {
+            let what = format!("an append of the holder of {name}");
+            return Err(Error::TimedOut { what, timeout, appended: None });
+        };
+        let Some(epoch) = current.0.checked_add(1).map(ProducerEpoch) else {
+            let reason = "it was held 2^32 times".to_owned();
+            return Err(Error::InvalidConfig { key: "name".into(), value: name, reason });
+        };
+        self.metadata.lock().commit(&MetadataRecord::ProducerNamed { name, id, epoch })?;
+        *current = epoch;
+        drop(current);
+        Ok(Holder { id, epoch, reign })
+    }
+
+    /// Under which epoch a name is held.
+    fn reign_of(&self, name: &str) -> Result<Arc<Reign>> {
         let mut names = self.producer_names.lock();
-        let reign = match names.get(name) {
+        Ok(match names.get(name) {
             Some(reign) => Arc::clone(reign),
             None => {
                 let known = self.metadata.lock().state().named_producer(name);
@@ -109,17 +130,41 @@ impl Shared {
                 names.insert(name.to_owned(), Arc::clone(&reign));
                 reign
             }
-        };
-        let (id, name) = (reign.id, name.to_owned());
-        // Waits for an append that the holder has under way.
-        let mut current = reign.epoch.write();
-        let Some(epoch) = current.0.checked_add(1).map(ProducerEpoch) else {
-            let reason = "it was held 2^32 times".to_owned();
-            return Err(Error::InvalidConfig { key: "name".into(), value: name, reason });
-        };
-        self.metadata.lock().commit(&MetadataRecord::ProducerNamed { name, id, epoch })?;
-        *current = epoch;
-        drop(current);
-        Ok(Holder { id, epoch, reign })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::storage::simulated::SimDisk;
+
+    /// Whoever took over a name waited without an end for the holder's append, and kept all names from everybody.
+    #[test]
+    fn s22_a_name_whose_holder_hangs_in_an_append_is_waited_for_in_time_and_holds_up_no_other() {
+        let timeout = Duration::from_millis(50);
+        let disk = SimDisk::new(1);
+        let store = Store::builder().append_timeout(timeout).simulated_disk(disk).open().unwrap();
+        let holder = store.hold_name("a").unwrap();
+        let append = holder.reigns().unwrap();
+        let (told, ended) = channel();
+        for name in ["a", "b"] {
+            let (store, told) = (store.clone(), told.clone());
+            thread::spawn(move || told.send((name, store.hold_name(name).map(drop))));
+        }
+        for _ in 0..2 {
+            match ended.recv_timeout(Duration::from_secs(30)).expect("it does not end") {
+                ("a", Err(Error::TimedOut { .. })) | ("b", Ok(())) => {}
+                outcome => panic!("{outcome:?}"),
+            }
+        }
+        drop(append);
+        assert!(holder.reigns().is_ok(), "nobody has taken over");
+        store.hold_name("a").unwrap();
+        assert!(matches!(holder.reigns(), Err(Error::ProducerFenced { .. })));
     }
 }

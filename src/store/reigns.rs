@@ -184,14 +184,18 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::thread;
+    use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::config::TopicUpdate;
     use crate::error::Result;
     use crate::record::Record;
-    use crate::storage::simulated::SimDisk;
+    use crate::storage::simulated::{Hang, SimDisk};
+    use crate::store::open::replica;
     use crate::store::{Store, TopicConfig};
-    use crate::types::{Acks, DiskId, LeaderEpoch, Offset};
+    use crate::types::{Acks, DiskId, Flush, LeaderEpoch, Offset};
 
     fn open(disks: &[SimDisk]) -> Store {
         let builder = Store::builder();
@@ -275,5 +279,92 @@ mod tests {
         store.stop_disk(DiskId(0)).unwrap();
         assert_eq!(core.leader(), Some(DiskId(1)));
         assert_eq!(append(&store).unwrap(), Offset(1));
+    }
+
+    /// Bounded, lest a test that fails does not end.
+    fn until(store: &Store, what: &str, mut done: impl FnMut() -> bool) {
+        let started = Instant::now();
+        while !done() {
+            assert!(started.elapsed() < Duration::from_secs(30), "{what}");
+            store.run_background();
+        }
+    }
+
+    /// The election cut its log under the flush, which an assertion forbids: that ended the thread which held elections.
+    #[test]
+    fn a_follower_that_is_to_be_cut_while_its_flush_is_on_its_way_is_opened_anew() {
+        let disks = [0, 1, 2].map(SimDisk::new);
+        let store = open(&disks);
+        let config = TopicConfig::new().replication_factor(3).flush(Flush::OnAck);
+        store.create_topic("t", config).unwrap();
+        append(&store).unwrap();
+        // Opened anew, a log has nothing at hand for the next batch, and has to be followed up.
+        store.stop_disk(DiskId(1)).unwrap();
+        store.start_disk(DiskId(1)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let _tail = partition.append_nowait(&[Record::new("tail")], Acks::All).unwrap();
+        let shared = &store.handle.shared;
+        let (topic, core) = shared.cores().pop().expect("one partition");
+        let proposal = Proposal {
+            leader: Some(DiskId(1)),
+            epoch: LeaderEpoch(core.leader_epoch().0 + 1),
+            isr: vec![DiskId(1)],
+            eligible: Vec::new(),
+            start: Some(Offset(1)),
+            high_watermark: Offset(1),
+            suspects: Vec::new(),
+            lost: None,
+        };
+        let records = records_of(topic.id, core.partition(), &proposal);
+        shared.metadata.lock().commit_all(&records).unwrap();
+        disks[2].hang(Hang::Syncs);
+        let installed = thread::scope(|scope| {
+            scope.spawn(|| core.flush_follower(DiskId(2)));
+            while disks[2].held_calls() == 0 {
+                thread::yield_now();
+            }
+            core.fence_leader(DiskId(0), &Error::Closed);
+            let install = AssertUnwindSafe(|| core.install(proposal, shared.clock.now()));
+            let installed = catch_unwind(install);
+            disks[2].heal();
+            installed
+        });
+        installed.expect("no election ends in a panic");
+        assert_eq!(append(&store).unwrap(), Offset(1));
+        until(&store, "it is in sync again", || core.in_sync().contains(&DiskId(2)));
+        let ends = core.readers().into_iter().map(|(_, log)| log.segments().last().unwrap().end());
+        assert!(ends.into_iter().all(|end| end == Offset(2)));
+    }
+
+    /// It went by the old settings, and kept in memory what was acknowledged as being in its file.
+    #[test]
+    fn a_replica_that_is_opened_while_its_topic_changes_goes_by_the_change() {
+        let disks = [0, 1].map(SimDisk::new);
+        disks[1].share_process(&disks[0]);
+        let store = open(&disks);
+        let config = TopicConfig::new().replication_factor(2).flush(Flush::OnAck);
+        store.create_topic("t", config).unwrap();
+        append(&store).unwrap();
+        let shared = &store.handle.shared;
+        let (topic, core) = shared.cores().pop().expect("one partition");
+        core.fence_replica(DiskId(1), &Error::Closed);
+        shared.settle_one(&core);
+        let described = shared.metadata.lock().state().partition(topic.id, 0).cloned().unwrap();
+        let (disk, config) = (shared.disk(DiskId(1)).unwrap(), Arc::clone(&*topic.config.read()));
+        let opened = shared
+            .open_replica(&topic, core.partition(), &disk, &described, &config, false)
+            .unwrap();
+        store.alter_topic("t", TopicUpdate::new().flush(Flush::Os)).unwrap();
+        let returned = replica(&disk, Some(opened.0.log));
+        core.return_replica(&returned, shared.clock.now()).unwrap();
+        until(&store, "it is in sync again", || core.in_sync().len() == 2);
+        assert_eq!(append(&store).unwrap(), Offset(1));
+        disks[0].kill();
+        drop((core, returned, store));
+        disks.iter().for_each(SimDisk::process_restart);
+        let builder = Store::builder().simulated_disk(disks[1].clone());
+        let store = builder.allow_missing(DiskId(0)).open().unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        assert_eq!(partition.log_end_offset(), Offset(2), "it was acknowledged");
     }
 }

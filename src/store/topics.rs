@@ -199,12 +199,15 @@ impl Shared {
         let config = update.apply(&topic.config.read());
         config.validate(metadata.state().disks().count())?;
         metadata.commit(&MetadataRecord::TopicAltered { id: topic.id, config: config.clone() })?;
-        let config = Arc::new(config);
-        *topic.config.write() = Arc::clone(&config);
+        *topic.config.write() = Arc::new(config);
         let slots = topic.slots.read().clone();
         drop(metadata);
+        // Whom the change acknowledges something to may want the partition.
+        let _postponed = postpone();
         for slot in slots {
             if let Some(core) = &*slot.core.lock() {
+                // Those of a later change, if there was one meanwhile: it may have been here.
+                let config = Arc::clone(&*topic.config.read());
                 core.set_settings(self.core_settings(&config));
             }
         }
@@ -242,7 +245,7 @@ impl Shared {
             let total = u32::try_from(described.partitions.len()).unwrap_or(u32::MAX);
             slots.extend((present..total).map(|number| {
                 let partition = TopicPartition::new(Arc::clone(&topic.name), number);
-                Arc::new(Slot { partition, core: Mutex::new(None) })
+                Arc::new(Slot { partition, core: Mutex::default(), moving: Mutex::default() })
             }));
             drop(slots);
             topics.insert(Arc::clone(&topic.name), topic);
