@@ -513,7 +513,7 @@ impl Groups {
         let cells: Vec<_> = self.cells.lock().values().cloned().collect();
         for cell in cells {
             // Under the group's lock: of two changes at a time, the one that is told last has seen both.
-            let change = || Event::TopicsChanged { topics: shared.topic_views() };
+            let change = |_: &State| Some(Event::TopicsChanged { topics: shared.topic_views() });
             // What nobody is told of is an assignor's failure, which is an event.
             let _ = cell.act_on(shared, change);
         }
@@ -587,14 +587,27 @@ impl Chore for Groups {
 impl GroupCell {
     /// Tells the group, and wakes whom it concerns.
     fn act(self: &Arc<Self>, shared: &Arc<Shared>, event: Event) -> Result<()> {
-        self.act_on(shared, || event)
+        self.act_on(shared, |_| Some(event))
     }
 
-    /// As [`GroupCell::act`], for an event that is made under the group's lock.
-    fn act_on(self: &Arc<Self>, shared: &Arc<Shared>, event: impl FnOnce() -> Event) -> Result<()> {
+    /// A member wants to read other topics. One that was put out would be a place that nobody fills: it learns from its
+    /// mailbox what became of it, and may join again then.
+    fn rejoin(self: &Arc<Self>, shared: &Arc<Shared>, join: Join) -> Result<()> {
+        self.act_on(shared, |state| {
+            state.mailboxes.contains_key(&join.member).then_some(Event::Join(join))
+        })
+    }
+
+    /// As [`GroupCell::act`], for an event that is made under the group's lock, if there is one.
+    fn act_on(
+        self: &Arc<Self>,
+        shared: &Arc<Shared>,
+        event: impl FnOnce(&State) -> Option<Event>,
+    ) -> Result<()> {
         let _postponed = postpone();
         let mut state = self.state.lock();
-        let outcome = self.tell(shared, &mut state, event());
+        let Some(event) = event(&state) else { return Ok(()) };
+        let outcome = self.tell(shared, &mut state, event);
         let woken = state.woken();
         drop(state);
         woken.iter().for_each(|mailbox| mailbox.wake());
