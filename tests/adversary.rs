@@ -542,7 +542,7 @@ fn a_member_that_was_put_out_reads_what_it_subscribes_to_before_it_learns_that()
     let started = Instant::now();
     while !store.group("g").unwrap().members.is_empty() {
         assert!(started.elapsed() < LONG, "it has not polled for long");
-        std::thread::yield_now();
+        thread::yield_now();
     }
     consumer.subscribe(&["u"]).unwrap();
     assert_eq!(store.group("g").unwrap().members, [], "a place that nobody fills");

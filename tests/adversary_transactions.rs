@@ -113,3 +113,53 @@ fn a_power_loss_behind_the_rewriting_of_decisions_takes_back_none_that_were_dura
         assert_eq!(outcome, TransactionOutcome::Committed, "{flush:?}");
     }
 }
+
+/// A marker of a commit is safe later than its decision. Where it was lost, and its partition came back only after the id had
+/// gone on for long, nobody knew any more that the transaction was committed.
+#[test]
+fn a_commit_whose_marker_was_lost_holds_in_a_partition_that_comes_back_much_later() {
+    let disks: Vec<_> = (1..=3).map(SimDisk::new).collect();
+    let clock = Clock::manual(Timestamp(1_000_000));
+    let store = open(&disks, &clock, Flush::OnAck);
+    for topic in ["a", "b"] {
+        store.create_topic(topic, TopicConfig::new().replication_factor(1)).unwrap();
+    }
+    let disk_of = |store: &Store, topic: &str| store.partition(topic, 0).unwrap().replicas()[0];
+    let away = disk_of(&store, "a");
+    assert_ne!(away, disk_of(&store, "b"));
+    let mut held = producer(&store, "id");
+    let mut transaction = held.begin().unwrap();
+    for topic in ["a", "b"] {
+        transaction.append(topic, 0, &[Record::new("kept")]).unwrap();
+    }
+    let id = transaction.id();
+    transaction.commit(LONG).unwrap();
+    let put = |held: &mut TransactionalProducer| {
+        let mut transaction = held.begin().unwrap();
+        transaction.append("b", 0, &[Record::new("later")]).unwrap();
+        transaction.commit(LONG).unwrap();
+    };
+    put(&mut held);
+    disks.iter().for_each(SimDisk::kill);
+    drop((held, store));
+    disks.iter().for_each(SimDisk::power_loss);
+
+    let mut builder = Store::builder().clock(clock.clone()).allow_missing(away);
+    for (at, disk) in disks.iter().enumerate() {
+        let is_away = at == usize::from(away.0);
+        // Nothing is there.
+        let disk = if is_away { SimDisk::new(9) } else { disk.clone() };
+        builder = builder.simulated_disk(disk);
+    }
+    let store = builder.open().unwrap();
+    let mut held = producer(&store, "id");
+    (0..100).for_each(|_| put(&mut held));
+    drop(held);
+    store.close(LONG).unwrap();
+
+    let store = open(&disks, &clock, Flush::OnAck);
+    store.run_background();
+    let options = oncelog::ReadOptions::new().isolation(oncelog::Isolation::ReadCommitted);
+    let read = store.partition("a", 0).unwrap().read(Offset(0), options).unwrap();
+    assert_eq!(read.count(), 1, "{id:?}: {:?}", store.transaction_outcome(id));
+}
