@@ -8,8 +8,8 @@ use std::time::Duration;
 use oncelog::simulation::{Clock, SimDisk};
 use oncelog::{
     Acks, CommittedOffset, Consumer, ConsumerGroupMetadata, DiskId, Error, Flush, Isolation,
-    Offset, ReadOptions, Record, Store, Timestamp, TopicConfig, TopicPartition, Transaction,
-    TransactionOutcome, TransactionalProducer,
+    Offset, ReadOptions, Record, ResetTo, Store, Timestamp, TopicConfig, TopicPartition,
+    Transaction, TransactionOutcome, TransactionalProducer,
 };
 
 const LONG: Duration = Duration::from_secs(10);
@@ -379,5 +379,29 @@ fn a_replica_that_comes_back_behind_a_deletion_hides_what_was_aborted_meanwhile(
             offset = read.next_offset();
         }
         assert_eq!(seen, [b"kept"], "led by {leader}");
+    }
+}
+
+/// All that a group has committed was taken back in one batch: a larger group could never be deleted.
+#[test]
+fn a_group_that_has_committed_more_than_fits_into_a_batch_is_deleted_and_forgotten_with_its_topics()
+{
+    let (disks, clock) = one_disk();
+    let store = open(&disks, &clock, Flush::OnAck);
+    let group = "g".repeat(30_000);
+    for delete_group in [true, false] {
+        for topic in ["t", "u"] {
+            store.create_topic(topic, TopicConfig::new().partitions(200)).unwrap();
+            store.reset_offsets(&group, topic, ResetTo::Earliest).unwrap();
+        }
+        assert_eq!(store.group(&group).unwrap().offsets.len(), 400);
+        if delete_group {
+            store.delete_group(&group).unwrap();
+            assert!(matches!(store.group(&group), Err(Error::UnknownGroup { .. })));
+        }
+        for topic in ["t", "u"] {
+            store.delete_topic(topic).unwrap();
+        }
+        assert_eq!(store.groups().unwrap(), [] as [String; 0]);
     }
 }

@@ -525,10 +525,8 @@ impl Groups {
             let partitions = table.partitions_of_topic(topic).into_iter();
             partitions.map(|(group, at)| taken_back(group, at)).collect::<Vec<_>>()
         });
-        let outcome = taken_back.and_then(|records| match records.is_empty() {
-            true => Ok(()),
-            false => self.offsets.append(shared, None, records).map(drop),
-        });
+        let outcome =
+            taken_back.and_then(|records| self.offsets.take_back(shared, records).map(drop));
         if let Err(error) = outcome {
             report(shared, "forgetting the offsets of a topic", &error);
         }
@@ -554,11 +552,8 @@ impl Groups {
                     };
                     table.expired(&name, &usage, retention, now)
                 })?;
-                if expired.is_empty() {
-                    return Ok(());
-                }
                 let records = expired.into_iter().map(|at| taken_back(&name, at)).collect();
-                self.offsets.append(shared, None, records).map(drop)
+                self.offsets.take_back(shared, records).map(drop)
             });
             if let Err(error) = outcome {
                 report(shared, "expiring offsets", &error);
