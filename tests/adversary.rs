@@ -508,6 +508,66 @@ fn grp_45_a_consumer_whose_instance_id_was_taken_over_is_told_so_by_every_poll()
     }
 }
 
+/// It took the place back, without being told of it: neither handle read on, until it had not polled for too long.
+#[test]
+fn grp_45_a_consumer_whose_instance_id_was_taken_over_does_not_take_it_back_by_subscribing_anew() {
+    let store = store(2);
+    let static_member = || {
+        let builder = store.consumer().group("g").instance_id("one").start(StartAt::Earliest);
+        let mut consumer = builder.build().unwrap();
+        consumer.subscribe(&["t"]).unwrap();
+        consumer
+    };
+    let mut old = static_member();
+    old.poll(Duration::ZERO).unwrap();
+    let mut new = static_member();
+    let _ = old.subscribe(&["t", "u"]);
+    append(&store, 1, &["x"]);
+    assert_eq!(texts(&new.poll(LONG).unwrap()), ["x"]);
+    assert_eq!(new.assignment().len(), 2);
+    let polled = old.poll(Duration::ZERO);
+    assert!(matches!(polled, Err(Error::UnknownMember { .. })), "{polled:?}");
+    new.commit().unwrap();
+}
+
+#[test]
+fn a_member_that_was_put_out_reads_what_it_subscribes_to_before_it_learns_that() {
+    let store = store(1);
+    store.create_topic("u", TopicConfig::new()).unwrap();
+    let span = Duration::from_millis(20);
+    let builder = store.consumer().group("g").start(StartAt::Earliest).max_poll_interval(span);
+    let mut consumer = builder.build().unwrap();
+    consumer.subscribe(&["t"]).unwrap();
+    consumer.poll(Duration::ZERO).unwrap();
+    let started = Instant::now();
+    while !store.group("g").unwrap().members.is_empty() {
+        assert!(started.elapsed() < LONG, "it has not polled for long");
+        thread::yield_now();
+    }
+    consumer.subscribe(&["u"]).unwrap();
+    assert_eq!(store.group("g").unwrap().members, [], "a place that nobody fills");
+    store.partition("u", 0).unwrap().append(&[Record::new("x")], Acks::All).unwrap();
+    let mut got = Vec::new();
+    while got.is_empty() && started.elapsed() < LONG {
+        got = texts(&consumer.poll(LONG).unwrap());
+    }
+    assert_eq!(got, ["x"]);
+}
+
+#[test]
+fn a_pattern_that_panics_matches_nothing_also_if_it_takes_the_place_of_another_subscription() {
+    let store = store(1);
+    let mut consumer = grouped(&store, "g");
+    consumer.subscribe(&["t"]).unwrap();
+    consumer.poll(Duration::ZERO).unwrap();
+    consumer.subscribe_matching(|topic| topic != "bad" || panic!("a pattern's own")).unwrap();
+    store.create_topic("bad", TopicConfig::new()).unwrap();
+    store.create_topic("good", TopicConfig::new()).unwrap();
+    store.partition("good", 0).unwrap().append(&[Record::new("x")], Acks::All).unwrap();
+    assert_eq!(texts(&consumer.poll(LONG).unwrap()), ["x"]);
+    assert_eq!(consumer.assignment(), [TopicPartition::new("good", 0), at(0)]);
+}
+
 // Calls from within calls.
 
 #[test]

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use oncelog::simulation::{Clock, Fault, SimDisk};
 use oncelog::{
-    Acks, Error, Flush, Isolation, Offset, ReadOptions, Record, Store, Timestamp, TopicConfig,
-    TransactionId, TransactionOutcome, TransactionalProducer,
+    Acks, DiskId, Error, Flush, Isolation, Offset, ReadOptions, Record, Store, Timestamp,
+    TopicConfig, TransactionId, TransactionOutcome, TransactionalProducer,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -62,6 +62,8 @@ struct World {
     sent: Vec<Sent>,
     /// Records outside of transactions that were acknowledged.
     plain: Vec<(u32, String)>,
+    /// What lies below an offset up to which records were deleted, or may have been.
+    deleted: BTreeSet<String>,
     numbered: u64,
 }
 
@@ -74,7 +76,8 @@ impl World {
         disks.iter().skip(1).for_each(|disk| disk.share_process(&disks[0]));
         let clock = Clock::manual(Timestamp(1_000_000));
         let (sent, plain) = (Vec::new(), Vec::new());
-        Self { seed, disks, clock, random, flush, sent, plain, numbered: 0 }
+        let deleted = BTreeSet::new();
+        Self { seed, disks, clock, random, flush, sent, plain, deleted, numbered: 0 }
     }
 
     fn open(&self) -> Result<Store, Error> {
@@ -114,7 +117,15 @@ impl World {
             if self.disks.iter().any(SimDisk::is_dead) {
                 break;
             }
-            match self.random.below(14) {
+            match self.random.below(17) {
+                14 => self.delete(&store),
+                15 if self.disks.len() == 3 => {
+                    let disk = DiskId(u16::try_from(self.random.below(3)).unwrap());
+                    let _ = match self.random.one_in(3) {
+                        true => store.stop_disk(disk),
+                        false => store.start_disk(disk),
+                    };
+                }
                 0 => self.clock.advance(SECOND * u32::try_from(self.random.below(90)).unwrap()),
                 1..=3 => store.run_background(),
                 4 => {
@@ -156,6 +167,24 @@ impl World {
             drop((held, zombies));
             let _ = store.close(SECOND);
         }
+    }
+
+    /// Deletes records: also those of transactions that go on, or that were aborted and go on behind.
+    fn delete(&mut self, store: &Store) {
+        let Ok(partition) = store.partition("t", self.partition()) else { return };
+        let (start, end) = (partition.log_start_offset(), partition.high_watermark());
+        let before = Offset(start.0 + self.random.below(end.0 - start.0 + 1));
+        let mut offset = start;
+        while offset < before {
+            let Ok(records) = partition.read(offset, ReadOptions::new()) else { return };
+            let gone = records.iter().take_while(|record| record.offset() < before);
+            self.deleted.extend(gone.map(|record| text_of(record.value())));
+            if records.next_offset() == offset {
+                return;
+            }
+            offset = records.next_offset();
+        }
+        let _ = partition.delete_records(before);
     }
 
     fn hold(&self, store: &Store, id: u64) -> Result<TransactionalProducer, Error> {
@@ -230,7 +259,7 @@ impl World {
         let others = self.sent.iter().filter(|other| other.told != Told::Committed);
         let left = others.flat_map(|other| other.values.get(&partition)).flatten();
         let left: BTreeSet<_> = left.collect();
-        for value in values {
+        for value in values.iter().filter(|value| !self.deleted.contains(*value)) {
             let before = all.iter().take_while(|other| *other != value);
             let shown = seen.contains(value) || before.into_iter().any(|one| left.contains(one));
             assert!(shown, "seed {}: {value} is committed and not seen: {all:?}", self.seed);
@@ -243,7 +272,8 @@ impl World {
         let Ok(snapshot) = store.snapshot(&names) else { return };
         let mut seen = Vec::new();
         for number in 0..PARTITIONS {
-            let (mut offset, mut values) = (Offset(0), BTreeSet::new());
+            let start = store.partition("t", number).map(|one| one.log_start_offset());
+            let (mut offset, mut values) = (start.unwrap_or_default(), BTreeSet::new());
             while offset < snapshot.end("t", number).unwrap() {
                 let read = snapshot.read("t", number, offset, ReadOptions::new());
                 let Ok(records) = read else { return };
@@ -253,8 +283,9 @@ impl World {
             seen.push(values);
         }
         for sent in &self.sent {
+            let kept = |value: &&String| !self.deleted.contains(*value);
             let mut shown = sent.values.iter().flat_map(|(at, values)| {
-                values.iter().map(|value| seen[*at as usize].contains(value))
+                values.iter().filter(kept).map(|value| seen[*at as usize].contains(value))
             });
             let first = shown.next();
             assert!(shown.all(|one| Some(one) == first), "seed {}: torn: {sent:?}", self.seed);
@@ -280,6 +311,12 @@ impl World {
             } else {
                 disk.process_restart();
             }
+            // They are made again with the same answers.
+            if self.random.one_in(4) {
+                let files = disk.files();
+                let sides = files.iter().filter(|name| name.ends_with(".side"));
+                sides.for_each(|name| disk.remove_file(name));
+            }
         }
     }
 
@@ -293,7 +330,7 @@ impl World {
 
     fn read(store: &Store, number: u32, isolation: Isolation) -> Result<Vec<String>, Error> {
         let partition = store.partition("t", number)?;
-        let (mut offset, mut values) = (Offset(0), Vec::new());
+        let (mut offset, mut values) = (partition.log_start_offset(), Vec::new());
         loop {
             let options = ReadOptions::new().isolation(isolation).max_bytes(700);
             let records = partition.read(offset, options)?;
@@ -325,11 +362,12 @@ impl World {
         }
         let may_lose = power_loss && self.flush == Flush::Os;
         for sent in &self.sent {
+            let kept = |value: &&String| !self.deleted.contains(*value);
             let shown: Vec<bool> = sent
                 .values
                 .iter()
                 .flat_map(|(at, values)| {
-                    values.iter().map(|value| seen[*at as usize].contains(value))
+                    values.iter().filter(kept).map(|value| seen[*at as usize].contains(value))
                 })
                 .collect();
             let (all, none) = (shown.iter().all(|seen| *seen), !shown.iter().any(|seen| *seen));
@@ -365,7 +403,11 @@ impl World {
         }
         if !may_lose {
             for (partition, value) in &self.plain {
-                assert!(seen[*partition as usize].contains(value), "{note}: {value} is lost");
+                let kept = !self.deleted.contains(value);
+                assert!(
+                    !kept || seen[*partition as usize].contains(value),
+                    "{note}: {value} is lost"
+                );
             }
         }
         // It still works; where a power loss took decisions, from the second holder on.

@@ -39,7 +39,7 @@ pub use recv::Recv;
 
 use commits::Commits;
 use ready::{Ready, SlotKey};
-use slot::{Budget, Slot, Taken};
+use slot::{Budget, Slot, Taken, end_of};
 
 /// How often a log is looked at whose owner is another process.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
@@ -857,9 +857,7 @@ impl Consumer {
     /// # Errors
     /// [`Error::NotAssigned`]; [`Error::Corrupt`] if damage is in the way.
     pub fn seek_to_time(&mut self, topic: &str, partition: u32, time: Timestamp) -> Result<()> {
-        let slot = self.slot(topic, partition)?.1;
-        let found = slot.partition.offset_for_time(time)?;
-        let offset = found.unwrap_or_else(|| slot.end(self.settings.isolation));
+        let offset = self.slot(topic, partition)?.1.at_time(time, self.settings.isolation)?;
         self.seek(topic, partition, offset)
     }
 
@@ -906,7 +904,7 @@ impl Consumer {
     }
 
     /// For each of these partitions the first offset that is not older than the time beside it; those that have none
-    /// are left out. They need not be assigned.
+    /// that the consumer may see are left out. They need not be assigned.
     ///
     /// # Errors
     /// [`Error::UnknownTopicOrPartition`]; [`Error::Corrupt`] if damage is in the way.
@@ -917,7 +915,8 @@ impl Consumer {
         let mut found = BTreeMap::new();
         for (topic, number, time) in times {
             let partition = self.store.partition(topic, *number)?;
-            if let Some(offset) = partition.offset_for_time(*time)? {
+            let end = end_of(&partition, self.settings.isolation);
+            if let Some(offset) = partition.offset_for_time(*time)?.filter(|offset| *offset < end) {
                 found.insert(partition.name().clone(), offset);
             }
         }

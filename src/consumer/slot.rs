@@ -9,7 +9,7 @@ use crate::log::Part;
 use crate::partition::{ReadOptions, Watched};
 use crate::segment::Fetched;
 use crate::store::{CommittedOffset, Partition};
-use crate::types::{Isolation, LeaderEpoch, Offset};
+use crate::types::{Isolation, LeaderEpoch, Offset, Timestamp};
 
 use super::ready::{Ready, SlotBell, SlotKey};
 
@@ -94,10 +94,7 @@ impl Slot {
         let offset = match settings.start {
             StartAt::Earliest => self.partition.log_start_offset(),
             StartAt::Latest => self.end(settings.isolation),
-            StartAt::Time(time) => match self.partition.offset_for_time(time)? {
-                Some(offset) => offset,
-                None => self.end(settings.isolation),
-            },
+            StartAt::Time(time) => self.at_time(time, settings.isolation)?,
             StartAt::Error => {
                 let group = settings.group.as_deref().unwrap_or_default().to_owned();
                 return Err(Error::NoOffset { partition: self.partition.name().clone(), group });
@@ -107,12 +104,19 @@ impl Slot {
         Ok(())
     }
 
+    /// The first record that is not older than `time`, or the end.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`].
+    pub(super) fn at_time(&self, time: Timestamp, isolation: Isolation) -> Result<Offset> {
+        // As it was before: what is appended while the time is looked for is not passed over.
+        let end = self.end(isolation);
+        Ok(self.partition.offset_for_time(time)?.unwrap_or(end))
+    }
+
     /// The end of what the consumer may see.
     pub(super) fn end(&self, isolation: Isolation) -> Offset {
-        match isolation {
-            Isolation::ReadUncommitted => self.partition.high_watermark(),
-            Isolation::ReadCommitted => self.partition.last_stable_offset(),
-        }
+        end_of(&self.partition, isolation)
     }
 
     /// The next records.
@@ -190,6 +194,14 @@ impl Slot {
             self.rest = None;
         }
         Ok(current)
+    }
+}
+
+/// The end of what a reader of that isolation may see.
+pub(super) fn end_of(partition: &Partition, isolation: Isolation) -> Offset {
+    match isolation {
+        Isolation::ReadUncommitted => partition.high_watermark(),
+        Isolation::ReadCommitted => partition.last_stable_offset(),
     }
 }
 

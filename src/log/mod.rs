@@ -437,6 +437,11 @@ impl Log {
         self.producers.on_leading();
     }
 
+    /// Another log is the leader's from now on, which knows better what this one was told of and has not copied yet.
+    pub(crate) fn follow_another(&mut self) {
+        self.producers.on_other_leader(self.end);
+    }
+
     /// Takes whole batches of the leader's, as they are, from where this log ends. False: it has to wait for its own
     /// flush first.
     ///

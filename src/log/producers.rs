@@ -229,7 +229,8 @@ impl Producers {
 
     /// Below it, no marker to come changes anything.
     pub(super) fn decided(&self, end: Offset) -> Offset {
-        if self.lacks_past {
+        // What was told by the leader is of all that it had: what was open at `end` may have ended since.
+        if self.lacks_past || self.states.end() > end {
             return Offset::ZERO;
         }
         let open = self.states.open_transactions().next();
@@ -318,6 +319,11 @@ impl Producers {
     /// The log leads: nobody knows better.
     pub(super) fn on_leading(&mut self) {
         self.lacks_past = false;
+    }
+
+    /// Another log is the leader's: what was told of batches behind `end` may never come.
+    pub(super) fn on_other_leader(&mut self, end: Offset) {
+        self.lacks_past |= self.states.end() > end;
     }
 
     /// Takes over what the leader knows. The log passes over the batches that are counted in already.

@@ -366,6 +366,9 @@ impl Core {
             if agreed.is_err() {
                 follower.log = None;
             }
+            if let Some(log) = &mut follower.log {
+                log.follow_another();
+            }
             let log = follower.log.as_ref();
             starts.push(FollowerStart {
                 disk: replica.disk,

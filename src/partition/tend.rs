@@ -165,6 +165,22 @@ impl Core {
         followers.iter().for_each(|replica| self.flush_follower(replica.disk));
     }
 
+    /// Has all that is acknowledged on stable storage, as it is anyway with `OnAck`.
+    ///
+    /// # Errors
+    /// Those of the leader's flush. A follower whose flush fails is in sync no more.
+    pub(crate) fn make_durable(&self) -> Result<(), Error> {
+        let (flush, flushed, acknowledged) = {
+            let state = self.state.lock();
+            (state.flush, state.progress.flushed(), state.progress.high_watermark())
+        };
+        if flush == Flush::OnAck && flushed >= acknowledged {
+            return Ok(());
+        }
+        self.flush_followers();
+        self.flush_now()
+    }
+
     /// Does something with the log on `disk`, if it is in service.
     pub(super) fn with_log<T>(&self, disk: DiskId, then: impl FnOnce(&mut Log) -> T) -> Option<T> {
         let mut state = self.state.lock();

@@ -324,6 +324,8 @@ impl Rewritten {
         self.begun.wait(shared, timeout)?;
         let core = &self.begun.core;
         if self.start > core.log_start() {
+            // What goes was on stable storage, mostly: a power loss must find it there, in one place or the other.
+            core.make_durable()?;
             shared.remember_before(core, self.start)?;
             shared.metadata.lock().commit(&MetadataRecord::LogStartRaised {
                 id: self.topic.id,

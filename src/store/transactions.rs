@@ -33,7 +33,7 @@ use crate::protocol::transaction::messages::{
 };
 use crate::protocol::transaction::records::TransactionRecord;
 use crate::record::Marker;
-use crate::types::{Acks, Flush, Mix, Offset, Outcome, Timestamp, TopicId};
+use crate::types::{Acks, DiskId, Flush, Mix, Offset, Outcome, Timestamp, TopicId};
 
 use super::chores::Chore;
 use super::internal_topic::{Begun, Entry, InternalTopic, Live, Rewritten};
@@ -110,6 +110,8 @@ pub(crate) struct Transactions {
     reported: AtomicBool,
     /// Partitions whose leader has changed, or that came into use: what they have open is to be looked at.
     changed: Arc<Attention>,
+    /// Partitions that could not be looked at yet.
+    unseen: Mutex<BTreeSet<PartitionId>>,
 }
 
 #[derive(Debug)]
@@ -163,7 +165,7 @@ impl Shared {
         let topic = self.make_internal_topic(TRANSACTION_TOPIC)?;
         let (begun, jobs) = Transactions::load(self, topic)?;
         begun.finish(self, jobs);
-        begun.find_open(self)?;
+        begun.find_open(self);
         self.start_transactions(&begun)?;
         // Nobody opens an id before all that was left open is known.
         Ok(Arc::clone(self.transactions.get_or_init(|| begun)))
@@ -252,6 +254,7 @@ impl Transactions {
             reports: Mutex::default(),
             reported: AtomicBool::new(false),
             changed: Arc::new(Attention::default()),
+            unseen: Mutex::default(),
         };
         let mut jobs = Vec::new();
         transactions.begin(shared, &mut transactions.state.lock(), effects, &mut jobs);
@@ -259,33 +262,63 @@ impl Transactions {
     }
 
     /// Reports what partitions have open: all of it is of before this opening.
-    fn find_open(&self, shared: &Arc<Shared>) -> Result<()> {
+    fn find_open(&self, shared: &Arc<Shared>) {
         let topics: Vec<_> = shared.topics.read().values().cloned().collect();
+        let online = shared.online_disks();
+        let is_online = |id: &DiskId| online.iter().any(|disk| disk.id == *id);
+        let mut unseen = BTreeSet::new();
         for topic in topics {
             let slots = topic.slots.read().clone();
             for slot in slots {
-                let key = (topic.id, slot.partition.partition());
+                let partition = slot.partition.partition();
+                let key = (topic.id, partition);
                 let in_use = slot.core.lock().clone();
-                let core = match in_use {
-                    Some(core) => core,
-                    None => {
-                        let knows = |disk: &Arc<super::disks::StoreDisk>| {
-                            disk.session.lock().ends.get(&key).is_some_and(|end| end.producers)
-                        };
-                        if !shared.online_disks().iter().any(knows) {
-                            continue;
-                        }
-                        match shared.open_core(&topic, &slot) {
-                            Ok(core) => core,
-                            // It is looked at when it can be opened.
-                            Err(_) => continue,
-                        }
-                    }
+                let knows = |disk: &Arc<super::disks::StoreDisk>| {
+                    disk.session.lock().ends.get(&key).is_some_and(|end| end.producers)
                 };
-                self.find_open_in(shared, topic.id, &core);
+                if in_use.is_none() && !online.iter().any(knows) {
+                    let metadata = shared.metadata.lock();
+                    let replicas = metadata.state().partition(topic.id, partition);
+                    // Nothing is to be known of it, unless a disk is away that may know.
+                    if replicas.is_none_or(|replicas| replicas.replicas.iter().all(is_online)) {
+                        continue;
+                    }
+                }
+                if let Ok(core) = in_use.map_or_else(|| shared.open_core(&topic, &slot), Ok) {
+                    self.find_open_in(shared, topic.id, &core);
+                    if core.leader().is_some() {
+                        continue;
+                    }
+                }
+                // It is looked at when it can be opened, and led.
+                unseen.insert(PartitionId { topic: topic.id, partition });
             }
         }
-        Ok(())
+        self.state.lock().coordinator.set_some_unseen(!unseen.is_empty());
+        *self.unseen.lock() = unseen;
+    }
+
+    /// Looks at partitions that could not be looked at before.
+    fn find_unseen(&self, shared: &Arc<Shared>) {
+        let unseen = self.unseen.lock().clone();
+        if unseen.is_empty() {
+            return;
+        }
+        let seen: Vec<_> = unseen.into_iter().filter(|at| self.is_seen(shared, *at)).collect();
+        let mut unseen = self.unseen.lock();
+        unseen.retain(|at| !seen.contains(at));
+        if unseen.is_empty() {
+            self.state.lock().coordinator.set_some_unseen(false);
+        }
+    }
+
+    fn is_seen(&self, shared: &Arc<Shared>, at: PartitionId) -> bool {
+        let Some(topic) = shared.topic_by_id(at.topic) else { return true };
+        let slot = topic.slots.read().get(at.partition as usize).map(Arc::clone);
+        let core = slot.and_then(|slot| slot.core.lock().clone());
+        let Some(core) = core.filter(|core| core.leader().is_some()) else { return false };
+        self.find_open_in(shared, topic.id, &core);
+        true
     }
 
     fn find_open_in(&self, shared: &Arc<Shared>, topic: TopicId, core: &Core) {
@@ -468,6 +501,7 @@ impl Transactions {
                 self.find_open_in(shared, topic.id, core);
             }
         }
+        self.find_unseen(shared);
         let due = self.state.lock().coordinator.next_deadline();
         if due.is_some_and(|due| due <= shared.clock.now()) {
             self.run(shared, Event::Tick);

@@ -186,6 +186,15 @@ impl Coordinator {
         effects
     }
 
+    /// Whether there are partitions that have not told yet what they had open when the store was opened. How that ended
+    /// stays known until they have.
+    pub(crate) fn set_some_unseen(&mut self, some: bool) {
+        self.settings.some_unseen = some;
+        for id in self.entries.keys().cloned().collect::<Vec<_>>() {
+            self.schedule(&id);
+        }
+    }
+
     fn on_open(&mut self, open: Open, effects: &mut Vec<Effect>) {
         if let Err(refusal) = self.check_open(&open) {
             effects.push(reply(open.request, Answer::Refused(refusal)));

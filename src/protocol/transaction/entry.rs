@@ -555,7 +555,7 @@ impl Entry {
             Phase::Ongoing { .. } => Some(not_before),
             Phase::Settling { .. } => self.retry_at,
             Phase::Idle if self.note_at.is_some() => self.note_at,
-            Phase::Idle if self.is_free() && self.recorded => {
+            Phase::Idle if self.is_free() && self.recorded && !context.settings.some_unseen => {
                 let expires = self.updated_at.plus(context.settings.expiration?);
                 Some(expires.max(not_before))
             }
@@ -611,8 +611,13 @@ impl Entry {
         if !self.recorded {
             return (self.lineage, None);
         }
+        // A lineage goes on only as long as all can be forgotten that lies far back. The one before does not go on.
+        let has_commits = |lineage: &Lineage| lineage.committed_bits() != 0;
+        let is_wanted = context.settings.some_unseen
+            && has_commits(&self.lineage)
+            && !self.previous.as_ref().is_some_and(has_commits);
         let next = self.lineage.end().max(self.seen).0.checked_add(1).map(ProducerEpoch);
-        match next.filter(|next| *next < context.settings.epoch_end) {
+        match next.filter(|next| !is_wanted && *next < context.settings.epoch_end) {
             Some(next) => (self.lineage.raised_to(next), self.previous),
             None => (Lineage::new(fresh), Some(self.lineage)),
         }

@@ -27,6 +27,8 @@ pub(crate) struct Settings {
     pub(crate) epoch_end: ProducerEpoch,
     /// Transactional ids that are known at one time; a bound on memory (KIP-936).
     pub(crate) ids_max: usize,
+    /// A partition has not told yet what it had open when the store was opened: it may lack the marker of a commit.
+    pub(crate) some_unseen: bool,
 }
 
 impl Default for Settings {
@@ -36,6 +38,7 @@ impl Default for Settings {
             expiration: Some(Duration::from_secs(7 * 24 * 3600)),
             epoch_end: ProducerEpoch(u32::MAX),
             ids_max: 1_000_000,
+            some_unseen: false,
         }
     }
 }

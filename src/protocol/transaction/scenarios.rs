@@ -328,6 +328,36 @@ fn coord_08_53_an_id_whose_epochs_are_used_up_gets_a_new_producer_id() {
     );
 }
 
+#[test]
+fn while_a_partition_is_unseen_no_commit_is_forgotten_and_no_id_expires() {
+    let mut world = World::new();
+    let first = world.opened();
+    let _ = world.run(first, Committed);
+    world.settings.some_unseen = true;
+    assert_eq!(world.restarted(), [markers(first, Committed, &[PEAR])]);
+    let _ = world.marked(first, PEAR);
+    let mut next = world.opened();
+    assert_eq!(next, tag(2, 0), "what is known of the first stays apart");
+    for _ in 0..100 {
+        next = world.run(next, Committed).unwrap();
+    }
+    // It may have lost its marker in the partition that nobody has seen.
+    assert_eq!(
+        world.step(Event::Found { tag: first, partition: PLUM }),
+        [markers(first, Committed, &[PLUM])]
+    );
+    let _ = world.marked(first, PLUM);
+    assert_eq!(world.opened().producer, next.producer, "one is kept");
+    let held = tag(2, next.epoch.0 + 1);
+    assert_eq!(world.step(Event::Close { tag: held }), []);
+    assert_eq!(world.pass(30 * DAY), []);
+    assert_eq!((world.on_its_way.len(), world.verdict(first)), (0, Verdict::Committed));
+    world.coordinator.set_some_unseen(false);
+    assert_eq!(world.pass(Duration::ZERO), []);
+    assert_eq!(world.persisted(), []);
+    assert_eq!(world.verdict(first), Verdict::Unknown);
+}
+
 /// KAFKA-18660: a producer that rotated its id fenced itself; here it could also fence somebody newer.
 #[test]
 fn coord_25_who_renews_cannot_fence_a_newer_holder() {

@@ -273,11 +273,14 @@ impl Groups {
                 table.partitions_of(name).into_iter().map(|at| taken_back(name, at)).collect()
             })?;
             gone.push(GroupRecord::Group { group: name.to_owned(), state: None });
-            let ticket = self.offsets.append(shared, None, gone)?;
+            let ticket = self.offsets.take_back(shared, gone)?;
             state.is_gone = true;
             Ok(ticket)
         })?;
         self.cells.lock().retain(|_, cell| !cell.state.lock().is_gone);
-        ticket.wait(shared.options.append_timeout).map(drop)
+        match ticket {
+            Some(ticket) => ticket.wait(shared.options.append_timeout).map(drop),
+            None => Ok(()),
+        }
     }
 }

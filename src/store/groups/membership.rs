@@ -14,7 +14,7 @@ use crate::protocol::group::membership::{Event, FenceReason, Join, Subscription}
 use crate::store::Shared;
 use crate::types::{Timestamp, TopicId, TopicPartition};
 
-use super::{CommittedOffset, ConsumerGroupMetadata, GroupCell, Groups};
+use super::{CommittedOffset, ConsumerGroupMetadata, GroupCell, Groups, caught};
 
 /// No poll since the watchdog looked.
 const NOT_POLLED: i64 = i64::MIN;
@@ -220,8 +220,8 @@ impl Membership {
     /// [`Error::InvalidConfig`].
     pub(crate) fn resubscribe(&self, subscription: Subscription) -> Result<()> {
         let mut join = self.join.lock();
-        join.subscription = subscription;
-        self.cell.act(&self.shared, Event::Join(join.clone()))
+        join.subscription = caught(subscription);
+        self.cell.rejoin(&self.shared, join.clone())
     }
 
     /// Commits, and waits until that is as safe as the internal topic's flush level gives.

@@ -513,7 +513,7 @@ impl Groups {
         let cells: Vec<_> = self.cells.lock().values().cloned().collect();
         for cell in cells {
             // Under the group's lock: of two changes at a time, the one that is told last has seen both.
-            let change = || Event::TopicsChanged { topics: shared.topic_views() };
+            let change = |_: &State| Some(Event::TopicsChanged { topics: shared.topic_views() });
             // What nobody is told of is an assignor's failure, which is an event.
             let _ = cell.act_on(shared, change);
         }
@@ -525,10 +525,8 @@ impl Groups {
             let partitions = table.partitions_of_topic(topic).into_iter();
             partitions.map(|(group, at)| taken_back(group, at)).collect::<Vec<_>>()
         });
-        let outcome = taken_back.and_then(|records| match records.is_empty() {
-            true => Ok(()),
-            false => self.offsets.append(shared, None, records).map(drop),
-        });
+        let outcome =
+            taken_back.and_then(|records| self.offsets.take_back(shared, records).map(drop));
         if let Err(error) = outcome {
             report(shared, "forgetting the offsets of a topic", &error);
         }
@@ -554,11 +552,8 @@ impl Groups {
                     };
                     table.expired(&name, &usage, retention, now)
                 })?;
-                if expired.is_empty() {
-                    return Ok(());
-                }
                 let records = expired.into_iter().map(|at| taken_back(&name, at)).collect();
-                self.offsets.append(shared, None, records).map(drop)
+                self.offsets.take_back(shared, records).map(drop)
             });
             if let Err(error) = outcome {
                 report(shared, "expiring offsets", &error);
@@ -587,14 +582,27 @@ impl Chore for Groups {
 impl GroupCell {
     /// Tells the group, and wakes whom it concerns.
     fn act(self: &Arc<Self>, shared: &Arc<Shared>, event: Event) -> Result<()> {
-        self.act_on(shared, || event)
+        self.act_on(shared, |_| Some(event))
     }
 
-    /// As [`GroupCell::act`], for an event that is made under the group's lock.
-    fn act_on(self: &Arc<Self>, shared: &Arc<Shared>, event: impl FnOnce() -> Event) -> Result<()> {
+    /// A member wants to read other topics. One that was put out would be a place that nobody fills: it learns from its
+    /// mailbox what became of it, and may join again then.
+    fn rejoin(self: &Arc<Self>, shared: &Arc<Shared>, join: Join) -> Result<()> {
+        self.act_on(shared, |state| {
+            state.mailboxes.contains_key(&join.member).then_some(Event::Join(join))
+        })
+    }
+
+    /// As [`GroupCell::act`], for an event that is made under the group's lock, if there is one.
+    fn act_on(
+        self: &Arc<Self>,
+        shared: &Arc<Shared>,
+        event: impl FnOnce(&State) -> Option<Event>,
+    ) -> Result<()> {
         let _postponed = postpone();
         let mut state = self.state.lock();
-        let outcome = self.tell(shared, &mut state, event());
+        let Some(event) = event(&state) else { return Ok(()) };
+        let outcome = self.tell(shared, &mut state, event);
         let woken = state.woken();
         drop(state);
         woken.iter().for_each(|mailbox| mailbox.wake());

@@ -22,6 +22,9 @@ use crate::types::{Acks, LeaderEpoch, Offset, TopicPartition};
 
 use super::GROUP_TOPIC;
 
+/// Keys of tombstones in one batch, about: far below what a batch may have.
+const TAKE_BACK_BYTES: usize = 1 << 20;
+
 #[derive(Debug)]
 pub(super) struct Offsets {
     core: Arc<Core>,
@@ -117,6 +120,31 @@ impl Offsets {
         table.check_leader(&self.core);
         table.rewrite_if_due(shared);
         Ok(shared.ticket_of(&self.core, placed, Acks::All))
+    }
+
+    /// Appends tombstones, in as many batches as they take. Returns the last, behind which all are. After a failure some
+    /// may be there, and may be appended again.
+    ///
+    /// # Errors
+    /// As for an append.
+    pub(super) fn take_back(
+        &self,
+        shared: &Arc<Shared>,
+        tombstones: Vec<GroupRecord>,
+    ) -> Result<Option<Ticket>> {
+        let (mut last, mut batch, mut bytes) = (None, Vec::new(), 0);
+        for record in tombstones {
+            bytes += record.key().len();
+            batch.push(record);
+            if bytes >= TAKE_BACK_BYTES {
+                last = Some(self.append(shared, None, std::mem::take(&mut batch))?);
+                bytes = 0;
+            }
+        }
+        if !batch.is_empty() {
+            last = Some(self.append(shared, None, batch)?);
+        }
+        Ok(last)
     }
 
     /// Appends the end of a transaction, which decides about the offsets that it has sent.

@@ -1,0 +1,407 @@
+//! Transactions, offsets and their tables, where a crash, a deletion or another leader comes in between.
+#![cfg(feature = "simulation")]
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use oncelog::simulation::{Clock, SimDisk};
+use oncelog::{
+    Acks, CommittedOffset, Consumer, ConsumerGroupMetadata, DiskId, Error, Flush, Isolation,
+    Offset, ReadOptions, Record, ResetTo, Store, Timestamp, TopicConfig, TopicPartition,
+    Transaction, TransactionOutcome, TransactionalProducer,
+};
+
+const LONG: Duration = Duration::from_secs(10);
+
+fn open(disks: &[SimDisk], clock: &Clock, flush: Flush) -> Store {
+    let mut builder = Store::builder().clock(clock.clone()).flush(flush);
+    for disk in disks {
+        builder = builder.simulated_disk(disk.clone());
+    }
+    builder.open().unwrap()
+}
+
+fn one_disk() -> (Vec<SimDisk>, Clock) {
+    (vec![SimDisk::new(1)], Clock::manual(Timestamp(1_000_000)))
+}
+
+fn at(partition: u32) -> TopicPartition {
+    TopicPartition::new("t", partition)
+}
+
+fn grouped(store: &Store, group: &str) -> Consumer {
+    store.consumer().group(group).build().unwrap()
+}
+
+fn commit(store: &Store, group: &str, offset: u64, metadata: &str) {
+    try_commit(store, group, offset, metadata).unwrap();
+}
+
+fn try_commit(store: &Store, group: &str, offset: u64, metadata: &str) -> Result<(), Error> {
+    let committed = CommittedOffset {
+        offset: Offset(offset),
+        metadata: metadata.to_owned(),
+        ..CommittedOffset::default()
+    };
+    grouped(store, group).commit_offsets(&BTreeMap::from([(at(0), committed)]))
+}
+
+fn committed(store: &Store, group: &str) -> Option<Offset> {
+    grouped(store, group).committed(&[("t", 0)]).unwrap().get(&at(0)).map(|held| held.offset)
+}
+
+fn producer(store: &Store, id: &str) -> TransactionalProducer {
+    store.producer().transactional_id(id).build().unwrap()
+}
+
+/// What an internal topic held was written again behind it, and then let go of: a power loss took what was written last, and
+/// with it all that had been durable for long.
+#[test]
+fn a_power_loss_behind_the_rewriting_of_offsets_takes_back_none_that_were_durable() {
+    for flush in [Flush::OnAck, Flush::Interval(LONG), Flush::Os] {
+        let (disks, clock) = one_disk();
+        let store = open(&disks, &clock, flush);
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        store.partition("t", 0).unwrap().append(&[Record::new("x")], Acks::All).unwrap();
+        commit(&store, "durable", 1, "");
+        store.close(LONG).unwrap();
+        let store = open(&disks, &clock, flush);
+        let internal = store.partition("__consumer_offsets", 0).unwrap();
+        let metadata = "\u{10ffff}".repeat(4096);
+        for _ in 0..1000 {
+            commit(&store, "busy", 1, &metadata);
+            store.run_background();
+            if internal.log_start_offset() > Offset::ZERO {
+                break;
+            }
+        }
+        assert!(internal.log_start_offset() > Offset::ZERO, "it was written again");
+        disks[0].kill();
+        drop((internal, store));
+        disks[0].power_loss();
+        let store = open(&disks, &clock, flush);
+        assert_eq!(committed(&store, "durable"), Some(Offset(1)), "{flush:?}");
+    }
+}
+
+/// The same of the decisions about transactions.
+#[test]
+fn a_power_loss_behind_the_rewriting_of_decisions_takes_back_none_that_were_durable() {
+    for flush in [Flush::OnAck, Flush::Interval(LONG), Flush::Os] {
+        let (disks, clock) = one_disk();
+        let store = open(&disks, &clock, flush);
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        let mut held = producer(&store, "durable");
+        let mut transaction = held.begin().unwrap();
+        transaction.append("t", 0, &[Record::new("x")]).unwrap();
+        let id = transaction.id();
+        transaction.commit(LONG).unwrap();
+        drop(held);
+        store.close(LONG).unwrap();
+        let store = open(&disks, &clock, flush);
+        let internal = store.partition("__transaction_state", 0).unwrap();
+        let name = "x".repeat(30_000);
+        for _ in 0..1000 {
+            drop(producer(&store, &name));
+            store.run_background();
+            if internal.log_start_offset() > Offset::ZERO {
+                break;
+            }
+        }
+        assert!(internal.log_start_offset() > Offset::ZERO, "it was written again");
+        disks[0].kill();
+        drop((internal, store));
+        disks[0].power_loss();
+        let store = open(&disks, &clock, flush);
+        let outcome = store.transaction_outcome(id).unwrap();
+        assert_eq!(outcome, TransactionOutcome::Committed, "{flush:?}");
+    }
+}
+
+/// A marker of a commit is safe later than its decision. Where it was lost, and its partition came back only after the id had
+/// gone on for long, nobody knew any more that the transaction was committed.
+#[test]
+fn a_commit_whose_marker_was_lost_holds_in_a_partition_that_comes_back_much_later() {
+    let disks: Vec<_> = (1..=3).map(SimDisk::new).collect();
+    let clock = Clock::manual(Timestamp(1_000_000));
+    let store = open(&disks, &clock, Flush::OnAck);
+    for topic in ["a", "b"] {
+        store.create_topic(topic, TopicConfig::new().replication_factor(1)).unwrap();
+    }
+    let disk_of = |store: &Store, topic: &str| store.partition(topic, 0).unwrap().replicas()[0];
+    let away = disk_of(&store, "a");
+    assert_ne!(away, disk_of(&store, "b"));
+    let mut held = producer(&store, "id");
+    let mut transaction = held.begin().unwrap();
+    for topic in ["a", "b"] {
+        transaction.append(topic, 0, &[Record::new("kept")]).unwrap();
+    }
+    let id = transaction.id();
+    transaction.commit(LONG).unwrap();
+    let put = |held: &mut TransactionalProducer| {
+        let mut transaction = held.begin().unwrap();
+        transaction.append("b", 0, &[Record::new("later")]).unwrap();
+        transaction.commit(LONG).unwrap();
+    };
+    put(&mut held);
+    disks.iter().for_each(SimDisk::kill);
+    drop((held, store));
+    disks.iter().for_each(SimDisk::power_loss);
+
+    let mut builder = Store::builder().clock(clock.clone()).allow_missing(away);
+    for (at, disk) in disks.iter().enumerate() {
+        let is_away = at == usize::from(away.0);
+        // Nothing is there.
+        let disk = if is_away { SimDisk::new(9) } else { disk.clone() };
+        builder = builder.simulated_disk(disk);
+    }
+    let store = builder.open().unwrap();
+    let mut held = producer(&store, "id");
+    (0..100).for_each(|_| put(&mut held));
+    drop(held);
+    store.close(LONG).unwrap();
+
+    let store = open(&disks, &clock, Flush::OnAck);
+    store.run_background();
+    let options = ReadOptions::new().isolation(Isolation::ReadCommitted);
+    let read = store.partition("a", 0).unwrap().read(Offset(0), options).unwrap();
+    assert_eq!(read.count(), 1, "{id:?}: {:?}", store.transaction_outcome(id));
+}
+
+/// A store with groups: one that has committed, one that was deleted, and one whose offset a transaction is to change.
+fn with_groups(disks: &[SimDisk], clock: &Clock, flush: Flush) -> Store {
+    let store = open(disks, clock, flush);
+    let replicas = u16::try_from(disks.len()).unwrap();
+    store.create_topic("t", TopicConfig::new().replication_factor(replicas)).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    for _ in 0..10 {
+        partition.append(&[Record::new("x")], Acks::All).unwrap();
+    }
+    commit(&store, "kept", 7, "");
+    commit(&store, "deleted", 3, "");
+    commit(&store, "pending", 1, "");
+    store.delete_group("deleted").unwrap();
+    store
+}
+
+fn send_offset(transaction: &mut Transaction<'_>) {
+    let offset = CommittedOffset::from(Offset(5));
+    let group = ConsumerGroupMetadata::of_group("pending");
+    transaction.send_offsets([(&at(0), &offset)], &group).unwrap();
+}
+
+/// Commits until the table of offsets is written again. Returns how often that was.
+fn commit_until_rewritten(store: &Store, metadata: &str) -> u64 {
+    let internal = store.partition("__consumer_offsets", 0).unwrap();
+    for count in 1.. {
+        let before = internal.log_end_offset();
+        commit(store, "busy", 1, metadata);
+        if internal.log_end_offset().0 > before.0 + 1 {
+            return count;
+        }
+    }
+    unreachable!("a log that grows is written again")
+}
+
+#[test]
+fn a_crash_at_any_call_of_rewriting_offsets_keeps_commits_deletions_and_what_is_pending() {
+    let metadata = "\u{10ffff}".repeat(4096);
+    // How many commits until it is written again.
+    let until = {
+        let (disks, clock) = one_disk();
+        let store = with_groups(&disks, &clock, Flush::OnAck);
+        let mut held = producer(&store, "id");
+        let mut transaction = held.begin().unwrap();
+        send_offset(&mut transaction);
+        commit_until_rewritten(&store, &metadata)
+    };
+    for (power_loss, commits) in [(true, true), (false, false)] {
+        for call in 1.. {
+            let (disks, clock) = one_disk();
+            let store = with_groups(&disks, &clock, Flush::OnAck);
+            let mut held = producer(&store, "id");
+            let mut transaction = held.begin().unwrap();
+            send_offset(&mut transaction);
+            (1..until).for_each(|_| commit(&store, "busy", 1, &metadata));
+            disks[0].crash_at(call);
+            let _ = try_commit(&store, "busy", 1, &metadata);
+            store.run_background();
+            let ended = match commits {
+                true => transaction.commit(LONG).is_ok().then_some(5),
+                false => transaction.abort(LONG).is_ok().then_some(1),
+            };
+            store.run_background();
+            let died = disks[0].is_dead();
+            disks[0].kill();
+            drop((held, store));
+            disks[0].heal();
+            if power_loss {
+                disks[0].power_loss();
+            } else {
+                disks[0].process_restart();
+            }
+            let store = open(&disks, &clock, Flush::OnAck);
+            let note = format!("call {call}, power loss {power_loss}");
+            assert_eq!(committed(&store, "kept"), Some(Offset(7)), "{note}");
+            assert_eq!(committed(&store, "deleted"), None, "{note}");
+            assert_eq!(committed(&store, "busy"), Some(Offset(1)), "{note}");
+            let pending = committed(&store, "pending").unwrap().0;
+            assert!(ended.is_none_or(|ended| ended == pending), "{note}: {pending}");
+            assert!(commits || pending == 1, "{note}: {pending}");
+            if !died {
+                break;
+            }
+        }
+    }
+}
+
+/// Lets time pass until followers have caught up and reigns are settled.
+fn quiet(store: &Store, clock: &Clock) {
+    for _ in 0..30 {
+        clock.advance(Duration::from_millis(20));
+        store.run_background();
+    }
+}
+
+#[test]
+fn a_replica_that_was_away_while_offsets_were_written_again_leads_with_all_of_them() {
+    let metadata = "\u{10ffff}".repeat(4096);
+    for (flush, commits) in [(Flush::OnAck, true), (Flush::Os, false), (Flush::Os, true)] {
+        let disks: Vec<_> = (1..=3).map(SimDisk::new).collect();
+        let clock = Clock::manual(Timestamp(1_000_000));
+        let store = with_groups(&disks, &clock, flush);
+        let away = DiskId(2);
+        quiet(&store, &clock);
+        store.stop_disk(away).unwrap();
+        quiet(&store, &clock);
+        for round in 0..2 {
+            let mut held = producer(&store, "id");
+            let mut transaction = held.begin().unwrap();
+            send_offset(&mut transaction);
+            commit_until_rewritten(&store, &metadata);
+            commit(&store, "late", round, "");
+            store.run_background();
+            if round == 1 {
+                store.start_disk(away).unwrap();
+                quiet(&store, &clock);
+                // It alone is left, with the transaction still open.
+                store.stop_disk(DiskId(0)).unwrap();
+                quiet(&store, &clock);
+                let internal = store.partition("__consumer_offsets", 0).unwrap();
+                assert!(internal.in_sync_replicas().contains(&away));
+            }
+            if commits {
+                transaction.commit(LONG).unwrap();
+            } else {
+                transaction.abort(LONG).unwrap();
+            }
+            drop(held);
+            store.run_background();
+        }
+        store.start_disk(DiskId(0)).unwrap();
+        quiet(&store, &clock);
+        store.stop_disk(DiskId(1)).unwrap();
+        quiet(&store, &clock);
+        let check = |store: &Store| {
+            assert_eq!(committed(store, "kept"), Some(Offset(7)));
+            assert_eq!(committed(store, "deleted"), None);
+            assert_eq!(committed(store, "late"), Some(Offset(1)));
+            assert_eq!(committed(store, "pending"), Some(Offset(if commits { 5 } else { 1 })));
+        };
+        check(&store);
+        store.start_disk(DiskId(1)).unwrap();
+        quiet(&store, &clock);
+        disks.iter().for_each(SimDisk::kill);
+        drop(store);
+        disks.iter().for_each(SimDisk::process_restart);
+        check(&open(&disks, &clock, flush));
+    }
+}
+
+#[test]
+fn read_13_a_committed_reader_finds_no_time_in_a_transaction_that_is_open() {
+    let (disks, clock) = one_disk();
+    let store = open(&disks, &clock, Flush::OnAck);
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    let mut held = producer(&store, "id");
+    let mut transaction = held.begin().unwrap();
+    transaction.append("t", 0, &[Record::new("x")]).unwrap();
+    let find = |isolation| {
+        let consumer = store.consumer().isolation(isolation).build().unwrap();
+        consumer.offsets_for_times(&[("t", 0, Timestamp(0))]).unwrap().get(&at(0)).copied()
+    };
+    store.partition("t", 0).unwrap().append(&[Record::new("y")], Acks::All).unwrap();
+    assert_eq!(find(Isolation::ReadUncommitted), Some(Offset(0)));
+    assert_eq!(find(Isolation::ReadCommitted), None);
+    transaction.commit(LONG).unwrap();
+    assert_eq!(find(Isolation::ReadCommitted), Some(Offset(0)));
+}
+
+/// What a replica had been told of the producers was of all that its leader had. A segment that it sealed while it copied
+/// that said that no later marker concerned it, though one did: once it led, committed readers were shown what was aborted.
+#[test]
+fn a_replica_that_comes_back_behind_a_deletion_hides_what_was_aborted_meanwhile() {
+    let disks: Vec<_> = (1..=2).map(SimDisk::new).collect();
+    let clock = Clock::manual(Timestamp(1_000_000));
+    let store = open(&disks, &clock, Flush::OnAck);
+    let config = TopicConfig::new().replication_factor(2).segment_bytes(4096);
+    store.create_topic("t", config).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    let away = partition.replicas()[1];
+    store.stop_disk(away).unwrap();
+    quiet(&store, &clock);
+    let mut held = producer(&store, "id");
+    partition.append(&vec![Record::new("gone"); 3], Acks::All).unwrap();
+    let start = partition.delete_records(partition.high_watermark()).unwrap();
+    let (mut transaction, long) = (held.begin().unwrap(), "x".repeat(3000));
+    for _ in 0..3 {
+        transaction.append("t", 0, &[Record::new(&long)]).unwrap();
+    }
+    transaction.abort(LONG).unwrap();
+    let mut transaction = held.begin().unwrap();
+    transaction.append("t", 0, &[Record::new("kept")]).unwrap();
+    transaction.commit(LONG).unwrap();
+    store.start_disk(away).unwrap();
+    quiet(&store, &clock);
+    for leader in [partition.replicas()[0], away] {
+        quiet(&store, &clock);
+        if leader == away {
+            store.stop_disk(partition.replicas()[0]).unwrap();
+            quiet(&store, &clock);
+        }
+        assert_eq!(partition.leader(), Some(leader));
+        let (mut offset, mut seen) = (start, Vec::new());
+        let options = ReadOptions::new().isolation(Isolation::ReadCommitted);
+        while offset < partition.last_stable_offset() {
+            let read = partition.read(offset, options).unwrap();
+            seen.extend(read.iter().map(|record| record.value().unwrap().to_vec()));
+            offset = read.next_offset();
+        }
+        assert_eq!(seen, [b"kept"], "led by {leader}");
+    }
+}
+
+/// All that a group has committed was taken back in one batch: a larger group could never be deleted.
+#[test]
+fn a_group_that_has_committed_more_than_fits_into_a_batch_is_deleted_and_forgotten_with_its_topics()
+{
+    let (disks, clock) = one_disk();
+    let store = open(&disks, &clock, Flush::OnAck);
+    let group = "g".repeat(30_000);
+    for delete_group in [true, false] {
+        for topic in ["t", "u"] {
+            store.create_topic(topic, TopicConfig::new().partitions(200)).unwrap();
+            store.reset_offsets(&group, topic, ResetTo::Earliest).unwrap();
+        }
+        assert_eq!(store.group(&group).unwrap().offsets.len(), 400);
+        if delete_group {
+            store.delete_group(&group).unwrap();
+            assert!(matches!(store.group(&group), Err(Error::UnknownGroup { .. })));
+        }
+        for topic in ["t", "u"] {
+            store.delete_topic(topic).unwrap();
+        }
+        assert_eq!(store.groups().unwrap(), [] as [String; 0]);
+    }
+}
