@@ -295,7 +295,9 @@ impl Core {
             None => drop(Marks::forget(&old_place)),
         }
         state.followers.retain(|replica| replica.disk != leader);
-        if old_replica.disk != leader {
+        // Where it failed, what came back from its disk may have taken its place already.
+        let is_known = state.followers.iter().any(|replica| replica.disk == old_place_disk);
+        if old_place_disk != leader && !is_known {
             state.followers.push(old_replica);
         }
         if std::mem::take(&mut state.durable.led) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::log::{Log, ProducerSnapshot, Sealed, SettleError, settle};
@@ -11,7 +11,7 @@ use crate::types::{DiskId, Flush, Offset, Timestamp};
 
 use super::Core;
 use super::events::EventKind;
-use super::flush::SOON;
+use super::flush::{SOON, Until, Wait, Waited};
 use super::follow::Followed;
 use super::replica::Replica;
 
@@ -31,6 +31,9 @@ pub(crate) struct Tended {
 
 /// What a close leaves of a log: its end, and whether there are producers to remember.
 pub(crate) type Left = (Offset, bool);
+
+/// Before a follower's flush is looked for again: nobody is told of it.
+const FLUSH_PAUSE: Duration = Duration::from_millis(1);
 
 /// Rounds of following before the worker looks at something else.
 const ROUNDS_MAX: u32 = 64;
@@ -165,20 +168,43 @@ impl Core {
         followers.iter().for_each(|replica| self.flush_follower(replica.disk));
     }
 
-    /// Has all that is acknowledged on stable storage, as it is anyway with `OnAck`.
+    /// Has all that is acknowledged on stable storage of every replica in sync, as it is anyway with `OnAck`.
     ///
     /// # Errors
-    /// Those of the leader's flush. A follower whose flush fails is in sync no more.
+    /// [`Error::TimedOut`] when a disk takes longer than an append may. Those of the leader's flush; a follower whose flush
+    /// fails is in sync no more.
     pub(crate) fn make_durable(&self) -> Result<(), Error> {
-        let (flush, flushed, acknowledged) = {
+        let (timeout, begun) = (self.append_timeout(), Instant::now());
+        let (wait, followers) = {
             let state = self.state.lock();
-            (state.flush, state.progress.flushed(), state.progress.high_watermark())
+            let end = state.progress.high_watermark();
+            if state.flush == Flush::OnAck && state.progress.flushed() >= end {
+                return Ok(());
+            }
+            let wait = Wait { offsets: end..end, until: Until::Flushed, epoch: state.epoch };
+            (wait, state.followers.clone())
         };
-        if flush == Flush::OnAck && flushed >= acknowledged {
-            return Ok(());
+        followers.iter().for_each(|replica| self.want_follower_flush(replica));
+        match self.wait_acknowledged(&wait, timeout)? {
+            Waited::Acknowledged => {}
+            Waited::Unsettled => return Err(self.no_leader()),
         }
-        self.flush_followers();
-        self.flush_now()
+        let end = wait.offsets.end;
+        let has_flushed = |replica: &Replica| {
+            let held = replica.brief();
+            held.and_then(|held| held.log.as_ref().map(|log| log.flushed_end() >= end))
+        };
+        for replica in &followers {
+            while self.is_in_sync(replica.disk) && has_flushed(replica) != Some(true) {
+                if begun.elapsed() >= timeout {
+                    let what = format!("{}: flushing on {}", self.partition(), replica.disk);
+                    return Err(Error::TimedOut { what, timeout, appended: None });
+                }
+                self.want_follower_flush(replica);
+                std::thread::sleep(FLUSH_PAUSE);
+            }
+        }
+        Ok(())
     }
 
     /// Does something with the log on `disk`, if it is in service.

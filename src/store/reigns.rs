@@ -336,6 +336,50 @@ mod tests {
         assert!(ends.into_iter().all(|end| end == Offset(2)));
     }
 
+    /// It was counted twice: once as it had failed, which never caught up again.
+    #[test]
+    fn a_leader_that_fails_and_is_back_before_another_is_elected_follows_that_one() {
+        let disks = [0, 1].map(SimDisk::new);
+        let store = open(&disks);
+        store.create_topic("t", TopicConfig::new().replication_factor(2)).unwrap();
+        append(&store).unwrap();
+        let shared = &store.handle.shared;
+        let (topic, core) = shared.cores().pop().expect("one partition");
+        core.fence_leader(DiskId(0), &Error::Closed);
+        let described = shared.metadata.lock().state().partition(topic.id, 0).cloned().unwrap();
+        let (disk, config) = (shared.disk(DiskId(0)).unwrap(), Arc::clone(&*topic.config.read()));
+        let opened = shared
+            .open_replica(&topic, core.partition(), &disk, &described, &config, false)
+            .unwrap();
+        let returned = replica(&disk, Some(opened.0.log));
+        core.return_replica(&returned, shared.clock.now()).unwrap();
+        let proposal = Proposal {
+            leader: Some(DiskId(1)),
+            epoch: LeaderEpoch(core.leader_epoch().0 + 1),
+            isr: vec![DiskId(0), DiskId(1)],
+            eligible: Vec::new(),
+            start: Some(Offset(1)),
+            high_watermark: Offset(1),
+            suspects: Vec::new(),
+            lost: None,
+        };
+        let records = records_of(topic.id, core.partition(), &proposal);
+        shared.metadata.lock().commit_all(&records).unwrap();
+        core.install(proposal, shared.clock.now());
+        let lag_max = Duration::from_secs(1);
+        for round in 1..10 {
+            assert_eq!(append(&store).unwrap(), Offset(u64::from(round)));
+            store.run_background();
+            core.tick(lag_max * round, lag_max);
+            shared.settle_one(&core);
+            assert_eq!(
+                (core.leader(), core.in_sync().len()),
+                (Some(DiskId(1)), 2),
+                "round {round}"
+            );
+        }
+    }
+
     /// It went by the old settings, and kept in memory what was acknowledged as being in its file.
     #[test]
     fn a_replica_that_is_opened_while_its_topic_changes_goes_by_the_change() {
