@@ -16,6 +16,11 @@ use oncelog::{
     Record, Records, StartAt, Store, TopicConfig, TopicPartition,
 };
 
+use random::Random;
+
+#[path = "common/random.rs"]
+mod random;
+
 /// No test waits that long; one that does has found a hang.
 const LONG: Duration = Duration::from_secs(20);
 const NOW: Duration = Duration::ZERO;
@@ -194,17 +199,6 @@ fn a_task_that_does_not_fetch_what_its_waker_told_it_of_loses_its_place_to_other
 
 const WORKERS: u64 = 3;
 const INPUTS: u64 = 4;
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % bound
-    }
-}
 
 fn text(value: Option<&[u8]>) -> String {
     String::from_utf8(value.unwrap().to_vec()).unwrap()

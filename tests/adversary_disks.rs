@@ -15,6 +15,11 @@ use oncelog::{
     VerifyOptions, Written,
 };
 
+use random::Random;
+
+#[path = "common/random.rs"]
+mod random;
+
 const SECOND: Duration = Duration::from_secs(1);
 
 fn clock() -> Clock {
@@ -252,20 +257,6 @@ fn records_that_were_durable_are_so_when_their_partition_has_moved() {
     }
 }
 
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound.max(1)
-    }
-
-    fn pick(&mut self, bound: usize) -> usize {
-        usize::try_from(self.below(bound as u64)).unwrap()
-    }
-}
-
 fn value(attempt: u64) -> Vec<u8> {
     let mut bytes = attempt.to_le_bytes().to_vec();
     bytes.extend((0..attempt % 97).map(|at| u8::try_from((attempt * 31 + at * 7) % 251).unwrap()));
@@ -439,9 +430,9 @@ impl World {
     fn reassign(&self, store: &Store, random: &mut Random) {
         let mut all: Vec<_> = (0..4).filter(|at| Some(*at) != self.troubled).collect();
         for at in (1..all.len()).rev() {
-            all.swap(at, random.pick(at + 1));
+            all.swap(at, random.index(at + 1));
         }
-        all.truncate(1 + random.pick(3));
+        all.truncate(1 + random.index(3));
         let target: Vec<_> = all.into_iter().map(id_of).collect();
         let done = AtomicBool::new(false);
         let outcome = std::thread::scope(|scope| {
@@ -478,7 +469,7 @@ impl World {
     }
 
     fn alter(&mut self, store: &Store, random: &mut Random) {
-        let flush = [Flush::OnAck, Flush::Os, Flush::Interval(SECOND)][random.pick(3)];
+        let flush = [Flush::OnAck, Flush::Os, Flush::Interval(SECOND)][random.index(3)];
         let update = TopicUpdate::new().flush(flush);
         let outcome = store.alter_topic("t", update);
         self.note(|| format!("alter to {flush:?}: {outcome:?}"));
@@ -507,7 +498,7 @@ impl World {
         if isr.len() < replicas.len() || isr.len() < 2 {
             return;
         }
-        let at = usize::from(replicas[random.pick(replicas.len())].0);
+        let at = usize::from(replicas[random.index(replicas.len())].0);
         self.troubled = Some(at);
         let disk = &self.disks[at];
         match random.below(5) {
@@ -642,7 +633,7 @@ impl World {
             let end = partition.log_end_offset().0;
             self.possible.retain(|at, _| *at < end);
             if random.below(3) == 0 {
-                self.disks[random.pick(4)].crash_at(random.below(300));
+                self.disks[random.index(4)].crash_at(random.below(300));
             }
             for _ in 0..50 {
                 match random.below(24) {
@@ -685,7 +676,7 @@ impl World {
 
     /// A session without one of the disks: who leads next knows what was written meanwhile.
     fn live_without_one(&mut self, random: &mut Random, lossy: bool) {
-        let away = random.pick(4);
+        let away = random.index(4);
         let store = self.open(Some(away)).unwrap();
         self.note(|| format!("opened without disk {away}"));
         if let Ok(partition) = store.partition("t", 0) {

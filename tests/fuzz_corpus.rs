@@ -11,32 +11,27 @@ use oncelog::{
     Acks, Compression, Error, Offset, ReadOptions, Record, Store, Timestamp, TopicConfig,
 };
 
-struct Random(u64);
+use random::Random;
 
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(self.0 >> 33).unwrap() % bound.max(1)
-    }
+#[path = "common/random.rs"]
+mod random;
 
-    fn change(&mut self, bytes: &mut Vec<u8>) {
-        for _ in 0..=self.below(4) {
-            let at = self.below(bytes.len());
-            match self.below(6) {
-                0 if !bytes.is_empty() => bytes[at] ^= 1 << self.below(8),
-                1 if !bytes.is_empty() => bytes[at] = [0, 1, 0x7f, 0x80, 0xff][self.below(5)],
-                2 if !bytes.is_empty() => bytes.truncate(at),
-                3 if bytes.len() > at + 4 => {
-                    let value = [0, 1, u32::MAX, 0x7fff_ffff, 1 << 20][self.below(5)];
-                    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
-                }
-                4 => bytes.insert(at.min(bytes.len()), u8::try_from(self.below(256)).unwrap()),
-                _ => {
-                    let from = self.below(bytes.len());
-                    let part = bytes[from..].iter().take(16).copied().collect::<Vec<_>>();
-                    bytes.extend(part);
-                }
+fn change(random: &mut Random, bytes: &mut Vec<u8>) {
+    for _ in 0..=random.index(4) {
+        let at = random.index(bytes.len());
+        match random.index(6) {
+            0 if !bytes.is_empty() => bytes[at] ^= 1 << random.index(8),
+            1 if !bytes.is_empty() => bytes[at] = [0, 1, 0x7f, 0x80, 0xff][random.index(5)],
+            2 if !bytes.is_empty() => bytes.truncate(at),
+            3 if bytes.len() > at + 4 => {
+                let value = [0, 1, u32::MAX, 0x7fff_ffff, 1 << 20][random.index(5)];
+                bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+            }
+            4 => bytes.insert(at.min(bytes.len()), u8::try_from(random.index(256)).unwrap()),
+            _ => {
+                let from = random.index(bytes.len());
+                let part = bytes[from..].iter().take(16).copied().collect::<Vec<_>>();
+                bytes.extend(part);
             }
         }
     }
@@ -62,8 +57,8 @@ fn run(target: &str, body: fn(&[u8]), mut samples: Vec<Vec<u8>>, rounds: usize) 
     }
     let mut random = Random(seed);
     for _ in 0..rounds {
-        let mut bytes = samples[random.below(samples.len())].clone();
-        random.change(&mut bytes);
+        let mut bytes = samples[random.index(samples.len())].clone();
+        change(&mut random, &mut bytes);
         let outcome = catch_unwind(AssertUnwindSafe(|| body(&bytes)));
         assert!(outcome.is_ok(), "{target} failed on {bytes:02x?}");
     }
@@ -107,13 +102,13 @@ fn s2_s15_any_bytes_in_any_file_of_a_store() {
     let mut random = Random(5);
     let mut samples = vec![vec![0], vec![1], vec![2], vec![8]];
     for _ in 0..2000 {
-        let mut sample = vec![u8::try_from(random.below(16)).unwrap()];
-        for _ in 0..=random.below(3) {
-            let len = [0, 1, 1, 2, 4, 8, 60][random.below(7)];
-            sample.extend((0..4).map(|_| u8::try_from(random.below(256)).unwrap()));
+        let mut sample = vec![u8::try_from(random.index(16)).unwrap()];
+        for _ in 0..=random.index(3) {
+            let len = [0, 1, 1, 2, 4, 8, 60][random.index(7)];
+            sample.extend((0..4).map(|_| u8::try_from(random.index(256)).unwrap()));
             sample.push(u8::try_from(len).unwrap());
-            let fill = [0, 1, 0x7f, 0xff, u8::try_from(random.below(256)).unwrap()];
-            sample.extend((0..len).map(|_| fill[random.below(5)]));
+            let fill = [0, 1, 0x7f, 0xff, u8::try_from(random.index(256)).unwrap()];
+            sample.extend((0..len).map(|_| fill[random.index(5)]));
         }
         samples.push(sample);
     }

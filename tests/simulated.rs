@@ -12,22 +12,12 @@ use oncelog::{
     Timestamp, TopicConfig, Written,
 };
 
+use random::Random;
+
+#[path = "common/random.rs"]
+mod random;
+
 const SECOND: Duration = Duration::from_secs(1);
-
-/// Draws a story; a failing test prints its seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        self.0 >> 33
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
-    }
-}
 
 /// The bytes of the record at `offset`, if it was the `attempt`-th try to put one there.
 fn value(attempt: u64) -> Vec<u8> {

@@ -13,25 +13,16 @@ use oncelog::{
     Records, StartAt, Store, Timestamp, TopicConfig, TransactionalProducer,
 };
 
+use random::Random;
+
+#[path = "common/random.rs"]
+mod random;
+
 const SECOND: Duration = Duration::from_secs(1);
 /// For what nobody does in the background: it is done in the call, or not at all.
 const WAIT: Duration = Duration::from_millis(2);
 /// A member that has not polled for longer is put out.
 const PATIENCE: Duration = Duration::from_millis(500);
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
-    }
-
-    fn pick(&mut self, among: usize) -> usize {
-        usize::try_from(self.below(among as u64)).unwrap()
-    }
-}
 
 fn open(disks: &[SimDisk], clock: &Clock) -> Result<Store, Error> {
     let builder = Store::builder().clock(clock.clone());
@@ -184,7 +175,7 @@ fn group_story(seed: u64, disks: u64, flush: Flush) -> Judge {
                     members.push(join(&store, ids, &mut random));
                 }
                 5 if random.below(3) == 0 && !members.is_empty() => {
-                    let gone = members.remove(random.pick(members.len()));
+                    let gone = members.remove(random.index(members.len()));
                     judge.owners.retain(|_, owner| *owner != gone.id);
                 }
                 6 if random.below(10) == 0 => {
@@ -194,11 +185,11 @@ fn group_story(seed: u64, disks: u64, flush: Flush) -> Judge {
                     }
                 }
                 7 | 8 if !members.is_empty() => {
-                    let at = random.pick(members.len());
+                    let at = random.index(members.len());
                     judge.commit(&mut members[at]);
                 }
                 _ if !members.is_empty() => {
-                    let at = random.pick(members.len());
+                    let at = random.index(members.len());
                     judge.poll(&mut members[at]);
                 }
                 _ => {}
@@ -322,7 +313,7 @@ fn pipeline_story(disks: &[SimDisk], clock: &Clock, seed: u64) -> Result<(), Err
                     }
                 }
                 _ => {
-                    let at = random.pick(2);
+                    let at = random.index(2);
                     let worker = match workers[at].take() {
                         Some(worker) => Ok(worker),
                         None => Worker::new(&store, at as u64),

@@ -17,8 +17,11 @@ use oncelog::{
 };
 
 use common::{Hanging, LONG};
+use random::Random;
 
 mod common;
+#[path = "common/random.rs"]
+mod random;
 
 /// Much longer than a healthy machine that is busy elsewhere takes for a call.
 const LAG: Duration = Duration::from_millis(900);
@@ -26,24 +29,6 @@ const TIMEOUT: Duration = Duration::from_secs(8);
 const PARTITIONS: u32 = 3;
 const STORIES_AT_ONCE: u64 = 8;
 const FILE_HEADER_BYTES: usize = 64;
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        self.0 >> 33
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
-    }
-
-    fn index(&mut self, bound: usize) -> usize {
-        usize::try_from(self.below(bound as u64)).unwrap()
-    }
-}
 
 fn value(attempt: u64) -> Vec<u8> {
     let mut bytes = attempt.to_le_bytes().to_vec();

@@ -11,6 +11,11 @@ use oncelog::{
     Delivery, Error, Flush, Offset, Producer, ReadOptions, Record, Store, Timestamp, TopicConfig,
 };
 
+use random::Random;
+
+#[path = "common/random.rs"]
+mod random;
+
 const SECOND: Duration = Duration::from_secs(1);
 const TURNS: u64 = 40;
 
@@ -18,16 +23,6 @@ const TURNS: u64 = 40;
 enum Kind {
     Plain,
     Named,
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
-    }
 }
 
 /// What an observer outside knows. Records are numbered in the order of sending.

@@ -13,21 +13,12 @@ use oncelog::{
     VerifyOptions, Written,
 };
 
+use random::Random;
+
+#[path = "common/random.rs"]
+mod random;
+
 const SECOND: Duration = Duration::from_secs(1);
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        self.0 >> 33
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
-    }
-}
 
 fn value(attempt: u64) -> Vec<u8> {
     let mut bytes = attempt.to_le_bytes().to_vec();

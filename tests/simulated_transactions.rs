@@ -13,28 +13,14 @@ use oncelog::{
     TopicConfig, TransactionId, TransactionOutcome, TransactionalProducer,
 };
 
+use random::Random;
+
+#[path = "common/random.rs"]
+mod random;
+
 const SECOND: Duration = Duration::from_secs(1);
 const PARTITIONS: u32 = 3;
 const IDS: u64 = 3;
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        (self.next() >> 11) % bound
-    }
-
-    fn one_in(&mut self, count: u64) -> bool {
-        self.below(count) == 0
-    }
-}
 
 /// How a transaction's end was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

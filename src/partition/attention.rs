@@ -1,5 +1,6 @@
 //! The list of partitions that their disk's worker should look at.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ use super::Core;
 pub(crate) struct Attention {
     state: Mutex<State>,
     bell: Condvar,
+    /// Its disk was taken out of service, and every partition was told, or could not be.
+    abandoned: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -69,6 +72,15 @@ impl Attention {
     pub(crate) fn take(&self) -> Vec<Arc<Core>> {
         let queue = std::mem::take(&mut self.state.lock().queue);
         queue.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Whoever still counts on it was not told, and is to do without its disk.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
     }
 
     /// Lets the worker end.

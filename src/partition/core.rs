@@ -673,8 +673,9 @@ impl Core {
 
     pub(super) fn replica(&self, disk: DiskId) -> Option<Arc<Replica>> {
         let state = self.state.lock();
-        let all = std::iter::once(&state.leading).chain(&state.followers);
-        all.into_iter().find(|replica| replica.disk == disk).cloned()
+        // What is back of a leader that failed comes before what failed.
+        let mut all = state.followers.iter().chain(std::iter::once(&state.leading));
+        all.find(|replica| replica.disk == disk).cloned()
     }
 
     pub(super) fn weak(&self) -> Weak<Self> {

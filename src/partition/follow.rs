@@ -457,7 +457,7 @@ impl Core {
     /// Takes a follower out of service.
     pub(super) fn fence_follower(&self, replica: &Arc<Replica>, cause: &Error) {
         let mut state = self.state.lock();
-        if state.leading.disk == replica.disk || !Self::is_current(&state, replica) {
+        if !Self::is_current(&state, replica) {
             return;
         }
         let words = super::core::words_of(cause);

@@ -6,6 +6,8 @@
 //! takes its place, out of service, and what the hung call still does counts for nothing. Its disk is not opened anew
 //! for the partition until that call has returned, so that two never write to one file.
 
+use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -40,9 +42,35 @@ impl State {
         let leads = self.leading.disk == disk && self.fenced.is_none();
         leads || self.progress.is_online(disk)
     }
+
+    /// Whether the leader's log is that of the replica on `disk`: of a leader that failed, the replica may be back.
+    pub(super) fn leads_on(&self, disk: DiskId) -> bool {
+        self.leading.disk == disk && !self.followers.iter().any(|replica| replica.disk == disk)
+    }
+
+    /// A replica whose disk was taken out of service while the partition could not be told. That disk may be back: then
+    /// the replica is to be opened anew, for those that looked after it have ended.
+    pub(super) fn left_behind(&self) -> Option<DiskId> {
+        let leads = self.fenced.is_none().then_some(&self.leading);
+        let follow = self.followers.iter().filter(|replica| self.progress.is_online(replica.disk));
+        let mut all = leads.into_iter().chain(follow);
+        all.find(|replica| replica.is_left_behind()).map(|replica| replica.disk)
+    }
 }
 
 impl Core {
+    /// Does without a replica whose disk was taken out of service while the partition could not be told.
+    pub(crate) fn fence_left_behind(&self) {
+        let Some(disk) = self.brief().and_then(|state| state.left_behind()) else { return };
+        let cause = Error::Io {
+            path: PathBuf::new(),
+            action: "go on with a disk that was taken out of service",
+            written: Written::Unknown,
+            source: Arc::new(ErrorKind::NotConnected.into()),
+        };
+        self.fence_replica(disk, &cause);
+    }
+
     /// The partition's state, for whoever has others to look after; `None`: a call to the leader's disk hangs.
     pub(super) fn brief(&self) -> Option<MutexGuard<'_, State>> {
         let held = if self.hangs.load(Ordering::Relaxed) {
@@ -141,9 +169,9 @@ impl Core {
 /// The fault of a disk whose call does not return.
 pub(crate) fn hangs() -> Error {
     Error::Io {
-        path: std::path::PathBuf::new(),
+        path: PathBuf::new(),
         action: "wait for a call that hangs",
         written: Written::Unknown,
-        source: Arc::new(std::io::ErrorKind::TimedOut.into()),
+        source: Arc::new(ErrorKind::TimedOut.into()),
     }
 }

@@ -401,7 +401,15 @@ impl Core {
     /// Lets laggards leave the in-sync set and those that caught up join it. `now` is the watch's.
     pub(crate) fn tick(&self, now: Duration, lag_max: Duration) {
         let Some(mut state) = self.brief() else { return };
-        if state.followers.is_empty() || state.ended.is_some() {
+        if state.ended.is_some() {
+            return;
+        }
+        if state.left_behind().is_some() {
+            drop(state);
+            self.fence_left_behind();
+            return;
+        }
+        if state.followers.is_empty() {
             return;
         }
         if state.fenced.is_some() || state.unsettled {

@@ -70,10 +70,15 @@ impl Replica {
         Self::new(self.disk, Arc::clone(&self.attention), Arc::clone(&self.flushes), None)
     }
 
+    /// Whether its disk was taken out of service without it. It is fenced soon, at the control thread's next look.
+    pub(super) fn is_left_behind(&self) -> bool {
+        self.attention.is_abandoned()
+    }
+
     /// Queues the partition for the disk's worker, once. False: it has ended.
     pub(super) fn ask_for_attention(&self, core: &Core) -> bool {
         let queued = self.queued.swap(true, Ordering::AcqRel);
-        let asked = queued || self.attention.push(core.weak());
+        let asked = queued || self.attention.push(core.weak()) || self.is_left_behind();
         if !asked {
             self.attention_taken();
         }
@@ -83,7 +88,7 @@ impl Replica {
     /// Queues the partition for the thread that flushes this disk's replicas, once. False: it has ended.
     pub(super) fn ask_for_flush(&self, core: &Core) -> bool {
         let queued = self.flush_queued.swap(true, Ordering::AcqRel);
-        let asked = queued || self.flushes.push(core.weak());
+        let asked = queued || self.flushes.push(core.weak()) || self.is_left_behind();
         if !asked {
             self.flush_taken();
         }

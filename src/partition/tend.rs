@@ -56,7 +56,7 @@ impl Core {
             let Some(state) = self.brief() else {
                 return Tended { again_in: Some(RETRY_AFTER) };
             };
-            (state.leading.disk == disk, state.followers.iter().find(|r| r.disk == disk).cloned())
+            (state.leads_on(disk), state.followers.iter().find(|r| r.disk == disk).cloned())
         };
         self.repair_damage(disk, now);
         if let Some(replica) = &replica {
@@ -201,7 +201,7 @@ impl Core {
                     return Err(Error::TimedOut { what, timeout, appended: None });
                 }
                 self.want_follower_flush(replica);
-                std::thread::sleep(FLUSH_PAUSE);
+                self.room_made.wait_for(&mut self.state.lock(), FLUSH_PAUSE);
             }
         }
         Ok(())
@@ -210,7 +210,7 @@ impl Core {
     /// Does something with the log on `disk`, if it is in service.
     pub(super) fn with_log<T>(&self, disk: DiskId, then: impl FnOnce(&mut Log) -> T) -> Option<T> {
         let mut state = self.state.lock();
-        if state.leading.disk == disk {
+        if state.leads_on(disk) {
             return state.fenced.is_none().then(|| then(&mut state.log));
         }
         let replica = state.followers.iter().find(|replica| replica.disk == disk).cloned()?;
@@ -471,7 +471,7 @@ impl Core {
     pub(crate) fn fence_replica(&self, disk: DiskId, cause: &Error) {
         // One whose leader hangs under the lock stays as it is until that call returns.
         let Some(mut state) = self.brief() else { return };
-        if state.leading.disk == disk {
+        if state.leads_on(disk) {
             self.fence(&mut state, cause);
             self.publish(state);
             return;
@@ -495,7 +495,7 @@ impl Core {
         });
         let Some((segment, head)) = due.flatten() else { return };
         if durable {
-            let leads = self.state.lock().leading.disk == disk;
+            let leads = self.state.lock().leads_on(disk);
             if leads {
                 let _ = self.flush_now();
             } else {

@@ -329,6 +329,7 @@ impl Shared {
                 core.fence_leader(disk.id, &stopped);
             }
         }
+        disk.attention.abandon();
         self.settle_reigns();
         // Whoever unmounts or clears the directory next is not to meet what was under way.
         drop(disk.at_work.try_write_for(STOP_PATIENCE));
@@ -496,6 +497,7 @@ impl Shared {
         // One at a time: two would write to the same files.
         let alone = core.repairs_of(disk.id);
         let held = alone.try_lock_for(ASK_PATIENCE);
+        core.fence_left_behind();
         if held.is_some() && core.is_served_by(disk.id) {
             return Ok(());
         }

@@ -161,6 +161,8 @@ impl Shared {
         if !disk.is_online() {
             return;
         }
+        // Whoever asks the disk for something from here on waits until the partition does without it.
+        disk.attention.abandon();
         self.note_offline(disk, &cause.to_string());
         self.metadata.lock().remove_disk(disk.id);
         for (_, core) in self.cores() {
@@ -378,6 +380,35 @@ mod tests {
                 "round {round}"
             );
         }
+    }
+
+    /// It was taken for being in service when its disk was back, and the threads that flushed it had ended.
+    #[test]
+    fn s22_a_replica_that_was_too_busy_to_be_told_of_its_disks_loss_is_opened_anew() {
+        let disks = [0, 1].map(SimDisk::new);
+        let builder =
+            disks.iter().fold(Store::builder(), |all, disk| all.simulated_disk(disk.clone()));
+        let store = builder.replica_lag_max(Duration::from_millis(900)).threads().open().unwrap();
+        let config = TopicConfig::new().replication_factor(2).flush(Flush::OnAck);
+        store.create_topic("t", config).unwrap();
+        append(&store).unwrap();
+        let shared = &store.handle.shared;
+        let core = shared.cores().pop().expect("one partition").1;
+        for gone in [DiskId(1), DiskId(0)] {
+            // As `lose_disk` does, but for the partitions.
+            let disk = shared.disk(gone).unwrap();
+            disk.attention.abandon();
+            shared.note_offline(&disk, "a call hangs");
+            shared.metadata.lock().remove_disk(gone);
+            store.start_disk(gone).unwrap();
+            append(&store).unwrap();
+            let started = Instant::now();
+            while core.in_sync().len() < 2 {
+                assert!(started.elapsed() < Duration::from_secs(30), "{gone} is never in sync");
+                thread::yield_now();
+            }
+        }
+        assert_eq!(append(&store).unwrap(), Offset(3));
     }
 
     /// It went by the old settings, and kept in memory what was acknowledged as being in its file.

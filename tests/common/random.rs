@@ -1,0 +1,23 @@
+//! What a random test draws from: the same numbers again for the same seed.
+#![allow(dead_code, reason = "each test draws in some of these ways")]
+
+/// A linear congruential generator (Knuth's MMIX), of which the upper half is used.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    /// Below `bound`; 0 where that is 0.
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound.max(1)
+    }
+
+    /// As [`Random::below`], of a list.
+    pub(crate) fn index(&mut self, bound: usize) -> usize {
+        usize::try_from(self.below(bound as u64)).expect("it is below a usize")
+    }
+
+    pub(crate) fn one_in(&mut self, count: u64) -> bool {
+        self.below(count) == 0
+    }
+}
