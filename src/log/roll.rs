@@ -94,7 +94,7 @@ impl Log {
     /// [`Error::Io`]: there are no offsets left.
     pub(crate) fn begin_roll(&mut self, records: u32, bytes: usize) -> Result<NextSegment, Error> {
         assert!(!self.rolls, "one roll at a time");
-        if self.end.since(Offset::ZERO) + u64::from(records) >= Offset::MAX.0 {
+        if self.end.plus(records.into()) >= Offset::MAX {
             return Err(self.place.io_error("", "append", io::ErrorKind::FileTooLarge.into()));
         }
         if let Some(active) = &mut self.active {
