@@ -60,6 +60,23 @@ fn records_of_a_burst_that_nobody_asks_for_arrive_all_the_same() {
 }
 
 #[test]
+fn what_gathered_of_a_burst_is_appended_when_the_store_closes() {
+    for count in 15..60 {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        store.create_topic("t", TopicConfig::new().flush(Flush::Os)).unwrap();
+        let producer = store.producer().build().unwrap();
+        for value in numbers(0..count) {
+            drop(producer.send(Record::to("t").value(&value)).unwrap());
+        }
+        store.close(SECONDS).unwrap();
+        drop((producer, store));
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!(contents(&store.partition("t", 0).unwrap()), numbers(0..count));
+    }
+}
+
+#[test]
 fn without_acknowledgements_every_record_is_appended_by_its_sender() {
     let store = store(TopicConfig::new().flush(Flush::Os));
     let producer = store.producer().acks(Acks::None).build().unwrap();

@@ -725,7 +725,7 @@ impl<T: Target> Lane<T> {
         Some(id)
     }
 
-    /// Somebody asks for the outcome of a record of a burst, and does not wait.
+    /// Somebody asks for the outcome of a record of a burst, and does not wait; or the store is about to close.
     pub(super) fn ask(&self) {
         let state = self.end_burst(self.state.lock());
         self.leave(state);
@@ -795,6 +795,10 @@ impl<T: Target> Lane<T> {
 }
 
 impl<T: Target> Chore for Lane<T> {
+    fn close(self: Arc<Self>) {
+        self.ask();
+    }
+
     fn run(self: Arc<Self>) {
         self.is_chore.store(false, Ordering::Release);
         let mut state = self.state.lock();

@@ -20,6 +20,9 @@ const ROUNDS_MAX: u32 = 16;
 pub(crate) trait Chore: Send + Sync {
     /// Does what is due. Runs under no lock.
     fn run(self: Arc<Self>);
+
+    /// The store is about to close: what was put off for company's sake is done now.
+    fn close(self: Arc<Self>) {}
 }
 
 /// What is to be done, and when.
@@ -110,6 +113,14 @@ impl Chores {
         }
         drop(state);
         due.iter().filter_map(Weak::upgrade).for_each(Chore::run);
+    }
+
+    /// Tells everything that is left that the store is about to close.
+    pub(super) fn close(&self) {
+        let state = self.state.lock();
+        let left: Vec<_> = state.queue.iter().chain(state.timed.values()).cloned().collect();
+        drop(state);
+        left.iter().filter_map(Weak::upgrade).for_each(Chore::close);
     }
 
     /// Does everything that is left, whenever it was due, on this thread: the store is closed, and those who wait for what

@@ -105,6 +105,7 @@ impl Shared {
     /// Ends appends, flushes every log, and writes the session files of the disks on which all of that went
     /// well.
     fn close_all(self: &Arc<Self>) -> Result<()> {
+        self.chores.close();
         if let Some(groups) = self.groups.get() {
             groups.wake_waiting();
         }

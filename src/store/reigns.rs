@@ -193,10 +193,11 @@ mod tests {
     use super::*;
     use crate::config::TopicUpdate;
     use crate::error::Result;
+    use crate::partition::Replica;
     use crate::record::Record;
     use crate::storage::simulated::{Hang, SimDisk};
     use crate::store::open::replica;
-    use crate::store::{Store, TopicConfig};
+    use crate::store::{Store, Topic, TopicConfig};
     use crate::types::{Acks, DiskId, Flush, LeaderEpoch, Offset};
 
     fn open(disks: &[SimDisk]) -> Store {
@@ -307,18 +308,7 @@ mod tests {
         let _tail = partition.append_nowait(&[Record::new("tail")], Acks::All).unwrap();
         let shared = &store.handle.shared;
         let (topic, core) = shared.cores().pop().expect("one partition");
-        let proposal = Proposal {
-            leader: Some(DiskId(1)),
-            epoch: LeaderEpoch(core.leader_epoch().0 + 1),
-            isr: vec![DiskId(1)],
-            eligible: Vec::new(),
-            start: Some(Offset(1)),
-            high_watermark: Offset(1),
-            suspects: Vec::new(),
-            lost: None,
-        };
-        let records = records_of(topic.id, core.partition(), &proposal);
-        shared.metadata.lock().commit_all(&records).unwrap();
+        let proposal = elect(shared, &topic, &core, DiskId(1), &[DiskId(1)]);
         disks[2].hang(Hang::Syncs);
         let installed = thread::scope(|scope| {
             scope.spawn(|| core.flush_follower(DiskId(2)));
@@ -338,6 +328,39 @@ mod tests {
         assert!(ends.into_iter().all(|end| end == Offset(2)));
     }
 
+    /// Elects by hand.
+    fn elect(
+        shared: &Shared,
+        topic: &Topic,
+        core: &Core,
+        leader: DiskId,
+        isr: &[DiskId],
+    ) -> Proposal {
+        let proposal = Proposal {
+            leader: Some(leader),
+            epoch: LeaderEpoch(core.leader_epoch().0 + 1),
+            isr: isr.to_vec(),
+            eligible: Vec::new(),
+            start: Some(Offset(1)),
+            high_watermark: Offset(1),
+            suspects: Vec::new(),
+            lost: None,
+        };
+        let records = records_of(topic.id, core.partition(), &proposal);
+        shared.metadata.lock().commit_all(&records).unwrap();
+        proposal
+    }
+
+    /// Opens the replica on `disk` anew; it is not back yet.
+    fn opened_anew(shared: &Shared, topic: &Topic, core: &Core, disk: DiskId) -> Arc<Replica> {
+        let described = shared.metadata.lock().state().partition(topic.id, 0).cloned().unwrap();
+        let (disk, config) = (shared.disk(disk).unwrap(), Arc::clone(&*topic.config.read()));
+        let opened = shared
+            .open_replica(topic, core.partition(), &disk, &described, &config, false)
+            .unwrap();
+        replica(&disk, Some(opened.0.log))
+    }
+
     /// It was counted twice: once as it had failed, which never caught up again.
     #[test]
     fn a_leader_that_fails_and_is_back_before_another_is_elected_follows_that_one() {
@@ -348,25 +371,9 @@ mod tests {
         let shared = &store.handle.shared;
         let (topic, core) = shared.cores().pop().expect("one partition");
         core.fence_leader(DiskId(0), &Error::Closed);
-        let described = shared.metadata.lock().state().partition(topic.id, 0).cloned().unwrap();
-        let (disk, config) = (shared.disk(DiskId(0)).unwrap(), Arc::clone(&*topic.config.read()));
-        let opened = shared
-            .open_replica(&topic, core.partition(), &disk, &described, &config, false)
-            .unwrap();
-        let returned = replica(&disk, Some(opened.0.log));
+        let returned = opened_anew(shared, &topic, &core, DiskId(0));
         core.return_replica(&returned, shared.clock.now()).unwrap();
-        let proposal = Proposal {
-            leader: Some(DiskId(1)),
-            epoch: LeaderEpoch(core.leader_epoch().0 + 1),
-            isr: vec![DiskId(0), DiskId(1)],
-            eligible: Vec::new(),
-            start: Some(Offset(1)),
-            high_watermark: Offset(1),
-            suspects: Vec::new(),
-            lost: None,
-        };
-        let records = records_of(topic.id, core.partition(), &proposal);
-        shared.metadata.lock().commit_all(&records).unwrap();
+        let proposal = elect(shared, &topic, &core, DiskId(1), &[DiskId(0), DiskId(1)]);
         core.install(proposal, shared.clock.now());
         let lag_max = Duration::from_secs(1);
         for round in 1..10 {
@@ -424,13 +431,8 @@ mod tests {
         let (topic, core) = shared.cores().pop().expect("one partition");
         core.fence_replica(DiskId(1), &Error::Closed);
         shared.settle_one(&core);
-        let described = shared.metadata.lock().state().partition(topic.id, 0).cloned().unwrap();
-        let (disk, config) = (shared.disk(DiskId(1)).unwrap(), Arc::clone(&*topic.config.read()));
-        let opened = shared
-            .open_replica(&topic, core.partition(), &disk, &described, &config, false)
-            .unwrap();
+        let returned = opened_anew(shared, &topic, &core, DiskId(1));
         store.alter_topic("t", TopicUpdate::new().flush(Flush::Os)).unwrap();
-        let returned = replica(&disk, Some(opened.0.log));
         core.return_replica(&returned, shared.clock.now()).unwrap();
         until(&store, "it is in sync again", || core.in_sync().len() == 2);
         assert_eq!(append(&store).unwrap(), Offset(1));
