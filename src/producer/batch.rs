@@ -170,6 +170,8 @@ pub(super) struct Batch {
     bytes_max: u64,
     /// What it takes of the buffer.
     pub(super) memory: u64,
+    /// What of it is kept for records to come.
+    pub(super) room: u64,
     pub(super) calls: Vec<Call>,
 }
 
@@ -185,6 +187,7 @@ impl Batch {
             bytes: HEADER_BYTES as u64,
             bytes_max,
             memory: 0,
+            room: 0,
             calls: Vec::new(),
         }
     }
@@ -199,19 +202,24 @@ impl Batch {
         self.bytes + size.bytes_max() + 3 <= self.bytes_max
     }
 
-    /// Adds a record; gives its place.
+    /// Adds a record; gives its place. `has_room`: the batch has brought it.
     #[inline]
     pub(super) fn push(
         &mut self,
         record: &Record<'_>,
         size: RecordSize,
         callback: Option<Callback>,
+        has_room: bool,
     ) -> u32 {
         let index = self.count;
         self.content.push(record);
         self.count += 1;
         self.bytes += size.bytes_max();
-        self.memory += memory_of(size);
+        if has_room {
+            self.room -= memory_of(size);
+        } else {
+            self.memory += memory_of(size);
+        }
         if let Some(callback) = callback {
             self.calls.push(Call { index, timestamp: record.timestamp, callback });
         }
@@ -234,9 +242,10 @@ impl Batch {
         let (lower, upper) = records.split_at(at as usize);
         for (half, records) in halves.iter_mut().zip([lower, upper]) {
             records.iter().for_each(|record| {
-                half.push(record, RecordSize::of(record), None);
+                half.push(record, RecordSize::of(record), None, false);
             });
         }
+        halves[1].memory = self.memory - halves[0].memory;
         drop(records);
         for mut call in std::mem::take(&mut self.calls) {
             let upper = call.index >= at;
@@ -271,12 +280,30 @@ mod tests {
     }
 
     #[test]
+    fn room_that_a_batch_brought_goes_with_its_halves() {
+        let mut batch = Batch::new(0, Duration::ZERO, u64::MAX, Content::default());
+        (batch.memory, batch.room) = (1000, 1000);
+        let values: Vec<_> = (1..4).map(record).collect();
+        let mut used = 0;
+        for value in &values {
+            let record = Record::new(value);
+            let size = RecordSize::of(&record);
+            batch.push(&record, size, None, true);
+            used += memory_of(size);
+        }
+        assert_eq!((batch.memory, batch.room), (1000, 1000 - used));
+        let [lower, upper] = batch.split();
+        assert_eq!(lower.memory + upper.memory, 1000);
+        assert_eq!((lower.room, upper.room), (0, 0));
+    }
+
+    #[test]
     fn halves_of_halves_answer_for_every_record() {
         let mut batch = Batch::new(100, Duration::ZERO, u64::MAX, Content::default());
         let values: Vec<_> = (0..5).map(record).collect();
         for value in &values {
             let record = Record::new(value);
-            batch.push(&record, RecordSize::of(&record), Some(Box::new(|_| {})));
+            batch.push(&record, RecordSize::of(&record), Some(Box::new(|_| {})), false);
         }
         let (cell, memory) = (Arc::clone(&batch.cell), batch.memory);
         let [mut lower, upper] = batch.split();

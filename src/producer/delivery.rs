@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::types::{Offset, Timestamp, TopicPartition};
 
+use super::batch::Cell;
 use super::lane::{Lane, Until};
 use super::target::{LogTarget, Target};
 use super::window::Sent;
@@ -113,9 +114,21 @@ impl Future for Delivery {
     }
 }
 
+/// What the receipts of a batch share, so that each of them counts one reference and not two.
+pub(super) struct Shared<T: Target> {
+    lane: Arc<Lane<T>>,
+    cell: Arc<Cell>,
+}
+
+impl<T: Target> Shared<T> {
+    pub(super) fn new(lane: Arc<Lane<T>>, cell: Arc<Cell>) -> Arc<Self> {
+        Arc::new(Self { lane, cell })
+    }
+}
+
 /// A record on its way through a lane.
 pub(super) struct Receipt<T: Target> {
-    lane: Arc<Lane<T>>,
+    shared: Arc<Shared<T>>,
     sent: Sent,
     /// The record's own.
     timestamp: Option<Timestamp>,
@@ -126,48 +139,53 @@ pub(super) struct Receipt<T: Target> {
 impl<T: Target> std::fmt::Debug for Receipt<T> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut shown = formatter.debug_struct("Receipt");
-        shown.field("partition", self.lane.name()).field("number", &self.sent.number).finish()
+        shown.field("partition", self.lane().name()).field("number", &self.sent.number).finish()
     }
 }
 
 impl<T: Target> Receipt<T> {
-    pub(super) fn new(lane: Arc<Lane<T>>, sent: Sent, timestamp: Option<Timestamp>) -> Self {
-        Self { lane, sent, timestamp, waker: None }
+    #[inline]
+    pub(super) fn new(shared: Arc<Shared<T>>, sent: Sent, timestamp: Option<Timestamp>) -> Self {
+        Self { shared, sent, timestamp, waker: None }
+    }
+
+    fn lane(&self) -> &Lane<T> {
+        &self.shared.lane
     }
 
     pub(super) fn wait(&self, timeout: Duration) -> Result<RecordMetadata> {
-        self.lane.look(self.sent.number);
+        self.lane().look(self.sent.number);
         if let Some(outcome) = self.known() {
             return outcome;
         }
-        self.lane.wait(self.sent.number, timeout, Until::Ended);
+        self.lane().wait(self.sent.number, timeout, Until::Ended);
         self.known().unwrap_or_else(|| {
-            let what = format!("{}: delivering a record", self.lane.name());
+            let what = format!("{}: delivering a record", self.lane().name());
             Err(Error::TimedOut { what, timeout, appended: None })
         })
     }
 
     pub(super) fn outcome(&self) -> Option<Result<RecordMetadata>> {
-        self.lane.look(self.sent.number);
+        self.lane().look(self.sent.number);
         if self.sent.in_burst && !self.has_ended() {
-            self.lane.ask();
+            self.lane().ask();
         }
         self.known()
     }
 
     fn known(&self) -> Option<Result<RecordMetadata>> {
-        let result = self.sent.cell.result(self.sent.index)?;
-        Some(result.map(|placed| self.lane.metadata(placed, self.timestamp)))
+        let result = self.shared.cell.result(self.sent.index)?;
+        Some(result.map(|placed| self.lane().metadata(placed, self.timestamp)))
     }
 
     fn has_ended(&self) -> bool {
-        self.sent.cell.has_result(self.sent.index)
+        self.shared.cell.has_result(self.sent.index)
     }
 
     pub(super) fn poll(&mut self, waker: &Waker) -> Poll<Result<RecordMetadata>> {
-        self.lane.look(self.sent.number);
+        self.lane().look(self.sent.number);
         if !self.has_ended() {
-            self.waker = self.lane.watch(self.sent.number, self.waker, waker);
+            self.waker = self.lane().watch(self.sent.number, self.waker, waker);
         }
         match self.known() {
             Some(outcome) => Poll::Ready(outcome),
@@ -180,7 +198,7 @@ impl<T: Target> Drop for Receipt<T> {
     fn drop(&mut self) {
         let is_left = self.sent.in_burst && self.waker.is_none();
         if !is_left && !self.has_ended() {
-            self.lane.unwatched(self.sent.number, self.waker);
+            self.lane().unwatched(self.sent.number, self.waker);
         }
     }
 }

@@ -37,11 +37,11 @@ use crate::store::{Chore, Chores};
 use crate::types::{Offset, Timestamp, TopicPartition};
 
 use super::batch::memory_of;
-use super::delivery::{Callback, RecordMetadata};
+use super::delivery::{Callback, RecordMetadata, Shared};
 use super::memory::Memory;
 use super::numbers::Numbers;
 use super::target::{Offered, Pending, Target};
-use super::window::{Counts, Ended, Sent, Window};
+use super::window::{BURST_BYTES, Counts, Ended, Sent, Window};
 
 /// Batches that a thread appends for others before it lets go.
 const ROUNDS_MAX: usize = 16;
@@ -52,6 +52,8 @@ const SOON: Duration = Duration::from_millis(1);
 /// So many records in so short a time, none of whose outcomes anybody has looked at, are a burst.
 const BURST: u32 = 16;
 const BURST_WITHIN: Duration = Duration::from_micros(16);
+/// Room in the buffer that is taken for a batch of a burst at once.
+const BURST_ROOM: u64 = 2 * BURST_BYTES;
 
 /// What all lanes of a producer share.
 #[derive(Debug)]
@@ -66,13 +68,13 @@ pub(super) struct Common {
 }
 
 /// How a record was taken.
-pub(super) enum Taken {
+pub(super) enum Taken<T: Target> {
     Done {
         offset: Offset,
         timestamp: Timestamp,
         number: u64,
     },
-    Pending(Sent),
+    Pending(Arc<Shared<T>>, Sent),
     /// There is no room for it; the callback comes back.
     NoRoom(Option<Callback>),
 }
@@ -91,7 +93,7 @@ pub(super) struct Lane<T: Target> {
     name: TopicPartition,
     target: T,
     common: Arc<Common>,
-    state: Mutex<State<T::Pending>>,
+    state: Mutex<State<T>>,
     /// Records that gather, for a thread that waits for company.
     queued: AtomicU32,
     /// A batch has to be offered again.
@@ -102,8 +104,11 @@ pub(super) struct Lane<T: Target> {
     is_chore: AtomicBool,
 }
 
-struct State<P> {
-    window: Window<P>,
+struct State<T: Target> {
+    window: Window<T::Pending>,
+    /// The last batch of those that gather, as its receipts know it. It names the lane, and so it has to go before a
+    /// lane can: every lane is abandoned in the end.
+    gathering: Option<Arc<Shared<T>>>,
     /// Somebody waits for the first acknowledgement, or was told to.
     driven: bool,
     sleepers: Vec<Sleeper>,
@@ -200,7 +205,7 @@ impl Bed {
     }
 }
 
-impl<P: Pending> State<P> {
+impl<T: Target> State<T> {
     /// Whether somebody counts on progress and does not wait.
     fn is_followed(&self) -> bool {
         self.followed > self.window.ended() || self.window.is_pressed() || !self.watchers.is_empty()
@@ -242,6 +247,7 @@ impl<T: Target> Lane<T> {
             common,
             state: Mutex::new(State {
                 window: Window::new(name.clone(), numbers),
+                gathering: None,
                 driven: false,
                 sleepers: Vec::new(),
                 watchers: Vec::new(),
@@ -297,7 +303,7 @@ impl<T: Target> Lane<T> {
         record: &Record<'_>,
         callback: Option<Callback>,
         room: u64,
-    ) -> Result<Taken> {
+    ) -> Result<Taken<T>> {
         let memory = &self.common.memory;
         let size = RecordSize::of(record);
         let mut state = self.state.lock();
@@ -323,12 +329,12 @@ impl<T: Target> Lane<T> {
     #[inline]
     fn send_single(
         &self,
-        mut state: MutexGuard<'_, State<T::Pending>>,
+        mut state: MutexGuard<'_, State<T>>,
         record: &Record<'_>,
         size: RecordSize,
         callback: Option<Callback>,
         room: u64,
-    ) -> Result<Taken> {
+    ) -> Result<Taken<T>> {
         let author = state.window.begin_single();
         drop(state);
         let settings = &self.common.settings;
@@ -373,14 +379,14 @@ impl<T: Target> Lane<T> {
                 }
                 let now = self.common.clock.elapsed();
                 let calls = callback.is_some();
-                let sent =
+                let (sent, cell) =
                     state.window.single_waits(record, size, callback, outcome, now, settings);
                 if calls {
                     state.followed = state.followed.max(sent.number + 1);
                 }
                 let state = self.offer_due(state, false);
                 self.leave(state);
-                Ok(Taken::Pending(sent))
+                Ok(Taken::Pending(Shared::new(self.itself(), cell), sent))
             }
         }
     }
@@ -388,7 +394,7 @@ impl<T: Target> Lane<T> {
     /// Whether the last records that were appended one by one came so fast, and so far ahead of whoever looks at
     /// their outcomes, that the next ones are better gathered: a batch of many costs little more than one of one.
     #[cold]
-    fn look_for_burst(&self, state: &mut State<T::Pending>) {
+    fn look_for_burst(&self, state: &mut State<T>) {
         let now = self.common.clock.elapsed();
         let is_fast = now.saturating_sub(state.singles_since) <= BURST_WITHIN;
         (state.singles, state.singles_since) = (0, now);
@@ -407,12 +413,12 @@ impl<T: Target> Lane<T> {
     /// Adds the record to those that gather.
     fn gather<'a>(
         &'a self,
-        mut state: MutexGuard<'a, State<T::Pending>>,
+        mut state: MutexGuard<'a, State<T>>,
         record: &Record<'_>,
         size: RecordSize,
         callback: Option<Callback>,
         room: u64,
-    ) -> Result<Taken> {
+    ) -> Result<Taken<T>> {
         let Common { memory, settings, clock, .. } = &*self.common;
         let bytes_max = match state.window.has_place_for(size) {
             true => None,
@@ -425,20 +431,30 @@ impl<T: Target> Lane<T> {
                 }
             },
         };
-        if room == 0 && !memory.try_take(memory_of(size)) {
+        let ahead = bytes_max.is_some() && state.window.is_burst();
+        let ahead = if ahead && memory.try_take_ahead(BURST_ROOM) { BURST_ROOM } else { 0 };
+        let has_room = match bytes_max {
+            Some(_) => ahead >= memory_of(size),
+            None => state.window.has_room_for(size),
+        };
+        let has_room = has_room && room == 0;
+        if room == 0 && !has_room && !memory.try_take(memory_of(size)) {
+            memory.give_back(ahead);
             return Ok(Taken::NoRoom(callback));
         }
         if let Some(bytes_max) = bytes_max {
-            state.window.begin_batch(bytes_max, clock.elapsed());
+            let cell = state.window.begin_batch(bytes_max, clock.elapsed(), ahead);
+            state.gathering = Some(Shared::new(self.itself(), cell));
         }
+        let shared = state.gathering.clone().expect("a batch that gathers has begun");
         let calls = callback.is_some();
-        let sent = state.window.push(record, size, callback);
+        let sent = state.window.push(record, size, callback, has_room);
         if calls || sent.in_burst {
             state.followed = state.followed.max(sent.number + 1);
         }
         if sent.index > 0 && !state.driven && state.window.is_left_to_sender(settings) {
             // The first of the batch has set a time for it.
-            return Ok(Taken::Pending(sent));
+            return Ok(Taken::Pending(shared, sent));
         }
         self.queued.store(state.window.queued_records(), Ordering::Release);
         // Whoever drives appends what has gathered; but a full batch need not wait for that.
@@ -446,7 +462,7 @@ impl<T: Target> Lane<T> {
             state = self.offer_due(state, false);
         }
         self.leave(state);
-        Ok(Taken::Pending(sent))
+        Ok(Taken::Pending(shared, sent))
     }
 
     /// How large the batch of a record may become.
@@ -462,9 +478,9 @@ impl<T: Target> Lane<T> {
     /// Appends what is due.
     fn offer_due<'a>(
         &'a self,
-        mut state: MutexGuard<'a, State<T::Pending>>,
+        mut state: MutexGuard<'a, State<T>>,
         eager: bool,
-    ) -> MutexGuard<'a, State<T::Pending>> {
+    ) -> MutexGuard<'a, State<T>> {
         let settings = &self.common.settings;
         for _ in 0..ROUNDS_MAX {
             let now = self.common.clock.elapsed();
@@ -484,11 +500,11 @@ impl<T: Target> Lane<T> {
     /// has said that it drives. `blocks`: or only takes what has come.
     fn drive<'a>(
         &'a self,
-        mut state: MutexGuard<'a, State<T::Pending>>,
+        mut state: MutexGuard<'a, State<T>>,
         number: u64,
         blocks: bool,
         left: impl Fn() -> Duration,
-    ) -> MutexGuard<'a, State<T::Pending>> {
+    ) -> MutexGuard<'a, State<T>> {
         let Common { settings, clock, .. } = &*self.common;
         loop {
             // Who has been served is company itself, and wakes the rest of it first.
@@ -568,10 +584,7 @@ impl<T: Target> Lane<T> {
     }
 
     /// Lets others send for a moment, until as many have as in the last round: one flush serves them all.
-    fn wait_for_company<'a>(
-        &'a self,
-        state: MutexGuard<'a, State<T::Pending>>,
-    ) -> MutexGuard<'a, State<T::Pending>> {
+    fn wait_for_company<'a>(&'a self, state: MutexGuard<'a, State<T>>) -> MutexGuard<'a, State<T>> {
         let offered = state.window.under_way() - u64::from(state.window.queued_records());
         let missing = u64::from(state.company).saturating_sub(offered);
         let is_missing = || u64::from(self.queued.load(Ordering::Acquire)) < missing;
@@ -587,7 +600,7 @@ impl<T: Target> Lane<T> {
     }
 
     /// Lets go of the lock, tells everyone what has ended, and sees to it that somebody goes on.
-    fn leave(&self, mut state: MutexGuard<'_, State<T::Pending>>) {
+    fn leave(&self, mut state: MutexGuard<'_, State<T>>) {
         let Common { memory, chores, clock, settings, .. } = &*self.common;
         let freed = self.collect(&mut state);
         let ended = state.window.ended();
@@ -655,7 +668,7 @@ impl<T: Target> Lane<T> {
     }
 
     /// Collects the callbacks of records that have ended; gives the memory that came free.
-    fn collect(&self, state: &mut State<T::Pending>) -> u64 {
+    fn collect(&self, state: &mut State<T>) -> u64 {
         let (calls, freed) = state.window.take_news();
         for Ended { call, cell, number } in calls {
             let result = cell.result(call.index).expect("a record that has ended has an outcome");
@@ -665,9 +678,8 @@ impl<T: Target> Lane<T> {
         freed
     }
 
-    fn watch_front(&self, state: &mut State<T::Pending>) -> bool {
-        let lane = self.this.upgrade().expect("a lane that is used is held");
-        state.window.watch_front(&Waker::from(Arc::new(Woken(Arc::downgrade(&lane)))))
+    fn watch_front(&self, state: &mut State<T>) -> bool {
+        state.window.watch_front(&Waker::from(Arc::new(Woken(self.this.clone()))))
     }
 
     fn be_chore(&self) {
@@ -732,10 +744,7 @@ impl<T: Target> Lane<T> {
     }
 
     /// Appends what has gathered of a burst, if there is one.
-    fn end_burst<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State<T::Pending>>,
-    ) -> MutexGuard<'a, State<T::Pending>> {
+    fn end_burst<'a>(&'a self, mut state: MutexGuard<'a, State<T>>) -> MutexGuard<'a, State<T>> {
         if state.window.is_burst() {
             state.window.end_burst();
             if !state.driven {
@@ -770,8 +779,17 @@ impl<T: Target> Lane<T> {
     /// Fails what is still under way.
     pub(super) fn abandon(&self, error: &Error) {
         let mut state = self.state.lock();
-        state.window.abandon(error, &self.common.settings);
+        self.abandon_all(&mut state, error);
         self.leave(state);
+    }
+
+    fn abandon_all(&self, state: &mut State<T>, error: &Error) {
+        state.window.abandon(error, &self.common.settings);
+        state.gathering = None;
+    }
+
+    fn itself(&self) -> Arc<Self> {
+        self.this.upgrade().expect("a lane that is used is held")
     }
 
     /// The sequence of the next record that will be sent; asks the log where to go on if a record failed.
@@ -815,7 +833,7 @@ impl<T: Target> Chore for Lane<T> {
             state = self.drive(state, u64::MAX, false, || Duration::ZERO);
         }
         if self.common.chores.have_ended() {
-            state.window.abandon(&Error::Closed, &self.common.settings);
+            self.abandon_all(&mut state, &Error::Closed);
         }
         self.leave(state);
     }

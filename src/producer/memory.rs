@@ -55,6 +55,11 @@ impl Memory {
         self.waiting.load(Ordering::Acquire) == 0 && self.take_now(bytes)
     }
 
+    /// Takes room for records to come, while there is plenty.
+    pub(super) fn try_take_ahead(&self, bytes: u64) -> bool {
+        self.used() <= self.bytes_max / 2 && bytes <= self.bytes_max / 4 && self.try_take(bytes)
+    }
+
     /// Takes room even if there is none: for a record that is in the log already.
     pub(super) fn take_anyway(&self, bytes: u64) {
         self.used.fetch_add(bytes, Ordering::AcqRel);
@@ -135,6 +140,17 @@ mod tests {
         });
         assert_eq!(order.lock().len(), 3);
         assert_eq!(memory.used(), 25);
+    }
+
+    #[test]
+    fn room_is_taken_ahead_only_while_there_is_plenty() {
+        let memory = Memory::new(100);
+        assert!(!memory.try_take_ahead(26), "a buffer this small is counted record by record");
+        assert!(memory.try_take_ahead(25) && memory.try_take(26));
+        assert!(!memory.try_take_ahead(1), "more than half of it is in use");
+        memory.give_back(1);
+        assert!(memory.try_take_ahead(25));
+        assert_eq!(memory.used(), 75);
     }
 
     #[test]

@@ -251,7 +251,7 @@ impl Producer {
             });
         }
         shared
-            .lane(&ProducerRecord {
+            .lane_by_name(&ProducerRecord {
                 topic,
                 partition: Some(partition),
                 record: crate::record::Record::default(),
@@ -290,16 +290,46 @@ impl Shared {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::Closed);
         }
-        let lane = self.lane(record)?;
-        match lane.send(&record.record, callback, 0) {
-            Ok(Taken::Done { offset, timestamp, number }) => {
-                Ok(Delivery::done(lane, offset, timestamp, number))
+        if let Some(topic) = self.first.get()
+            && **topic.counter.name() == *record.topic
+            && !topic.counter.is_gone()
+        {
+            let number = self.partition_of(topic, record);
+            if let Some(lane) = topic.lanes.get(number as usize).and_then(OnceLock::get) {
+                return self.send_to(lane, record, callback, blocks);
             }
-            Ok(Taken::Pending(sent)) => {
-                Ok(Delivery::pending(Receipt::new(lane, sent, record.record.timestamp)))
-            }
-            Ok(Taken::NoRoom(callback)) => self.send_late(&lane, record, callback, blocks),
-            Err(error) => Err(error),
+            let lane = match topic.lane(number) {
+                Some(lane) => lane,
+                None => self.make_lane_of_first(topic, number, record)?,
+            };
+            return self.send_elsewhere(&lane, record, callback, blocks);
+        }
+        self.send_elsewhere(&self.lane_by_name(record)?, record, callback, blocks)
+    }
+
+    #[inline(never)]
+    fn send_elsewhere(
+        &self,
+        lane: &Arc<Lane<LogTarget>>,
+        record: &ProducerRecord<'_>,
+        callback: Option<Callback>,
+        blocks: bool,
+    ) -> Result<Delivery> {
+        self.send_to(lane, record, callback, blocks)
+    }
+
+    /// Inlined: a sender whose topic is the first counts no reference to the lane, and moves nothing twice.
+    #[inline(always)]
+    fn send_to(
+        &self,
+        lane: &Arc<Lane<LogTarget>>,
+        record: &ProducerRecord<'_>,
+        callback: Option<Callback>,
+        blocks: bool,
+    ) -> Result<Delivery> {
+        match lane.send(&record.record, callback, 0)? {
+            Taken::NoRoom(callback) => self.send_late(lane, record, callback, blocks),
+            taken => Ok(delivery_of(lane, record, taken)),
         }
     }
 
@@ -322,17 +352,7 @@ impl Shared {
         if !blocks || !self.wait_for_room(bytes) {
             return Err(Error::BufferFull { bytes_max });
         }
-        match lane.send(&record.record, callback, bytes) {
-            Ok(Taken::Done { offset, timestamp, number }) => {
-                Ok(Delivery::done(Arc::clone(lane), offset, timestamp, number))
-            }
-            Ok(Taken::Pending(sent)) => {
-                let own = record.record.timestamp;
-                Ok(Delivery::pending(Receipt::new(Arc::clone(lane), sent, own)))
-            }
-            Ok(Taken::NoRoom(_)) => unreachable!("its room was taken before"),
-            Err(error) => Err(error),
-        }
+        Ok(delivery_of(lane, record, lane.send(&record.record, callback, bytes)?))
     }
 
     /// Takes room, waiting for it. What is under way is hastened (CLI-05).
@@ -384,22 +404,6 @@ impl Shared {
     fn lanes(&self) -> Vec<Arc<Lane<LogTarget>>> {
         let topics: Vec<_> = self.topics.read().values().cloned().collect();
         topics.iter().flat_map(|topic| topic.all()).collect()
-    }
-
-    /// The partition for a record.
-    #[inline]
-    fn lane(&self, record: &ProducerRecord<'_>) -> Result<Arc<Lane<LogTarget>>> {
-        if let Some(topic) = self.first.get()
-            && **topic.counter.name() == *record.topic
-            && !topic.counter.is_gone()
-        {
-            let number = self.partition_of(topic, record);
-            return match topic.lane(number) {
-                Some(lane) => Ok(lane),
-                None => self.make_lane_of_first(topic, number, record),
-            };
-        }
-        self.lane_by_name(record)
     }
 
     #[cold]
@@ -521,6 +525,24 @@ impl Shared {
                 topic.sticky.lock().choose(bytes, count, is_available)
             }
         }
+    }
+}
+
+/// `taken`: with room.
+#[inline(always)]
+fn delivery_of(
+    lane: &Arc<Lane<LogTarget>>,
+    record: &ProducerRecord<'_>,
+    taken: Taken<LogTarget>,
+) -> Delivery {
+    match taken {
+        Taken::Done { offset, timestamp, number } => {
+            Delivery::done(Arc::clone(lane), offset, timestamp, number)
+        }
+        Taken::Pending(shared, sent) => {
+            Delivery::pending(Receipt::new(shared, sent, record.record.timestamp))
+        }
+        Taken::NoRoom(_) => unreachable!("its room was taken before"),
     }
 }
 

@@ -315,8 +315,8 @@ impl World {
         });
         let has_callback = callback.is_some();
         match self.lane.send(&Record::new(value), callback, 0)? {
-            Taken::Pending(sent) => {
-                let receipt = Receipt::new(Arc::clone(&self.lane), sent, None);
+            Taken::Pending(shared, sent) => {
+                let receipt = Receipt::new(shared, sent, None);
                 if !has_callback && number % 3 == 1 {
                     self.receipts.push((number, receipt));
                 }

@@ -24,13 +24,13 @@ use crate::partition::{Appended, Author};
 use crate::record::{Record, RecordSize};
 use crate::types::{Acks, Offset, TopicPartition};
 
-use super::batch::{Batch, Call, Cell, Content, Outcome};
+use super::batch::{Batch, Call, Cell, Content, Outcome, memory_of};
 use super::delivery::Callback;
 use super::numbers::Numbers;
 use super::target::{Offered, Pending};
 
 /// What gathers of a burst before it is offered. Twice as much is no faster, and is told of later.
-const BURST_BYTES: u64 = 4 << 10;
+pub(super) const BURST_BYTES: u64 = 4 << 10;
 /// How long the last records of a burst are left to their sender.
 const BURST_SPAN: Duration = Duration::from_micros(250);
 
@@ -144,10 +144,9 @@ pub(super) struct Counts {
     pub(super) dropped: u64,
 }
 
-/// A record's place among those that were sent.
-#[derive(Debug)]
+/// A record's place among those that were sent, and in its batch.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Sent {
-    pub(super) cell: Arc<Cell>,
     pub(super) index: u32,
     pub(super) number: u64,
     /// It belongs to a burst: it is brought about whether anybody asks for it or not.
@@ -338,12 +337,12 @@ impl<P: Pending> Window<P> {
         outcome: Result<Offered<P>>,
         now: Duration,
         settings: &ProducerSettings,
-    ) -> Sent {
+    ) -> (Sent, Arc<Cell>) {
         self.single = false;
         let number = self.ended;
         let mut batch = Batch::new(number, now, settings.batch_bytes, self.take_spare());
-        batch.push(record, size, callback);
-        let sent = Sent { cell: Arc::clone(&batch.cell), index: 0, number, in_burst: false };
+        batch.push(record, size, callback, false);
+        let (sent, cell) = (Sent { index: 0, number, in_burst: false }, Arc::clone(&batch.cell));
         let content = std::mem::take(&mut batch.content);
         let slot = Slot::new(batch, self.numbers.next);
         self.numbers.next += 1;
@@ -351,7 +350,7 @@ impl<P: Pending> Window<P> {
         // Whatever gathered meanwhile is in the queue.
         self.slots.push_front(slot);
         self.on_offered(offer, outcome, now, settings);
-        sent
+        (sent, cell)
     }
 
     /// Whether a record finds its place in the batch that gathers.
@@ -360,30 +359,41 @@ impl<P: Pending> Window<P> {
         self.queue.back().is_some_and(|last| last.fits(size))
     }
 
-    /// Begins the batch that the next record is the first of.
-    pub(super) fn begin_batch(&mut self, bytes_max: u64, now: Duration) {
+    /// Begins the batch that the next record is the first of, with so much room of the buffer.
+    pub(super) fn begin_batch(&mut self, bytes_max: u64, now: Duration, room: u64) -> Arc<Cell> {
         let content = self.take_spare();
-        self.queue.push_back(Batch::new(self.sent, now, bytes_max, content));
+        let mut batch = Batch::new(self.sent, now, bytes_max, content);
+        (batch.memory, batch.room) = (room, room);
+        let cell = Arc::clone(&batch.cell);
+        self.queue.push_back(batch);
+        cell
+    }
+
+    /// Whether the last batch of those that gather has brought the room for a record.
+    #[inline]
+    pub(super) fn has_room_for(&self, size: RecordSize) -> bool {
+        self.queue.back().is_some_and(|last| last.room >= memory_of(size))
     }
 
     fn take_spare(&mut self) -> Content {
         std::mem::take(&mut self.spare)
     }
 
-    /// Adds a record to those that gather, in whose last batch it has its place.
+    /// Adds a record to those that gather, in whose last batch it has its place. `has_room`: and its room there.
     #[inline]
     pub(super) fn push(
         &mut self,
         record: &Record<'_>,
         size: RecordSize,
         callback: Option<Callback>,
+        has_room: bool,
     ) -> Sent {
         let number = self.sent;
         self.sent += 1;
         let batch = self.queue.back_mut().expect("the caller looked, or began one");
-        let index = batch.push(record, size, callback);
+        let index = batch.push(record, size, callback, has_room);
         self.queued_records += 1;
-        Sent { cell: Arc::clone(&batch.cell), index, number, in_burst: self.burst }
+        Sent { index, number, in_burst: self.burst }
     }
 
     /// One record followed the other, and nobody looks at their outcomes: from here on they gather, until one batch
