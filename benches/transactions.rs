@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::bare::{BareDurable, Frame};
 use common::ours::{self, Shape};
-use common::{Bench, Goal, Line, Outcome, Unit, noise, rate, timed};
+use common::{Bench, Goal, Line, Outcome, Slices, Unit, noise, rate, timed};
 use oncelog::{
     Acks, Flush, Isolation, Offset, Partition, ProducerEpoch, ProducerId, ProducerSequence,
     ReadOptions, Record, Store, TransactionalProducer,
@@ -18,6 +18,8 @@ const WAIT: Duration = Duration::from_secs(60);
 const PARTITIONS: u32 = 3;
 /// Records of a transaction in each partition: a hundred in all.
 const SHARES: [usize; 3] = [34, 33, 33];
+/// Reads of a slice, of a mebibyte each.
+const READS: usize = 8;
 
 fn main() -> Outcome<()> {
     let mut bench = Bench::new("transactions")?;
@@ -28,21 +30,33 @@ fn main() -> Outcome<()> {
         goal: Goal::RatioMin(0.95),
         limit: "the same, plain",
     };
-    bench.compare(&line, |bench| appends(bench, 0, false), |bench| appends(bench, 0, true))?;
+    bench.compare_by_slices(
+        &line,
+        |bench| appends(bench, "limit", 0, false),
+        |bench| appends(bench, "ours", 0, true),
+    )?;
     let line = Line {
         name: "append 100 B, numbered, Os, beside 100,000 producers",
         goal: Goal::RatioMin(0.95),
         limit: "the same, beside none",
         ..line
     };
-    bench.compare(&line, |bench| appends(bench, 0, true), |bench| appends(bench, 100_000, true))?;
+    bench.compare_by_slices(
+        &line,
+        |bench| appends(bench, "limit", 0, true),
+        |bench| appends(bench, "ours", 100_000, true),
+    )?;
     let line = Line {
         name: "transactions of 100 records, 3 partitions, Os",
         goal: Goal::RatioMin(0.8),
         limit: "the same appends",
         ..line
     };
-    bench.compare(&line, |bench| hundreds(bench, false), |bench| hundreds(bench, true))?;
+    bench.compare_by_slices(
+        &line,
+        |bench| hundreds(bench, "limit", false),
+        |bench| hundreds(bench, "ours", true),
+    )?;
     let line = Line {
         name: "transactions of 1 record, Os",
         goal: Goal::Min(1e5),
@@ -65,19 +79,19 @@ fn main() -> Outcome<()> {
         goal: Goal::RatioMin(0.9),
         limit: "read uncommitted",
     };
-    bench.compare(
+    bench.compare_by_slices(
         &line,
-        |bench| reads(bench, Isolation::ReadUncommitted),
-        |bench| reads(bench, Isolation::ReadCommitted),
+        |bench| reads(bench, "limit", Isolation::ReadUncommitted),
+        |bench| reads(bench, "ours", Isolation::ReadCommitted),
     )?;
     bench.finish();
     Ok(())
 }
 
-/// A store whose own topics are flushed like the bench's.
-fn store(bench: &Bench, flush: Flush, partitions: u32) -> Outcome<Store> {
+/// A store in the directory `name` whose own topics are flushed like the bench's.
+fn store(bench: &Bench, name: &str, flush: Flush, partitions: u32) -> Outcome<Store> {
     let segment_bytes = bench.amount(256 << 20, 1 << 20);
-    let store = Store::builder().disk(bench.fresh("ours")?).flush(flush).open()?;
+    let store = Store::builder().disk(bench.fresh(name)?).flush(flush).open()?;
     let shape = Shape { partitions, flush, ..Shape::plain(segment_bytes) };
     ours::create_topic(&store, &shape)?;
     Ok(store)
@@ -90,10 +104,10 @@ fn done(bench: &Bench, store: Store) -> Outcome<()> {
 }
 
 /// Single records, beside producers that the partition has met before.
-fn appends(bench: &Bench, others: u64, numbered: bool) -> Outcome<f64> {
-    let records = bench.amount(4_000_000, 10_000);
+fn appends(bench: &Bench, name: &str, others: u64, numbered: bool) -> Outcome<Slices> {
+    let records = bench.amount(20_000, 1000);
     let others = bench.amount(others, others.min(1000));
-    let store = store(bench, Flush::Os, 1)?;
+    let store = store(bench, name, Flush::Os, 1)?;
     let partition = store.partition(ours::TOPIC, 0)?;
     let value = noise(VALUE_BYTES);
     let from = |id: u64, sequence| ProducerSequence {
@@ -109,8 +123,11 @@ fn appends(bench: &Bench, others: u64, numbered: bool) -> Outcome<f64> {
         let bytes = resident_bytes().saturating_sub(before) / others;
         bench.note(&format!("{others} producers take about {bytes} bytes each, log and all"));
     }
-    let figure = timed(records, || {
-        for sequence in 0..records {
+    let mut next = 0;
+    Ok(Box::new(move || {
+        // The partition's store lives as long as its slices.
+        let _store = &store;
+        for sequence in next..next + records {
             let batch = [Record::new(black_box(&value))];
             if numbered {
                 partition.append_idempotent(from(1, sequence), &batch, Acks::Leader)?;
@@ -118,12 +135,9 @@ fn appends(bench: &Bench, others: u64, numbered: bool) -> Outcome<f64> {
                 partition.append(&batch, Acks::Leader)?;
             }
         }
-        Ok(())
-    })?;
-    ours::read_last(&partition)?;
-    drop(partition);
-    done(bench, store)?;
-    Ok(figure)
+        next += records;
+        Ok(records)
+    }))
 }
 
 /// Pages that the process has in memory, in bytes; 0 where that is not to be had.
@@ -138,16 +152,17 @@ fn producer(store: &Store) -> Outcome<TransactionalProducer> {
 }
 
 /// A hundred records over three partitions, again and again.
-fn hundreds(bench: &Bench, in_transactions: bool) -> Outcome<f64> {
-    let rounds = bench.amount(60_000, 100);
-    let store = store(bench, Flush::Os, PARTITIONS)?;
+fn hundreds(bench: &Bench, name: &str, in_transactions: bool) -> Outcome<Slices> {
+    let rounds = bench.amount(300, 50);
+    let store = store(bench, name, Flush::Os, PARTITIONS)?;
     let value = noise(VALUE_BYTES);
-    let batches: Vec<_> = SHARES.iter().map(|count| vec![Record::new(&value); *count]).collect();
     let partitions: Vec<Partition> = (0..PARTITIONS)
         .map(|number| store.partition(ours::TOPIC, number))
         .collect::<Result<_, _>>()?;
     let mut producer = producer(&store)?;
-    let figure = timed(rounds * 100, || {
+    Ok(Box::new(move || {
+        let _store = &store;
+        let batches = SHARES.map(|count| vec![Record::new(&value); count]);
         for _ in 0..rounds {
             if in_transactions {
                 let mut transaction = producer.begin()?;
@@ -161,17 +176,14 @@ fn hundreds(bench: &Bench, in_transactions: bool) -> Outcome<f64> {
                 }
             }
         }
-        Ok(())
-    })?;
-    drop((producer, partitions));
-    done(bench, store)?;
-    Ok(figure)
+        Ok(rounds * 100)
+    }))
 }
 
 /// One record, and that is all.
 fn tiny(bench: &Bench, in_transactions: bool) -> Outcome<f64> {
     let rounds = bench.amount(300_000, 500);
-    let store = store(bench, Flush::Os, 1)?;
+    let store = store(bench, "ours", Flush::Os, 1)?;
     let value = noise(VALUE_BYTES);
     let partition = store.partition(ours::TOPIC, 0)?;
     let mut producer = producer(&store)?;
@@ -209,7 +221,7 @@ fn bare_time(bench: &Bench) -> Outcome<f64> {
 
 /// From the begin to the return of the commit.
 fn commit_time(bench: &Bench) -> Outcome<f64> {
-    let store = store(bench, Flush::OnAck, 1)?;
+    let store = store(bench, "ours", Flush::OnAck, 1)?;
     let value = noise(VALUE_BYTES);
     let mut producer = producer(&store)?;
     let (started, mut count) = (Instant::now(), 0);
@@ -225,10 +237,10 @@ fn commit_time(bench: &Bench) -> Outcome<f64> {
     Ok(figure)
 }
 
-/// A log of transactions, of which each tenth was aborted, from one end to the other.
-fn reads(bench: &Bench, isolation: Isolation) -> Outcome<f64> {
+/// A log of transactions, of which each tenth was aborted, from one end to the other and again.
+fn reads(bench: &Bench, name: &str, isolation: Isolation) -> Outcome<Slices> {
     let rounds = bench.amount(40_000, 50);
-    let store = store(bench, Flush::Os, 1)?;
+    let store = store(bench, name, Flush::Os, 1)?;
     let value = noise(VALUE_BYTES);
     let batch = vec![Record::new(&value); 50];
     let mut producer = producer(&store)?;
@@ -243,21 +255,26 @@ fn reads(bench: &Bench, isolation: Isolation) -> Outcome<f64> {
     }
     let partition = store.partition(ours::TOPIC, 0)?;
     let options = ReadOptions::new().max_bytes(1 << 20).isolation(isolation);
-    // Bytes passed over count: what a reader walks along is the same.
-    let figure = timed(rounds * 50, || {
-        let (mut next, end) = (Offset(0), partition.high_watermark());
-        let mut sum = 0;
-        while next < end {
+    let (mut next, end) = (Offset(0), partition.high_watermark());
+    Ok(Box::new(move || {
+        let _store = &store;
+        let (from, mut sum) = (next, 0);
+        for _ in 0..READS {
             let records = partition.read(next, options)?;
             for record in &records {
                 sum ^= common::touch(record.value().unwrap_or_default());
             }
             next = records.next_offset();
+            if next >= end {
+                break;
+            }
         }
         black_box(sum);
-        Ok(())
-    })?;
-    drop((producer, partition));
-    done(bench, store)?;
-    Ok(figure)
+        // Records passed over count: what a reader walks along is the same.
+        let passed = next.0 - from.0;
+        if next >= end {
+            next = Offset(0);
+        }
+        Ok(passed)
+    }))
 }

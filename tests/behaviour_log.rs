@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use oncelog::{
-    Acks, Compression, Error, ErrorClass, Flush, Offset, Partition, ReadOptions, Record, Store,
-    Timestamp, TimestampType, TopicConfig, Written,
+    Acks, Error, ErrorClass, Flush, Offset, Partition, ReadOptions, Record, Store, Timestamp,
+    TimestampType, TopicConfig, Written,
 };
 
 fn with(config: TopicConfig) -> (Store, Partition) {
@@ -54,7 +54,7 @@ fn log_01_a_batch_over_the_limit_is_refused_before_anything_is_written() {
 #[test]
 fn log_03_the_limit_holds_before_and_after_compression() {
     // Kafka looks at the compressed size only. Here a reader, too, never unpacks more than the limit.
-    let config = TopicConfig::new().max_batch_bytes(2048).compression(Compression::Lz4);
+    let config = TopicConfig::new().max_batch_bytes(2048).compression(oncelog::Compression::Lz4);
     let (_store, partition) = with(config);
     append(&partition, &["x".repeat(1900).as_str()]);
     let mut random = 1_u32;

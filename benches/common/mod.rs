@@ -1,7 +1,8 @@
 //! A small harness: every figure stands beside the limit that was measured in the same run.
 //!
 //! A *turn* measures the limit and then ours, so both meet the same weather; a line shows the medians
-//! of all turns, the range that they were in, and the median of the turns' ratios.
+//! of all turns, the range that they were in, and the median of the turns' ratios. Where the two are close, a turn
+//! goes from one to the other every few milliseconds, faster than the weather changes.
 //!
 //! `cargo bench` measures, `cargo bench -- NAME` only the lines whose name holds `NAME`,
 //! `cargo bench -- --list` shows the names, `cargo bench -- --turns 9` changes the number of turns, and
@@ -23,6 +24,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+/// A work that is done by slices of a few milliseconds; gives how many units a slice was.
+pub(crate) type Slices = Box<dyn FnMut() -> Outcome<u64>>;
+
+/// Slices of each work in a turn.
+const SLICES: usize = 200;
 
 /// Fewer turns than this say little.
 const TURNS_MIN: usize = 5;
@@ -200,6 +207,36 @@ impl Bench {
         }
         let mut ratios: Vec<f64> =
             figures.iter().zip(&limits).map(|(figure, limit)| figure / limit).collect();
+        self.print(line, &mut figures, Some((&mut limits, &mut ratios)));
+        Ok(())
+    }
+
+    /// As [`Bench::compare`], the limit and ours by turns within a turn.
+    pub(crate) fn compare_by_slices(
+        &mut self,
+        line: &Line<'_>,
+        mut limit: impl FnMut(&Self) -> Outcome<Slices>,
+        mut ours: impl FnMut(&Self) -> Outcome<Slices>,
+    ) -> Outcome<()> {
+        if !self.wants(line.name) {
+            return Ok(());
+        }
+        let (mut limits, mut figures, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..self.turns {
+            let mut works = [limit(self)?, ours(self)?];
+            let (mut units, mut times) = ([0, 0], [Duration::ZERO; 2]);
+            for slice in 0..self.amount(SLICES, 2) {
+                // Neither is always the one that comes first.
+                for work in [slice % 2, 1 - slice % 2] {
+                    let started = Instant::now();
+                    units[work] += works[work]()?;
+                    times[work] += started.elapsed();
+                }
+            }
+            limits.push(rate(units[0], times[0]));
+            figures.push(rate(units[1], times[1]));
+            ratios.push(rate(units[1], times[1]) / rate(units[0], times[0]));
+        }
         self.print(line, &mut figures, Some((&mut limits, &mut ratios)));
         Ok(())
     }
