@@ -510,6 +510,33 @@ fn a_topic_that_is_made_anew_is_found_anew() {
 }
 
 #[test]
+fn topics_beyond_those_at_hand_and_those_that_come_anew_get_their_own_records() {
+    let store = Store::temporary().unwrap();
+    let names: Vec<_> = (0..12).map(|number| format!("t{number}")).collect();
+    let make = |name: &str| store.create_topic(name, TopicConfig::new().flush(Flush::Os)).unwrap();
+    names.iter().for_each(|name| make(name));
+    let producer = store.producer().build().unwrap();
+    let send_to_all = |round: &str| {
+        for name in &names {
+            let value = format!("{name} {round}");
+            let sent = producer.send(Record::to(name).value(&value)).unwrap();
+            assert_eq!(*sent.wait(SECONDS).unwrap().topic, **name);
+        }
+    };
+    ["a", "b"].into_iter().for_each(send_to_all);
+    for anew in [&names[1], &names[11]] {
+        store.delete_topic(anew).unwrap();
+        make(anew);
+    }
+    ["c", "d"].into_iter().for_each(send_to_all);
+    for (at, name) in names.iter().enumerate() {
+        let rounds: &[_] = if at % 10 == 1 { &["c", "d"] } else { &["a", "b", "c", "d"] };
+        let values: Vec<_> = rounds.iter().map(|round| format!("{name} {round}")).collect();
+        assert_eq!(contents(&store.partition(name, 0).unwrap()), values);
+    }
+}
+
+#[test]
 fn a_closed_producer_or_store_takes_nothing_and_says_so() {
     let store = store(TopicConfig::new());
     let producer = store.producer().build().unwrap();

@@ -1,7 +1,7 @@
 //! How a producer is made.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -226,7 +226,7 @@ impl ProducerBuilder {
             identity,
             holder,
             partitioner,
-            first: OnceLock::new(),
+            first: Default::default(),
             topics: RwLock::default(),
             closed: AtomicBool::new(false),
         };
