@@ -383,7 +383,7 @@ impl Log {
     /// Takes over what the leader's log, which is not shorter, knows of the producers.
     pub(crate) fn adopt_producers(&mut self, leader: &Self) {
         assert!(leader.end >= self.end, "what is counted in is passed over later");
-        self.producers.adopt(&leader.producers);
+        self.producers.adopt(&leader.producers, self.end);
     }
 
     /// Whether there is anything to remember of producers: an open after a clean stop looks for it.
@@ -400,13 +400,41 @@ impl Log {
     fn recall_producers(&mut self, now: Timestamp) -> Result<(), Error> {
         self.last_epoch = self.last_epoch()?;
         let epoch = self.last_epoch.unwrap_or_default();
-        if self.producers.truncate_to(self.end, epoch) {
-            return Ok(());
+        self.producers.give_up_behind(self.end);
+        if !self.producers.truncate_to(self.end, epoch) {
+            self.find_producers(now)?;
         }
+        self.remove_foreign_snapshots()
+    }
+
+    /// Removes what tells of producers in a past that is not this log's.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn remove_foreign_snapshots(&mut self) -> Result<(), Error> {
+        producers::remove_for_good(&self.place, &self.producers.take_foreign())
+    }
+
+    /// Finds the producers again in the log itself. Returns what was known of them.
+    fn find_producers(&mut self, now: Timestamp) -> Result<Producers, Error> {
         let snapshots = self.producers.forget();
         let found = Producers::recover(&self.place, &self.reader, snapshots, self.end, now)?;
-        self.producers = found.producers;
-        Ok(())
+        Ok(std::mem::replace(&mut self.producers, found.producers))
+    }
+
+    /// Makes sure that it knows of no producer more than the log has, before it leads. A replica that was told who wrote
+    /// before it, and has not copied all of that, leads only by an unclean election: what was lost is taken when it is sent
+    /// again, and is no duplicate.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn forget_what_it_lacks(&mut self, now: Timestamp) -> Result<(), Error> {
+        if !self.producers.tells_beyond(self.end) {
+            return Ok(());
+        }
+        let told = self.find_producers(now)?;
+        self.producers.keep_of(&told);
+        self.remove_foreign_snapshots()
     }
 
     /// Whether a batch of the leader's can be appended now, without a call to the disk.
@@ -935,9 +963,14 @@ mod tests {
     use crate::record::{DraftSettings, Record};
     use crate::segment::Identity;
     use crate::storage::{BufferPool, MemoryDisk};
-    use crate::types::{StoreId, TopicId, TopicPartition};
+    use crate::types::{ProducerEpoch, StoreId, TopicId, TopicPartition};
 
     const NOW: Timestamp = Timestamp(1000);
+    const NOBODY: ProducerSequence = numbered(0);
+
+    const fn numbered(id: u64) -> ProducerSequence {
+        ProducerSequence { id: ProducerId(id), epoch: ProducerEpoch(0), sequence: 0 }
+    }
 
     fn place(disk: &MemoryDisk) -> Place {
         let identity = Identity::new(StoreId(1), TopicId(1), TopicPartition::new("t", 0));
@@ -950,14 +983,18 @@ mod tests {
         }
     }
 
-    fn open(disk: &MemoryDisk) -> Log {
-        let settings = LogSettings {
+    fn settings(how: WriteHow) -> LogSettings {
+        LogSettings {
             segment_bytes: 4096,
             segment_age: Duration::from_secs(1),
             index_interval: 256,
-            how: WriteHow::Map { chunk_bytes: 4096 },
+            how,
             checkpoint_bytes: 1 << 20,
-        };
+        }
+    }
+
+    fn open(disk: &MemoryDisk) -> Log {
+        let settings = settings(WriteHow::Map { chunk_bytes: 4096 });
         let evidence = Evidence {
             proven_end: Offset::ZERO,
             clean: false,
@@ -976,10 +1013,15 @@ mod tests {
     }
 
     fn append(log: &mut Log, values: &[u64]) -> Range<Offset> {
+        append_by(log, NOBODY, values)
+    }
+
+    fn append_by(log: &mut Log, author: ProducerSequence, values: &[u64]) -> Range<Offset> {
         let values: Vec<_> = values.iter().map(|value| value.to_le_bytes()).collect();
         let records: Vec<_> = values.iter().map(Record::new).collect();
         let (mut draft, partition) = (Draft::default(), TopicPartition::new("t", 0));
         draft.encode(&records, &DraftSettings::plain(NOW), &partition).unwrap();
+        draft.written_by(author, false);
         let base = log.end();
         log.append(&mut draft, NOW).unwrap();
         base..log.end()

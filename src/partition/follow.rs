@@ -172,6 +172,13 @@ impl Core {
                 _ => return Followed::Idle,
             }
         };
+        let cleared = {
+            let mut follower = replica.state.lock();
+            follower.log.as_mut().map_or(Ok(()), Log::remove_foreign_snapshots)
+        };
+        if let Err(error) = cleared {
+            return self.follower_failed(replica, &error);
+        }
         if let Some(snapshot) = adopted {
             let written = snapshot.write();
             if let Some(log) = replica.state.lock().log.as_mut() {

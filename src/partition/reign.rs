@@ -261,7 +261,9 @@ impl Core {
         }
         let replica = state.followers.iter().find(|replica| replica.disk == leader).cloned();
         let taken = replica.and_then(|replica| {
-            let log = replica.brief()?.log.take()?;
+            let mut log = replica.brief()?.log.take()?;
+            // One that cannot read its own log does not lead: it is opened anew.
+            log.forget_what_it_lacks(now).ok()?;
             Some((replica, log))
         });
         let Some((replica, mut log)) = taken else {
