@@ -179,7 +179,7 @@ impl Log {
     pub(crate) fn set_settings(&mut self, settings: LogSettings) -> Result<(), Error> {
         self.settings = settings;
         if let Some(active) = &mut self.active {
-            active.write_out()?;
+            active.write_all_out()?;
             active.set_how(settings.how);
         }
         Ok(())
@@ -1079,6 +1079,65 @@ mod tests {
         assert_eq!(values(&log), [5, 6, 7, 8, 9]);
         drop(log);
         assert_eq!(values(&open(&disk)), (0..10).collect::<Vec<_>>());
+    }
+
+    /// They were in memory until the flush wrote them, which a process may not live to see, and were acknowledged as
+    /// being in the file.
+    #[test]
+    fn what_a_flush_has_on_its_way_is_in_the_file_once_nobody_waits_for_flushes() {
+        let write = |staged| settings(WriteHow::Write { map_reads: false, staged });
+        let disk = MemoryDisk::new();
+        let mut log = open(&disk);
+        log.set_settings(write(true)).unwrap();
+        append(&mut log, &[1]);
+        let plan = log.flush_plan().unwrap();
+        append(&mut log, &[2]);
+        assert_eq!(values(&log), []);
+        log.set_settings(write(false)).unwrap();
+        append(&mut log, &[3]);
+        assert_eq!(values(&log), [1, 2, 3]);
+        assert!(log.unwritten().iter().all(|row| row.is_empty()));
+        log.set_settings(write(true)).unwrap();
+        append(&mut log, &[4]);
+        assert_eq!((values(&log), log.written_end()), (vec![1, 2, 3], Offset(3)));
+        let Log { place, .. } = &log;
+        let name = place.path(&log_name(Offset(0)));
+        let file = crate::storage::Disk::open(&*place.disk, &name, OpenMode::Read).unwrap();
+        let mut bytes = vec![0; 4096];
+        let count = crate::storage::read_full_at(&*file, 0, &mut bytes).unwrap();
+        plan.run().unwrap();
+        log.on_flushed(plan);
+        assert_eq!((log.flushed_end(), log.unwritten()[0].len()), (Offset(1), 0));
+        drop((log, file));
+        // As a process leaves it that dies before the flush: the file has the bytes by then.
+        let left = MemoryDisk::new();
+        crate::storage::Disk::create_dir(&left, "t").unwrap();
+        crate::storage::Disk::create_dir(&left, "t/0").unwrap();
+        let file = crate::storage::Disk::open(&left, &name, OpenMode::Create).unwrap();
+        crate::storage::write_all_at(&*file, 0, &bytes[..count]).unwrap();
+        drop(file);
+        assert_eq!(values(&open(&left)), [1, 2, 3]);
+    }
+
+    /// A snapshot of what was cut stayed the newest: records went without a word on who wrote them.
+    #[test]
+    fn a_log_that_was_cut_writes_down_its_producers_anew_before_their_records_go() {
+        let disk = MemoryDisk::new();
+        let mut log = open(&disk);
+        append_by(&mut log, numbered(7), &[1]);
+        (0..20).for_each(|at| _ = append(&mut log, &[at]));
+        let snapshot = log.producer_snapshot(true).expect("somebody wrote");
+        snapshot.write().unwrap();
+        log.on_producer_snapshot(&snapshot, true).unwrap();
+        let snapshots = |disk: &MemoryDisk| {
+            let names = crate::storage::Disk::list(disk, "t/0").unwrap().into_iter();
+            names.filter(|entry| entry.name.ends_with(".producers")).count()
+        };
+        assert_eq!(snapshots(&disk), 1);
+        log.truncate(Offset(10), NOW).unwrap();
+        assert_eq!(snapshots(&disk), 0, "it tells of what is gone");
+        (0..6).for_each(|at| _ = append(&mut log, &[at]));
+        assert!(log.producer_snapshot_before(Offset(5)).is_some());
     }
 
     #[test]
