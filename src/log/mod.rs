@@ -80,6 +80,8 @@ pub(crate) struct FlushPlan {
     place: Place,
     /// The log that it is of: while the flush is on its way, the log may change hands.
     log: Arc<LogReader>,
+    /// What was on stable storage before.
+    pub(crate) durable: Offset,
     pub(crate) end: Offset,
 }
 
@@ -742,6 +744,7 @@ impl Log {
             sync_directory: self.directory_unsynced,
             place: self.place.clone(),
             log: Arc::clone(&self.reader),
+            durable: self.flushed_end,
             end: self.end,
         })
     }

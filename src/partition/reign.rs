@@ -59,7 +59,8 @@ impl Core {
         // What is put off stays unsettled, and the next tick asks again.
         let mut state = self.brief()?;
         state.unsettled = false;
-        if state.ended.is_some() || (state.followers.is_empty() && state.replicas == 1) {
+        let alone = state.followers.is_empty() && state.replicas == 1;
+        if state.ended.is_some() || (alone && state.suspects.is_empty()) {
             return None;
         }
         let suspects = std::mem::take(&mut state.suspects);

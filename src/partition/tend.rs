@@ -450,7 +450,12 @@ impl Core {
                 Ok(())
             }
             Err(SettleError::Flush(error)) => {
-                self.fence_replica(disk, &error);
+                let ends = self.with_log(disk, |log| log.flushed_end()..log.end());
+                // Whoever has the lock is waited for: the next flush would say that all is well.
+                let mut state = self.state.lock();
+                let at_risk = ends.unwrap_or(Offset::ZERO..sealed.segment.end());
+                self.distrust_tail(&mut state, disk, at_risk, &error);
+                self.publish(state);
                 Err(error)
             }
             Err(SettleError::Other(error)) => {

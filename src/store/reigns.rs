@@ -75,7 +75,7 @@ impl Shared {
         let _postponed = postpone();
         let mut metadata = self.metadata.lock();
         let now = self.clock.now();
-        let (mut records, mut proposals) = (Vec::new(), Vec::new());
+        let (mut records, mut proposals, mut noted) = (Vec::new(), Vec::new(), Vec::new());
         for core in cores {
             let topic = self.topic_of(core);
             let (Some(topic), Some(proposal)) = (topic, core.proposal()) else { continue };
@@ -93,6 +93,7 @@ impl Shared {
                 records.extend(
                     records_of(topic.id, core.partition(), &proposal).into_iter().filter(new),
                 );
+                noted.push((Arc::clone(core), proposal));
                 continue;
             }
             records.extend(records_of(topic.id, core.partition(), &proposal));
@@ -108,7 +109,7 @@ impl Shared {
                 }
             }
             Err(error) => {
-                for (core, proposal) in proposals {
+                for (core, proposal) in proposals.into_iter().chain(noted) {
                     core.refuse(&proposal, &error);
                 }
             }
