@@ -415,7 +415,9 @@ impl Core {
         if state.followers.is_empty() {
             return;
         }
-        if state.fenced.is_some() || state.unsettled {
+        // Also what was refused: a leader that steps down takes no appends until it is settled.
+        let due = state.unsettled || state.stepping_down || !state.suspects.is_empty();
+        if due || state.fenced.is_some() {
             self.ask_for_settling(&mut state);
             return;
         }
