@@ -357,6 +357,42 @@ fn moves_of_a_partition_that_meet_lose_no_replica() {
     }
 }
 
+/// A move that failed between its record in the metadata and the partition left replicas that only the metadata knew, and
+/// that no later move took back.
+#[test]
+fn a_move_that_fails_anywhere_can_be_taken_back() {
+    for call in (1..80).step_by(3) {
+        let disks = disks(3);
+        // By a clock that goes on, a move that is stuck ends soon.
+        let builder = Store::builder().append_timeout(Duration::from_millis(100));
+        let builder =
+            disks.iter().fold(builder, |builder, disk| builder.simulated_disk(disk.clone()));
+        let store = builder.open().unwrap();
+        store.create_topic("t", TopicConfig::new().replication_factor(2)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        append(&partition, 0..3);
+        let before = partition.replicas();
+        let other = (0..3).map(DiskId).find(|disk| !before.contains(disk)).unwrap();
+        let newcomer = &disks[usize::from(other.0)];
+        newcomer.fail_call(call, Fault::Enospc);
+        let outcome = store.reassign("t", 0, &[before[0], other]);
+        newcomer.heal();
+        let _ = store.start_disk(other);
+        store.run_background();
+        if outcome.is_ok() && newcomer.calls() < call {
+            break;
+        }
+        store.reassign("t", 0, &before).unwrap();
+        append(&partition, 3..5);
+        drop((partition, store));
+        disks.iter().for_each(SimDisk::process_restart);
+        let store = open(&disks).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        assert_eq!(partition.replicas(), before, "call {call}: {outcome:?}");
+        check(&partition, 5);
+    }
+}
+
 // What is waited for.
 
 /// The copy was waited for by a clock that stood still.

@@ -553,8 +553,8 @@ impl Core {
                 break (leaderless, end, flushed);
             }
         };
-        if !state.preference.contains(&replica.disk) {
-            return Ok(()); // it was moved to another disk meanwhile
+        if state.ended.is_some() || !state.preference.contains(&replica.disk) {
+            return Ok(()); // its topic was deleted, or it was moved to another disk meanwhile
         }
         self.tell_settings(replica)?;
         state.followers.retain(|known| known.disk != replica.disk);
@@ -612,6 +612,9 @@ impl Core {
         now: Timestamp,
     ) {
         let mut state = self.state.lock();
+        if state.ended.is_some() {
+            return;
+        }
         state.preference = preference.to_vec();
         state.replicas = preference.len();
         state.followers.retain(|replica| preference.contains(&replica.disk));
