@@ -410,3 +410,31 @@ fn s22_close_ends_in_time_while_a_disk_hangs() {
     assert!(matches!(outcome, Err(Error::TimedOut { .. })), "{outcome:?}");
     hanging.heal();
 }
+
+/// Whoever asked for the move copied and flushed by itself, and was held by the disk.
+#[test]
+fn s22_a_move_to_a_disk_that_hangs_ends_in_time() {
+    for hang in [Hang::Syncs, Hang::Everything] {
+        let disks: Vec<_> = (0..2).map(|at| SimDisk::new(at + 1)).collect();
+        let store = open(&disks);
+        store.create_topic("t", TopicConfig::new().flush(Flush::OnAck)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        for _ in 0..300 {
+            partition.append(&[Record::new(&[7; 100_000])], Acks::Leader).unwrap();
+        }
+        let leader = partition.leader().unwrap();
+        let other = DiskId(1 - leader.0);
+        let newcomer = &disks[usize::from(other.0)];
+        std::thread::scope(|scope| {
+            let moved = scope.spawn(|| store.reassign("t", 0, &[other]));
+            let has_begun = || newcomer.files().iter().any(|path| path.starts_with("topics/"));
+            wait_until("it copies", || has_begun() || moved.is_finished());
+            let hanging = Hanging::new(newcomer, hang);
+            let moved = moved.join().unwrap();
+            assert!(moved.is_err() || partition.leader() == Some(other), "{moved:?}");
+            hanging.heal();
+        });
+        assert_eq!(partition.high_watermark(), Offset(300));
+        store.close(LONG).unwrap();
+    }
+}

@@ -3,7 +3,8 @@
 #![cfg(feature = "simulation")]
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
-use std::pin::pin;
+use std::future::Future;
+use std::pin::{Pin, pin};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Wake, Waker};
@@ -357,7 +358,100 @@ fn moves_of_a_partition_that_meet_lose_no_replica() {
     }
 }
 
+/// A move that failed between its record in the metadata and the partition left replicas that only the metadata knew, and
+/// that no later move took back.
+#[test]
+fn a_move_that_fails_anywhere_can_be_taken_back() {
+    for call in (1..80).step_by(3) {
+        let disks = disks(3);
+        // By a clock that goes on, a move that is stuck ends soon.
+        let builder = Store::builder().append_timeout(Duration::from_millis(100));
+        let builder =
+            disks.iter().fold(builder, |builder, disk| builder.simulated_disk(disk.clone()));
+        let store = builder.open().unwrap();
+        store.create_topic("t", TopicConfig::new().replication_factor(2)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        append(&partition, 0..3);
+        let before = partition.replicas();
+        let other = (0..3).map(DiskId).find(|disk| !before.contains(disk)).unwrap();
+        let newcomer = &disks[usize::from(other.0)];
+        newcomer.fail_call(call, Fault::Enospc);
+        let outcome = store.reassign("t", 0, &[before[0], other]);
+        newcomer.heal();
+        let _ = store.start_disk(other);
+        store.run_background();
+        if outcome.is_ok() && newcomer.calls() < call {
+            break;
+        }
+        store.reassign("t", 0, &before).unwrap();
+        append(&partition, 3..5);
+        drop((partition, store));
+        disks.iter().for_each(SimDisk::process_restart);
+        let store = open(&disks).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        assert_eq!(partition.replicas(), before, "call {call}: {outcome:?}");
+        check(&partition, 5);
+    }
+}
+
 // What is waited for.
+
+/// Does something when it goes, as a task may that holds a handle of the store's.
+struct AtLast<F: Fn()>(F);
+
+impl<F: Fn() + Send + Sync> Wake for AtLast<F> {
+    fn wake(self: Arc<Self>) {}
+}
+
+impl<F: Fn()> Drop for AtLast<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+fn poll_as<F: Future + Unpin>(future: &mut F, at_last: impl Fn() + Send + Sync + 'static) -> bool {
+    let waker = Waker::from(Arc::new(AtLast(at_last)));
+    Pin::new(future).poll(&mut Context::from_waker(&waker)).is_pending()
+}
+
+/// A waker was dropped under the lock that it then waited for, when another took its place.
+#[test]
+fn a_waker_that_another_replaces_may_call_the_store_when_it_goes() {
+    let disks = disks(1);
+    let store = open(&disks).unwrap();
+    store.create_topic("t", TopicConfig::new().flush(Flush::OnAck)).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    let mut ticket = partition.append_nowait(&[Record::new("v")], Acks::All).unwrap();
+    let asked = partition.clone();
+    in_time(move || {
+        for _ in 0..3 {
+            let asked = asked.clone();
+            let append = move || drop(asked.append_nowait(&[Record::new("last")], Acks::None));
+            assert!(poll_as(&mut ticket, append));
+        }
+    });
+    let producer = store.producer().build().unwrap();
+    in_time(move || {
+        let record = || Record::to("t").partition(0).value("v");
+        let mut delivery = producer.send(record()).unwrap();
+        for _ in 0..3 {
+            let sender = producer.clone();
+            assert!(poll_as(&mut delivery, move || drop(sender.send(record()))));
+        }
+        drop(delivery);
+    });
+    let mut consumer = store.consumer().build().unwrap();
+    consumer.assign(&[("t", 0)]).unwrap();
+    consumer.seek("t", 0, partition.high_watermark()).unwrap();
+    in_time(move || {
+        let interrupt = consumer.waker();
+        let mut recv = consumer.recv();
+        for _ in 0..2 {
+            let interrupt = interrupt.clone();
+            assert!(poll_as(&mut recv, move || interrupt.wake()));
+        }
+    });
+}
 
 /// The copy was waited for by a clock that stood still.
 #[test]

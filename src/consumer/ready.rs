@@ -89,12 +89,16 @@ impl Ready {
 
     /// Has the task woken when there is something to do. False: there is now.
     pub(super) fn wait_as(&self, task: &Waker) -> bool {
+        // Made, and the last one dropped, under no lock: both are the application's.
+        let task = task.clone();
         let mut state = self.state.lock();
         if state.has_work() {
             state.rung = false;
             return false;
         }
-        state.task = Some(task.clone());
+        let last = state.task.replace(task);
+        drop(state);
+        drop(last);
         true
     }
 }

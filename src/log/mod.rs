@@ -80,6 +80,8 @@ pub(crate) struct FlushPlan {
     place: Place,
     /// The log that it is of: while the flush is on its way, the log may change hands.
     log: Arc<LogReader>,
+    /// What was on stable storage before.
+    pub(crate) durable: Offset,
     pub(crate) end: Offset,
 }
 
@@ -179,7 +181,7 @@ impl Log {
     pub(crate) fn set_settings(&mut self, settings: LogSettings) -> Result<(), Error> {
         self.settings = settings;
         if let Some(active) = &mut self.active {
-            active.write_out()?;
+            active.write_all_out()?;
             active.set_how(settings.how);
         }
         Ok(())
@@ -383,7 +385,7 @@ impl Log {
     /// Takes over what the leader's log, which is not shorter, knows of the producers.
     pub(crate) fn adopt_producers(&mut self, leader: &Self) {
         assert!(leader.end >= self.end, "what is counted in is passed over later");
-        self.producers.adopt(&leader.producers);
+        self.producers.adopt(&leader.producers, self.end);
     }
 
     /// Whether there is anything to remember of producers: an open after a clean stop looks for it.
@@ -400,13 +402,41 @@ impl Log {
     fn recall_producers(&mut self, now: Timestamp) -> Result<(), Error> {
         self.last_epoch = self.last_epoch()?;
         let epoch = self.last_epoch.unwrap_or_default();
-        if self.producers.truncate_to(self.end, epoch) {
-            return Ok(());
+        self.producers.give_up_behind(self.end);
+        if !self.producers.truncate_to(self.end, epoch) {
+            self.find_producers(now)?;
         }
+        self.remove_foreign_snapshots()
+    }
+
+    /// Removes what tells of producers in a past that is not this log's.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn remove_foreign_snapshots(&mut self) -> Result<(), Error> {
+        producers::remove_for_good(&self.place, &self.producers.take_foreign())
+    }
+
+    /// Finds the producers again in the log itself. Returns what was known of them.
+    fn find_producers(&mut self, now: Timestamp) -> Result<Producers, Error> {
         let snapshots = self.producers.forget();
         let found = Producers::recover(&self.place, &self.reader, snapshots, self.end, now)?;
-        self.producers = found.producers;
-        Ok(())
+        Ok(std::mem::replace(&mut self.producers, found.producers))
+    }
+
+    /// Makes sure that it knows of no producer more than the log has, before it leads. A replica that was told who wrote
+    /// before it, and has not copied all of that, leads only by an unclean election: what was lost is taken when it is sent
+    /// again, and is no duplicate.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn forget_what_it_lacks(&mut self, now: Timestamp) -> Result<(), Error> {
+        if !self.producers.tells_beyond(self.end) {
+            return Ok(());
+        }
+        let told = self.find_producers(now)?;
+        self.producers.keep_of(&told);
+        self.remove_foreign_snapshots()
     }
 
     /// Whether a batch of the leader's can be appended now, without a call to the disk.
@@ -714,6 +744,7 @@ impl Log {
             sync_directory: self.directory_unsynced,
             place: self.place.clone(),
             log: Arc::clone(&self.reader),
+            durable: self.flushed_end,
             end: self.end,
         })
     }
@@ -935,9 +966,14 @@ mod tests {
     use crate::record::{DraftSettings, Record};
     use crate::segment::Identity;
     use crate::storage::{BufferPool, MemoryDisk};
-    use crate::types::{StoreId, TopicId, TopicPartition};
+    use crate::types::{ProducerEpoch, StoreId, TopicId, TopicPartition};
 
     const NOW: Timestamp = Timestamp(1000);
+    const NOBODY: ProducerSequence = numbered(0);
+
+    const fn numbered(id: u64) -> ProducerSequence {
+        ProducerSequence { id: ProducerId(id), epoch: ProducerEpoch(0), sequence: 0 }
+    }
 
     fn place(disk: &MemoryDisk) -> Place {
         let identity = Identity::new(StoreId(1), TopicId(1), TopicPartition::new("t", 0));
@@ -950,14 +986,18 @@ mod tests {
         }
     }
 
-    fn open(disk: &MemoryDisk) -> Log {
-        let settings = LogSettings {
+    fn settings(how: WriteHow) -> LogSettings {
+        LogSettings {
             segment_bytes: 4096,
             segment_age: Duration::from_secs(1),
             index_interval: 256,
-            how: WriteHow::Map { chunk_bytes: 4096 },
+            how,
             checkpoint_bytes: 1 << 20,
-        };
+        }
+    }
+
+    fn open(disk: &MemoryDisk) -> Log {
+        let settings = settings(WriteHow::Map { chunk_bytes: 4096 });
         let evidence = Evidence {
             proven_end: Offset::ZERO,
             clean: false,
@@ -976,10 +1016,15 @@ mod tests {
     }
 
     fn append(log: &mut Log, values: &[u64]) -> Range<Offset> {
+        append_by(log, NOBODY, values)
+    }
+
+    fn append_by(log: &mut Log, author: ProducerSequence, values: &[u64]) -> Range<Offset> {
         let values: Vec<_> = values.iter().map(|value| value.to_le_bytes()).collect();
         let records: Vec<_> = values.iter().map(Record::new).collect();
         let (mut draft, partition) = (Draft::default(), TopicPartition::new("t", 0));
         draft.encode(&records, &DraftSettings::plain(NOW), &partition).unwrap();
+        draft.written_by(author, false);
         let base = log.end();
         log.append(&mut draft, NOW).unwrap();
         base..log.end()
@@ -1037,6 +1082,65 @@ mod tests {
         assert_eq!(values(&log), [5, 6, 7, 8, 9]);
         drop(log);
         assert_eq!(values(&open(&disk)), (0..10).collect::<Vec<_>>());
+    }
+
+    /// They were in memory until the flush wrote them, which a process may not live to see, and were acknowledged as
+    /// being in the file.
+    #[test]
+    fn what_a_flush_has_on_its_way_is_in_the_file_once_nobody_waits_for_flushes() {
+        let write = |staged| settings(WriteHow::Write { map_reads: false, staged });
+        let disk = MemoryDisk::new();
+        let mut log = open(&disk);
+        log.set_settings(write(true)).unwrap();
+        append(&mut log, &[1]);
+        let plan = log.flush_plan().unwrap();
+        append(&mut log, &[2]);
+        assert_eq!(values(&log), []);
+        log.set_settings(write(false)).unwrap();
+        append(&mut log, &[3]);
+        assert_eq!(values(&log), [1, 2, 3]);
+        assert!(log.unwritten().iter().all(|row| row.is_empty()));
+        log.set_settings(write(true)).unwrap();
+        append(&mut log, &[4]);
+        assert_eq!((values(&log), log.written_end()), (vec![1, 2, 3], Offset(3)));
+        let Log { place, .. } = &log;
+        let name = place.path(&log_name(Offset(0)));
+        let file = crate::storage::Disk::open(&*place.disk, &name, OpenMode::Read).unwrap();
+        let mut bytes = vec![0; 4096];
+        let count = crate::storage::read_full_at(&*file, 0, &mut bytes).unwrap();
+        plan.run().unwrap();
+        log.on_flushed(plan);
+        assert_eq!((log.flushed_end(), log.unwritten()[0].len()), (Offset(1), 0));
+        drop((log, file));
+        // As a process leaves it that dies before the flush: the file has the bytes by then.
+        let left = MemoryDisk::new();
+        crate::storage::Disk::create_dir(&left, "t").unwrap();
+        crate::storage::Disk::create_dir(&left, "t/0").unwrap();
+        let file = crate::storage::Disk::open(&left, &name, OpenMode::Create).unwrap();
+        crate::storage::write_all_at(&*file, 0, &bytes[..count]).unwrap();
+        drop(file);
+        assert_eq!(values(&open(&left)), [1, 2, 3]);
+    }
+
+    /// A snapshot of what was cut stayed the newest: records went without a word on who wrote them.
+    #[test]
+    fn a_log_that_was_cut_writes_down_its_producers_anew_before_their_records_go() {
+        let disk = MemoryDisk::new();
+        let mut log = open(&disk);
+        append_by(&mut log, numbered(7), &[1]);
+        (0..20).for_each(|at| _ = append(&mut log, &[at]));
+        let snapshot = log.producer_snapshot(true).expect("somebody wrote");
+        snapshot.write().unwrap();
+        log.on_producer_snapshot(&snapshot, true).unwrap();
+        let snapshots = |disk: &MemoryDisk| {
+            let names = crate::storage::Disk::list(disk, "t/0").unwrap().into_iter();
+            names.filter(|entry| entry.name.ends_with(".producers")).count()
+        };
+        assert_eq!(snapshots(&disk), 1);
+        log.truncate(Offset(10), NOW).unwrap();
+        assert_eq!(snapshots(&disk), 0, "it tells of what is gone");
+        (0..6).for_each(|at| _ = append(&mut log, &[at]));
+        assert!(log.producer_snapshot_before(Offset(5)).is_some());
     }
 
     #[test]

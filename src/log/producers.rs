@@ -41,6 +41,9 @@ pub(super) struct Producers {
     written_end: Offset,
     /// Ends of the snapshots that are on the disk, ascending.
     on_disk: Vec<Offset>,
+    /// Those of snapshots that tell of a past which is not this log's. They are to go: once the log begins behind such an
+    /// end, nothing shows any more that it never was like that.
+    foreign: Vec<Offset>,
     /// Bytes of batches since then.
     unwritten_bytes: u64,
     /// Those of the newest snapshot.
@@ -88,6 +91,7 @@ impl Producers {
             states: ProducerStates::new(end, PRODUCERS_MAX),
             written_end: end,
             on_disk: Vec::new(),
+            foreign: Vec::new(),
             unwritten_bytes: 0,
             snapshot_bytes: 0,
             expired_at: Timestamp::MIN,
@@ -109,18 +113,22 @@ impl Producers {
     ) -> Result<Recalled, Error> {
         snapshots.sort_unstable();
         let start = reader.log_start();
+        let were_some = !snapshots.is_empty();
+        // What a power loss, or a cut, left of the log is less than these tell of.
+        let mut foreign: Vec<_> = snapshots.extract_if(.., |at| *at > end).collect();
         let mut found = None;
-        for at in snapshots.iter().rev().filter(|at| **at <= end) {
-            if let Some(states) = read_snapshot(place, *at)
-                && belongs(&states, reader, end)?
-            {
+        for at in snapshots.iter().rev() {
+            let Some(states) = read_snapshot(place, *at) else { continue };
+            if belongs(&states, reader, end)? {
                 found = Some(states);
                 break;
             }
+            foreign.push(*at);
         }
+        snapshots.retain(|at| !foreign.contains(at));
         let reaches = found.as_ref().is_some_and(|states: &ProducerStates| states.end() >= start);
         let told = if reaches { None } else { Self::of_deleted(found.as_ref(), reader, now)? };
-        let unknown = !reaches && told.is_none() && !snapshots.is_empty() && start > Offset::ZERO;
+        let unknown = !reaches && told.is_none() && were_some && start > Offset::ZERO;
         let mut producers = Self::none(start);
         let mut before = None;
         if let Some(told) = told {
@@ -133,7 +141,7 @@ impl Producers {
         } else {
             producers.lacks_past = start > Offset::ZERO;
         }
-        producers.on_disk = snapshots;
+        (producers.on_disk, producers.foreign) = (snapshots, foreign);
         let from = producers.states.end();
         reader.producer_headers(from, |header| producers.take(header, now))?;
         Ok(Recalled { producers, unknown: unknown.then_some(start), before })
@@ -245,7 +253,35 @@ impl Producers {
 
     /// Forgets everything. Returns the snapshots that are on the disk.
     pub(super) fn forget(&mut self) -> Vec<Offset> {
-        std::mem::take(&mut self.on_disk)
+        let mut on_disk = std::mem::take(&mut self.on_disk);
+        on_disk.append(&mut self.foreign);
+        on_disk
+    }
+
+    /// The log ends at `end`: snapshots that tell of more are not its own.
+    pub(super) fn give_up_behind(&mut self, end: Offset) {
+        let at = self.on_disk.partition_point(|at| *at <= end);
+        self.foreign.extend(self.on_disk.drain(at..));
+        if self.written_end > end {
+            self.written_end = self.on_disk.last().copied().unwrap_or_default();
+            self.on_unwritten();
+        }
+    }
+
+    /// Snapshots that are to be removed, for they are not of this log.
+    pub(super) fn take_foreign(&mut self) -> Vec<Offset> {
+        std::mem::take(&mut self.foreign)
+    }
+
+    /// Whether more was told than the log, which ends at `end`, has.
+    pub(super) fn tells_beyond(&self, end: Offset) -> bool {
+        self.states.end() > end
+    }
+
+    /// Found in the log itself, which lacks some of what was `told`: the rest of that holds as well.
+    pub(super) fn keep_of(&mut self, told: &Self) {
+        self.states.keep_of(&told.states);
+        self.on_unwritten();
     }
 
     /// Forgets producers that have not appended for `age`, but for those whose numbering is their position (PROD-20,
@@ -296,7 +332,10 @@ impl Producers {
         let at = self.on_disk.partition_point(|end| *end < snapshot.end);
         self.on_disk.insert(at, snapshot.end);
         let old = self.on_disk.len().saturating_sub(KEPT);
-        self.on_disk.drain(..old).collect()
+        let mut gone = self.take_foreign();
+        gone.retain(|end| *end != snapshot.end);
+        gone.extend(self.on_disk.drain(..old));
+        gone
     }
 
     /// The log gave up everything and goes on at `start`.
@@ -326,8 +365,11 @@ impl Producers {
         self.lacks_past |= self.states.end() > end;
     }
 
-    /// Takes over what the leader knows. The log passes over the batches that are counted in already.
-    pub(super) fn adopt(&mut self, leader: &Self) {
+    /// Takes over what the leader knows; the log itself ends at `end`, and passes over the batches that are counted in
+    /// already.
+    pub(super) fn adopt(&mut self, leader: &Self, end: Offset) {
+        // What an earlier leader told of batches that never came.
+        self.give_up_behind(end);
         self.states = leader.states.clone();
         self.lacks_past = false;
         self.unwritten_bytes = u64::from(!leader.is_empty());
@@ -404,6 +446,19 @@ pub(crate) fn copy_snapshots(from: &Place, to: &Place, end: Offset) -> Result<()
             .map_err(|error| to.io_error(name, "write", error))?;
     }
     Ok(())
+}
+
+/// Removes snapshots so that no power loss brings them back.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(super) fn remove_for_good(place: &Place, ends: &[Offset]) -> Result<(), Error> {
+    if ends.is_empty() {
+        return Ok(());
+    }
+    remove_snapshots(place, ends)?;
+    let synced = place.disk.sync_dir(&place.directory);
+    synced.map_err(|error| place.io_error("", "sync", error))
 }
 
 /// Removes snapshots.

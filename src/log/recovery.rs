@@ -20,7 +20,7 @@ use crate::segment::{
 use crate::storage::{EntryKind, File, OpenMode, read_full_at, write_all_at};
 use crate::types::{LeaderEpoch, Offset, Timestamp};
 
-use super::producers::{Producers, parse_snapshot_name, remove_snapshots};
+use super::producers::{Producers, parse_snapshot_name, remove_for_good, remove_snapshots};
 use super::{Log, LogReader, LogSettings, Sealed, marks, remove_segment_files};
 
 /// Where cut bytes are kept, below the disk's root.
@@ -173,6 +173,8 @@ impl Opening {
             let found = Producers::recover(&self.place, &reader, snapshots, self.end, now)?;
             losses.extend(found.unknown.map(|below| Loss::ProducersForgotten { below }));
             producers = found.producers;
+            // Before anything is appended in their place.
+            remove_for_good(&self.place, &producers.take_foreign())?;
             if let Some(snapshot) = found.before {
                 is_written_down = snapshot.write().is_ok();
                 if is_written_down {

@@ -423,6 +423,8 @@ impl Core {
             state = self.state.lock();
         }
         let plan = state.log.flush_plan();
+        // Another may lead by now.
+        let flushed = state.leading.disk;
         let followers = state.followers.clone();
         drop(state);
         // The others' disks flush at the same time.
@@ -438,7 +440,9 @@ impl Core {
         let mut state = self.state.lock();
         state.durable.slow = slow;
         match (plan, outcome) {
-            (Some(plan), Some(outcome)) => self.finish_flush(&mut state, plan, outcome),
+            (Some(plan), Some(outcome)) => {
+                self.finish_flush(&mut state, flushed, plan, outcome);
+            }
             _ if state.log.flushed_end() >= state.log.end() => {
                 let (flush, end) = (state.flush, state.log.end());
                 state.progress.on_flushed(end, flush);
@@ -502,27 +506,21 @@ impl Core {
         }
     }
 
-    /// Takes note of how a flush of the leader's log ended. By now the log may have changed hands.
+    /// Takes note of how a flush on `disk` of a log that led, or leads, ended. By now the log may have changed hands.
     pub(super) fn finish_flush(
         &self,
         state: &mut State,
+        disk: DiskId,
         plan: FlushPlan,
         outcome: Result<(), Error>,
     ) {
         if !plan.is_of(&state.log) {
-            let holder = state.followers.iter().find(|replica| {
-                let held = replica.brief();
-                held.is_some_and(|held| held.log.as_ref().is_some_and(|log| plan.is_of(log)))
-            });
-            let Some(replica) = holder.cloned() else { return };
-            let Some(mut follower) = replica.brief() else { return };
-            if outcome.is_err() {
-                // Its disk failed: what it holds is not to be believed.
-                follower.log = None;
-                drop(follower);
-                state.progress.on_failed(replica.disk);
-                self.ask_for_settling(state);
-            } else if let Some(log) = follower.log.as_mut() {
+            if let Err(error) = outcome {
+                return self.distrust_tail(state, disk, plan.durable..plan.end, &error);
+            }
+            let holder = state.followers.iter().find(|replica| replica.disk == disk);
+            let Some(mut follower) = holder.and_then(|replica| replica.brief()) else { return };
+            if let Some(log) = follower.log.as_mut().filter(|log| plan.is_of(log)) {
                 log.on_flushed(plan);
             }
             return;

@@ -6,6 +6,7 @@
 //! they are: first without the partition's lock, the last stretch, and what is still in the leader's
 //! memory, with it, but for what takes a call to the disk. Offsets are the only order, so the two ways never meet.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -172,6 +173,13 @@ impl Core {
                 _ => return Followed::Idle,
             }
         };
+        let cleared = {
+            let mut follower = replica.state.lock();
+            follower.log.as_mut().map_or(Ok(()), Log::remove_foreign_snapshots)
+        };
+        if let Err(error) = cleared {
+            return self.follower_failed(replica, &error);
+        }
         if let Some(snapshot) = adopted {
             let written = snapshot.write();
             if let Some(log) = replica.state.lock().log.as_mut() {
@@ -492,6 +500,43 @@ impl Core {
         self.publish(state);
     }
 
+    /// A flush failed on `disk`, perhaps of a log that leads no more or is out of service: what it did not prove is not
+    /// believed of whatever is there, also not of a replica that was opened since (RELIABILITY fact 2).
+    pub(super) fn distrust_tail(
+        &self,
+        state: &mut State,
+        disk: DiskId,
+        at_risk: Range<Offset>,
+        cause: &Error,
+    ) {
+        if state.ended.is_some() || !state.preference.contains(&disk) {
+            return;
+        }
+        state.suspects.push((disk, at_risk.start));
+        self.ask_for_settling(state);
+        if state.leads_on(disk) {
+            return self.fence(state, cause);
+        }
+        let words = super::core::words_of(cause);
+        let serving = state.followers.iter().find(|replica| replica.disk == disk).cloned();
+        if let Some(replica) = serving {
+            if let Some(mut follower) = replica.brief() {
+                follower.log = None;
+                let cause = words.as_str().into();
+                follower.fenced = Some(Fenced { cause, at_risk: at_risk.clone() });
+            } else {
+                self.orphan(state, &replica, &words);
+            }
+            state.progress.on_failed(disk);
+        }
+        self.report(EventKind::ReplicaFenced {
+            partition: self.partition.clone(),
+            disk,
+            at_risk,
+            cause: words,
+        });
+    }
+
     /// Flushes the follower on `disk`, if there is anything to flush.
     pub(crate) fn flush_follower(&self, disk: DiskId) {
         let Some(replica) = self.replica(disk) else { return };
@@ -539,19 +584,20 @@ impl Core {
                     }
                 }
                 Err(error) => {
+                    let end = follower.log.as_ref().map_or(plan.end, Log::end);
                     drop(follower);
-                    self.fence_follower(replica, &error);
+                    let mut state = self.state.lock();
+                    self.distrust_tail(&mut state, replica.disk, plan.durable..end, &error);
+                    self.publish(state);
                 }
             }
             return;
         }
         drop(follower);
-        // The log leads by now.
+        // The log leads by now, or is out of service.
         let mut state = self.state.lock();
-        if plan.is_of(&state.log) {
-            self.finish_flush(&mut state, plan, outcome);
-            self.publish(state);
-        }
+        self.finish_flush(&mut state, replica.disk, plan, outcome);
+        self.publish(state);
     }
 
     /// Has the follower's log flushed soon: by its disk's thread, or at once where there is none.

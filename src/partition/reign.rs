@@ -59,7 +59,8 @@ impl Core {
         // What is put off stays unsettled, and the next tick asks again.
         let mut state = self.brief()?;
         state.unsettled = false;
-        if state.ended.is_some() || (state.followers.is_empty() && state.replicas == 1) {
+        let alone = state.followers.is_empty() && state.replicas == 1;
+        if state.ended.is_some() || (alone && state.suspects.is_empty()) {
             return None;
         }
         let suspects = std::mem::take(&mut state.suspects);
@@ -261,7 +262,9 @@ impl Core {
         }
         let replica = state.followers.iter().find(|replica| replica.disk == leader).cloned();
         let taken = replica.and_then(|replica| {
-            let log = replica.brief()?.log.take()?;
+            let mut log = replica.brief()?.log.take()?;
+            // One that cannot read its own log does not lead: it is opened anew.
+            log.forget_what_it_lacks(now).ok()?;
             Some((replica, log))
         });
         let Some((replica, mut log)) = taken else {
@@ -412,7 +415,9 @@ impl Core {
         if state.followers.is_empty() {
             return;
         }
-        if state.fenced.is_some() || state.unsettled {
+        // Also what was refused: a leader that steps down takes no appends until it is settled.
+        let due = state.unsettled || state.stepping_down || !state.suspects.is_empty();
+        if due || state.fenced.is_some() {
             self.ask_for_settling(&mut state);
             return;
         }
@@ -548,8 +553,8 @@ impl Core {
                 break (leaderless, end, flushed);
             }
         };
-        if !state.preference.contains(&replica.disk) {
-            return Ok(()); // it was moved to another disk meanwhile
+        if state.ended.is_some() || !state.preference.contains(&replica.disk) {
+            return Ok(()); // its topic was deleted, or it was moved to another disk meanwhile
         }
         self.tell_settings(replica)?;
         state.followers.retain(|known| known.disk != replica.disk);
@@ -607,6 +612,9 @@ impl Core {
         now: Timestamp,
     ) {
         let mut state = self.state.lock();
+        if state.ended.is_some() {
+            return;
+        }
         state.preference = preference.to_vec();
         state.replicas = preference.len();
         state.followers.retain(|replica| preference.contains(&replica.disk));

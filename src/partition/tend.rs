@@ -157,6 +157,21 @@ impl Core {
         }
     }
 
+    /// Brings the replicas on `disks` nearer to the leader, and to stable storage. Where there are threads, those of the
+    /// disks do it, any of which may hang, and the caller waits for a moment.
+    pub(crate) fn bring_up(&self, disks: &[DiskId], now: Timestamp) {
+        if !self.background {
+            self.follow_all(now);
+            self.flush_followers();
+        }
+        let mut state = self.state.lock();
+        for replica in state.followers.iter().filter(|replica| disks.contains(&replica.disk)) {
+            replica.ask_for_attention(self);
+            replica.ask_for_flush(self);
+        }
+        self.room_made.wait_for(&mut state, FLUSH_PAUSE);
+    }
+
     /// Whether the replica on `disk` has everything below `end` on stable storage.
     pub(crate) fn has_flushed(&self, disk: DiskId, end: Offset) -> bool {
         self.with_log(disk, |log| log.flushed_end() >= end).unwrap_or(false)
@@ -190,12 +205,9 @@ impl Core {
             Waited::Unsettled => return Err(self.no_leader()),
         }
         let end = wait.offsets.end;
-        let has_flushed = |replica: &Replica| {
-            let held = replica.brief();
-            held.and_then(|held| held.log.as_ref().map(|log| log.flushed_end() >= end))
-        };
         for replica in &followers {
-            while self.is_in_sync(replica.disk) && has_flushed(replica) != Some(true) {
+            // One may lead by now.
+            while self.is_in_sync(replica.disk) && !self.has_flushed(replica.disk, end) {
                 if begun.elapsed() >= timeout {
                     let what = format!("{}: flushing on {}", self.partition(), replica.disk);
                     return Err(Error::TimedOut { what, timeout, appended: None });
@@ -450,7 +462,12 @@ impl Core {
                 Ok(())
             }
             Err(SettleError::Flush(error)) => {
-                self.fence_replica(disk, &error);
+                let ends = self.with_log(disk, |log| log.flushed_end()..log.end());
+                // Whoever has the lock is waited for: the next flush would say that all is well.
+                let mut state = self.state.lock();
+                let at_risk = ends.unwrap_or(Offset::ZERO..sealed.segment.end());
+                self.distrust_tail(&mut state, disk, at_risk, &error);
+                self.publish(state);
                 Err(error)
             }
             Err(SettleError::Other(error)) => {

@@ -229,14 +229,16 @@ impl Future for Ticket {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let core = Arc::clone(&self.core);
+        // Made, and the last one dropped, under no lock: both are the application's.
+        let waker = context.waker().clone();
+        let mut last = None;
         let mut state = core.state.lock();
         if let Some(result) = self.outcome(&state) {
             return Poll::Ready(result);
         }
-        let waker = context.waker().clone();
         let known = self.id;
         match state.tickets.iter_mut().find(|waiter| Some(waiter.id) == known) {
-            Some(waiter) => waiter.how = How::Wake(waker),
+            Some(waiter) => last = Some(std::mem::replace(&mut waiter.how, How::Wake(waker))),
             None => {
                 let id = state.next_ticket;
                 state.next_ticket += 1;
@@ -245,6 +247,8 @@ impl Future for Ticket {
                 state.tickets.push(Waiter { id, wait, how: How::Wake(waker) });
             }
         }
+        drop(state);
+        drop(last);
         Poll::Pending
     }
 }

@@ -713,6 +713,9 @@ impl<T: Target> Lane<T> {
 
     /// Has `waker` called when the record has ended. Returns what to give next time.
     pub(super) fn watch(&self, number: u64, known: Option<u64>, waker: &Waker) -> Option<u64> {
+        // Made, and the last one dropped, under no lock: both are the application's.
+        let waker = waker.clone();
+        let mut last = None;
         let mut state = self.end_burst(self.state.lock());
         if state.window.ended() > number {
             self.leave(state);
@@ -720,15 +723,16 @@ impl<T: Target> Lane<T> {
         }
         let known = state.watchers.iter_mut().find(|one| Some(one.id) == known);
         let id = if let Some(watcher) = known {
-            watcher.waker.clone_from(waker);
+            last = Some(std::mem::replace(&mut watcher.waker, waker));
             watcher.id
         } else {
             let id = state.next_watcher;
             state.next_watcher += 1;
-            state.watchers.push(Watcher { id, number, waker: waker.clone() });
+            state.watchers.push(Watcher { id, number, waker });
             id
         };
         self.leave(state);
+        drop(last);
         if self.common.chores.have_ended()
             && let Some(lane) = self.this.upgrade()
         {
@@ -757,9 +761,12 @@ impl<T: Target> Lane<T> {
     /// A delivery that nobody asks for any more is brought about all the same.
     pub(super) fn unwatched(&self, number: u64, watcher: Option<u64>) {
         let mut state = self.state.lock();
-        state.watchers.retain(|one| Some(one.id) != watcher);
+        let at = state.watchers.iter().position(|one| Some(one.id) == watcher);
+        let gone = at.map(|at| state.watchers.remove(at));
         state.followed = state.followed.max(number + 1);
         self.leave(state);
+        // Under no lock: its waker is the application's.
+        drop(gone);
     }
 
     /// Has all that was sent by now delivered without further delay. Returns the number behind the last record.

@@ -42,6 +42,8 @@ const FRAME_BYTES_MAX: usize = 64 << 20;
 const REPLICAS_BYTES_MAX: usize = FRAME_BYTES_MAX - (64 << 10);
 const PARTITIONS_MAX: usize = 1_000_000;
 const KIND_MAX: u8 = 18;
+/// Terms, indexes, incarnations and producer ids: nothing counts so far, and what is reckoned from them does not overflow.
+const COUNT_MAX: u64 = 1 << 62;
 /// A name's length in bytes.
 pub(crate) const PRODUCER_NAME_BYTES_MAX: usize = 255;
 const PRODUCER_NAMES_MAX: usize = 1 << 20;
@@ -265,6 +267,7 @@ impl MetadataState {
                 let newer =
                     self.disks.get(disk).is_none_or(|known| known.incarnation < *incarnation);
                 ensure(newer, "the disk is known in that incarnation or a later one")?;
+                ensure(*incarnation < COUNT_MAX, "the incarnations are used up")?;
                 self.disks.insert(*disk, DiskState { uuid: *uuid, incarnation: *incarnation });
                 // An empty directory took its place.
                 for partition in self.topics.values_mut().flat_map(|topic| &mut topic.partitions) {
@@ -360,6 +363,7 @@ impl MetadataState {
             }
             MetadataRecord::ProducerIdBlock { next } => {
                 ensure(*next >= self.next_producer, "those producer ids were given out before")?;
+                ensure(*next < COUNT_MAX, "the producer ids are used up")?;
                 self.next_producer = *next;
             }
             MetadataRecord::ProducerNamed { name, id, epoch } => {
@@ -791,6 +795,9 @@ fn split_frame(bytes: &[u8]) -> Result<(u32, u32, &[u8]), DecodeError> {
 fn decode_body(body: &[u8]) -> Result<(u64, u64, MetadataRecord), DecodeError> {
     let mut fields = Fields { bytes: body };
     let (term, index) = (fields.u64()?, fields.u64()?);
+    if term >= COUNT_MAX || index >= COUNT_MAX {
+        return Err(DecodeError::Field("term or index"));
+    }
     let record = decode_record(&mut fields)?;
     if !fields.bytes.is_empty() {
         return Err(DecodeError::Field("frame length"));
@@ -1417,6 +1424,46 @@ mod tests {
         let state = with_topic(&[deleted, MetadataRecord::TopicRemoved { id: TopicId(1) }]);
         assert_eq!(state.deleted_topics().count(), 0);
         assert_eq!(applied(&state.snapshot()).next_topic_id(), TopicId(2));
+    }
+
+    #[test]
+    fn numbers_that_nothing_counts_so_far_are_refused() {
+        let (id, partition, disk) = (TopicId(1), 0, DiskId(0));
+        let led = |start, high_watermark| MetadataRecord::LeaderChanged {
+            id,
+            partition,
+            leader: Some(disk),
+            epoch: LeaderEpoch(1),
+            isr: vec![disk],
+            eligible: Vec::new(),
+            start,
+            high_watermark,
+        };
+        let is_read = |term, index, record: &MetadataRecord| {
+            let mut bytes = Vec::new();
+            encode_frame(term, index, record, SEED, &mut bytes);
+            FrameReader::new(&bytes, SEED).next_frame().is_ok()
+        };
+        for (offset, sound) in [(Offset::MAX, true), (Offset(Offset::MAX.0 + 1), false)] {
+            for record in [
+                MetadataRecord::LogStartRaised { id, partition, offset },
+                MetadataRecord::ReplicaSuspect { id, partition, disk, durable: offset },
+                led(Some(offset), Offset(0)),
+                led(None, offset),
+            ] {
+                assert_eq!(is_read(1, 1, &record), sound, "{record:?}");
+            }
+        }
+        let opened = MetadataRecord::Opened { clean: true };
+        let last = COUNT_MAX - 1;
+        assert!(is_read(last, last, &opened));
+        assert!(!is_read(COUNT_MAX, 1, &opened) && !is_read(1, COUNT_MAX, &opened));
+        let mut state = with_topic(&[]);
+        for incarnation in [COUNT_MAX, u64::MAX] {
+            let record = MetadataRecord::DiskAdded { disk, uuid: 1, incarnation };
+            assert!(state.apply(&record).is_err());
+            assert!(state.apply(&MetadataRecord::ProducerIdBlock { next: incarnation }).is_err());
+        }
     }
 
     #[test]

@@ -175,6 +175,9 @@ impl BatchHeader {
         if last.is_none_or(|last| last >= Offset::MAX.0) {
             return Err(DecodeError::Field("base_offset"));
         }
+        if self.durable_end > Offset::MAX {
+            return Err(DecodeError::Field("durable_end"));
+        }
         Ok(())
     }
 }

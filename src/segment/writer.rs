@@ -200,6 +200,15 @@ impl Staged {
     }
 }
 
+/// What a flush has on its way.
+#[derive(Debug)]
+struct InFlight {
+    position: u64,
+    bytes: Arc<Vec<u8>>,
+    /// It is in the file all the same.
+    is_written: bool,
+}
+
 /// The writer's side of the active segment.
 ///
 /// Invariant: the file holds every batch but those in `stage`, which end at `position`, and those that
@@ -223,7 +232,7 @@ pub(crate) struct ActiveSegment {
     /// One past the last offset that is not in the stage.
     unstaged_end: Offset,
     /// What a flush has on its way, in that order before the stage.
-    in_flight: Option<Arc<Vec<u8>>>,
+    in_flight: Option<InFlight>,
     /// Bytes were written that no flush has covered.
     dirty: bool,
     /// No batch is written by who appends it: one that is larger than the stage waits in an empty one.
@@ -462,7 +471,7 @@ impl ActiveSegment {
     /// Shows to readers what is in the file without a gap.
     #[inline]
     fn publish(&self) {
-        if self.in_flight.is_none() {
+        if self.in_flight.as_ref().is_none_or(|flight| flight.is_written) {
             self.segment.end.store(self.unstaged_end.0, Ordering::Relaxed);
             let position = self.position - self.stage.len() as u64;
             self.segment.position.store(position, Ordering::Release);
@@ -487,7 +496,24 @@ impl ActiveSegment {
         Ok(())
     }
 
-    /// Whether batches wait in memory from here on. To stop that, [`ActiveSegment::write_out`] first.
+    /// Writes everything that is in memory only, without a flush. What a flush has on its way as well: it may be the same
+    /// bytes to the same place once more, but acknowledged by being in the file is only what is.
+    ///
+    /// # Errors
+    /// As for [`ActiveSegment::write_out`].
+    pub(crate) fn write_all_out(&mut self) -> Result<(), Error> {
+        if let Some(flight) = &mut self.in_flight {
+            let written = write_all_at(&*self.file, flight.position, &flight.bytes);
+            flight.is_written = written.is_ok();
+            written.map_err(|error| self.fault("write", error))?;
+            self.dirty = true;
+        }
+        self.write_out()?;
+        self.publish();
+        Ok(())
+    }
+
+    /// Whether batches wait in memory from here on. To stop that, [`ActiveSegment::write_all_out`] first.
     pub(crate) fn set_how(&mut self, how: WriteHow) {
         self.staging = self.map.is_none() && how.is_staged();
     }
@@ -496,11 +522,16 @@ impl ActiveSegment {
     pub(crate) fn take_staged(&mut self) -> Staged {
         let spare = std::mem::take(&mut self.spare);
         let bytes = Arc::new(std::mem::replace(&mut self.stage, spare));
-        self.in_flight = (!bytes.is_empty()).then(|| Arc::clone(&bytes));
+        let position = self.position - bytes.len() as u64;
+        self.in_flight = (!bytes.is_empty()).then(|| InFlight {
+            position,
+            bytes: Arc::clone(&bytes),
+            is_written: false,
+        });
         self.unstaged_end = self.end;
         Staged {
             file: Arc::clone(&self.file),
-            position: self.position - bytes.len() as u64,
+            position,
             bytes,
             sync_all: std::mem::replace(&mut self.dirty, self.map.is_some()),
         }
@@ -578,7 +609,8 @@ impl ActiveSegment {
 
     /// The batches that are in no file yet, in two rows.
     pub(crate) fn unwritten(&self) -> [&[u8]; 2] {
-        [self.in_flight.as_ref().map_or(&[], |bytes| bytes.as_slice()), &self.stage]
+        let flight = self.in_flight.as_ref().filter(|flight| !flight.is_written);
+        [flight.map_or(&[], |flight| flight.bytes.as_slice()), &self.stage]
     }
 
     #[inline(always)]

@@ -162,6 +162,12 @@ impl SimDisk {
         gate.close(hang);
     }
 
+    /// It hangs no more. Other faults stay, and may meet the calls that hung.
+    pub fn answer(&self) {
+        let gate = Arc::clone(&self.world.lock().gate);
+        gate.open();
+    }
+
     /// Calls that hang now.
     #[must_use]
     pub fn held_calls(&self) -> usize {

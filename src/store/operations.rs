@@ -509,10 +509,13 @@ impl Shared {
         let described = self.metadata.lock().state().partition(topic.id, number).cloned();
         let Some(described) = described else { return Ok(()) };
         let config = Arc::clone(&*topic.config.read());
-        let (opened, damaged) =
-            self.open_replica(topic, &slot.partition, disk, &described, &config, false)?;
-        core.return_replica(&replica(disk, Some(opened.log)), self.clock.now())?;
-        for offset in damaged {
+        let opened = self.open_replica(topic, &slot.partition, disk, &described, &config, false);
+        let returned = opened.and_then(|(opened, damaged)| {
+            core.return_replica(&replica(disk, Some(opened.log)), self.clock.now())?;
+            Ok(damaged)
+        });
+        self.clear_if_gone(topic, disk);
+        for offset in returned? {
             core.repair_later(disk.id, offset);
         }
         Ok(())
@@ -580,8 +583,7 @@ impl Shared {
                 let what = format!("{}: copying to its new disks", slot.partition);
                 return Err(Error::TimedOut { what, timeout: elapsed, appended: None });
             }
-            core.follow_all(self.clock.now());
-            core.flush_followers();
+            core.bring_up(disks, self.clock.now());
             core.tick(self.watch(), self.options.lag_max);
             self.settle_reigns();
         }
@@ -612,32 +614,52 @@ impl Shared {
         core: &Arc<crate::partition::Core>,
         replicas: &[DiskId],
     ) -> Result<()> {
+        let (id, partition) = (topic.id, slot.partition.partition());
         let present = core.replicas();
-        if present == replicas {
+        // A move that failed may have left more in the metadata.
+        let known = self.metadata.lock().state().partition(id, partition).cloned();
+        if present == replicas && known.is_none_or(|known| known.replicas == replicas) {
             return Ok(());
         }
-        let (id, partition) = (topic.id, slot.partition.partition());
-        for disk in replicas.iter().filter(|disk| !present.contains(disk)) {
-            let disk = self.in_service(*disk)?;
+        let missing: Vec<_> = replicas.iter().filter(|disk| !present.contains(disk)).collect();
+        for disk in &missing {
+            let disk = self.in_service(**disk)?;
             self.clear_replica(topic, slot, &disk)?;
         }
         let _postponed = postpone();
         let mut metadata = self.metadata.lock();
+        topic.check_here()?;
         let record = MetadataRecord::ReplicasChanged { id, partition, replicas: replicas.to_vec() };
         metadata.commit(&record)?;
+        if missing.is_empty() {
+            // In one step with the metadata: an election in between would name replicas that those know no more, and be
+            // refused with all that is settled together with it.
+            core.set_replicas(replicas, Vec::new(), self.clock.now());
+            return Ok(());
+        }
         let described = metadata.state().partition(id, partition).cloned();
         drop(metadata);
         let Some(described) = described else { return Ok(()) };
         let config = Arc::clone(&*topic.config.read());
         let mut added = Vec::new();
-        for disk in replicas.iter().filter(|disk| !present.contains(disk)) {
+        for disk in missing {
             let disk = self.in_service(*disk)?;
-            let (opened, _) =
-                self.open_replica(topic, &slot.partition, &disk, &described, &config, false)?;
-            added.push(replica(&disk, Some(opened.log)));
+            let opened =
+                self.open_replica(topic, &slot.partition, &disk, &described, &config, false);
+            self.clear_if_gone(topic, &disk);
+            added.push(replica(&disk, Some(opened?.0.log)));
         }
         core.set_replicas(replicas, added, self.clock.now());
         Ok(())
+    }
+
+    /// Whoever was amid opening a replica when its topic was deleted may have made files that nobody knows of any more.
+    fn clear_if_gone(&self, topic: &Topic, disk: &StoreDisk) {
+        if topic.is_gone.load(Ordering::Acquire) && !self.closed.load(Ordering::Acquire) {
+            let directory = layout::topic_directory(topic.id, &topic.name);
+            // What cannot be removed stays, and is in nobody's way: no other topic has this id.
+            let _ = super::topics::remove_tree(&*disk.disk, &directory);
+        }
     }
 }
 

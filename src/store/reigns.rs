@@ -75,7 +75,7 @@ impl Shared {
         let _postponed = postpone();
         let mut metadata = self.metadata.lock();
         let now = self.clock.now();
-        let (mut records, mut proposals) = (Vec::new(), Vec::new());
+        let (mut records, mut proposals, mut noted) = (Vec::new(), Vec::new(), Vec::new());
         for core in cores {
             let topic = self.topic_of(core);
             let (Some(topic), Some(proposal)) = (topic, core.proposal()) else { continue };
@@ -93,6 +93,7 @@ impl Shared {
                 records.extend(
                     records_of(topic.id, core.partition(), &proposal).into_iter().filter(new),
                 );
+                noted.push((Arc::clone(core), proposal));
                 continue;
             }
             records.extend(records_of(topic.id, core.partition(), &proposal));
@@ -108,7 +109,7 @@ impl Shared {
                 }
             }
             Err(error) => {
-                for (core, proposal) in proposals {
+                for (core, proposal) in proposals.into_iter().chain(noted) {
                     core.refuse(&proposal, &error);
                 }
             }
@@ -195,7 +196,7 @@ mod tests {
     use crate::error::Result;
     use crate::partition::Replica;
     use crate::record::Record;
-    use crate::storage::simulated::{Hang, SimDisk};
+    use crate::storage::simulated::{Hang, SimDisk, SyncFault};
     use crate::store::open::replica;
     use crate::store::{Store, Topic, TopicConfig};
     use crate::types::{Acks, DiskId, Flush, LeaderEpoch, Offset};
@@ -349,6 +350,183 @@ mod tests {
         let records = records_of(topic.id, core.partition(), &proposal);
         shared.metadata.lock().commit_all(&records).unwrap();
         proposal
+    }
+
+    fn suspects(shared: &Shared, topic: &Topic) -> Vec<(DiskId, Offset)> {
+        let metadata = shared.metadata.lock();
+        let partition = metadata.state().partition(topic.id, 0).unwrap();
+        partition.suspects.iter().map(|(disk, durable)| (*disk, *durable)).collect()
+    }
+
+    /// It was noted nowhere: at the next opening its tail was believed, of which the cache may hold pages that no flush
+    /// will write any more.
+    #[test]
+    fn s8_a_flush_that_fails_on_the_disk_of_an_earlier_leader_makes_its_tail_suspect() {
+        for was_away in [false, true] {
+            let disks = [0, 1].map(SimDisk::new);
+            let store = open(&disks);
+            let config = TopicConfig::new().replication_factor(2).flush(Flush::Os);
+            store.create_topic("t", config).unwrap();
+            append(&store).unwrap();
+            let shared = &store.handle.shared;
+            let (topic, core) = shared.cores().pop().expect("one partition");
+            let proposal = elect(shared, &topic, &core, DiskId(1), &[DiskId(0), DiskId(1)]);
+            disks[0].fail_sync(1, SyncFault::CleanedPages);
+            disks[0].hang(Hang::Syncs);
+            thread::scope(|scope| {
+                let flush = scope.spawn(|| core.make_durable());
+                while disks[0].held_calls() == 0 {
+                    thread::yield_now();
+                }
+                core.install(proposal, shared.clock.now());
+                assert_eq!(core.leader(), Some(DiskId(1)));
+                if was_away {
+                    assert!(core.stop_replica(DiskId(0), "away"));
+                }
+                disks[0].answer();
+                let _ = flush.join();
+            });
+            shared.settle_one(&core);
+            assert_eq!(suspects(shared, &topic), [(DiskId(0), Offset(0))], "{was_away}");
+            assert_eq!(core.in_sync(), [DiskId(1)]);
+            assert_eq!(append(&store).unwrap(), Offset(1));
+            until(&store, "it was copied anew", || core.in_sync().len() == 2);
+            assert_eq!(suspects(shared, &topic), []);
+        }
+    }
+
+    /// Only partitions with several replicas noted it.
+    #[test]
+    fn s8_a_failed_flush_of_the_only_replica_is_known_to_the_next_opening_at_every_level() {
+        for fault in [SyncFault::CleanedPages, SyncFault::Reverted] {
+            for seed in 0..10 {
+                let disk = SimDisk::new(seed);
+                let store = open(std::slice::from_ref(&disk));
+                store.create_topic("t", TopicConfig::new().flush(Flush::Os)).unwrap();
+                append(&store).unwrap();
+                let (topic, core) = store.handle.shared.cores().pop().expect("one partition");
+                disk.fail_sync(1, fault);
+                assert!(core.make_durable().is_err());
+                store.run_background();
+                assert_eq!(suspects(&store.handle.shared, &topic), [(DiskId(0), Offset(0))]);
+                disk.kill();
+                drop((core, topic, store));
+                disk.process_restart();
+                let store = open(std::slice::from_ref(&disk));
+                let partition = store.partition("t", 0).unwrap();
+                let (end, core) = (partition.log_end_offset(), store.handle.shared.cores());
+                core[0].1.make_durable().unwrap();
+                disk.kill();
+                drop((core, partition, store));
+                disk.power_loss();
+                let store = open(std::slice::from_ref(&disk));
+                let found = store.partition("t", 0).unwrap().log_end_offset();
+                assert_eq!(found, end, "{fault:?}, seed {seed}: it was flushed");
+            }
+        }
+    }
+
+    /// It asked no second time: until somebody appended, nobody took over.
+    #[test]
+    fn a_leader_that_steps_down_and_is_refused_once_hands_over_later() {
+        let disks = [0, 1, 2].map(SimDisk::new);
+        let store = open(&disks);
+        store.create_topic("t", TopicConfig::new().replication_factor(3)).unwrap();
+        append(&store).unwrap();
+        let shared = &store.handle.shared;
+        let core = shared.cores().pop().expect("one partition").1;
+        core.step_down(DiskId(0));
+        shared.control.take().iter().for_each(|core| core.control_taken());
+        let proposal = core.proposal().expect("another can lead");
+        core.refuse(&proposal, &Error::Closed);
+        until(&store, "another leads", || core.leader() == Some(DiskId(1)));
+    }
+
+    /// It kept its files, and their room on the disk, for as long as there was a handle.
+    #[test]
+    fn a_replica_that_is_opened_while_its_topic_is_deleted_is_let_go_of() {
+        let disks = [0, 1].map(SimDisk::new);
+        let store = open(&disks);
+        store.create_topic("t", TopicConfig::new().replication_factor(2)).unwrap();
+        append(&store).unwrap();
+        let shared = &store.handle.shared;
+        let (topic, core) = shared.cores().pop().expect("one partition");
+        core.fence_replica(DiskId(1), &Error::Closed);
+        shared.settle_one(&core);
+        let returned = opened_anew(shared, &topic, &core, DiskId(1));
+        store.delete_topic("t").unwrap();
+        core.return_replica(&returned, shared.clock.now()).unwrap();
+        let added = vec![Arc::clone(&returned)];
+        core.set_replicas(&[DiskId(0), DiskId(1)], added, shared.clock.now());
+        drop(returned);
+        assert!(core.readers().iter().all(|(disk, _)| *disk == DiskId(0)));
+        for disk in &disks {
+            assert!(!disk.files().iter().any(|path| path.starts_with("topics/")));
+        }
+    }
+
+    /// What is decided while a follower cannot be told holds for it when it is back.
+    #[test]
+    fn s22_a_follower_that_is_busy_while_its_topic_changes_is_opened_anew_and_goes_by_the_change() {
+        let disks = [0, 1].map(SimDisk::new);
+        let store = open(&disks);
+        let config = TopicConfig::new().replication_factor(2).flush(Flush::OnAck);
+        store.create_topic("t", config).unwrap();
+        append(&store).unwrap();
+        // Opened anew, a log has nothing at hand for the next batch, and has to be followed up.
+        store.stop_disk(DiskId(1)).unwrap();
+        store.start_disk(DiskId(1)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let tail = partition.append_nowait(&[Record::new("tail")], Acks::All).unwrap();
+        let shared = &store.handle.shared;
+        let (topic, core) = shared.cores().pop().expect("one partition");
+        disks[1].hang(Hang::Everything);
+        thread::scope(|scope| {
+            scope.spawn(|| core.tend(DiskId(1), shared.clock.now(), false));
+            while disks[1].held_calls() == 0 {
+                thread::yield_now();
+            }
+            let begun = Instant::now();
+            let changed = TopicUpdate::new().flush(Flush::Os).apply(&topic.config.read());
+            core.set_settings(shared.core_settings(&Arc::new(changed)));
+            assert!(begun.elapsed() < Duration::from_secs(10), "it waited for the follower");
+            disks[1].heal();
+        });
+        store.alter_topic("t", TopicUpdate::new().flush(Flush::Os)).unwrap();
+        until(&store, "it is in sync again", || core.in_sync().len() == 2);
+        assert_eq!(append(&store).unwrap(), Offset(2));
+        disks.iter().for_each(SimDisk::kill);
+        drop((partition, tail, topic, core, store));
+        disks.iter().for_each(SimDisk::process_restart);
+        let builder = Store::builder().simulated_disk(disks[1].clone());
+        let store = builder.allow_missing(DiskId(0)).open().unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        assert_eq!(partition.log_end_offset(), Offset(3), "it was acknowledged");
+    }
+
+    /// A move, a change of the flush level and the end of a table's rewriting wait so.
+    #[test]
+    fn s22_waiting_for_all_disks_to_flush_ends_while_one_hangs_just_there() {
+        for hanging in [0, 1] {
+            let disks = [0, 1].map(SimDisk::new);
+            let builder =
+                disks.iter().fold(Store::builder(), |all, disk| all.simulated_disk(disk.clone()));
+            let builder = builder.replica_lag_max(Duration::from_secs(600));
+            let store =
+                builder.append_timeout(Duration::from_millis(300)).threads().open().unwrap();
+            let config = TopicConfig::new().replication_factor(2).flush(Flush::Os);
+            store.create_topic("t", config).unwrap();
+            append(&store).unwrap();
+            let core = store.handle.shared.cores().pop().expect("one partition").1;
+            disks[hanging].hang(Hang::Syncs);
+            let begun = Instant::now();
+            let outcome = core.make_durable();
+            let took = begun.elapsed();
+            disks[hanging].heal();
+            assert!(matches!(outcome, Err(Error::TimedOut { .. })), "{outcome:?}");
+            assert!(took < Duration::from_secs(10), "{took:?}");
+            core.make_durable().unwrap();
+        }
     }
 
     /// Opens the replica on `disk` anew; it is not back yet.

@@ -96,6 +96,9 @@ impl Session {
             let partition = u32::from_le_bytes(*entry[8..].first_chunk()?);
             let flags = u32::from_le_bytes(*entry[12..].first_chunk()?);
             let end = Offset(u64::from_le_bytes(*entry[16..].first_chunk()?));
+            if end > Offset::MAX {
+                return None;
+            }
             ends.insert((topic, partition), LogEnd { end, producers: flags & PRODUCERS != 0 });
         }
         Some(Self {
@@ -162,6 +165,16 @@ mod tests {
             flipped[at] ^= 0x10;
             assert_eq!(Session::decode(&flipped, store), None, "byte {at}");
             assert_eq!(Session::decode(&bytes[..at], store), None, "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn an_end_behind_all_offsets_is_not_believed() {
+        let entry = |end| ((TopicId(1), 0), LogEnd { end, producers: false });
+        for (end, sound) in [(Offset::MAX, true), (Offset(Offset::MAX.0 + 1), false)] {
+            let session = Session { ends: BTreeMap::from([entry(end)]), ..Session::default() };
+            let decoded = Session::decode(&session.encode(StoreId(7)), StoreId(7));
+            assert_eq!(decoded, sound.then_some(session));
         }
     }
 }

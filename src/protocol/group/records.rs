@@ -24,6 +24,8 @@ use crate::types::{LeaderEpoch, Offset, Timestamp, TopicId};
 
 use super::assignment::PartitionId;
 
+/// No group rebalances so often: what is counted on from there does not overflow.
+const GENERATION_MAX: u64 = 1 << 62;
 const VERSION: u8 = 1;
 const KIND_OFFSET: u8 = 1;
 const KIND_GROUP: u8 = 2;
@@ -166,6 +168,7 @@ fn decode_state(value: &[u8]) -> Result<GroupState, DecodeError> {
     let mut value = Fields(value);
     value.version()?;
     let generation = u64::from_le_bytes(value.take()?);
+    ensure(generation < GENERATION_MAX, "generation")?;
     let empty_since = value.optional()?.map(|bytes| Timestamp(i64::from_le_bytes(bytes)));
     let assignor = value.text("assignor", ASSIGNOR_BYTES_MAX)?;
     value.end()?;
@@ -339,7 +342,7 @@ mod tests {
                 committed,
             },
         );
-        let state = (any::<u64>(), prop::option::of(time), "[a-z]{0,20}").prop_map(
+        let state = (0..GENERATION_MAX, prop::option::of(time), "[a-z]{0,20}").prop_map(
             |(generation, empty_since, assignor)| GroupState { generation, empty_since, assignor },
         );
         let group = (".{1,20}", prop::option::of(state))

@@ -183,6 +183,20 @@ impl Entry {
         self.open.take()
     }
 
+    /// What is known of it in a log that ends at `end`; `None`: nothing, or what was in a transaction.
+    pub(super) fn cut_to(&self, end: Offset) -> Option<Self> {
+        if self.open.is_some() || self.ended {
+            return None;
+        }
+        let mut kept = Self { batches_len: 0, ..self.clone() };
+        for batch in self.batches().iter().filter(|batch| batch.end_offset() <= end) {
+            kept.remember(*batch);
+        }
+        let last = kept.batches().last()?.sequence;
+        kept.known_from = kept.known_from.min(last);
+        Some(kept)
+    }
+
     /// Adds the newest batch, in place of the oldest one if there is no room.
     #[inline(always)]
     pub(super) fn remember(&mut self, batch: Remembered) {

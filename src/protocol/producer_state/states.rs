@@ -294,6 +294,27 @@ impl ProducerStates {
         true
     }
 
+    /// The state of a log that lacks some of what `told` stands for, which is older knowledge of a longer one: whatever
+    /// that knows of batches below the log's end holds here as well. Transactions are those of the log alone.
+    pub(crate) fn keep_of(&mut self, told: &Self) {
+        let mut producers = Producers::new();
+        for (_, producer) in self.transactions.open() {
+            producers.insert(self.open_entry(producer).clone());
+        }
+        for entry in told.producers.idle().filter_map(|entry| entry.cut_to(self.end)) {
+            if producers.get(entry.id).is_none() {
+                producers.insert(entry);
+            }
+        }
+        for entry in self.producers.idle() {
+            if producers.get(entry.id).is_none() {
+                producers.insert(entry.clone());
+            }
+        }
+        self.producers = producers;
+        self.changed_end = self.end;
+    }
+
     /// Forgets producers whose last append is `age` or longer ago, and returns them in the order of their last appends.
     /// Who has a transaction open stays, and whomever `keep` names: a named producer's sequence is its position.
     pub(crate) fn expire(

@@ -1,0 +1,194 @@
+//! What a partition remembers of its producers, where its log lacks what was told of it: a batch that is gone is taken when
+//! it is sent again, and one that is there is not.
+#![cfg(feature = "simulation")]
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+use std::time::Duration;
+
+use oncelog::simulation::{Clock, Fault, SimDisk};
+use oncelog::{
+    Acks, DiskId, Flush, Offset, Partition, ProducerEpoch, ProducerId, ProducerSequence,
+    ReadOptions, Record, Store, Timestamp, TopicConfig,
+};
+
+fn open(disks: &[SimDisk]) -> Store {
+    let clock = Clock::manual(Timestamp(1_000_000));
+    let builder = Store::builder().clock(clock).append_timeout(Duration::from_millis(20));
+    disks.iter().fold(builder, |builder, disk| builder.simulated_disk(disk.clone())).open().unwrap()
+}
+
+fn small(flush: Flush) -> TopicConfig {
+    TopicConfig::new().segment_bytes(4096).index_interval_bytes(256).flush(flush)
+}
+
+fn numbered(id: u64, sequence: u64) -> ProducerSequence {
+    ProducerSequence { id: ProducerId(id), epoch: ProducerEpoch(0), sequence }
+}
+
+fn fill(partition: &Partition, end: u64) {
+    while partition.log_end_offset() < Offset(end) {
+        partition.append(&[Record::new(&[1; 200])], Acks::All).unwrap();
+    }
+}
+
+/// Offsets at which that value can be read.
+fn places_of(partition: &Partition, value: &str) -> Vec<Offset> {
+    let mut places = Vec::new();
+    let mut next = partition.log_start_offset();
+    while next < partition.high_watermark() {
+        let records = partition.read(next, ReadOptions::new()).unwrap();
+        let found = records.iter().filter(|record| record.value() == Some(value.as_bytes()));
+        places.extend(found.map(|record| record.offset()));
+        next = records.next_offset();
+    }
+    places
+}
+
+/// A replica that begins where its leader's log begins is told who wrote what. It led, by an unclean election, before it had
+/// copied that: what it never had was then answered as a duplicate when it was sent again, and the batches that its
+/// producers sent next were not remembered.
+#[test]
+fn an_unclean_leader_takes_again_what_it_was_told_of_and_never_had() {
+    for flush in [Flush::OnAck, Flush::Os] {
+        let disks = [SimDisk::new(1), SimDisk::new(2)];
+        let store = open(&disks);
+        let config = small(flush).replication_factor(2).unclean_leader_election(true);
+        store.create_topic("t", config).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let leader = partition.leader().unwrap();
+        let other = DiskId(1 - leader.0);
+        store.stop_disk(other).unwrap();
+        let append = |id, sequence, value| {
+            let records = [Record::new(value)];
+            partition.append_idempotent(numbered(id, sequence), &records, Acks::All).unwrap()
+        };
+        let deleted = append(7, 0, "deleted");
+        fill(&partition, 60);
+        append(8, 0, "lost");
+        append(7, 1, "lost as well");
+        // Sealed segments are read from the disk from now on.
+        store.run_background();
+        assert_eq!(partition.delete_records(Offset(50)).unwrap(), Offset(50));
+        store.start_disk(other).unwrap();
+        // What it is told is in memory; what it copies is not.
+        disks[usize::from(leader.0)].fail_from(1, Fault::Eio);
+        store.run_background();
+        let _ = store.stop_disk(leader);
+        disks[usize::from(leader.0)].heal();
+        store.run_background();
+        assert_eq!(partition.leader(), Some(other));
+        assert_eq!(partition.log_end_offset(), Offset(50), "it had copied something");
+
+        let again = append(7, 0, "deleted");
+        assert_eq!((again.duplicate, again.offsets), (true, deleted.offsets));
+        for (id, sequence, value) in [(8, 0, "lost"), (7, 1, "lost as well"), (8, 1, "next")] {
+            let placed = append(id, sequence, value);
+            assert!(!placed.duplicate, "{value}");
+            let again = append(id, sequence, value);
+            assert_eq!((again.duplicate, &again.offsets), (true, &placed.offsets), "{value}");
+            assert_eq!(places_of(&partition, value), [placed.offsets.start]);
+        }
+    }
+}
+
+/// What is known of producers is written down durably, at the `Os` level perhaps before the records are. After a power loss
+/// it was passed over, and left where it was; once others' records had taken the place of what was lost, and had been deleted,
+/// it was taken for the truth: a batch that was lost was answered as a duplicate.
+#[test]
+fn what_a_power_loss_took_is_no_duplicate_later_whatever_was_written_down_of_it() {
+    let mut lost = 0;
+    for seed in 0..12 {
+        for call in 1..60 {
+            let disk = SimDisk::new(100 * seed + call);
+            let store = open(std::slice::from_ref(&disk));
+            store.create_topic("t", small(Flush::Os)).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            fill(&partition, 10);
+            let once = [Record::new("once")];
+            partition.append_idempotent(numbered(7, 0), &once, Acks::All).unwrap();
+            disk.crash_at(call);
+            let _ = partition.delete_records(Offset(5));
+            let died = disk.is_dead();
+            disk.kill();
+            drop((partition, store));
+            disk.heal();
+            if !died {
+                break;
+            }
+            disk.power_loss();
+
+            let store = open(std::slice::from_ref(&disk));
+            let partition = store.partition("t", 0).unwrap();
+            if partition.log_end_offset() > Offset(10) {
+                continue;
+            }
+            lost += 1;
+            // They take its place, and go.
+            fill(&partition, 60);
+            partition.delete_records(Offset(50)).unwrap();
+            disk.kill();
+            drop((partition, store));
+            disk.process_restart();
+            let store = open(std::slice::from_ref(&disk));
+            let partition = store.partition("t", 0).unwrap();
+            let again = partition.append_idempotent(numbered(7, 0), &once, Acks::All).unwrap();
+            assert!(!again.duplicate, "seed {seed}, call {call}: acknowledged, and nowhere");
+        }
+    }
+    assert!(lost > 0, "no power loss took anything");
+}
+
+/// A replica that catches up writes many batches with one call, which a disk that fills up may take a part of.
+#[test]
+fn a_disk_that_fills_up_in_the_middle_of_a_copy_costs_nothing() {
+    let mut failed = 0;
+    for call in 1..60 {
+        for passes in [true, false] {
+            let disks = [SimDisk::new(call), SimDisk::new(call + 100)];
+            let clock = Clock::manual(Timestamp(1_000_000));
+            let builder = Store::builder().clock(clock.clone());
+            let store = disks.iter().fold(builder, |all, disk| all.simulated_disk(disk.clone()));
+            let store = store.open().unwrap();
+            let config = TopicConfig::new().replication_factor(2).flush(Flush::Os);
+            store.create_topic("t", config.segment_bytes(32 << 10)).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            let leader = partition.leader().unwrap();
+            let other = DiskId(1 - leader.0);
+            store.stop_disk(other).unwrap();
+            for sequence in 0..400 {
+                let record = [Record::new(&[3; 200])];
+                let author = numbered(7, sequence);
+                partition.append_idempotent(author, &record, Acks::All).unwrap();
+            }
+            store.start_disk(other).unwrap();
+            let full = &disks[usize::from(other.0)];
+            if passes {
+                full.fail_call(call, Fault::Enospc);
+            } else {
+                full.fail_from(call, Fault::Enospc);
+            }
+            store.run_background();
+            full.heal();
+            failed += u32::from(partition.in_sync_replicas().len() < 2);
+            let _ = store.start_disk(other);
+            for _ in 0..20 {
+                clock.advance(Duration::from_secs(2));
+                store.run_background();
+            }
+            assert_eq!(partition.in_sync_replicas().len(), 2, "call {call}");
+            disks.iter().for_each(SimDisk::kill);
+            drop((partition, store));
+            disks.iter().for_each(SimDisk::process_restart);
+            let builder = Store::builder().simulated_disk(full.clone());
+            let store = builder.allow_missing(leader).open().unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            let value = "\u{3}".repeat(200);
+            assert_eq!(places_of(&partition, &value).len(), 400, "call {call}");
+            let author = numbered(7, 399);
+            let again =
+                partition.append_idempotent(author, &[Record::new(&value)], Acks::All).unwrap();
+            assert!(again.duplicate, "call {call}");
+        }
+    }
+    assert!(failed > 0, "no copy met the end of the disk");
+}
