@@ -58,7 +58,7 @@ fn burst(producer: &Producer, numbers: std::ops::Range<u64>) -> Result<(), Error
     Ok(())
 }
 
-/// What gathered in a store that was closed already was left to nobody: it was told of when the producer was let go of.
+/// What gathers in a store that is closed already would be left to nobody.
 #[test]
 fn whoever_sends_amid_a_burst_when_the_store_is_closed_is_told_so() {
     for _ in 0..50 {
