@@ -2,7 +2,7 @@
 #![cfg(feature = "simulation")]
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use oncelog::{
     Acks, CommittedOffset, Consumer, ConsumerBuilder, Error, Flush, Isolation, Offset, ReadOptions,
-    Record, Records, StartAt, Store, TopicConfig, TopicPartition,
+    Record, Records, StartAt, Store, Timestamp, TopicConfig, TopicPartition,
 };
 
 use random::Random;
@@ -145,6 +145,103 @@ fn a_consumer_that_commits_by_itself_takes_no_explicit_commit_back_when_it_is_dr
         drop(consumer);
         assert_eq!(committed(&store), Some(Offset(expected.unwrap())), "way {explicit}");
     }
+}
+
+/// The end was taken behind the search: what was appended in between was passed over.
+#[test]
+fn a_seek_to_a_time_passes_over_nothing_that_is_appended_meanwhile() {
+    let store = store(1);
+    let partition = store.partition("t", 0).unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for time in 0.. {
+                let record = Record::new("record").timestamp(Timestamp(time));
+                partition.append(&[record], Acks::Leader).unwrap();
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+        let mut consumer = store.consumer().build().unwrap();
+        consumer.assign(&[("t", 0)]).unwrap();
+        let until = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < until {
+            let wanted = partition.log_end_offset().0 + 1;
+            consumer.seek_to_time("t", 0, Timestamp(i64::try_from(wanted).unwrap())).unwrap();
+            let records = consumer.poll(LONG).unwrap();
+            let first = records.iter().next().unwrap().offset().0;
+            assert!(first <= wanted, "{wanted} is passed over: {first}");
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Whoever holds it up may be gone, or think for too long.
+#[test]
+fn a_committed_reader_goes_on_when_a_transaction_that_nobody_ends_is_over() {
+    let store = store(1);
+    let builder = store.producer().transactional_id("id");
+    let mut producer = builder.transaction_timeout(Duration::from_millis(200)).build().unwrap();
+    let mut transaction = producer.begin().unwrap();
+    transaction.append("t", 0, &[Record::new("open")]).unwrap();
+    append(&store, 0, 1);
+    let builder = grouped(&store).isolation(Isolation::ReadCommitted);
+    let mut consumer = builder.build().unwrap();
+    consumer.subscribe(&["t"]).unwrap();
+    let records = consumer.poll(LONG).unwrap();
+    let values: Vec<_> = records.iter().map(|record| record.value().unwrap()).collect();
+    assert_eq!(values, [b"record"]);
+    let late = transaction.commit(LONG);
+    assert!(matches!(late, Err(Error::TransactionAborted { .. })), "{late:?}");
+    let mut transaction = producer.begin().unwrap();
+    transaction.append("t", 0, &[Record::new("next")]).unwrap();
+    transaction.commit(LONG).unwrap();
+    assert_eq!(consumer.poll(LONG).unwrap().count(), 1);
+}
+
+/// Topics come and go, with what was read of them.
+#[test]
+fn a_pattern_reads_what_stays_while_topics_come_and_go() {
+    let store = store(1);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..300 {
+                let name = format!("t-{}", round % 3);
+                let _ = store.delete_topic(&name);
+                store.create_topic(&name, TopicConfig::new().partitions(2)).unwrap();
+                for number in 0..2 {
+                    let partition = store.partition(&name, number).unwrap();
+                    partition.append(&[Record::new("passing")], Acks::All).unwrap();
+                }
+                append(&store, 0, 1);
+            }
+            done.store(true, Ordering::Release);
+        });
+        // What could not be committed before a partition changed hands comes again.
+        let mut stays = BTreeSet::new();
+        let mut consumers = [(); 2].map(|()| {
+            let mut consumer = grouped(&store).build().unwrap();
+            consumer.subscribe_matching(|topic| topic.starts_with('t')).unwrap();
+            consumer
+        });
+        let started = Instant::now();
+        while !(done.load(Ordering::Acquire) && stays.len() == 300) {
+            assert!(started.elapsed() < LONG * 2, "{}", stays.len());
+            for consumer in &mut consumers {
+                let records = consumer.poll(NOW).unwrap();
+                let own = records.iter().filter(|record| record.topic() == "t");
+                stays.extend(own.map(|record| record.offset().0));
+                let committed = consumer.commit();
+                let passes = matches!(
+                    committed,
+                    Ok(()) | Err(Error::RebalanceInProgress { .. } | Error::NotAssigned { .. })
+                );
+                assert!(passes, "{committed:?}");
+            }
+        }
+    });
 }
 
 // A member that does not poll.

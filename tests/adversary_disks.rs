@@ -15,7 +15,7 @@ use oncelog::{
     VerifyOptions, Written,
 };
 
-use random::Random;
+use random::{Random, setting};
 
 #[path = "common/random.rs"]
 mod random;
@@ -717,9 +717,6 @@ fn tell_story(seed: u64) {
 
 #[test]
 fn random_stories_of_moved_partitions_and_replaced_disks_lose_nothing_and_repeat_nothing() {
-    let number = |name: &str, otherwise: u64| {
-        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
-    };
-    let (first, count) = (number("ONCELOG_SEED", 1), number("ONCELOG_STORIES", 50));
+    let (first, count) = (setting("ONCELOG_SEED", 1), setting("ONCELOG_STORIES", 50));
     (first..first + count).for_each(tell_story);
 }

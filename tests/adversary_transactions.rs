@@ -2,14 +2,19 @@
 #![cfg(feature = "simulation")]
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
+use std::thread;
 use std::time::Duration;
 
 use oncelog::simulation::{Clock, SimDisk};
 use oncelog::{
     Acks, CommittedOffset, Consumer, ConsumerGroupMetadata, DiskId, Error, Flush, Isolation,
-    Offset, ReadOptions, Record, ResetTo, Store, Timestamp, TopicConfig, TopicPartition,
-    Transaction, TransactionOutcome, TransactionalProducer,
+    LeaderEpoch, Offset, ReadOptions, Record, ResetTo, StartAt, Store, Timestamp, TopicConfig,
+    TopicPartition, Transaction, TransactionId, TransactionOutcome, TransactionalProducer,
 };
 
 const LONG: Duration = Duration::from_secs(10);
@@ -53,6 +58,45 @@ fn committed(store: &Store, group: &str) -> Option<Offset> {
 
 fn producer(store: &Store, id: &str) -> TransactionalProducer {
     store.producer().transactional_id(id).build().unwrap()
+}
+
+/// Commits a record in each of the topics.
+fn put(held: &mut TransactionalProducer, topics: &[&str], value: &str) -> TransactionId {
+    let mut transaction = held.begin().unwrap();
+    for topic in topics {
+        transaction.append(topic, 0, &[Record::new(value)]).unwrap();
+    }
+    let id = transaction.id();
+    transaction.commit(LONG).unwrap();
+    id
+}
+
+fn committed_values(store: &Store, topic: &str) -> Vec<String> {
+    let partition = store.partition(topic, 0).unwrap();
+    let options = ReadOptions::new().isolation(Isolation::ReadCommitted);
+    let (mut offset, mut values) = (partition.log_start_offset(), Vec::new());
+    while offset < partition.last_stable_offset() {
+        let read = partition.read(offset, options).unwrap();
+        let texts = read.iter().map(|one| String::from_utf8(one.value().unwrap().to_vec()));
+        values.extend(texts.map(Result::unwrap));
+        offset = read.next_offset();
+    }
+    values
+}
+
+fn disk_of(store: &Store, topic: &str) -> DiskId {
+    store.partition(topic, 0).unwrap().replicas()[0]
+}
+
+/// Nothing is there where that disk was.
+fn open_without(away: DiskId, disks: &[SimDisk], clock: &Clock) -> Store {
+    let mut builder = Store::builder().clock(clock.clone()).allow_missing(away);
+    for (at, disk) in disks.iter().enumerate() {
+        let is_away = at == usize::from(away.0);
+        let disk = if is_away { SimDisk::new(9) } else { disk.clone() };
+        builder = builder.simulated_disk(disk);
+    }
+    builder.open().unwrap()
 }
 
 /// What an internal topic held was written again behind it, and then let go of: a power loss took what was written last, and
@@ -129,44 +173,75 @@ fn a_commit_whose_marker_was_lost_holds_in_a_partition_that_comes_back_much_late
     for topic in ["a", "b"] {
         store.create_topic(topic, TopicConfig::new().replication_factor(1)).unwrap();
     }
-    let disk_of = |store: &Store, topic: &str| store.partition(topic, 0).unwrap().replicas()[0];
     let away = disk_of(&store, "a");
     assert_ne!(away, disk_of(&store, "b"));
     let mut held = producer(&store, "id");
-    let mut transaction = held.begin().unwrap();
-    for topic in ["a", "b"] {
-        transaction.append(topic, 0, &[Record::new("kept")]).unwrap();
-    }
-    let id = transaction.id();
-    transaction.commit(LONG).unwrap();
-    let put = |held: &mut TransactionalProducer| {
-        let mut transaction = held.begin().unwrap();
-        transaction.append("b", 0, &[Record::new("later")]).unwrap();
-        transaction.commit(LONG).unwrap();
-    };
-    put(&mut held);
+    let id = put(&mut held, &["a", "b"], "kept");
+    put(&mut held, &["b"], "later");
     disks.iter().for_each(SimDisk::kill);
     drop((held, store));
     disks.iter().for_each(SimDisk::power_loss);
 
-    let mut builder = Store::builder().clock(clock.clone()).allow_missing(away);
-    for (at, disk) in disks.iter().enumerate() {
-        let is_away = at == usize::from(away.0);
-        // Nothing is there.
-        let disk = if is_away { SimDisk::new(9) } else { disk.clone() };
-        builder = builder.simulated_disk(disk);
-    }
-    let store = builder.open().unwrap();
+    let store = open_without(away, &disks, &clock);
     let mut held = producer(&store, "id");
-    (0..100).for_each(|_| put(&mut held));
+    for _ in 0..100 {
+        put(&mut held, &["b"], "later");
+    }
     drop(held);
     store.close(LONG).unwrap();
 
     let store = open(&disks, &clock, Flush::OnAck);
     store.run_background();
-    let options = ReadOptions::new().isolation(Isolation::ReadCommitted);
-    let read = store.partition("a", 0).unwrap().read(Offset(0), options).unwrap();
-    assert_eq!(read.count(), 1, "{id:?}: {:?}", store.transaction_outcome(id));
+    let outcome = store.transaction_outcome(id);
+    assert_eq!(committed_values(&store, "a"), ["kept"], "{id:?}: {outcome:?}");
+}
+
+/// The same, where one disk was away after the first crash and another after the second: only what was committed before the
+/// first was kept apart.
+#[test]
+fn commits_whose_markers_were_lost_hold_where_other_disks_are_away_each_time() {
+    let disks: Vec<_> = (1..=3).map(SimDisk::new).collect();
+    let clock = Clock::manual(Timestamp(1_000_000));
+    let store = open(&disks, &clock, Flush::OnAck);
+    let topics = ["a", "b", "c"];
+    for topic in topics {
+        store.create_topic(topic, TopicConfig::new().replication_factor(1)).unwrap();
+    }
+    let places = topics.map(|topic| disk_of(&store, topic));
+    assert_eq!(BTreeSet::from(places).len(), 3);
+    let power_loss = |held: TransactionalProducer, store: Store| {
+        disks.iter().for_each(SimDisk::kill);
+        drop((held, store));
+        disks.iter().for_each(SimDisk::power_loss);
+    };
+    let mut held = producer(&store, "id");
+    put(&mut held, &["a", "c"], "first");
+    put(&mut held, &["c"], "later");
+    power_loss(held, store);
+
+    let store = open_without(places[0], &disks, &clock);
+    quiet(&store, &clock);
+    let mut held = producer(&store, "id");
+    let id = put(&mut held, &["b", "c"], "second");
+    put(&mut held, &["c"], "later");
+    power_loss(held, store);
+
+    let store = open_without(places[1], &disks, &clock);
+    quiet(&store, &clock);
+    let mut held = producer(&store, "id");
+    for _ in 0..100 {
+        put(&mut held, &["c"], "later");
+    }
+    assert_eq!(committed_values(&store, "a"), ["first"]);
+    drop(held);
+    store.close(LONG).unwrap();
+
+    let store = open(&disks, &clock, Flush::OnAck);
+    store.run_background();
+    let outcome = store.transaction_outcome(id);
+    assert_eq!(committed_values(&store, "a"), ["first"]);
+    assert_eq!(committed_values(&store, "b"), ["second"], "{id:?}: {outcome:?}");
+    assert_eq!(committed_values(&store, "c").len(), 104);
 }
 
 /// A store with groups: one that has committed, one that was deleted, and one whose offset a transaction is to change.
@@ -382,7 +457,7 @@ fn a_replica_that_comes_back_behind_a_deletion_hides_what_was_aborted_meanwhile(
     }
 }
 
-/// All that a group has committed was taken back in one batch: a larger group could never be deleted.
+/// All that a group commits at once, or that is taken back, was one batch: a larger group could not commit, nor be deleted.
 #[test]
 fn a_group_that_has_committed_more_than_fits_into_a_batch_is_deleted_and_forgotten_with_its_topics()
 {
@@ -391,10 +466,10 @@ fn a_group_that_has_committed_more_than_fits_into_a_batch_is_deleted_and_forgott
     let group = "g".repeat(30_000);
     for delete_group in [true, false] {
         for topic in ["t", "u"] {
-            store.create_topic(topic, TopicConfig::new().partitions(200)).unwrap();
+            store.create_topic(topic, TopicConfig::new().partitions(300)).unwrap();
             store.reset_offsets(&group, topic, ResetTo::Earliest).unwrap();
         }
-        assert_eq!(store.group(&group).unwrap().offsets.len(), 400);
+        assert_eq!(store.group(&group).unwrap().offsets.len(), 600);
         if delete_group {
             store.delete_group(&group).unwrap();
             assert!(matches!(store.group(&group), Err(Error::UnknownGroup { .. })));
@@ -404,4 +479,234 @@ fn a_group_that_has_committed_more_than_fits_into_a_batch_is_deleted_and_forgott
         }
         assert_eq!(store.groups().unwrap(), [] as [String; 0]);
     }
+}
+
+fn all_committed(store: &Store, group: &str, partitions: u32) -> BTreeSet<Option<Offset>> {
+    let names: Vec<_> = (0..partitions).map(|number| ("t", number)).collect();
+    let held = grouped(store, group).committed(&names).unwrap();
+    (0..partitions).map(|number| held.get(&at(number)).map(|held| held.offset)).collect()
+}
+
+/// A commit was one batch: a group with more than fits into one could not commit at all.
+#[test]
+fn a_commit_of_more_than_fits_into_a_batch_holds_whole_or_not_at_all_wherever_it_crashes() {
+    const PARTITIONS: u32 = 70;
+    let metadata = "\u{10ffff}".repeat(4096);
+    let all = |offset| -> BTreeMap<_, _> {
+        let held = CommittedOffset { offset, metadata: metadata.clone(), leader_epoch: None };
+        (0..PARTITIONS).map(|number| (at(number), held.clone())).collect()
+    };
+    for (transactional, power_loss) in [(false, true), (false, false), (true, true)] {
+        for call in 1.. {
+            let (disks, clock) = one_disk();
+            let store = open(&disks, &clock, Flush::OnAck);
+            store.create_topic("t", TopicConfig::new().partitions(PARTITIONS)).unwrap();
+            for number in 0..PARTITIONS {
+                let partition = store.partition("t", number).unwrap();
+                partition.append(&[Record::new("x")], Acks::All).unwrap();
+            }
+            let mut held = producer(&store, "id");
+            let commit =
+                |store: &Store, offset| grouped(store, "g").commit_offsets(&all(Offset(offset)));
+            commit(&store, 0).unwrap();
+            disks[0].crash_at(call);
+            let done = if transactional {
+                let mut transaction = held.begin().unwrap();
+                let group = ConsumerGroupMetadata::of_group("g");
+                let sent = transaction.send_offsets(&all(Offset(1)), &group);
+                sent.and_then(|()| transaction.commit(LONG))
+            } else {
+                commit(&store, 1)
+            };
+            let died = disks[0].is_dead();
+            disks[0].kill();
+            drop((held, store));
+            disks[0].heal();
+            if power_loss {
+                disks[0].power_loss();
+            } else {
+                disks[0].process_restart();
+            }
+            let store = open(&disks, &clock, Flush::OnAck);
+            store.run_background();
+            let found = all_committed(&store, "g", PARTITIONS);
+            let note = format!("call {call}, {transactional}, {power_loss}: {done:?}");
+            assert_eq!(found.len(), 1, "{note}: torn: {found:?}");
+            if !died {
+                done.expect(&note);
+                assert_eq!(found, BTreeSet::from([Some(Offset(1))]), "{note}");
+                break;
+            }
+            commit(&store, 1).expect(&note);
+        }
+    }
+}
+
+/// What the store's settings say of topics was taken for its own as well: with small batches, groups could not commit.
+#[test]
+fn internal_topics_do_not_go_by_the_settings_for_topics() {
+    let (disks, clock) = one_disk();
+    let mut builder = Store::builder().clock(clock).simulated_disk(disks[0].clone());
+    for (key, value) in [("message.max.bytes", "2000"), ("num.partitions", "3")] {
+        builder = builder.property(key, value);
+    }
+    let store = builder.open().unwrap();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    assert_eq!(store.topic("t").unwrap().partitions, 3);
+    commit(&store, "g", 0, &"x".repeat(4096));
+    assert_eq!(committed(&store, "g"), Some(Offset(0)));
+    let mut held = producer(&store, &"id".repeat(5000));
+    put(&mut held, &["t"], "x");
+    assert!(store.partition("__consumer_offsets", 1).is_err());
+}
+
+/// Members were numbered anew with each opening, and of a group's generations only the first with a member was written
+/// down: who was one before could be taken for one that came since.
+#[test]
+fn who_was_a_member_before_the_store_was_opened_again_commits_nothing() {
+    let (disks, clock) = one_disk();
+    let store = open(&disks, &clock, Flush::OnAck);
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    let member = |store: &Store| {
+        let mut consumer = store.consumer().group("g").start(StartAt::Earliest).build().unwrap();
+        consumer.subscribe(&["t"]).unwrap();
+        consumer.poll(Duration::ZERO).unwrap();
+        consumer
+    };
+    store.partition("t", 0).unwrap().append(&vec![Record::new("x"); 10], Acks::All).unwrap();
+    let old = member(&store);
+    let who = old.group_metadata();
+    disks[0].kill();
+    drop((old, store));
+    disks[0].process_restart();
+    let store = open(&disks, &clock, Flush::OnAck);
+    let mut new = member(&store);
+    assert_eq!(new.group_metadata().generation(), who.generation());
+    new.commit().unwrap();
+    let mut held = producer(&store, "id");
+    let mut transaction = held.begin().unwrap();
+    let sent = transaction.send_offsets([(&at(0), &CommittedOffset::from(Offset(5)))], &who);
+    assert!(matches!(sent, Err(Error::UnknownMember { .. })), "{sent:?}");
+    drop(transaction);
+    assert_eq!(committed(&store, "g"), Some(Offset(10)));
+}
+
+/// They were written before the table of offsets was made stricter, and nobody waited for them afterwards.
+#[test]
+fn offsets_that_were_sent_before_the_first_strict_batch_are_as_safe_as_that() {
+    let (disks, clock) = one_disk();
+    let store = open(&disks, &clock, Flush::Os);
+    for topic in ["t", "strict"] {
+        store.create_topic(topic, TopicConfig::new().flush(Flush::OnAck)).unwrap();
+    }
+    store.partition("t", 0).unwrap().append(&vec![Record::new("x"); 9], Acks::All).unwrap();
+    commit(&store, "pending", 1, "");
+    drop(producer(&store, "id"));
+    store.close(LONG).unwrap();
+
+    let store = open(&disks, &clock, Flush::Os);
+    let mut held = producer(&store, "id");
+    let mut transaction = held.begin().unwrap();
+    send_offset(&mut transaction);
+    transaction.append("strict", 0, &[Record::new("x")]).unwrap();
+    transaction.commit(LONG).unwrap();
+    disks[0].kill();
+    drop((held, store));
+    disks[0].power_loss();
+
+    let store = open(&disks, &clock, Flush::Os);
+    store.run_background();
+    assert_eq!(committed_values(&store, "strict"), ["x"]);
+    assert_eq!(committed(&store, "pending"), Some(Offset(5)));
+}
+
+/// They stayed for ever, and with them the group.
+#[test]
+fn grp_10_offsets_of_a_topic_that_went_while_nobody_used_groups_go_as_well() {
+    let (disks, clock) = one_disk();
+    let store = open(&disks, &clock, Flush::OnAck);
+    for topic in ["t", "stays"] {
+        store.create_topic(topic, TopicConfig::new()).unwrap();
+    }
+    commit(&store, "gone", 0, "");
+    store.reset_offsets("kept", "stays", ResetTo::Earliest).unwrap();
+    store.close(LONG).unwrap();
+    let store = open(&disks, &clock, Flush::OnAck);
+    store.delete_topic("t").unwrap();
+    store.close(LONG).unwrap();
+    let store = open(&disks, &clock, Flush::OnAck);
+    assert_eq!(store.groups().unwrap(), ["kept"]);
+}
+
+/// Whatever an application writes down as an epoch.
+#[test]
+fn a_position_of_an_epoch_that_never_was_is_told_and_read_on_from_wherever_one_seeks() {
+    let (disks, clock) = one_disk();
+    let store = open(&disks, &clock, Flush::OnAck);
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    store.partition("t", 0).unwrap().append(&vec![Record::new("x"); 10], Acks::All).unwrap();
+    for epoch in [0, 1, 7, u32::MAX] {
+        let leader_epoch = Some(LeaderEpoch(epoch));
+        let held = CommittedOffset { offset: Offset(5), leader_epoch, metadata: String::new() };
+        grouped(&store, "g").commit_offsets(&BTreeMap::from([(at(0), held)])).unwrap();
+        let mut consumer = grouped(&store, "g");
+        consumer.assign(&[("t", 0)]).unwrap();
+        let first = consumer.poll(Duration::ZERO).map(|records| records.count());
+        assert!(matches!(first, Ok(5) | Err(Error::Diverged { .. })), "{epoch}: {first:?}");
+        consumer.seek("t", 0, Offset(3)).unwrap();
+        assert_eq!(consumer.poll(Duration::ZERO).unwrap().count(), 7, "{epoch}");
+        consumer.commit().unwrap();
+    }
+}
+
+/// Does something when it is woken first.
+struct Once(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Wake for Once {
+    fn wake(self: Arc<Self>) {
+        let act = self.0.lock().unwrap().take();
+        act.into_iter().for_each(|act| act());
+    }
+}
+
+/// It was woken while the beginning of transactions was held, which waits for whoever begins them.
+#[test]
+fn a_waker_that_the_first_settling_wakes_may_begin_a_transaction() {
+    let disks: Vec<_> = (1..=3).map(SimDisk::new).collect();
+    let clock = Clock::manual(Timestamp(1_000_000));
+    let store = open(&disks, &clock, Flush::OnAck);
+    let config = TopicConfig::new().replication_factor(3).min_insync_replicas(1);
+    store.create_topic("t", config).unwrap();
+    let mut held = producer(&store, "id");
+    put(&mut held, &["t"], "kept");
+    quiet(&store, &clock);
+    store.stop_disk(DiskId(2)).unwrap();
+    quiet(&store, &clock);
+    let mut transaction = held.begin().unwrap();
+    transaction.append("t", 0, &[Record::new("open")]).unwrap();
+    store.partition("t", 0).unwrap().append(&[Record::new("plain")], Acks::All).unwrap();
+    disks.iter().for_each(SimDisk::kill);
+    drop(transaction);
+    drop((held, store));
+    disks.iter().for_each(SimDisk::process_restart);
+
+    let store = open_without(DiskId(0), &disks, &clock);
+    let builder = store.consumer().isolation(Isolation::ReadCommitted);
+    let mut consumer = builder.start(StartAt::Latest).build().unwrap();
+    consumer.assign(&[("t", 0)]).unwrap();
+    let (told, heard) = channel();
+    let other = store.clone();
+    let act = Box::new(move || {
+        told.send(other.producer().transactional_id("other").build().is_ok()).unwrap();
+    });
+    let waker = Waker::from(Arc::new(Once(Mutex::new(Some(act)))));
+    let mut recv = pin!(consumer.recv());
+    assert!(recv.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    thread::spawn(move || {
+        for _ in 0..10 {
+            clock.advance(Duration::from_secs(1));
+            quiet(&store, &clock);
+        }
+    });
+    assert!(heard.recv_timeout(LONG).expect("it is woken, and comes back"));
 }

@@ -8,15 +8,19 @@
     reason = "a test may fail loudly, and a child speaks to its parent"
 )]
 
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use oncelog::{Acks, ErrorClass, Flush, Isolation, Record, StartAt, Store, TopicConfig};
 
+use random::{Random, setting};
+
+#[path = "common/killed.rs"]
+mod killed;
+#[path = "common/random.rs"]
+mod random;
+
 const NAME: &str = "inv_11_a_pipeline_of_three_workers_is_killed_and_does_everything_once";
-const CHILD: &str = "ONCELOG_KILL_PIPELINE";
 const PARTITIONS: u32 = 3;
 const WORKERS: usize = 3;
 const SECONDS: Duration = Duration::from_secs(30);
@@ -28,7 +32,7 @@ fn records() -> u64 {
 
 /// Works until there is nothing left, or until it is killed.
 fn child() {
-    let directory = std::env::var("ONCELOG_KILL_DIR").unwrap();
+    let (directory, _) = killed::task();
     let store = Store::open(directory).unwrap();
     println!("ready");
     std::thread::scope(|scope| {
@@ -119,12 +123,12 @@ fn check(directory: &Path) -> usize {
 
 #[test]
 fn inv_11_a_pipeline_of_three_workers_is_killed_and_does_everything_once() {
-    if std::env::var_os(CHILD).is_some() {
+    if killed::is_child() {
         return child();
     }
-    let mut random: u64 =
-        std::env::var("ONCELOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
-    eprintln!("replay with: ONCELOG_SEED={random} cargo test --test kill_pipeline");
+    let seed = setting("ONCELOG_SEED", 7);
+    let mut random = Random(seed);
+    eprintln!("replay with: ONCELOG_SEED={seed} cargo test --test kill_pipeline");
     let scratch = tempfile::tempdir().unwrap();
     let directory = scratch.path().join("data");
     let store = Store::open(&directory).unwrap();
@@ -146,19 +150,9 @@ fn inv_11_a_pipeline_of_three_workers_is_killed_and_does_everything_once() {
     drop(store);
     let (mut kills, started) = (0, Instant::now());
     loop {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", NAME, "--nocapture"])
-            .env(CHILD, "1")
-            .env("ONCELOG_KILL_DIR", &directory)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        assert!(lines.any(|line| line.unwrap().contains("ready")), "kill {kills}");
-        random =
-            random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let mut child = killed::start(NAME, &directory, kills);
         // As long as children do not get anywhere, the next one lives longer.
-        let life = Duration::from_micros((random >> 20 & 0xffff) + kills * 500);
+        let life = Duration::from_micros(random.below(1 << 16) + kills * 500);
         let born = Instant::now();
         let ended = loop {
             if let Some(status) = child.try_wait().unwrap() {

@@ -7,22 +7,27 @@
     reason = "a test may fail loudly, and a child speaks to its parent"
 )]
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use oncelog::{Flush, Offset, ReadOptions, Record, Store, TopicConfig};
 
+use random::{Random, setting};
+
+#[path = "common/killed.rs"]
+mod killed;
+#[path = "common/random.rs"]
+mod random;
+
+const TEST: &str = "kills_neither_double_nor_lose_what_a_named_producer_sends";
 const PARTITIONS: u32 = 3;
-const CHILD: &str = "ONCELOG_KILL_PRODUCER";
 const SECONDS: Duration = Duration::from_secs(30);
 
 /// Replays its source from where the log is, until it is killed.
 fn child() {
-    let directory = std::env::var("ONCELOG_KILL_DIR").unwrap();
-    let directory = Path::new(&directory);
-    let store = Store::open(directory).unwrap();
+    let (directory, _) = killed::task();
+    let store = Store::open(&directory).unwrap();
     let producer = store.producer().name("meter-17").build().unwrap();
     println!("ready");
     std::thread::scope(|scope| {
@@ -84,12 +89,12 @@ fn check(directory: &Path) -> u64 {
 
 #[test]
 fn kills_neither_double_nor_lose_what_a_named_producer_sends() {
-    if std::env::var_os(CHILD).is_some() {
+    if killed::is_child() {
         return child();
     }
-    let mut random: u64 =
-        std::env::var("ONCELOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
-    eprintln!("replay with: ONCELOG_SEED={random} cargo test --test kill_producer");
+    let seed = setting("ONCELOG_SEED", 7);
+    let mut random = Random(seed);
+    eprintln!("replay with: ONCELOG_SEED={seed} cargo test --test kill_producer");
     for flush in [Flush::OnAck, Flush::Os] {
         let scratch = tempfile::tempdir().unwrap();
         let directory = scratch.path().join("data");
@@ -98,29 +103,8 @@ fn kills_neither_double_nor_lose_what_a_named_producer_sends() {
         store.create_topic("t", config).unwrap();
         drop(store);
         for round in 1..=60 {
-            let mut child = Command::new(std::env::current_exe().unwrap())
-                .args([
-                    "--exact",
-                    "kills_neither_double_nor_lose_what_a_named_producer_sends",
-                    "--nocapture",
-                ])
-                .env(CHILD, "1")
-                .env("ONCELOG_KILL_DIR", &directory)
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap();
-            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-            assert!(lines.any(|line| line.unwrap().contains("ready")), "round {round}");
-            random = random
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            let (lifetime, started) =
-                (Duration::from_micros(random >> 20 & 0x3fff), Instant::now());
-            while started.elapsed() < lifetime {
-                std::thread::yield_now();
-            }
-            child.kill().unwrap();
-            child.wait().unwrap();
+            let child = killed::start(TEST, &directory, round);
+            killed::kill_after(child, Duration::from_micros(random.below(1 << 14)));
             if round % 10 == 0 {
                 check(&directory);
             }

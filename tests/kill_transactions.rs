@@ -9,16 +9,21 @@
 )]
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use oncelog::{Flush, Isolation, Offset, ReadOptions, Record, Store, TopicConfig};
 
+use random::{Random, setting};
+
+#[path = "common/killed.rs"]
+mod killed;
+#[path = "common/random.rs"]
+mod random;
+
 const PARTITIONS: u32 = 3;
 const WORKERS: u64 = 2;
-const CHILD: &str = "ONCELOG_KILL_TRANSACTIONS";
 const SECONDS: Duration = Duration::from_secs(30);
 const TEST: &str = "kills_leave_whole_transactions_and_none_that_hangs";
 
@@ -29,9 +34,8 @@ fn open(directory: &Path) -> Store {
 
 /// Runs transactions until it is killed: of each number, one record in each partition. Some are aborted.
 fn child() {
-    let directory = std::env::var("ONCELOG_KILL_DIR").unwrap();
-    let directory = Path::new(&directory);
-    let round: u64 = std::env::var("ONCELOG_KILL_ROUND").unwrap().parse().unwrap();
+    let (directory, round) = killed::task();
+    let directory = &*directory;
     let store = open(directory);
     println!("ready");
     std::thread::scope(|scope| {
@@ -109,12 +113,12 @@ fn check(directory: &Path) -> usize {
 
 #[test]
 fn kills_leave_whole_transactions_and_none_that_hangs() {
-    if std::env::var_os(CHILD).is_some() {
+    if killed::is_child() {
         return child();
     }
-    let mut random: u64 =
-        std::env::var("ONCELOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(11);
-    eprintln!("replay with: ONCELOG_SEED={random} cargo test --test kill_transactions");
+    let seed = setting("ONCELOG_SEED", 11);
+    let mut random = Random(seed);
+    eprintln!("replay with: ONCELOG_SEED={seed} cargo test --test kill_transactions");
     for flush in [Flush::OnAck, Flush::Os] {
         let scratch = tempfile::tempdir().unwrap();
         let directory = scratch.path();
@@ -128,26 +132,8 @@ fn kills_leave_whole_transactions_and_none_that_hangs() {
         store.create_topic("t", config).unwrap();
         drop(store);
         for round in 1..=30 {
-            let mut child = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", TEST, "--nocapture"])
-                .env(CHILD, "1")
-                .env("ONCELOG_KILL_DIR", directory)
-                .env("ONCELOG_KILL_ROUND", round.to_string())
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap();
-            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-            assert!(lines.any(|line| line.unwrap().contains("ready")), "round {round}");
-            random = random
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            let (lifetime, started) =
-                (Duration::from_micros(random >> 20 & 0xffff), Instant::now());
-            while started.elapsed() < lifetime {
-                std::thread::yield_now();
-            }
-            child.kill().unwrap();
-            child.wait().unwrap();
+            let child = killed::start(TEST, directory, round);
+            killed::kill_after(child, Duration::from_micros(random.below(1 << 16)));
             if round % 10 == 0 {
                 check(directory);
             }

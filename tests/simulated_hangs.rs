@@ -17,7 +17,7 @@ use oncelog::{
 };
 
 use common::{Hanging, LONG};
-use random::Random;
+use random::{Random, setting};
 
 mod common;
 #[path = "common/random.rs"]
@@ -379,10 +379,7 @@ fn tell_story(seed: u64) {
 
 #[test]
 fn s22_random_stories_of_disks_that_hang_lose_nothing_and_end() {
-    let number = |name: &str, otherwise: u64| {
-        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
-    };
-    let (first, count) = (number("ONCELOG_SEED", 1), number("ONCELOG_STORIES", 32));
+    let (first, count) = (setting("ONCELOG_SEED", 1), setting("ONCELOG_STORIES", 32));
     // They wait most of the time.
     std::thread::scope(|scope| {
         for lane in 0..STORIES_AT_ONCE.min(count) {

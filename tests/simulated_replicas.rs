@@ -13,7 +13,7 @@ use oncelog::{
     VerifyOptions, Written,
 };
 
-use random::Random;
+use random::{Random, setting};
 
 #[path = "common/random.rs"]
 mod random;
@@ -324,10 +324,7 @@ fn tell_story(seed: u64) {
 
 #[test]
 fn random_stories_of_replicas_lose_nothing_beyond_the_table() {
-    let number = |name: &str, otherwise: u64| {
-        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
-    };
-    let (first, count) = (number("ONCELOG_SEED", 1), number("ONCELOG_STORIES", 400));
+    let (first, count) = (setting("ONCELOG_SEED", 1), setting("ONCELOG_STORIES", 400));
     (first..first + count).for_each(tell_story);
 }
 

@@ -13,7 +13,7 @@ use oncelog::{
     TopicConfig, TransactionId, TransactionOutcome, TransactionalProducer,
 };
 
-use random::Random;
+use random::{Random, setting};
 
 #[path = "common/random.rs"]
 mod random;
@@ -412,10 +412,7 @@ fn text_of(value: Option<&[u8]>) -> String {
 
 #[test]
 fn stories_of_transactions_are_never_torn_doubled_or_stuck() {
-    let number = |name: &str, default: u64| {
-        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-    };
-    let (first, stories) = (number("ONCELOG_SEED", 1), number("ONCELOG_STORIES", 60));
+    let (first, stories) = (setting("ONCELOG_SEED", 1), setting("ONCELOG_STORIES", 60));
     for seed in first..first + stories {
         let replay = format!(
             "ONCELOG_SEED={seed} ONCELOG_STORIES=1 cargo test --all-features --test simulated_transactions"

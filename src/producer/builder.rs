@@ -17,6 +17,9 @@ use super::memory::Memory;
 use super::numbers::Identity;
 use super::{Handle, Partitioner, Producer, Shared, TransactionalBuilder};
 
+/// Who has less time to deliver lets no records gather unasked: it would be over before anybody comes to append them.
+const BURSTS_WITHIN_MIN: Duration = Duration::from_millis(100);
+
 /// Describes a producer before it is made. Made by [`Store::producer`].
 ///
 /// # Examples
@@ -216,7 +219,9 @@ impl ProducerBuilder {
             clock: store.clock().clone(),
             chores: store.chores()?,
             // Without acknowledgements, a record is appended in the caller.
-            bursts: store.has_background() && settings.acks != Acks::None,
+            bursts: store.has_background()
+                && settings.acks != Acks::None
+                && settings.delivery_timeout >= BURSTS_WITHIN_MIN,
             panics: AtomicU64::new(0),
             settings,
         });

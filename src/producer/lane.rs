@@ -3,7 +3,8 @@
 //! A sender that finds nothing under way appends its record itself. Otherwise the record gathers, and the thread
 //! that ends what is under way goes on with it. The records of a *burst* gather as well: they come so fast, and so far
 //! ahead of whoever looks at their outcomes, that a batch of them is what everybody is better off with. It is appended
-//! by the sender who fills it, by the first who looks, or, 250 us after its first record, by the thread for chores.
+//! by the sender who fills it, by the first who looks, or, 250 us after its first record, by the thread for chores (which
+//! therefore sends none itself).
 //! At most one thread *drives* a lane: it waits for the
 //! acknowledgement of the first batch (and flushes, if nobody else does), tells those that it ended, and appends what
 //! has gathered. Threads that wait for deliveries drive in turn; the others sleep, each on its own bed. Where nobody
@@ -33,7 +34,7 @@ use crate::config::ProducerSettings;
 use crate::error::{Error, ErrorClass, Result, Written};
 use crate::record::{Record, RecordSize};
 use crate::storage::Clock;
-use crate::store::{Chore, Chores};
+use crate::store::{Chore, Chores, does_chores};
 use crate::types::{Offset, Timestamp, TopicPartition};
 
 use super::batch::memory_of;
@@ -317,6 +318,9 @@ impl<T: Target> Lane<T> {
                 let now = self.common.clock.elapsed();
                 state.window.catch_up(now, &self.common.settings);
             }
+            if state.window.is_burst() && does_chores() {
+                state = self.end_burst(state);
+            }
             let is_idle = state.window.is_idle() && !state.window.is_burst();
             if is_idle && (room > 0 || memory.has_room(memory_of(size))) {
                 return self.send_single(state, record, size, callback, room);
@@ -399,7 +403,7 @@ impl<T: Target> Lane<T> {
         let is_fast = now.saturating_sub(state.singles_since) <= BURST_WITHIN;
         (state.singles, state.singles_since) = (0, now);
         let ahead = state.window.ended().saturating_sub(self.looked.load(Ordering::Relaxed));
-        if self.common.bursts && is_fast && ahead >= u64::from(BURST) {
+        if self.common.bursts && is_fast && ahead >= u64::from(BURST) && !does_chores() {
             state.window.begin_burst();
         }
     }
@@ -661,6 +665,13 @@ impl<T: Target> Lane<T> {
         if let Some(at) = timer {
             let chore: Weak<dyn Chore> = self.this.clone();
             chores.push_at(at, chore);
+        }
+        if (soon || timer.is_some())
+            && chores.have_ended()
+            && let Some(lane) = self.this.upgrade()
+        {
+            // Nobody else does it any more.
+            lane.run();
         }
         if calls {
             self.call_back();

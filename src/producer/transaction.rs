@@ -166,7 +166,8 @@ impl<'a> Transaction<'a> {
     /// # Errors
     /// Those of a commit of offsets; [`Error::UnknownMember`] and [`Error::IllegalGeneration`] are the end of the
     /// transaction. [`Error::RebalanceInProgress`] is returned at once, with nothing written: the consumer has to poll
-    /// first. Those of [`Transaction::append`].
+    /// first. Those of [`Transaction::append`]. After any error amid more than a batch takes (thousands of partitions, or
+    /// hundreds with much metadata), the transaction can only be aborted.
     pub fn send_offsets<'o>(
         &mut self,
         offsets: impl IntoIterator<Item = (&'o TopicPartition, &'o CommittedOffset)>,
@@ -180,10 +181,21 @@ impl<'a> Transaction<'a> {
             return Ok(());
         }
         let groups = shared.groups()?;
-        let written = self.write(groups.partition(), None, offsets.len(), |author| {
-            groups.send_offsets(&shared, author, group, &offsets).map(Offered::from)
-        });
-        written.map(drop)
+        let mut is_sent = false;
+        for piece in groups.pieces(group, &offsets) {
+            let written = self.write(groups.partition(), None, piece.len(), |author| {
+                groups.send_offsets(&shared, author, group, piece).map(Offered::from)
+            });
+            if let Err(error) = written {
+                if is_sent {
+                    // A part of them is not to be committed without the rest.
+                    self.failed.get_or_insert_with(|| error.to_string());
+                }
+                return Err(error);
+            }
+            is_sent = true;
+        }
+        Ok(())
     }
 
     /// Appends a batch under the transaction's numbers, again and again while that may help.

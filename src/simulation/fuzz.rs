@@ -295,7 +295,7 @@ pub fn sample_tables() -> Vec<Vec<u8>> {
     let lineage = Lineage::new(ProducerId(5)).after(Outcome::Committed);
     let state = IdState {
         lineage,
-        previous: Some(Lineage::new(ProducerId(4))),
+        previous: vec![Lineage::new(ProducerId(4))],
         timeout: Duration::from_secs(60),
         updated_at: Timestamp(9),
         unsettled: Some(vec![partition]),

@@ -247,13 +247,7 @@ impl Workers {
             return Ok(());
         }
         let done = Arc::clone(chores);
-        self.start_thread("oncelog-chores".into(), move || {
-            while let Some(chore) = done.next() {
-                if let Some(chore) = chore.upgrade() {
-                    chore.run();
-                }
-            }
-        })?;
+        self.start_thread("oncelog-chores".into(), move || done.work())?;
         self.chores = Some(Arc::clone(chores));
         Ok(())
     }

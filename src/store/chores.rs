@@ -5,6 +5,7 @@
 //! Chores that are gone by then are passed over. Without threads, `Store::run_background` does what is due. When the
 //! store is closed, all that is left is done at once, and from then on whoever has a chore does it.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -15,6 +16,16 @@ use crate::storage::Clock;
 
 /// How often what comes up at the end is looked for.
 const ROUNDS_MAX: u32 = 16;
+
+thread_local! {
+    static DOES_CHORES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread does a store's chores. What is left to it comes after what it does now, which may be an application's
+/// callback that waits.
+pub(crate) fn does_chores() -> bool {
+    DOES_CHORES.get()
+}
 
 /// Something that is to be looked after.
 pub(crate) trait Chore: Send + Sync {
@@ -79,8 +90,18 @@ impl Chores {
         }
     }
 
+    /// Does chores on this thread, until the store has ended.
+    pub(super) fn work(&self) {
+        DOES_CHORES.set(true);
+        while let Some(chore) = self.next() {
+            if let Some(chore) = chore.upgrade() {
+                chore.run();
+            }
+        }
+    }
+
     /// Waits for the next chore. `None` once the thread should end.
-    pub(super) fn next(&self) -> Option<Weak<dyn Chore>> {
+    fn next(&self) -> Option<Weak<dyn Chore>> {
         let mut state = self.state.lock();
         loop {
             if state.stopped {

@@ -117,7 +117,29 @@ impl Shared {
         Ok(())
     }
 
-    /// As [`Shared::internal_topic`]; makes it if need be.
+    /// Has on stable storage what was written before they were made stricter.
+    ///
+    /// # Errors
+    /// Those of a flush.
+    pub(super) fn make_internal_topics_durable(&self) -> Result<()> {
+        for topic in self.internal_topics() {
+            let slots = topic.slots.read().clone();
+            for slot in slots {
+                let core = slot.core.lock().clone();
+                core.map_or(Ok(()), |core| core.make_durable())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has all of them flushed like the strictest.
+    fn match_internal_topics(&self) -> Result<()> {
+        let levels = self.internal_topics().into_iter().map(|topic| topic.config.read().flush);
+        levels.reduce(Flush::stricter).map_or(Ok(()), |flush| self.tighten_internal_topics(flush))
+    }
+
+    /// As [`Shared::internal_topic`]; makes it if need be. Its settings are its own, but for the flush level: the store's
+    /// defaults are for what applications write.
     ///
     /// # Errors
     /// Those of making a topic.
@@ -143,6 +165,8 @@ impl Shared {
             Ok(()) | Err(Error::TopicExists { .. }) => {}
             Err(error) => return Err(error),
         }
+        // Who made the others stricter meanwhile did not know this one.
+        self.match_internal_topics()?;
         self.internal_topic(name).map(|made| made.expect("it was made just now"))
     }
 }

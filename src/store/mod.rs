@@ -55,7 +55,7 @@ use crate::types::{DiskId, StoreId, TopicId, TopicPartition};
 pub(crate) use appender::{Appender, Offered};
 pub use backup::BackupReport;
 pub use builder::StoreBuilder;
-pub(crate) use chores::{Chore, Chores};
+pub(crate) use chores::{Chore, Chores, does_chores};
 pub(crate) use groups::{Change, Groups, JoinGroup, Membership};
 pub use groups::{
     CommittedOffset, ConsumerGroupMetadata, GroupDescription, GroupMember, GroupOffset, GroupPhase,

@@ -43,7 +43,7 @@ impl Store {
         shared.check_writable()?;
         validate_topic_name(name)?;
         check_not_internal(name)?;
-        shared.create_topic(name, config)?;
+        shared.create_topic(name, config.or_defaults(&shared.options.topic_defaults))?;
         shared.topics_changed();
         Ok(())
     }
@@ -167,7 +167,6 @@ impl Shared {
     /// # Errors
     /// As for [`Store::create_topic`].
     pub(super) fn create_topic(&self, name: &str, config: TopicConfig) -> Result<()> {
-        let config = config.or_defaults(&self.options.topic_defaults);
         config.validate(self.online_disks().len())?;
         let mut metadata = self.metadata.lock();
         if metadata.state().topic_by_name(name).is_some() {

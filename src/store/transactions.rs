@@ -158,6 +158,8 @@ impl Shared {
         if let Some(transactions) = self.transactions.get() {
             return Ok(Arc::clone(transactions));
         }
+        // Whom the first markers wake may run a transaction, which comes here as well.
+        let _postponed = postpone();
         let _beginning = self.beginning.lock();
         if let Some(transactions) = self.transactions.get() {
             return Ok(Arc::clone(transactions));
@@ -376,9 +378,15 @@ impl Transactions {
 
     #[cold]
     fn tighten(&self, shared: &Shared, flush: Flush) -> Result<()> {
+        // Whom the change tells something may run a transaction, which comes here as well.
+        let _postponed = postpone();
         let mut current = self.flush.lock();
         if flush.exposure() < current.exposure() {
             shared.tighten_internal_topics(flush)?;
+            if flush == Flush::OnAck {
+                // The transaction may have sent offsets before.
+                shared.make_internal_topics_durable()?;
+            }
             *current = flush;
             self.exposure.store(flush.exposure_nanos(), Ordering::Release);
         }

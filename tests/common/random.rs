@@ -1,6 +1,11 @@
 //! What a random test draws from: the same numbers again for the same seed.
 #![allow(dead_code, reason = "each test draws in some of these ways")]
 
+/// A number that whoever runs the test may choose.
+pub(crate) fn setting(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
 /// A linear congruential generator (Knuth's MMIX), of which the upper half is used.
 pub(crate) struct Random(pub(crate) u64);
 

@@ -221,6 +221,12 @@ impl OffsetTable {
         found
     }
 
+    /// The topics for which anything is committed or pending.
+    pub(crate) fn topics(&self) -> BTreeSet<TopicId> {
+        let partitions = self.groups().flat_map(|group| self.partitions_of(group));
+        partitions.map(|partition| partition.topic).collect()
+    }
+
     /// The group's offsets that nobody has needed for `retention` (GRP-09). Neither those of a topic that
     /// is subscribed to nor those with a pending one, and none at all during a rebalance.
     pub(crate) fn expired(

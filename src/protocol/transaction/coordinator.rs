@@ -30,7 +30,7 @@ use crate::error::DecodeError;
 use crate::protocol::group::assignment::PartitionId;
 use crate::types::{Outcome, ProducerId, Timestamp};
 
-use super::entry::{Entry, reply};
+use super::entry::{Entry, RETRY_AFTER, reply};
 use super::lineage::{TransactionTag, Verdict};
 use super::messages::{Answer, Context, Effect, Event, Open, Refusal, RequestId, Settings};
 use super::records::{IdState, TransactionRecord, transactional_id_fits};
@@ -66,13 +66,14 @@ impl Replay {
             entries: BTreeMap::new(),
             by_producer: BTreeMap::new(),
             timers: BTreeSet::new(),
+            orphans: BTreeSet::new(),
+            orphans_retry_at: None,
         };
         let mut effects = Vec::new();
         for (id, state) in self.ids {
             let context = Context { id: &id, now, settings: &settings };
             let entry = Entry::replayed(state, context, &mut effects);
-            let (producer, previous) = entry.producers();
-            for producer in previous.into_iter().chain([producer]) {
+            for producer in entry.producers() {
                 if coordinator.by_producer.insert(producer, id.clone()).is_some() {
                     return Err(DecodeError::Field("producer"));
                 }
@@ -93,6 +94,9 @@ pub(crate) struct Coordinator {
     by_producer: BTreeMap<ProducerId, Arc<str>>,
     /// When to look at an id; not later than it is due, maybe earlier.
     timers: BTreeSet<(Timestamp, Arc<str>)>,
+    /// Transactions of which no id knows, in partitions that could not take their markers.
+    orphans: BTreeSet<(TransactionTag, PartitionId)>,
+    orphans_retry_at: Option<Timestamp>,
 }
 
 impl Coordinator {
@@ -117,9 +121,16 @@ impl Coordinator {
                 });
             }
             Event::MarkerWritten { tag, partition } => {
+                self.orphans.remove(&(tag, partition));
                 self.with_producer(tag.producer, |entry, context| {
                     entry.on_marker(context, tag, partition, true, &mut effects);
                 });
+            }
+            Event::MarkerFailed { tag, partition }
+                if !self.by_producer.contains_key(&tag.producer) =>
+            {
+                self.orphans.insert((tag, partition));
+                self.orphans_retry_at.get_or_insert(self.now.plus(RETRY_AFTER));
             }
             Event::MarkerFailed { tag, partition } => {
                 self.with_producer(tag.producer, |entry, context| {
@@ -173,7 +184,8 @@ impl Coordinator {
 
     /// When [`Event::Tick`] is due next, if nothing else happens; maybe earlier than needed.
     pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
-        self.timers.first().map(|(at, _)| *at)
+        let timer = self.timers.first().map(|(at, _)| *at);
+        [timer, self.orphans_retry_at].into_iter().flatten().min()
     }
 
     /// The store is about to close: what is known to be settled is put down now, so that the next start is quick.
@@ -275,6 +287,12 @@ impl Coordinator {
     }
 
     fn on_tick(&mut self, effects: &mut Vec<Effect>) {
+        if self.orphans_retry_at.is_some_and(|at| at <= self.now) {
+            self.orphans_retry_at = None;
+            for (tag, partition) in std::mem::take(&mut self.orphans) {
+                self.on_found(tag, partition, effects);
+            }
+        }
         let mut due = Vec::new();
         while let Some((at, id)) = self.timers.pop_first() {
             if at > self.now {
@@ -294,19 +312,20 @@ impl Coordinator {
     /// Lets an id change, and follows: its producers, its timer.
     fn with(&mut self, id: &Arc<str>, change: impl FnOnce(&mut Entry, Context<'_>)) {
         let entry = self.entries.get_mut(id).expect("whoever names an id has looked it up");
-        let before = entry.producers();
+        let before = entry.producer();
         change(entry, Context { id, now: self.now, settings: &self.settings });
         debug_assert!(entry.is_sound(), "{entry:?}");
         self.follow(id, before);
     }
 
-    fn follow(&mut self, id: &Arc<str>, before: (ProducerId, Option<ProducerId>)) {
-        let after = self.entries[id].producers();
+    fn follow(&mut self, id: &Arc<str>, before: ProducerId) {
+        let entry = self.entries.get_mut(id).expect("an id that has changed is there");
+        for forgotten in entry.forgotten.drain(..) {
+            self.by_producer.remove(&forgotten);
+        }
+        let after = entry.producer();
         if before != after {
-            if let Some(dropped) = before.1.filter(|producer| Some(*producer) != after.1) {
-                self.by_producer.remove(&dropped);
-            }
-            let other = self.by_producer.insert(after.0, id.clone());
+            let other = self.by_producer.insert(after, id.clone());
             assert!(other.is_none(), "a producer id is offered to one id at a time");
         }
         self.schedule(id);
@@ -319,12 +338,13 @@ impl Coordinator {
     ) {
         let Some(id) = self.by_producer.get(&producer) else { return };
         let entry = self.entries.get_mut(id).expect("a producer's id is there");
-        let before = entry.producers();
+        let before = entry.producer();
         let context = Context { id, now: self.now, settings: &self.settings };
         change(entry, context);
         debug_assert!(entry.is_sound(), "{entry:?}");
         // Nothing to follow, as nearly always.
-        if entry.producers() != before || entry.needs_timer(context) {
+        let is_followed = entry.producer() == before && entry.forgotten.is_empty();
+        if !is_followed || entry.needs_timer(context) {
             let id = id.clone();
             self.follow(&id, before);
         }
@@ -346,8 +366,7 @@ impl Coordinator {
 
     fn forget(&mut self, id: &Arc<str>) {
         let entry = self.entries.remove(id).expect("an id is forgotten once");
-        let (producer, previous) = entry.producers();
-        for producer in previous.into_iter().chain([producer]) {
+        for producer in entry.producers() {
             self.by_producer.remove(&producer);
         }
         if let Some(timer) = entry.timer {
@@ -358,6 +377,7 @@ impl Coordinator {
     /// All but times, for a search over states.
     #[cfg(test)]
     pub(super) fn shape(&self) -> String {
-        self.entries.iter().map(|(id, entry)| format!("{id}:{}", entry.shape())).collect()
+        let entries = self.entries.iter().map(|(id, entry)| format!("{id}:{}", entry.shape()));
+        entries.chain([format!("{:?}", self.orphans)]).collect()
     }
 }

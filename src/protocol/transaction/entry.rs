@@ -29,7 +29,7 @@ use crate::types::{Outcome, ProducerEpoch, ProducerId, Timestamp};
 
 use super::lineage::{Lineage, TransactionTag, Verdict};
 use super::messages::{Answer, Context, Effect, Open, Refusal, RequestId, WAITERS_MAX};
-use super::records::{IdState, PARTITIONS_MAX, TransactionRecord};
+use super::records::{IdState, PARTITIONS_MAX, PREVIOUS_MAX, TransactionRecord};
 
 /// After a record or a marker could not be written.
 pub(super) const RETRY_AFTER: Duration = Duration::from_millis(100);
@@ -56,7 +56,7 @@ enum Phase {
 /// What the record on its way says.
 #[derive(Clone, Debug)]
 enum Change {
-    Reign { open: Open, lineage: Lineage, previous: Option<Lineage> },
+    Reign { open: Open, lineage: Lineage, previous: Vec<Lineage> },
     Decision { outcome: Outcome, waiters: Vec<RequestId> },
     Expiry,
 }
@@ -65,7 +65,12 @@ enum Change {
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     lineage: Lineage,
-    previous: Option<Lineage>,
+    /// Those before it, from the oldest on.
+    previous: Vec<Lineage>,
+    /// Producer ids that have been forgotten, until the coordinator takes them.
+    pub(super) forgotten: Vec<ProducerId>,
+    /// The lineage began since the store was opened: where its markers lag is known.
+    is_own: bool,
     timeout: Duration,
     updated_at: Timestamp,
     /// The first reign is durable.
@@ -97,7 +102,9 @@ impl Entry {
     pub(super) fn new(fresh: ProducerId, now: Timestamp) -> Self {
         Self {
             lineage: Lineage::new(fresh),
-            previous: None,
+            previous: Vec::new(),
+            forgotten: Vec::new(),
+            is_own: true,
             timeout: Duration::ZERO,
             updated_at: now,
             recorded: false,
@@ -124,6 +131,7 @@ impl Entry {
         let mut entry = Self {
             lineage: state.lineage,
             previous: state.previous,
+            is_own: false,
             timeout: state.timeout,
             // A clock that stood in the future must not keep the id for as long (COORD-46).
             updated_at: state.updated_at.min(context.now),
@@ -138,9 +146,14 @@ impl Entry {
         entry
     }
 
-    /// The producer ids whose transactions are known here.
-    pub(super) fn producers(&self) -> (ProducerId, Option<ProducerId>) {
-        (self.lineage.producer(), self.previous.map(|previous| previous.producer()))
+    /// The producer id that transactions have now.
+    pub(super) fn producer(&self) -> ProducerId {
+        self.lineage.producer()
+    }
+
+    /// All producer ids whose transactions are known here.
+    pub(super) fn producers(&self) -> impl Iterator<Item = ProducerId> {
+        self.previous.iter().chain([&self.lineage]).map(Lineage::producer)
     }
 
     /// Nothing of it is durable, and nobody is waiting for it to be.
@@ -161,7 +174,7 @@ impl Entry {
                 std::cmp::Ordering::Greater => Verdict::Unknown,
             };
         }
-        match self.previous.filter(|previous| previous.producer() == tag.producer) {
+        match self.previous.iter().find(|previous| previous.producer() == tag.producer) {
             Some(previous) if tag.epoch < previous.end() => previous.verdict(tag.epoch),
             Some(_) => Verdict::Aborted,
             None => Verdict::Unknown,
@@ -330,11 +343,7 @@ impl Entry {
         self.updated_at = context.now;
         match change {
             Change::Reign { open, lineage, previous } => {
-                (self.lineage, self.previous) = (lineage, previous);
-                // Reports on a producer that is forgotten by now reach nobody.
-                let producers = [Some(lineage), previous].map(|of| of.map(|of| of.producer()));
-                self.strays.retain(|(tag, _), _| producers.contains(&Some(tag.producer)));
-                self.lagging.retain(|(tag, _)| remembers(&lineage, previous.as_ref(), *tag));
+                self.go_on_as(lineage, previous);
                 self.seen = ProducerEpoch(0);
                 self.timeout = open.timeout;
                 self.recorded = true;
@@ -393,7 +402,7 @@ impl Entry {
             self.lagging.remove(&(tag, partition));
         }
         // One of which nobody would know how it ended stays until it is safe.
-        let may_lag = remembers(&self.lineage, self.previous.as_ref(), tag);
+        let may_lag = remembers(&self.lineage, &self.previous, tag);
         if (safe || may_lag) && self.strays.remove(&(tag, partition)).is_some() {
             if !safe {
                 self.lagging.insert((tag, partition));
@@ -567,7 +576,7 @@ impl Entry {
     pub(super) fn note(&mut self, context: Context<'_>, effects: &mut Vec<Effect>) {
         let quiet = matches!(self.phase, Phase::Idle) && self.persisting.is_none();
         if quiet && self.note_at.take().is_some() {
-            let record = self.record(context, self.lineage, self.previous, None);
+            let record = self.record(context, self.lineage, self.previous.clone(), None);
             effects.push(Effect::Note { record });
         }
     }
@@ -593,11 +602,12 @@ impl Entry {
 
     fn reign(&mut self, context: Context<'_>, open: Open, effects: &mut Vec<Effect>) {
         let (lineage, previous) = self.next_reign(context, open.fresh);
-        if !self.lagging.iter().all(|(tag, _)| remembers(&lineage, previous.as_ref(), *tag)) {
+        let all_known = self.lagging.iter().all(|(tag, _)| remembers(&lineage, &previous, *tag));
+        if !all_known || previous.len() > PREVIOUS_MAX {
             effects.push(reply(open.request, Answer::Refused(Refusal::Busy)));
             return;
         }
-        let mut record = self.record(context, lineage, previous, None);
+        let mut record = self.record(context, lineage, previous.clone(), None);
         if let Some(state) = &mut record.state {
             state.timeout = open.timeout;
         }
@@ -607,20 +617,37 @@ impl Entry {
     }
 
     /// An epoch that the holder before could not know, so that it is told from the new one (COORD-04).
-    fn next_reign(&self, context: Context<'_>, fresh: ProducerId) -> (Lineage, Option<Lineage>) {
+    fn next_reign(&self, context: Context<'_>, fresh: ProducerId) -> (Lineage, Vec<Lineage>) {
         if !self.recorded {
-            return (self.lineage, None);
+            return (self.lineage, Vec::new());
         }
-        // A lineage goes on only as long as all can be forgotten that lies far back. The one before does not go on.
-        let has_commits = |lineage: &Lineage| lineage.committed_bits() != 0;
-        let is_wanted = context.settings.some_unseen
-            && has_commits(&self.lineage)
-            && !self.previous.as_ref().is_some_and(has_commits);
+        let mut previous = self.previous.clone();
+        // A lineage goes on only as long as all can be forgotten that lies far back. One before does not go on.
+        let some_unseen = context.settings.some_unseen;
+        let is_wanted = some_unseen && !self.is_own && self.lineage.committed_bits() != 0;
         let next = self.lineage.end().max(self.seen).0.checked_add(1).map(ProducerEpoch);
-        match next.filter(|next| !is_wanted && *next < context.settings.epoch_end) {
-            Some(next) => (self.lineage.raised_to(next), self.previous),
-            None => (Lineage::new(fresh), Some(self.lineage)),
+        let next = next.filter(|next| !is_wanted && *next < context.settings.epoch_end);
+        if next.is_none() {
+            previous.push(self.lineage);
         }
+        if !some_unseen {
+            // Every partition has told what it had open, so that nobody asks for the others.
+            previous.drain(..previous.len().saturating_sub(1));
+        }
+        let lineage = next.map_or(Lineage::new(fresh), |next| self.lineage.raised_to(next));
+        (lineage, previous)
+    }
+
+    /// Takes what a reign's record says, and forgets whom it leaves out.
+    fn go_on_as(&mut self, lineage: Lineage, previous: Vec<Lineage>) {
+        let before: Vec<_> = self.producers().collect();
+        self.is_own |= lineage.producer() != self.lineage.producer();
+        (self.lineage, self.previous) = (lineage, previous);
+        let producers: Vec<_> = self.producers().collect();
+        self.forgotten.extend(before.into_iter().filter(|before| !producers.contains(before)));
+        // Reports on a producer that is forgotten by now reach nobody.
+        self.strays.retain(|(tag, _), _| producers.contains(&tag.producer));
+        self.lagging.retain(|(tag, _)| remembers(&self.lineage, &self.previous, *tag));
     }
 
     /// Sends the decision on its way: once it is durable, the transaction has ended so for ever (COORD-35).
@@ -638,7 +665,7 @@ impl Entry {
         *ending = true;
         let unsettled = Some(partitions.iter().copied().collect());
         let lineage = self.lineage.after(outcome);
-        let record = self.record(context, lineage, self.previous, unsettled);
+        let record = self.record(context, lineage, self.previous.clone(), unsettled);
         self.note_at = None;
         self.persisting = Some(Change::Decision { outcome, waiters });
         effects.push(Effect::Persist { record });
@@ -648,7 +675,7 @@ impl Entry {
         &self,
         context: Context<'_>,
         lineage: Lineage,
-        previous: Option<Lineage>,
+        previous: Vec<Lineage>,
         unsettled: Option<Vec<PartitionId>>,
     ) -> TransactionRecord {
         let (timeout, updated_at) = (self.timeout, context.now);
@@ -709,8 +736,8 @@ impl Entry {
             || self.persisting.is_some()
             || matches!(self.phase, Phase::Settling { .. })
             || !self.strays.is_empty();
-        let previous = self.previous.as_ref();
-        let lagging = self.lagging.iter().all(|(tag, _)| remembers(&self.lineage, previous, *tag));
+        let known = |tag| remembers(&self.lineage, &self.previous, tag);
+        let lagging = self.lagging.iter().all(|(tag, _)| known(*tag));
         phase && persisting && session && opening && lagging
     }
 
@@ -726,9 +753,10 @@ impl Entry {
             other => format!("{other:?}"),
         };
         format!(
-            "{:?}{:?}{}{:?}{phase}{change}{:?}{:?}{:?}{}{}{}",
+            "{:?}{:?}{}{}{:?}{phase}{change}{:?}{:?}{:?}{}{}{}",
             self.lineage,
             self.previous,
+            self.is_own,
             self.recorded,
             self.session,
             self.opening.as_ref().map(|open| open.request),
@@ -742,8 +770,8 @@ impl Entry {
 }
 
 /// Whether it is known that the transaction was committed.
-fn remembers(lineage: &Lineage, previous: Option<&Lineage>, tag: TransactionTag) -> bool {
-    let known = [Some(lineage), previous].into_iter().flatten();
+fn remembers(lineage: &Lineage, previous: &[Lineage], tag: TransactionTag) -> bool {
+    let known = previous.iter().chain([lineage]);
     let own = known.filter(|known| known.producer() == tag.producer && tag.epoch < known.end());
     own.map(|known| known.verdict(tag.epoch)).any(|verdict| verdict == Verdict::Committed)
 }

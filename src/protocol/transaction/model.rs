@@ -768,7 +768,7 @@ impl World {
             self.coordinator.shape(),
             self.topic
                 .iter()
-                .map(|(id, at)| (id, at.lineage, at.previous, &at.unsettled))
+                .map(|(id, at)| (id, at.lineage, &at.previous, &at.unsettled))
                 .collect::<Vec<_>>(),
             self.records
                 .iter()

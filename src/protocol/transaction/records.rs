@@ -8,13 +8,14 @@
 //! | side  | fields                                                                                  |
 //! |-------|-----------------------------------------------------------------------------------------|
 //! | key   | version u8 = 1, kind u8 = 1, transactional id (u16 count of bytes, UTF-8)               |
-//! | value | version u8 = 1, lineage, time-out u64 ms, updated i64 ms, previous lineage (optional), partitions to be settled (optional: u32 count, each topic id u64 and partition u32, ascending) |
+//! | value | version u8 = 1, lineage, time-out u64 ms, updated i64 ms, lineages before it (u8 count), partitions to be settled (optional: u32 count, each topic id u64 and partition u32, ascending) |
 //!
 //! A lineage is: producer id u64, first epoch that is not over u32, committed bits u64 (bit n: epoch
 //! `end - 1 - n`). Numbers are little-endian; an optional field is a u8, 0 or 1, and with 1 the field.
 //!
 //! A record with partitions to be settled is the *decision* on the epoch before `end`: bit 0 says which.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub(crate) const PARTITIONS_MAX: usize = 100_000;
 const PARTITION_BYTES: usize = 12;
 /// What a value takes besides its partitions, at most.
 const VALUE_BYTES: usize = 64;
+/// Lineages before the one that goes on: a byte counts them.
+pub(crate) const PREVIOUS_MAX: usize = u8::MAX as usize;
 
 const _: () = assert!(ID_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(PARTITIONS_MAX * PARTITION_BYTES < 2 << 20);
@@ -47,8 +50,9 @@ pub(crate) fn transactional_id_fits(id: &str) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct IdState {
     pub(crate) lineage: Lineage,
-    /// Of the producer id that the current one replaced.
-    pub(crate) previous: Option<Lineage>,
+    /// Of the producer ids before, from the oldest on: of the last one, and of all whose commits may lack a marker in a
+    /// partition that is away.
+    pub(crate) previous: Vec<Lineage>,
     pub(crate) timeout: Duration,
     pub(crate) updated_at: Timestamp,
     /// The partitions of the last transaction of the lineage, if they may still lack its marker.
@@ -83,8 +87,8 @@ impl TransactionRecord {
         put_lineage(&mut value, &state.lineage);
         value.extend_from_slice(&timeout.to_le_bytes());
         value.extend_from_slice(&state.updated_at.0.to_le_bytes());
-        value.push(u8::from(state.previous.is_some()));
-        if let Some(previous) = &state.previous {
+        value.push(u8::try_from(state.previous.len()).expect("an open checks their number"));
+        for previous in &state.previous {
             put_lineage(&mut value, previous);
         }
         value.push(u8::from(state.unsettled.is_some()));
@@ -125,9 +129,10 @@ fn decode_state(value: &[u8]) -> Result<IdState, DecodeError> {
     let lineage = value.lineage()?;
     let timeout = Duration::from_millis(u64::from_le_bytes(value.take()?));
     let updated_at = Timestamp(i64::from_le_bytes(value.take()?));
-    let previous = if value.flag()? { Some(value.lineage()?) } else { None };
-    let differs = previous.is_none_or(|previous| previous.producer() != lineage.producer());
-    ensure(differs, "previous producer")?;
+    let [count] = value.take()?;
+    let previous = (0..count).map(|_| value.lineage()).collect::<Result<Vec<_>, _>>()?;
+    let all = previous.iter().chain([&lineage]).map(Lineage::producer);
+    ensure(all.collect::<BTreeSet<_>>().len() == previous.len() + 1, "previous producer")?;
     let unsettled = if value.flag()? { Some(value.partitions()?) } else { None };
     ensure(unsettled.is_none() || lineage.last().is_some(), "unsettled")?;
     value.end()?;
@@ -215,7 +220,7 @@ mod tests {
             id: "bill".into(),
             state: Some(IdState {
                 lineage: lineage(258, 3, 0b101),
-                previous: Some(lineage(7, 9, 2)),
+                previous: vec![lineage(7, 9, 2)],
                 timeout: Duration::from_secs(60),
                 updated_at: Timestamp(-2),
                 unsettled: Some(vec![partition(5, 1), partition(6, 0)]),
@@ -269,6 +274,7 @@ mod tests {
         refused(1, &[0; 8], "lineage"); // no producer
         refused(13, &[0xff], "lineage"); // commits before epoch 0
         refused(38, &value[1..9], "previous producer");
+        refused(37, &[2], "lineage"); // there is one
         refused(59, &[0; 4], "unsettled"); // a decision on nothing
         refused(59, &u32::MAX.to_le_bytes(), "unsettled"); // more than there are bytes: nothing is allocated
         refused(63, &value[75..87], "unsettled"); // one partition twice
@@ -294,7 +300,7 @@ mod tests {
         });
         let state = (
             lineage(1..1000),
-            prop::option::of(lineage(1000..u64::MAX)),
+            prop::collection::vec(lineage(1000..u64::MAX), 0..3),
             any::<u64>(),
             any::<i64>(),
             prop::option::of(partitions),

@@ -145,6 +145,16 @@ impl World {
         self.carry_out(effects)
     }
 
+    /// A restart, after which all markers are written that are due.
+    fn settled(&mut self) {
+        for effect in self.restarted() {
+            let Effect::WriteMarkers { tag, partitions, .. } = effect else { continue };
+            for partition in partitions {
+                let _ = self.marked(tag, partition);
+            }
+        }
+    }
+
     fn verdict(&self, tag: TransactionTag) -> Verdict {
         self.coordinator.verdict(tag)
     }
@@ -356,6 +366,45 @@ fn while_a_partition_is_unseen_no_commit_is_forgotten_and_no_id_expires() {
     assert_eq!(world.pass(Duration::ZERO), []);
     assert_eq!(world.persisted(), []);
     assert_eq!(world.verdict(first), Verdict::Unknown);
+}
+
+/// Only the lineage before the first restart was kept apart: what the next had lost was forgotten after 64 transactions.
+#[test]
+fn while_partitions_are_unseen_commits_of_every_run_are_known_and_only_the_last_ones_afterwards() {
+    let mut world = World::new();
+    let mut firsts = vec![world.opened()];
+    let _ = world.run(firsts[0], Committed);
+    world.settings.some_unseen = true;
+    for _ in 0..3 {
+        world.settled();
+        let mut next = world.opened();
+        for _ in 0..100 {
+            next = world.run(next, Committed).unwrap();
+        }
+        world.settled();
+        let held = world.opened();
+        assert_ne!(held.producer, next.producer);
+        // Nothing was committed under it: it goes on.
+        world.settled();
+        let first = world.opened();
+        assert_eq!(first.producer, held.producer);
+        let _ = world.run(first, Committed);
+        firsts.push(first);
+    }
+    for first in &firsts {
+        let found = Event::Found { tag: *first, partition: PLUM };
+        assert_eq!(world.step(found), [markers(*first, Committed, &[PLUM])]);
+        let _ = world.marked(*first, PLUM);
+    }
+    let last = firsts[3];
+    world.settings.some_unseen = false;
+    world.coordinator.set_some_unseen(false);
+    assert_eq!(world.opened().producer, last.producer);
+    for _ in 0..2 {
+        assert_eq!(world.verdict(firsts[0]), Verdict::Unknown);
+        assert_eq!(world.verdict(last), Verdict::Committed);
+        world.settled();
+    }
 }
 
 /// KAFKA-18660: a producer that rotated its id fenced itself; here it could also fence somebody newer.
@@ -720,6 +769,22 @@ fn coord_65_a_transaction_of_which_nothing_is_known_is_aborted_and_if_it_was_for
     assert_eq!(world.step(found), [shown, markers(first, Aborted, &[PLUM])]);
 }
 
+/// It was not asked for again: the partition's last stable offset stood still until the next opening.
+#[test]
+fn the_marker_of_a_transaction_of_which_nothing_is_known_is_asked_for_until_it_is_there() {
+    let mut world = World::new();
+    let unknown = tag(77, 3);
+    let marker = [markers(unknown, Aborted, &[PEAR])];
+    assert_eq!(world.step(Event::Found { tag: unknown, partition: PEAR }), marker);
+    for _ in 0..3 {
+        assert_eq!(world.step(Event::MarkerFailed { tag: unknown, partition: PEAR }), []);
+        let due = world.coordinator.next_deadline().unwrap();
+        assert_eq!(world.pass(due.since(world.now)), marker);
+    }
+    assert_eq!(world.marked(unknown, PEAR), []);
+    assert_eq!((world.coordinator.next_deadline(), world.pass(DAY)), (None, vec![]));
+}
+
 #[test]
 fn an_epoch_that_only_a_partition_knows_is_not_given_to_a_later_holder() {
     let mut world = World::new();
@@ -756,7 +821,7 @@ fn records_that_contradict_each_other_are_refused() {
         let lineage = |producer| Lineage::new(ProducerId(producer));
         let state = IdState {
             lineage: lineage(producer),
-            previous: previous.map(lineage),
+            previous: previous.map(lineage).into_iter().collect(),
             timeout: MINUTE,
             updated_at: Timestamp(0),
             unsettled: None,

@@ -273,7 +273,7 @@ impl Groups {
                 table.partitions_of(name).into_iter().map(|at| taken_back(name, at)).collect()
             })?;
             gone.push(GroupRecord::Group { group: name.to_owned(), state: None });
-            let ticket = self.offsets.take_back(shared, gone)?;
+            let ticket = self.offsets.take_back(shared, &gone)?;
             state.is_gone = true;
             Ok(ticket)
         })?;

@@ -19,7 +19,7 @@ mod offsets;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -34,13 +34,16 @@ use crate::protocol::group::assignment::{Assignor, MemberId, PartitionId, Situat
 use crate::protocol::group::membership::{
     CommitRefusal, Effect, Event, Group, Join, JoinRefusal, Subscription,
 };
-use crate::protocol::group::offsets::Usage;
+use crate::protocol::group::offsets::{OffsetTable, Usage};
 use crate::protocol::group::records::{
     self, GROUP_BYTES_MAX, GroupRecord, GroupState, METADATA_CHARS_MAX, group_name_fits,
     metadata_fits,
 };
+use crate::protocol::producer_state::batch::Numbering;
 use crate::record::Marker;
-use crate::types::{LeaderEpoch, Offset, Timestamp, TopicId, TopicPartition};
+use crate::types::{
+    LeaderEpoch, Offset, ProducerEpoch, ProducerSequence, Timestamp, TopicId, TopicPartition,
+};
 
 use super::chores::Chore;
 use super::{Shared, Store};
@@ -53,6 +56,10 @@ use offsets::{Offsets, report};
 
 /// No member has this id.
 const NOBODY: MemberId = MemberId(0);
+
+/// Members of all stores: who was one before its store was opened again is none of those that are there now, whatever
+/// generation it knows.
+static MEMBERS: AtomicU64 = AtomicU64::new(0);
 
 /// The internal topic (Kafka's name for its own).
 pub(super) const GROUP_TOPIC: &str = "__consumer_offsets";
@@ -145,7 +152,6 @@ pub(crate) struct Groups {
     shared: Weak<Shared>,
     offsets: Offsets,
     cells: Mutex<HashMap<Arc<str>, Arc<GroupCell>>>,
-    members: AtomicU64,
 }
 
 /// One group.
@@ -178,6 +184,8 @@ impl Shared {
         if let Some(groups) = self.groups.get() {
             return Ok(Arc::clone(groups));
         }
+        // Whom it wakes may come here as well.
+        let _postponed = postpone();
         let _beginning = self.beginning_groups.lock();
         if let Some(groups) = self.groups.get() {
             return Ok(Arc::clone(groups));
@@ -189,9 +197,10 @@ impl Shared {
             shared: Arc::downgrade(self),
             offsets: Offsets::load(self)?,
             cells: Mutex::default(),
-            members: AtomicU64::new(0),
         };
-        Ok(Arc::clone(self.groups.get_or_init(|| Arc::new(groups))))
+        let groups = Arc::clone(self.groups.get_or_init(|| Arc::new(groups)));
+        groups.forget_gone_topics(self);
+        Ok(groups)
     }
 
     /// The groups, if their offsets are in `partition`: they are told of the markers there.
@@ -214,7 +223,7 @@ impl Shared {
 
     /// A topic is gone, and with it what groups have committed for it.
     pub(super) fn forget_offsets_of(self: &Arc<Self>, topic: TopicId) {
-        // Those of a store that has not used its groups yet do no harm: an id is never given again.
+        // Those of a store that has not used its groups yet do no harm, and go when it does: an id is never given again.
         if let Some(groups) = self.groups.get() {
             groups.forget_topic(self, topic);
         }
@@ -270,6 +279,20 @@ impl Shared {
             }
         }
         Ok(placed)
+    }
+
+    /// Who has a transaction that ends in the table of offsets itself. What a crash leaves of it is aborted, for no id knows it.
+    fn own_author(self: &Arc<Self>) -> Result<Author> {
+        // They look after what is left open.
+        self.transactions()?;
+        let (id, epoch) = (self.new_producer_id(false)?, ProducerEpoch(0));
+        Ok(Author {
+            producer: ProducerSequence { id, epoch, sequence: 0 },
+            transactional: true,
+            strict: true,
+            numbering: Numbering::Restarts,
+            compression: None,
+        })
     }
 
     /// Groups count time from the store's opening: it never jumps.
@@ -364,7 +387,17 @@ impl Groups {
         self.offsets.partition()
     }
 
-    /// Sends offsets in the author's transaction: they count once its marker is here.
+    /// Offsets in pieces that are a batch each.
+    pub(crate) fn pieces<'a>(
+        &self,
+        group: &'a ConsumerGroupMetadata,
+        offsets: &'a [PlacedOffset],
+    ) -> impl Iterator<Item = &'a [PlacedOffset]> {
+        let name = group.group().len();
+        offsets::in_pieces(offsets, move |(_, _, committed)| name + committed.metadata.len())
+    }
+
+    /// Sends offsets, a piece at a time, in the author's transaction: they count once its marker is here.
     ///
     /// # Errors
     /// As for a commit.
@@ -394,7 +427,7 @@ impl Groups {
     fn join(self: &Arc<Self>, shared: &Arc<Shared>, join: JoinGroup) -> Result<Membership> {
         let JoinGroup { group, instance, subscription, assignor, poll_interval_max, wake, is_told } =
             join;
-        let member = MemberId(self.members.fetch_add(1, Ordering::Relaxed) + 1);
+        let member = MemberId(MEMBERS.fetch_add(1, Ordering::Relaxed) + 1);
         let now = shared.group_time();
         let mailbox = Arc::new(Mailbox::new(now, wake, is_told));
         let assignor: Arc<dyn Assignor> = Arc::new(Caught::new(assignor)?);
@@ -437,6 +470,11 @@ impl Groups {
                 }),
             });
         }
+        // More than a batch takes goes into a transaction of its own, whoever made it: all of it is committed, or nothing.
+        let own = match author {
+            None if offsets::batches(&records).nth(1).is_some() => Some(shared.own_author()?),
+            _ => None,
+        };
         self.in_group(shared, group, |_, state| {
             match *member {
                 None => {
@@ -449,7 +487,11 @@ impl Groups {
                     }
                 }
             }
-            self.offsets.append(shared, author, std::mem::take(&mut records))
+            let records = std::mem::take(&mut records);
+            match &own {
+                Some(own) => self.offsets.append_together(shared, own, &records),
+                None => self.offsets.append(shared, author, records),
+            }
         })
         .inspect(|_| self.finish_rewrite_soon(shared))
     }
@@ -519,6 +561,16 @@ impl Groups {
         }
     }
 
+    /// Forgets what was committed for topics that went while nobody used groups.
+    fn forget_gone_topics(&self, shared: &Arc<Shared>) {
+        let known = self.offsets.look(shared, OffsetTable::topics);
+        // Asked afterwards: one that comes meanwhile is there.
+        let there: BTreeSet<_> = shared.topics.read().values().map(|topic| topic.id).collect();
+        for topic in known.unwrap_or_default().difference(&there) {
+            self.forget_topic(shared, *topic);
+        }
+    }
+
     /// Forgets what was committed for a topic that is gone (GRP-10).
     fn forget_topic(&self, shared: &Arc<Shared>, topic: TopicId) {
         let taken_back = self.offsets.look(shared, |table| {
@@ -526,7 +578,7 @@ impl Groups {
             partitions.map(|(group, at)| taken_back(group, at)).collect::<Vec<_>>()
         });
         let outcome =
-            taken_back.and_then(|records| self.offsets.take_back(shared, records).map(drop));
+            taken_back.and_then(|records| self.offsets.take_back(shared, &records).map(drop));
         if let Err(error) = outcome {
             report(shared, "forgetting the offsets of a topic", &error);
         }
@@ -552,8 +604,8 @@ impl Groups {
                     };
                     table.expired(&name, &usage, retention, now)
                 })?;
-                let records = expired.into_iter().map(|at| taken_back(&name, at)).collect();
-                self.offsets.take_back(shared, records).map(drop)
+                let records: Vec<_> = expired.into_iter().map(|at| taken_back(&name, at)).collect();
+                self.offsets.take_back(shared, &records).map(drop)
             });
             if let Err(error) = outcome {
                 report(shared, "expiring offsets", &error);

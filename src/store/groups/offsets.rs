@@ -11,19 +11,21 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::error::{Error, Result, Written};
-use crate::partition::{Author, Core, EventKind, Placed, Ticket, postpone, wake_all};
+use crate::partition::{Author, Core, EventKind, Placed, Ticket, Waiting, postpone, wake_all};
 use crate::protocol::group::assignment::PartitionId;
 use crate::protocol::group::offsets::{OffsetTable, RecordPlace};
 use crate::protocol::group::records::{CommittedOffset, GroupRecord};
 use crate::record::{Marker, Record};
 use crate::store::Shared;
 use crate::store::internal_topic::{Entry, InternalTopic, Live, Rewritten};
-use crate::types::{Acks, LeaderEpoch, Offset, TopicPartition};
+use crate::types::{Acks, LeaderEpoch, Offset, Outcome, ProducerSequence, TopicPartition};
 
 use super::GROUP_TOPIC;
 
-/// Keys of tombstones in one batch, about: far below what a batch may have.
-const TAKE_BACK_BYTES: usize = 1 << 20;
+/// Records in one batch, about: far below what a batch may have.
+const BATCH_BYTES: usize = 1 << 20;
+/// What a record has besides texts, about.
+const RECORD_BYTES: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Offsets {
@@ -98,26 +100,50 @@ impl Offsets {
         author: Option<&Author>,
         records: Vec<GroupRecord>,
     ) -> Result<Ticket> {
-        let encoded: Vec<_> = records.iter().map(|record| (record.key(), record.value())).collect();
-        let encoded: Vec<_> = encoded
-            .iter()
-            .map(|(key, value)| match value {
-                Some(value) => Record::new(value).key(key),
-                None => Record::tombstone(key),
-            })
-            .collect();
         let _postponed = postpone();
         let mut table = self.lock(shared)?;
-        let placed = table.log.append(shared, author, &encoded);
-        let placed = placed.inspect_err(|error| table.on_failure(error))?;
-        let (Placed::Done(appended) | Placed::Waits(crate::partition::Waiting { appended, .. })) =
-            &placed;
-        let transaction =
-            author.filter(|author| author.transactional).map(|author| author.producer.id);
-        for (at, record) in (appended.offsets.start.0..).map(Offset).zip(records) {
-            table.offsets.apply(RecordPlace { offset: at, transaction }, record);
-        }
+        let placed = table.append(shared, author, records)?;
         table.check_leader(&self.core);
+        table.rewrite_if_due(shared);
+        Ok(shared.ticket_of(&self.core, placed, Acks::All))
+    }
+
+    /// Appends records in as many batches as they take, as a transaction of `author` that ends here: all of them count, or
+    /// none. The caller waits.
+    ///
+    /// # Errors
+    /// As for an append. [`Error::TimedOut`] if the leader changed meanwhile: which of them count, the log says.
+    pub(super) fn append_together(
+        &self,
+        shared: &Arc<Shared>,
+        author: &Author,
+        records: &[GroupRecord],
+    ) -> Result<Ticket> {
+        let _postponed = postpone();
+        // Nobody else's marker comes in between.
+        let mut table = self.lock(shared)?;
+        let epoch = self.core.leader_epoch();
+        let mut author = *author;
+        let appended = batches(records).try_for_each(|batch| {
+            table.append(shared, Some(&author), batch.to_vec())?;
+            author.producer.sequence += batch.len() as u64;
+            Ok(())
+        });
+        // Another leader may lack the last of them.
+        let is_whole = appended.is_ok() && self.core.leader_epoch() == epoch;
+        let outcome = if is_whole { Outcome::Committed } else { Outcome::Aborted };
+        let ProducerSequence { id, epoch: of, .. } = author.producer;
+        let ended = table.end(shared, &Marker { producer: id, epoch: of, outcome });
+        if ended.is_err() {
+            shared.look_at_transactions_of(&self.core);
+        }
+        appended?;
+        let placed = ended?;
+        if !is_whole || self.core.leader_epoch() != epoch {
+            table.epoch = None;
+            let what = "committing offsets under one leader".into();
+            return Err(Error::TimedOut { what, timeout: Duration::ZERO, appended: None });
+        }
         table.rewrite_if_due(shared);
         Ok(shared.ticket_of(&self.core, placed, Acks::All))
     }
@@ -130,19 +156,11 @@ impl Offsets {
     pub(super) fn take_back(
         &self,
         shared: &Arc<Shared>,
-        tombstones: Vec<GroupRecord>,
+        tombstones: &[GroupRecord],
     ) -> Result<Option<Ticket>> {
-        let (mut last, mut batch, mut bytes) = (None, Vec::new(), 0);
-        for record in tombstones {
-            bytes += record.key().len();
-            batch.push(record);
-            if bytes >= TAKE_BACK_BYTES {
-                last = Some(self.append(shared, None, std::mem::take(&mut batch))?);
-                bytes = 0;
-            }
-        }
-        if !batch.is_empty() {
-            last = Some(self.append(shared, None, batch)?);
+        let mut last = None;
+        for batch in batches(tombstones) {
+            last = Some(self.append(shared, None, batch.to_vec())?);
         }
         Ok(last)
     }
@@ -154,9 +172,7 @@ impl Offsets {
     pub(super) fn append_marker(&self, shared: &Shared, marker: &Marker) -> Result<Placed> {
         let _postponed = postpone();
         let mut table = self.lock(shared)?;
-        let placed = shared.placed_by_any(&self.core, |core| core.append_marker(marker, Acks::All));
-        let placed = placed.inspect_err(|error| table.on_failure(error))?;
-        table.offsets.end_transaction(marker.producer, marker.outcome);
+        let placed = table.end(shared, marker)?;
         table.check_leader(&self.core);
         let wakers = std::mem::take(&mut table.wakers);
         drop(table);
@@ -237,6 +253,41 @@ impl Offsets {
 }
 
 impl Table {
+    /// Appends records as one batch, and applies them.
+    fn append(
+        &mut self,
+        shared: &Shared,
+        author: Option<&Author>,
+        records: Vec<GroupRecord>,
+    ) -> Result<Placed> {
+        let encoded: Vec<_> = records.iter().map(|record| (record.key(), record.value())).collect();
+        let encoded: Vec<_> = encoded
+            .iter()
+            .map(|(key, value)| match value {
+                Some(value) => Record::new(value).key(key),
+                None => Record::tombstone(key),
+            })
+            .collect();
+        let placed = self.log.append(shared, author, &encoded);
+        let placed = placed.inspect_err(|error| self.on_failure(error))?;
+        let (Placed::Done(appended) | Placed::Waits(Waiting { appended, .. })) = &placed;
+        let transaction =
+            author.filter(|author| author.transactional).map(|author| author.producer.id);
+        for (at, record) in (appended.offsets.start.0..).map(Offset).zip(records) {
+            self.offsets.apply(RecordPlace { offset: at, transaction }, record);
+        }
+        Ok(placed)
+    }
+
+    /// Appends the end of a transaction, and applies it.
+    fn end(&mut self, shared: &Shared, marker: &Marker) -> Result<Placed> {
+        let append = |core: &Core| core.append_marker(marker, Acks::All);
+        let placed = shared.placed_by_any(self.log.core(), append);
+        let placed = placed.inspect_err(|error| self.on_failure(error))?;
+        self.offsets.end_transaction(marker.producer, marker.outcome);
+        Ok(placed)
+    }
+
     /// What is committed; `None` while any of it is about to change.
     fn stable(
         &self,
@@ -295,6 +346,30 @@ impl Table {
             }
         }
     }
+}
+
+/// Records in pieces that are a batch each.
+pub(super) fn batches(records: &[GroupRecord]) -> impl Iterator<Item = &[GroupRecord]> {
+    in_pieces(records, |record| match record {
+        GroupRecord::Offset { group, committed, .. } => {
+            group.len() + committed.as_ref().map_or(0, |committed| committed.metadata.len())
+        }
+        GroupRecord::Group { group, .. } => group.len(),
+    })
+}
+
+/// Entries in pieces of about [`BATCH_BYTES`]; `texts` tells what an entry has of texts.
+pub(super) fn in_pieces<T>(
+    entries: &[T],
+    texts: impl Fn(&T) -> usize,
+) -> impl Iterator<Item = &[T]> {
+    let mut bytes = 0;
+    entries.chunk_by(move |_, next| {
+        bytes += RECORD_BYTES + texts(next);
+        let goes_on = bytes < BATCH_BYTES;
+        bytes = if goes_on { bytes } else { 0 };
+        goes_on
+    })
 }
 
 fn corrupt(source: crate::error::DecodeError) -> Error {
