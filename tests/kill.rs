@@ -286,8 +286,15 @@ fn kills_lose_nothing() {
     }
     let seed = std::env::var("ONCELOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
     eprintln!("replay with: ONCELOG_SEED={seed} cargo test --all-features --test kill");
-    kill_loop(Flush::OnAck, 1, 100, seed);
-    kill_loop(Flush::Os, 1, 100, seed + 1);
-    kill_loop(Flush::OnAck, 3, 40, seed + 2);
-    kill_loop(Flush::Os, 3, 40, seed + 3);
+    // Side by side: each of them mostly waits for its disks.
+    std::thread::scope(|scope| {
+        for (at, flush, disks, kills) in [
+            (0, Flush::OnAck, 1, 100),
+            (1, Flush::Os, 1, 100),
+            (2, Flush::OnAck, 3, 40),
+            (3, Flush::Os, 3, 40),
+        ] {
+            scope.spawn(move || kill_loop(flush, disks, kills, seed + at));
+        }
+    });
 }
