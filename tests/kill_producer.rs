@@ -93,23 +93,29 @@ fn kills_neither_double_nor_lose_what_a_named_producer_sends() {
         return child();
     }
     let seed = setting("ONCELOG_SEED", 7);
-    let mut random = Random(seed);
     eprintln!("replay with: ONCELOG_SEED={seed} cargo test --test kill_producer");
-    for flush in [Flush::OnAck, Flush::Os] {
-        let scratch = tempfile::tempdir().unwrap();
-        let directory = scratch.path().join("data");
-        let store = Store::open(&directory).unwrap();
-        let config = TopicConfig::new().partitions(PARTITIONS).flush(flush).segment_bytes(64 << 10);
-        store.create_topic("t", config).unwrap();
-        drop(store);
-        for round in 1..=60 {
-            let child = killed::start(TEST, &directory, round);
-            killed::kill_after(child, Duration::from_micros(random.below(1 << 14)));
-            if round % 10 == 0 {
-                check(&directory);
-            }
+    std::thread::scope(|scope| {
+        for (seed, flush) in [(seed, Flush::OnAck), (seed + 1, Flush::Os)] {
+            scope.spawn(move || kill_loop(flush, seed));
         }
-        let total = check(&directory);
-        assert!(total > 0, "the test is about something");
+    });
+}
+
+fn kill_loop(flush: Flush, seed: u64) {
+    let mut random = Random(seed);
+    let scratch = tempfile::tempdir().unwrap();
+    let directory = scratch.path().join("data");
+    let store = Store::open(&directory).unwrap();
+    let config = TopicConfig::new().partitions(PARTITIONS).flush(flush).segment_bytes(64 << 10);
+    store.create_topic("t", config).unwrap();
+    drop(store);
+    for round in 1..=60 {
+        let child = killed::start(TEST, &directory, round);
+        killed::kill_after(child, Duration::from_micros(random.below(1 << 14)));
+        if round % 10 == 0 {
+            check(&directory);
+        }
     }
+    let total = check(&directory);
+    assert!(total > 0, "the test is about something");
 }

@@ -117,28 +117,34 @@ fn kills_leave_whole_transactions_and_none_that_hangs() {
         return child();
     }
     let seed = setting("ONCELOG_SEED", 11);
-    let mut random = Random(seed);
     eprintln!("replay with: ONCELOG_SEED={seed} cargo test --test kill_transactions");
-    for flush in [Flush::OnAck, Flush::Os] {
-        let scratch = tempfile::tempdir().unwrap();
-        let directory = scratch.path();
-        let store = open(directory);
-        let config = TopicConfig::new()
-            .partitions(PARTITIONS)
-            .replication_factor(3)
-            .min_insync_replicas(2)
-            .flush(flush)
-            .segment_bytes(64 << 10);
-        store.create_topic("t", config).unwrap();
-        drop(store);
-        for round in 1..=30 {
-            let child = killed::start(TEST, directory, round);
-            killed::kill_after(child, Duration::from_micros(random.below(1 << 16)));
-            if round % 10 == 0 {
-                check(directory);
-            }
+    std::thread::scope(|scope| {
+        for (seed, flush) in [(seed, Flush::OnAck), (seed + 1, Flush::Os)] {
+            scope.spawn(move || kill_loop(flush, seed));
         }
-        let total = check(directory);
-        assert!(total > 0, "the test is about something");
+    });
+}
+
+fn kill_loop(flush: Flush, seed: u64) {
+    let mut random = Random(seed);
+    let scratch = tempfile::tempdir().unwrap();
+    let directory = scratch.path();
+    let store = open(directory);
+    let config = TopicConfig::new()
+        .partitions(PARTITIONS)
+        .replication_factor(3)
+        .min_insync_replicas(2)
+        .flush(flush)
+        .segment_bytes(64 << 10);
+    store.create_topic("t", config).unwrap();
+    drop(store);
+    for round in 1..=30 {
+        let child = killed::start(TEST, directory, round);
+        killed::kill_after(child, Duration::from_micros(random.below(1 << 16)));
+        if round % 10 == 0 {
+            check(directory);
+        }
     }
+    let total = check(directory);
+    assert!(total > 0, "the test is about something");
 }
