@@ -413,6 +413,10 @@ impl Core {
             return;
         }
         if state.followers.is_empty() {
+            if !state.suspects.is_empty() {
+                // Of the only replica, and refused once.
+                self.ask_for_settling(&mut state);
+            }
             return;
         }
         // Also what was refused: a leader that steps down takes no appends until it is settled.
