@@ -318,8 +318,8 @@ impl<T: Target> Lane<T> {
         }
         // Only now: either may have ended it all.
         if let Err(error) = state.window.check_open() {
-            self.leave(state);
             memory.give_back(room);
+            self.leave(state);
             return Err(error);
         }
         if is_direct {
