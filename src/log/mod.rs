@@ -756,6 +756,11 @@ impl Log {
         })
     }
 
+    /// Whether something is on its way with a flush that is not known to have ended.
+    pub(crate) fn is_flushing(&self) -> bool {
+        self.active.as_ref().is_some_and(ActiveSegment::is_in_flight)
+    }
+
     /// Takes note of a flush that succeeded.
     pub(crate) fn on_flushed(&mut self, plan: FlushPlan) {
         if let (Some(active), Some(staged)) = (&mut self.active, plan.active) {
