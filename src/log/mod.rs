@@ -406,7 +406,14 @@ impl Log {
         if !self.producers.truncate_to(self.end, epoch) {
             self.find_producers(now)?;
         }
-        self.remove_foreign_snapshots()
+        let Some(snapshot) = self.producer_snapshot_before(self.reader.log_start()) else {
+            return self.remove_foreign_snapshots();
+        };
+        // No other tells any more who wrote what was deleted.
+        snapshot.write()?;
+        self.on_producer_snapshot(&snapshot, true)?;
+        let synced = self.place.disk.sync_dir(&self.place.directory);
+        synced.map_err(|error| self.place.io_error("", "sync", error))
     }
 
     /// Removes what tells of producers in a past that is not this log's.
@@ -749,6 +756,11 @@ impl Log {
         })
     }
 
+    /// Whether something is on its way with a flush that is not known to have ended.
+    pub(crate) fn is_flushing(&self) -> bool {
+        self.active.as_ref().is_some_and(ActiveSegment::is_in_flight)
+    }
+
     /// Takes note of a flush that succeeded.
     pub(crate) fn on_flushed(&mut self, plan: FlushPlan) {
         if let (Some(active), Some(staged)) = (&mut self.active, plan.active) {
@@ -997,12 +1009,16 @@ mod tests {
     }
 
     fn open(disk: &MemoryDisk) -> Log {
+        open_from(disk, Offset::ZERO)
+    }
+
+    fn open_from(disk: &MemoryDisk, log_start: Offset) -> Log {
         let settings = settings(WriteHow::Map { chunk_bytes: 4096 });
         let evidence = Evidence {
             proven_end: Offset::ZERO,
             clean: false,
             same_boot: true,
-            log_start: Offset::ZERO,
+            log_start,
             rewrite: true,
             epoch: LeaderEpoch(0),
             sealed_since: Some(LeaderEpoch(0)),
@@ -1141,6 +1157,27 @@ mod tests {
         assert_eq!(snapshots(&disk), 0, "it tells of what is gone");
         (0..6).for_each(|at| _ = append(&mut log, &[at]));
         assert!(log.producer_snapshot_before(Offset(5)).is_some());
+    }
+
+    /// All that told of them on the disk told of too much, and was removed; a crash then took what was in memory.
+    #[test]
+    fn a_log_that_is_cut_has_written_down_who_wrote_what_was_deleted_before() {
+        let disk = MemoryDisk::new();
+        let mut log = open(&disk);
+        append_by(&mut log, numbered(7), &[1]);
+        (0..100).for_each(|at| _ = append(&mut log, &[at]));
+        let snapshot = log.producer_snapshot_before(Offset(60)).expect("somebody wrote");
+        snapshot.write().unwrap();
+        log.on_producer_snapshot(&snapshot, true).unwrap();
+        let gone = log.raise_log_start(Offset(60));
+        assert!(!gone.is_empty());
+        for segment in gone {
+            remove_segment_files(log.place(), segment.base).unwrap();
+        }
+        log.truncate(Offset(80), NOW).unwrap();
+        assert!(log.producer(ProducerId(7)).is_some());
+        drop(log);
+        assert!(open_from(&disk, Offset(60)).producer(ProducerId(7)).is_some());
     }
 
     #[test]

@@ -343,11 +343,12 @@ impl Core {
         let leader_end = state.log.end();
         let mut starts = Vec::new();
         for replica in state.followers.clone() {
-            // A log is not cut while a flush of it is on its way.
-            let flushes = state.durable.hung == Some(replica.disk);
+            // A log is not cut while a flush of it is on its way, or has ended and could not be noted.
+            let hangs = state.durable.hung == Some(replica.disk);
             let held = replica.brief().filter(|held| {
-                let is_longer = held.log.as_ref().is_some_and(|log| log.end() > leader_end);
-                !(is_longer && (flushes || held.flushing))
+                held.log.as_ref().is_none_or(|log| {
+                    log.end() <= leader_end || !(hangs || held.flushing || log.is_flushing())
+                })
             });
             let Some(mut follower) = held else {
                 self.orphan(state, &replica, "its disk hangs");
@@ -413,6 +414,10 @@ impl Core {
             return;
         }
         if state.followers.is_empty() {
+            if !state.suspects.is_empty() {
+                // Of the only replica, and refused once.
+                self.ask_for_settling(&mut state);
+            }
             return;
         }
         // Also what was refused: a leader that steps down takes no appends until it is settled.

@@ -1,5 +1,6 @@
 //! The steps of a partition's background work. Threads are the store's; here is what one step does.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use crate::protocol::retention::{SegmentAge, segments_to_delete};
 use crate::types::{DiskId, Flush, Offset, Timestamp};
 
 use super::Core;
+use super::core::State;
 use super::events::EventKind;
 use super::flush::{SOON, Until, Wait, Waited};
 use super::follow::Followed;
@@ -462,10 +464,10 @@ impl Core {
                 Ok(())
             }
             Err(SettleError::Flush(error)) => {
-                let ends = self.with_log(disk, |log| log.flushed_end()..log.end());
                 // Whoever has the lock is waited for: the next flush would say that all is well.
                 let mut state = self.state.lock();
-                let at_risk = ends.unwrap_or(Offset::ZERO..sealed.segment.end());
+                let at_risk = at_risk_on(&state, disk);
+                let at_risk = at_risk.unwrap_or(Offset::ZERO..sealed.segment.end());
                 self.distrust_tail(&mut state, disk, at_risk, &error);
                 self.publish(state);
                 Err(error)
@@ -538,4 +540,16 @@ impl Core {
             reason,
         });
     }
+}
+
+/// What of the log on `disk` no flush has proven, as far as that is known; also of one that is out of service.
+fn at_risk_on(state: &State, disk: DiskId) -> Option<Range<Offset>> {
+    let unproven = |log: &Log| log.flushed_end()..log.end();
+    if state.leads_on(disk) {
+        return Some(unproven(&state.log));
+    }
+    let replica = state.followers.iter().find(|replica| replica.disk == disk)?;
+    let held = replica.brief()?;
+    let fenced = || held.fenced.as_ref().map(|fenced| fenced.at_risk.clone());
+    held.log.as_ref().map(unproven).or_else(fenced)
 }

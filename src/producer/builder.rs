@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::config::{ProducerProperties, ProducerSettings, TransactionSettings};
 use crate::error::{Error, Result};
@@ -233,6 +233,7 @@ impl ProducerBuilder {
             partitioner,
             first: Default::default(),
             topics: RwLock::default(),
+            past: Mutex::default(),
             closed: AtomicBool::new(false),
         };
         Ok(Producer { handle: Arc::new(Handle { shared }) })

@@ -107,8 +107,8 @@ pub(super) struct Lane<T: Target> {
 
 struct State<T: Target> {
     window: Window<T::Pending>,
-    /// The last batch of those that gather, as its receipts know it. It names the lane, and so it has to go before a
-    /// lane can: every lane is abandoned in the end.
+    /// The last batch of those that gather, as its receipts know it. It names the lane, and so it goes when none gathers
+    /// any more.
     gathering: Option<Arc<Shared<T>>>,
     /// Somebody waits for the first acknowledgement, or was told to.
     driven: bool,
@@ -308,19 +308,21 @@ impl<T: Target> Lane<T> {
         let memory = &self.common.memory;
         let size = RecordSize::of(record);
         let mut state = self.state.lock();
+        let is_direct = !state.driven && self.common.settings.linger.is_zero();
+        if is_direct && state.window.is_single() {
+            let now = self.common.clock.elapsed();
+            state.window.catch_up(now, &self.common.settings);
+        }
+        if is_direct && state.window.is_burst() && does_chores() {
+            state = self.end_burst(state);
+        }
+        // Only now: either may have ended it all.
         if let Err(error) = state.window.check_open() {
-            drop(state);
             memory.give_back(room);
+            self.leave(state);
             return Err(error);
         }
-        if !state.driven && self.common.settings.linger.is_zero() {
-            if state.window.is_single() {
-                let now = self.common.clock.elapsed();
-                state.window.catch_up(now, &self.common.settings);
-            }
-            if state.window.is_burst() && does_chores() {
-                state = self.end_burst(state);
-            }
+        if is_direct {
             let is_idle = state.window.is_idle() && !state.window.is_burst();
             if is_idle && (room > 0 || memory.has_room(memory_of(size))) {
                 return self.send_single(state, record, size, callback, room);
@@ -607,6 +609,9 @@ impl<T: Target> Lane<T> {
     fn leave(&self, mut state: MutexGuard<'_, State<T>>) {
         let Common { memory, chores, clock, settings, .. } = &*self.common;
         let freed = self.collect(&mut state);
+        if !state.window.has_queue() {
+            state.gathering = None;
+        }
         let ended = state.window.ended();
         let (mut served, mut woken) = (Vec::new(), Vec::new());
         if ended > state.told || state.called {
@@ -797,13 +802,8 @@ impl<T: Target> Lane<T> {
     /// Fails what is still under way.
     pub(super) fn abandon(&self, error: &Error) {
         let mut state = self.state.lock();
-        self.abandon_all(&mut state, error);
-        self.leave(state);
-    }
-
-    fn abandon_all(&self, state: &mut State<T>, error: &Error) {
         state.window.abandon(error, &self.common.settings);
-        state.gathering = None;
+        self.leave(state);
     }
 
     fn itself(&self) -> Arc<Self> {
@@ -851,7 +851,7 @@ impl<T: Target> Chore for Lane<T> {
             state = self.drive(state, u64::MAX, false, || Duration::ZERO);
         }
         if self.common.chores.have_ended() {
-            self.abandon_all(&mut state, &Error::Closed);
+            state.window.abandon(&Error::Closed, &self.common.settings);
         }
         self.leave(state);
     }

@@ -51,6 +51,7 @@ use delivery::{Callback, Receipt};
 use lane::{Common, Lane, Taken, Until};
 use numbers::{Identity, Numbers};
 use target::{LogTarget, Target};
+use window::Counts;
 
 /// How often a topic is looked up for a record that finds it deleted each time.
 const TOPICS_TRIED_MAX: u32 = 3;
@@ -124,6 +125,8 @@ struct Shared {
     /// The topics that were sent to first, for most all of them: found without a lock.
     first: [OnceLock<Arc<TopicLanes>>; FIRST_TOPICS],
     topics: RwLock<HashMap<Arc<str>, Arc<TopicLanes>, Mix>>,
+    /// What was counted of topics that are gone.
+    past: Mutex<Counts>,
     closed: AtomicBool,
 }
 
@@ -271,8 +274,9 @@ impl Producer {
             buffered_bytes: shared.common.memory.used(),
             ..ProducerCounters::default()
         };
-        for lane in shared.lanes() {
-            let counts = lane.counts();
+        let past = *shared.past.lock();
+        let present = shared.lanes();
+        for counts in present.iter().map(|lane| lane.counts()).chain([past]) {
             sum.records += counts.records;
             sum.batches += counts.batches;
             sum.retries += counts.retries;
@@ -380,13 +384,23 @@ impl Shared {
     fn forget_gone(&self, topic: &Arc<TopicLanes>) {
         let name = topic.counter.name();
         let mut topics = self.topics.write();
-        if topics.get(name).is_some_and(|known| Arc::ptr_eq(known, topic)) {
+        let is_known = topics.get(name).is_some_and(|known| Arc::ptr_eq(known, topic));
+        if is_known {
             topics.remove(name);
         }
         drop(topics);
+        // Else somebody else does the rest.
+        if is_known {
+            self.let_go(topic);
+        }
+    }
+
+    /// A topic that is gone is found under its name no more.
+    fn let_go(&self, topic: &TopicLanes) {
         for lane in topic.all() {
             let partition = lane.name().clone();
             lane.abandon(&Error::UnknownTopicOrPartition { partition });
+            self.past.lock().add(lane.counts());
         }
     }
 
@@ -493,7 +507,14 @@ impl Shared {
         {
             let _ = free.set(Arc::clone(&topic));
         }
+        // Also those to whose names nobody sends any more; now and then, for that is a walk over all of them.
+        let gone: Vec<_> = if topics.len().is_power_of_two() {
+            topics.extract_if(|_, one| one.counter.is_gone()).map(|(_, one)| one).collect()
+        } else {
+            Vec::new()
+        };
         drop(topics);
+        gone.iter().for_each(|gone| self.let_go(gone));
         Ok(topic)
     }
 
@@ -572,5 +593,31 @@ impl Drop for Handle {
         for lane in shared.lanes() {
             lane.abandon(&Error::Closed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::TopicConfig;
+    use crate::record::Record;
+
+    /// It kept every topic that it had ever sent to, and counted backwards where a name came again.
+    #[test]
+    fn a_producer_lets_go_of_topics_that_are_deleted_and_still_counts_what_it_sent_there() {
+        let store = Store::in_memory(1).unwrap();
+        store.create_topic("stays", TopicConfig::new()).unwrap();
+        let producer = store.producer().build().unwrap();
+        for number in 0..100_u64 {
+            // Now and then under the same name.
+            let name = format!("comes-{}", number / 2);
+            store.create_topic(&name, TopicConfig::new()).unwrap();
+            for topic in [name.as_str(), "stays"] {
+                producer.send(Record::to(topic).value("v")).unwrap().wait(Duration::MAX).unwrap();
+            }
+            assert_eq!(producer.counters().records, 2 * (number + 1));
+            store.delete_topic(&name).unwrap();
+        }
+        assert!(producer.handle.shared.topics.read().len() <= 4);
     }
 }

@@ -743,6 +743,34 @@ fn behind_a_record_of_a_name_that_failed_nothing_is_written_until_the_source_goe
     assert_eq!(world.records(), [0, 1, 2, 3]);
 }
 
+/// The sender learnt of it, and wrote all the same.
+#[test]
+fn behind_a_record_of_a_name_whose_failure_its_sender_learns_nothing_is_written_either() {
+    let named = Identity::Named(ID, ProducerEpoch(1));
+    let mut world = World::new(named, ProducerSettings { retries: 0, ..settings() });
+    world.fates(vec![Fate::Acknowledged, Fate::Waits]);
+    world.send();
+    world.send();
+    world.log.lock().failing = Some(not_enough_after(Offset(1)..Offset(2)));
+    let refused = world.send_value("2").unwrap_err();
+    assert!(matches!(refused, Error::OutOfOrderSequence { .. }), "{refused:?}");
+    assert_eq!(world.records(), [0, 1]);
+    assert_eq!(world.outcomes().1, [1]);
+    assert_eq!(world.common.memory.used(), 0);
+}
+
+/// What gathered last named its lane, which kept it for as long as nothing else gathered, or for good.
+#[test]
+fn a_lane_whose_records_have_ended_is_kept_by_nobody() {
+    for mut world in [World::plain(), bursting()] {
+        (0..10).for_each(|_| world.send());
+        world.run();
+        let lane = Arc::downgrade(&world.lane);
+        drop(world);
+        assert!(lane.upgrade().is_none());
+    }
+}
+
 #[test]
 fn cli_22_a_flush_waits_for_what_was_sent_before_it() {
     let mut world = World::plain();

@@ -144,6 +144,15 @@ pub(super) struct Counts {
     pub(super) dropped: u64,
 }
 
+impl Counts {
+    pub(super) fn add(&mut self, other: Self) {
+        self.records += other.records;
+        self.batches += other.batches;
+        self.retries += other.retries;
+        self.dropped += other.dropped;
+    }
+}
+
 /// A record's place among those that were sent, and in its batch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sent {

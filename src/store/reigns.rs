@@ -426,6 +426,52 @@ mod tests {
         }
     }
 
+    /// It was noted by nobody: there are no others to be looked after, and so the partition was passed over.
+    #[test]
+    fn s8_a_failed_flush_of_the_only_replica_that_could_not_be_noted_is_noted_later() {
+        let disk = SimDisk::new(0);
+        let store = open(std::slice::from_ref(&disk));
+        store.create_topic("t", TopicConfig::new().flush(Flush::Os)).unwrap();
+        append(&store).unwrap();
+        let shared = &store.handle.shared;
+        let (topic, core) = shared.cores().pop().expect("one partition");
+        disk.fail_sync(1, SyncFault::CleanedPages);
+        assert!(core.make_durable().is_err());
+        shared.control.take().iter().for_each(|core| core.control_taken());
+        let proposal = core.proposal().expect("its tail is suspect");
+        core.refuse(&proposal, &Error::Closed);
+        until(&store, "it was noted", || suspects(shared, &topic) == [(DiskId(0), Offset(0))]);
+    }
+
+    /// All of it was suspect then, also what had been flushed: nobody could lead any more.
+    #[test]
+    fn s8_a_second_flush_that_fails_after_its_leader_was_fenced_takes_back_no_more() {
+        let disks = [0, 1].map(SimDisk::new);
+        let store = open(&disks);
+        let config = TopicConfig::new().replication_factor(2).segment_bytes(16 << 10);
+        store.create_topic("t", config.flush(Flush::OnAck)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        for _ in 0..4 {
+            partition.append(&[Record::new(&[7; 10_000])], Acks::All).unwrap();
+        }
+        let shared = &store.handle.shared;
+        let core = shared.cores().pop().expect("one partition").1;
+        disks[0].hang(Hang::Syncs);
+        thread::scope(|scope| {
+            let tended = scope.spawn(|| core.tend(DiskId(0), shared.clock.now(), false));
+            while disks[0].held_calls() == 0 {
+                assert!(!tended.is_finished(), "it settles a segment");
+                thread::yield_now();
+            }
+            core.fence_leader(DiskId(0), &Error::Closed);
+            disks[0].fail_sync(1, SyncFault::CleanedPages);
+            disks[0].answer();
+        });
+        let suspects = core.proposal().expect("another can lead").suspects;
+        assert!(suspects.iter().all(|suspect| *suspect == (DiskId(0), Offset(4))), "{suspects:?}");
+        assert_eq!(suspects.len(), 2);
+    }
+
     /// It asked no second time: until somebody appended, nobody took over.
     #[test]
     fn a_leader_that_steps_down_and_is_refused_once_hands_over_later() {

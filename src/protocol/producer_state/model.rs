@@ -146,6 +146,56 @@ proptest! {
             prop_assert_eq!(&log.replayed(restored).snapshot(SEED), expected);
         }
     }
+
+    /// The end of the log was lost, and its beginning was deleted: what was told of all of it is taken for what is left.
+    #[test]
+    fn what_was_told_of_a_longer_log_makes_nothing_a_duplicate_that_is_lost_nor_anything_new_that_is_there(
+        batches in prop::collection::vec((1..4_u64, 1..4_u32, 0..12_u8), 1..50),
+        start in 0..50_usize,
+        kept in 0..50_usize,
+    ) {
+        let mut log = Log::new();
+        let mut numbers = BTreeMap::<u64, (u32, u64)>::new();
+        for (id, count, bump) in batches {
+            let (epoch, next) = numbers.entry(id).or_default();
+            match bump {
+                0 => (*epoch, *next) = (*epoch + 1, 0),
+                1 => *epoch += 1,
+                _ => {}
+            }
+            let (epoch, first) = (*epoch, *next);
+            *next += u64::from(count);
+            let _ = log.plain(id, epoch, first, count);
+        }
+        let kept = kept.min(log.batches.len());
+        let start = start.min(kept);
+        let base = |at: usize| log.batches.get(at).map_or(log.end(), |(batch, _)| batch.base_offset);
+        let replay = |from: usize| {
+            let mut states = ProducerStates::new(base(from), PRODUCERS_MAX);
+            for (batch, at) in &log.batches[from..kept] {
+                let _ = states.on_appended(batch, *at);
+            }
+            states
+        };
+        let (truth, mut states) = (replay(0), replay(start));
+        states.keep_of(&log.states);
+        for (at, (batch, _)) in log.batches.iter().enumerate() {
+            let proposal = plain(batch.producer, batch.last_offset_delta + 1);
+            let (expected, verdict) = (truth.check(&proposal), states.check(&proposal));
+            let is_duplicate = |verdict: &Verdict| matches!(verdict, Verdict::Duplicate { .. });
+            if is_duplicate(&verdict) {
+                prop_assert_eq!(&verdict, &expected, "batch {} of {}..{}", at, start, kept);
+            }
+            // Of whom more was lost than is remembered, what was deleted before is known to nobody.
+            let of_it = |(other, _): &&(BatchFacts, _)| other.producer.id == batch.producer.id;
+            let lost: Vec<_> = log.batches[kept..].iter().filter(of_it).collect();
+            let is_told = lost.len() < BATCHES_MAX
+                && lost.iter().all(|(lost, _)| lost.producer.sequence > 0);
+            if is_duplicate(&expected) && (at >= start || is_told) {
+                prop_assert_ne!(verdict, Verdict::Append, "batch {} of {}..{}", at, start, kept);
+            }
+        }
+    }
 }
 
 struct Random(u64);
