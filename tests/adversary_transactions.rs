@@ -577,6 +577,31 @@ fn a_commit_of_more_than_fits_into_a_batch_that_fails_halfway_leaves_what_was_co
     assert!(failed_halfway > 0);
 }
 
+/// It was waited for in vain: no marker can be written while too few replicas are there.
+#[test]
+fn an_aborted_transaction_that_cannot_be_settled_keeps_nobody_from_a_snapshot() {
+    let disks: Vec<_> = (1..=3).map(SimDisk::new).collect();
+    let clock = Clock::manual(Timestamp(1_000_000));
+    let store = open(&disks, &clock, Flush::OnAck);
+    let config = TopicConfig::new().replication_factor(2).min_insync_replicas(2);
+    store.create_topic("t", config).unwrap();
+    store.partition("t", 0).unwrap().append(&[Record::new("plain")], Acks::All).unwrap();
+    let away = store.partition("t", 0).unwrap().replicas()[1];
+    let mut held = producer(&store, "id");
+    let mut transaction = held.begin().unwrap();
+    transaction.append("t", 0, &[Record::new("x")]).unwrap();
+    store.stop_disk(away).unwrap();
+    transaction.abort(LONG).unwrap_err();
+    let snapshot = store.snapshot(&[("t", 0)]).unwrap();
+    let read = snapshot.read("t", 0, Offset(0), ReadOptions::new()).unwrap();
+    assert_eq!(read.iter().count(), 1);
+    store.start_disk(away).unwrap();
+    quiet(&store, &clock);
+    assert_eq!(committed_values(&store, "t"), ["plain"]);
+    put(&mut held, &["t"], "later");
+    assert_eq!(committed_values(&store, "t"), ["plain", "later"]);
+}
+
 /// What the store's settings say of topics was taken for its own as well: with small batches, groups could not commit.
 #[test]
 fn internal_topics_do_not_go_by_the_settings_for_topics() {

@@ -137,7 +137,8 @@ struct State {
     wakes_at: Timestamp,
     /// Why a record was not written last.
     last_error: Option<Error>,
-    /// Transactions of which some markers are written and others could not be.
+    /// Committed transactions of which some markers are written and others could not be. What an aborted one has written is
+    /// seen nowhere, with its markers and without.
     halves: BTreeSet<TransactionTag>,
 }
 
@@ -795,7 +796,7 @@ impl Transactions {
             });
         }
         let jobs = self.steps(shared, reports, |state| {
-            if failed {
+            if failed && outcome == Outcome::Committed {
                 state.halves.insert(tag);
             } else {
                 state.halves.remove(&tag);
