@@ -956,3 +956,38 @@ fn refused(id: &str, refusal: Refusal, tag: Option<TransactionTag>) -> Error {
         _ => Error::InvalidTransactionState { id, reason },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::TopicConfig;
+    use crate::record::Record;
+    use crate::storage::Clock;
+    use crate::storage::simulated::SimDisk;
+    use crate::store::Store;
+
+    /// It went to nobody: the marker lagged for ever, and after 32 more transactions its id was busy.
+    #[test]
+    fn what_becomes_of_a_marker_while_transactions_begin_is_told_to_them() {
+        let clock = Clock::manual(Timestamp(1_000_000));
+        let builder = Store::builder().flush(Flush::OnAck).clock(clock.clone());
+        let store = builder.simulated_disk(SimDisk::new(1)).open().unwrap();
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        let mut held = store.producer().transactional_id("id").build().unwrap();
+        let mut transaction = held.begin().unwrap();
+        transaction.append("t", 0, &[Record::new("x")]).unwrap();
+        transaction.commit(Duration::from_secs(1)).unwrap();
+        // As an opening after a crash does, which knows of nothing to be settled.
+        let shared = store.shared();
+        let topic = shared.make_internal_topic(TRANSACTION_TOPIC).unwrap();
+        let (begun, jobs) = Transactions::load(shared, topic).unwrap();
+        begun.finish(shared, jobs);
+        assert!(begun.reports.take().is_empty());
+        for _ in 0..30 {
+            clock.advance(Duration::from_millis(20));
+            store.run_background();
+        }
+        let told = begun.reports.take();
+        assert!(matches!(told[..], [Event::MarkerWritten { .. }]), "{told:?}");
+    }
+}
