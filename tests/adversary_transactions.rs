@@ -10,7 +10,7 @@ use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use oncelog::simulation::{Clock, SimDisk};
+use oncelog::simulation::{Clock, Fault, SimDisk};
 use oncelog::{
     Acks, CommittedOffset, Consumer, ConsumerGroupMetadata, DiskId, Error, Flush, Isolation,
     LeaderEpoch, Offset, ReadOptions, Record, ResetTo, StartAt, Store, Timestamp, TopicConfig,
@@ -540,6 +540,66 @@ fn a_commit_of_more_than_fits_into_a_batch_holds_whole_or_not_at_all_wherever_it
             commit(&store, 1).expect(&note);
         }
     }
+}
+
+/// What had been written of it stayed pending where its end was refused as well: nobody could read what the group had
+/// committed before.
+#[test]
+fn a_commit_of_more_than_fits_into_a_batch_that_fails_halfway_leaves_what_was_committed() {
+    const PARTITIONS: u32 = 150;
+    let names: Vec<_> = (0..PARTITIONS).map(|number| ("t", number)).collect();
+    let mut failed_halfway = 0;
+    for call in 1.. {
+        let (disks, clock) = one_disk();
+        let store = open(&disks, &clock, Flush::OnAck);
+        store.create_topic("t", TopicConfig::new().partitions(PARTITIONS)).unwrap();
+        let commit = |metadata: &str| {
+            let held = CommittedOffset { metadata: metadata.to_owned(), ..Default::default() };
+            let all: BTreeMap<_, _> =
+                (0..PARTITIONS).map(|number| (at(number), held.clone())).collect();
+            grouped(&store, "g").commit_offsets(&all)
+        };
+        commit("first").unwrap();
+        let _held = producer(&store, "id");
+        let end = || store.partition("__consumer_offsets", 0).unwrap().log_end_offset();
+        let before = end();
+        disks[0].fail_from(call, Fault::Eio);
+        let done = commit(&"\u{10ffff}".repeat(4096));
+        if done.is_ok() {
+            break;
+        }
+        failed_halfway += u32::from(end() > before);
+        let held = grouped(&store, "g").committed(&names);
+        let held = held.unwrap_or_else(|error| panic!("call {call}: {error}, after {done:?}"));
+        let texts: BTreeSet<_> = held.values().map(|held| held.metadata.len()).collect();
+        assert_eq!((held.len(), texts.len()), (names.len(), 1), "call {call}: {done:?}");
+    }
+    assert!(failed_halfway > 0);
+}
+
+/// It was waited for in vain: no marker can be written while too few replicas are there.
+#[test]
+fn an_aborted_transaction_that_cannot_be_settled_keeps_nobody_from_a_snapshot() {
+    let disks: Vec<_> = (1..=3).map(SimDisk::new).collect();
+    let clock = Clock::manual(Timestamp(1_000_000));
+    let store = open(&disks, &clock, Flush::OnAck);
+    let config = TopicConfig::new().replication_factor(2).min_insync_replicas(2);
+    store.create_topic("t", config).unwrap();
+    store.partition("t", 0).unwrap().append(&[Record::new("plain")], Acks::All).unwrap();
+    let away = store.partition("t", 0).unwrap().replicas()[1];
+    let mut held = producer(&store, "id");
+    let mut transaction = held.begin().unwrap();
+    transaction.append("t", 0, &[Record::new("x")]).unwrap();
+    store.stop_disk(away).unwrap();
+    transaction.abort(LONG).unwrap_err();
+    let snapshot = store.snapshot(&[("t", 0)]).unwrap();
+    let read = snapshot.read("t", 0, Offset(0), ReadOptions::new()).unwrap();
+    assert_eq!(read.iter().count(), 1);
+    store.start_disk(away).unwrap();
+    quiet(&store, &clock);
+    assert_eq!(committed_values(&store, "t"), ["plain"]);
+    put(&mut held, &["t"], "later");
+    assert_eq!(committed_values(&store, "t"), ["plain", "later"]);
 }
 
 /// What the store's settings say of topics was taken for its own as well: with small batches, groups could not commit.

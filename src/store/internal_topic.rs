@@ -138,6 +138,15 @@ impl Shared {
         levels.reduce(Flush::stricter).map_or(Ok(()), |flush| self.tighten_internal_topics(flush))
     }
 
+    /// One that was made when internal topics went by the store's defaults may be too narrow for what its table writes.
+    fn widen(&self, topic: &Topic) -> Result<()> {
+        let bytes = TopicConfig::new().max_batch_bytes;
+        if topic.config.read().max_batch_bytes < bytes {
+            self.alter(topic, &TopicUpdate::new().max_batch_bytes(bytes))?;
+        }
+        Ok(())
+    }
+
     /// As [`Shared::internal_topic`]; makes it if need be. Its settings are its own, but for the flush level: the store's
     /// defaults are for what applications write.
     ///
@@ -145,6 +154,7 @@ impl Shared {
     /// Those of making a topic.
     pub(super) fn make_internal_topic(&self, name: &str) -> Result<InternalTopic> {
         if let Some(topic) = self.internal_topic(name)? {
+            self.widen(topic.topic())?;
             return Ok(topic);
         }
         // A decision is as safe as what it decides about, and as what else is decided with it.

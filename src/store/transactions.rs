@@ -36,6 +36,7 @@ use crate::record::Marker;
 use crate::types::{Acks, DiskId, Flush, Mix, Offset, Outcome, Timestamp, TopicId};
 
 use super::chores::Chore;
+use super::groups::GROUP_TOPIC;
 use super::internal_topic::{Begun, Entry, InternalTopic, Live, Rewritten};
 use super::{Partition, Shared, Topic};
 
@@ -104,14 +105,21 @@ pub(crate) struct Transactions {
     cores: Mutex<HashMap<PartitionId, Weak<Core>, Mix>>,
     /// Ids of the store's own, held and not in use.
     spares: Mutex<Spares>,
-    /// What became of markers that were appended.
-    reports: Mutex<Vec<Event>>,
-    /// There are some.
-    reported: AtomicBool,
+    reports: Arc<Reports>,
     /// Partitions whose leader has changed, or that came into use: what they have open is to be looked at.
     changed: Arc<Attention>,
     /// Partitions that could not be looked at yet.
     unseen: Mutex<BTreeSet<PartitionId>>,
+}
+
+/// What became of markers that were appended, for whoever speaks to the coordinator next.
+#[derive(Debug)]
+struct Reports {
+    events: Mutex<Vec<Event>>,
+    /// There are some.
+    any: AtomicBool,
+    /// Rung for bad news.
+    bell: Arc<Attention>,
 }
 
 #[derive(Debug)]
@@ -129,7 +137,8 @@ struct State {
     wakes_at: Timestamp,
     /// Why a record was not written last.
     last_error: Option<Error>,
-    /// Transactions of which some markers are written and others could not be.
+    /// Committed transactions of which some markers are written and others could not be. What an aborted one has written is
+    /// seen nowhere, with its markers and without.
     halves: BTreeSet<TransactionTag>,
 }
 
@@ -170,7 +179,18 @@ impl Shared {
         begun.find_open(self);
         self.start_transactions(&begun)?;
         // Nobody opens an id before all that was left open is known.
-        Ok(Arc::clone(self.transactions.get_or_init(|| begun)))
+        let transactions = Arc::clone(self.transactions.get_or_init(|| begun));
+        // Those of another leader since they were looked at: nobody was there to be told of it.
+        let topics: Vec<_> = self.topics.read().values().cloned().collect();
+        for topic in topics {
+            let slots = topic.slots.read().clone();
+            for slot in slots {
+                if let Some(core) = &*slot.core.lock() {
+                    transactions.changed.push(Arc::downgrade(core));
+                }
+            }
+        }
+        Ok(transactions)
     }
 
     /// Settles what a crash has left, if the store has had transactions. What cannot be settled now, for want of
@@ -235,6 +255,7 @@ impl Transactions {
         let (coordinator, effects) =
             replay.open(Settings::default(), shared.clock.now()).map_err(corrupt)?;
         let flush = topic.topic().config.read().flush;
+        let changed = Arc::new(Attention::default());
         let transactions = Self {
             cut: RwLock::new(()),
             flush: Mutex::new(flush),
@@ -253,9 +274,12 @@ impl Transactions {
             }),
             answered: Condvar::new(),
             spares: Mutex::default(),
-            reports: Mutex::default(),
-            reported: AtomicBool::new(false),
-            changed: Arc::new(Attention::default()),
+            reports: Arc::new(Reports {
+                events: Mutex::default(),
+                any: AtomicBool::new(false),
+                bell: Arc::clone(&changed),
+            }),
+            changed,
             unseen: Mutex::default(),
         };
         let mut jobs = Vec::new();
@@ -508,6 +532,11 @@ impl Transactions {
             if let Some(topic) = shared.topic_of(core) {
                 self.find_open_in(shared, topic.id, core);
             }
+            if core.partition().topic() == GROUP_TOPIC
+                && let Some(groups) = shared.groups.get()
+            {
+                groups.on_other_leader();
+            }
         }
         self.find_unseen(shared);
         let due = self.state.lock().coordinator.next_deadline();
@@ -610,7 +639,7 @@ impl Transactions {
     }
 
     fn step(&self, shared: &Arc<Shared>, event: Event) -> Vec<Job> {
-        let reports = self.take_all_reports();
+        let reports = self.reports.take();
         self.steps(shared, reports.into_iter().chain([event]), |_| ())
     }
 
@@ -633,19 +662,11 @@ impl Transactions {
 
     /// Tells the coordinator what became of markers.
     fn take_reports(&self, shared: &Arc<Shared>) {
-        let events = self.take_all_reports();
+        let events = self.reports.take();
         if !events.is_empty() {
             let jobs = self.steps(shared, events, |_| ());
             self.finish(shared, jobs);
         }
-    }
-
-    fn take_all_reports(&self) -> Vec<Event> {
-        // One that comes in between is the next call's.
-        if !self.reported.swap(false, Ordering::AcqRel) {
-            return Vec::new();
-        }
-        std::mem::take(&mut *self.reports.lock())
     }
 
     /// Begins the effects, in order.
@@ -775,7 +796,7 @@ impl Transactions {
             });
         }
         let jobs = self.steps(shared, reports, |state| {
-            if failed {
+            if failed && outcome == Outcome::Committed {
                 state.halves.insert(tag);
             } else {
                 state.halves.remove(&tag);
@@ -783,27 +804,16 @@ impl Transactions {
             drop(cut);
         });
         for (partition, ticket) in unsafe_yet {
-            let shared = Arc::downgrade(shared);
+            // The store may not know its transactions yet: they begin with markers.
+            let reports = Arc::clone(&self.reports);
             ticket.on_complete(move |safe| {
-                let Some(shared) = shared.upgrade() else { return };
-                let Some(transactions) = shared.known_transactions() else { return };
-                transactions.report(match safe {
+                reports.push(match safe {
                     Ok(_) => Event::MarkerWritten { tag, partition },
                     Err(_) => Event::MarkerFailed { tag, partition },
                 });
             });
         }
         jobs
-    }
-
-    /// Keeps what became of a marker for whoever speaks to the coordinator next. May run under any lock but its own.
-    fn report(&self, event: Event) {
-        let is_bad = matches!(event, Event::MarkerFailed { .. });
-        self.reports.lock().push(event);
-        self.reported.store(true, Ordering::Release);
-        if is_bad {
-            self.changed.ring();
-        }
     }
 
     /// Appends a marker. `None`: there is nothing to wait for, or the partition needs none, for it is gone or has a later
@@ -852,6 +862,26 @@ impl Transactions {
         let state = self.state.lock();
         let coordinator = &state.coordinator;
         coordinator.verdict(tag) == Verdict::Committed && !coordinator.awaits_marker(tag, partition)
+    }
+}
+
+impl Reports {
+    /// May run under any lock but the coordinator's.
+    fn push(&self, event: Event) {
+        let is_bad = matches!(event, Event::MarkerFailed { .. });
+        self.events.lock().push(event);
+        self.any.store(true, Ordering::Release);
+        if is_bad {
+            self.bell.ring();
+        }
+    }
+
+    fn take(&self) -> Vec<Event> {
+        // One that comes in between is the next call's.
+        if !self.any.swap(false, Ordering::AcqRel) {
+            return Vec::new();
+        }
+        std::mem::take(&mut *self.events.lock())
     }
 }
 
@@ -924,5 +954,40 @@ fn refused(id: &str, refusal: Refusal, tag: Option<TransactionTag>) -> Error {
             Error::InvalidConfig { key: "transaction.timeout.ms".into(), value: id, reason }
         }
         _ => Error::InvalidTransactionState { id, reason },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::TopicConfig;
+    use crate::record::Record;
+    use crate::storage::Clock;
+    use crate::storage::simulated::SimDisk;
+    use crate::store::Store;
+
+    /// It went to nobody: the marker lagged for ever, and after 32 more transactions its id was busy.
+    #[test]
+    fn what_becomes_of_a_marker_while_transactions_begin_is_told_to_them() {
+        let clock = Clock::manual(Timestamp(1_000_000));
+        let builder = Store::builder().flush(Flush::OnAck).clock(clock.clone());
+        let store = builder.simulated_disk(SimDisk::new(1)).open().unwrap();
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        let mut held = store.producer().transactional_id("id").build().unwrap();
+        let mut transaction = held.begin().unwrap();
+        transaction.append("t", 0, &[Record::new("x")]).unwrap();
+        transaction.commit(Duration::from_secs(1)).unwrap();
+        // As an opening after a crash does, which knows of nothing to be settled.
+        let shared = store.shared();
+        let topic = shared.make_internal_topic(TRANSACTION_TOPIC).unwrap();
+        let (begun, jobs) = Transactions::load(shared, topic).unwrap();
+        begun.finish(shared, jobs);
+        assert!(begun.reports.take().is_empty());
+        for _ in 0..30 {
+            clock.advance(Duration::from_millis(20));
+            store.run_background();
+        }
+        let told = begun.reports.take();
+        assert!(matches!(told[..], [Event::MarkerWritten { .. }]), "{told:?}");
     }
 }

@@ -419,6 +419,11 @@ impl Groups {
         self.offsets.append_marker(shared, marker)
     }
 
+    /// Their log has another leader.
+    pub(super) fn on_other_leader(&self) {
+        self.offsets.on_other_leader();
+    }
+
     /// Ends the waits for committed offsets, which find the store closed.
     pub(super) fn wake_waiting(&self) {
         self.offsets.wake_waiting();

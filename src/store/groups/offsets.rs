@@ -134,8 +134,12 @@ impl Offsets {
         let outcome = if is_whole { Outcome::Committed } else { Outcome::Aborted };
         let ProducerSequence { id, epoch: of, .. } = author.producer;
         let ended = table.end(shared, &Marker { producer: id, epoch: of, outcome });
-        if ended.is_err() {
+        if let Err(error) = &ended {
             shared.look_at_transactions_of(&self.core);
+            if error.written() == Written::No {
+                // No id knows it: the marker that it gets one day is an abort's.
+                table.offsets.end_transaction(id, Outcome::Aborted);
+            }
         }
         appended?;
         let placed = ended?;
@@ -211,6 +215,8 @@ impl Offsets {
                 let what = format!("group {group}: a transaction with its offsets");
                 return Err(Error::TimedOut { what, timeout: wait, appended: None });
             }
+            drop(table);
+            table = self.lock(shared)?;
         }
     }
 
@@ -228,6 +234,13 @@ impl Offsets {
             table.wakers.push(waker.clone());
         }
         Ok(found)
+    }
+
+    /// Another leader may lack what was pending, and get no marker for it: who waits looks again.
+    pub(super) fn on_other_leader(&self) {
+        let wakers = std::mem::take(&mut self.table.lock().wakers);
+        self.decided.notify_all();
+        wake_all(wakers);
     }
 
     /// The store is closed: what is not decided will not be.
@@ -381,4 +394,54 @@ fn corrupt(source: crate::error::DecodeError) -> Error {
 pub(super) fn report(shared: &Shared, what: &str, error: &Error) {
     let reason = format!("{what}: {error}");
     shared.events.push(shared.clock.now(), EventKind::BackgroundFailed { partition: None, reason });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Wake;
+
+    use super::*;
+    use crate::config::TopicConfig;
+    use crate::storage::simulated::SimDisk;
+    use crate::store::Store;
+    use crate::store::groups::{ConsumerGroupMetadata, taken_back};
+    use crate::types::ProducerId;
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// What was pending was gone, and with it the marker that was to wake them: a consumer waited for ever.
+    #[test]
+    fn who_waits_for_a_pending_offset_that_another_leader_lacks_looks_again() {
+        let disks: Vec<_> = (0..3).map(SimDisk::new).collect();
+        let builder =
+            disks.iter().fold(Store::builder(), |all, disk| all.simulated_disk(disk.clone()));
+        let store = builder.open().unwrap();
+        store.create_topic("t", TopicConfig::new().replication_factor(3)).unwrap();
+        let (group, name) = (ConsumerGroupMetadata::of_group("g"), TopicPartition::new("t", 0));
+        let offset = (name.clone(), Offset(0).into());
+        store.commit_without_members(&group, &[offset], Duration::from_secs(1)).unwrap();
+        let _held = store.producer().transactional_id("id").build().unwrap();
+        store.run_background();
+        let groups = store.shared().groups().unwrap();
+        let topic = store.shared().topic("t").unwrap().id;
+        let place = RecordPlace { offset: Offset(99), transaction: Some(ProducerId(99)) };
+        let pending = taken_back("g", PartitionId { topic, partition: 0 });
+        groups.offsets.table.lock().offsets.apply(place, pending);
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let ask = || store.committed_offsets_now("g", std::slice::from_ref(&name), &waker).unwrap();
+        assert_eq!(ask(), None);
+        store.stop_disk(groups.offsets.core.leader().unwrap()).unwrap();
+        store.run_background();
+        assert!(woken.0.load(Ordering::Relaxed));
+        assert_eq!(ask(), Some(vec![Some(Offset(0).into())]));
+    }
 }

@@ -534,3 +534,21 @@ fn os_flushed_offsets_count_at_once_and_are_there_after_a_clean_close() {
     let store = builder().open().unwrap();
     assert_eq!(store.group("g").unwrap().offsets[0].committed, Offset(0).into());
 }
+
+/// Such as a version had made that gave them the settings for topics: they stayed too narrow for what their tables write.
+#[test]
+fn an_internal_topic_that_was_made_for_small_batches_takes_what_its_table_writes() {
+    let world = World::new(1, 1);
+    for name in [GROUP_TOPIC, "__transaction_state"] {
+        let config = TopicConfig::new().max_batch_bytes(2000);
+        world.store.shared().create_topic(name, config).unwrap();
+    }
+    for round in 0..3 {
+        let committed = CommittedOffset { metadata: "x".repeat(4096), ..Offset(round).into() };
+        let offset = (TopicPartition::new("t", 0), committed);
+        world.store.commit_without_members(&group("g"), &[offset], SECOND).unwrap();
+        assert_eq!(world.at(0), Some(round));
+        world.store.producer().transactional_id(&"id".repeat(2000)).build().unwrap();
+    }
+    assert_eq!(world.reopen(true).at(0), Some(2));
+}
