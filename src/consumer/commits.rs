@@ -1,4 +1,4 @@
-//! Commits that nobody waits for, and who is told of them.
+//! How a consumer commits, and who is told of commits that nobody waits for.
 //!
 //! How a commit has ended may be learnt under any lock of the store. So the ticket only leaves word with the store's
 //! thread for chores, which tells; or the consumer does, where it finds out by itself. Outcomes are told one by one, in
@@ -14,9 +14,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, ReentrantMutex};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::partition::Ticket;
-use crate::store::{Chore, Chores};
+use crate::store::{Chore, Chores, CommittedOffset};
+use crate::types::TopicPartition;
+
+use super::{Consumer, Mode};
 
 /// Who is told of a commit.
 pub(super) type Committed = Box<dyn FnOnce(Result<()>) + Send>;
@@ -110,5 +113,68 @@ impl Wake for Commits {
     fn wake(self: Arc<Self>) {
         let weak: std::sync::Weak<Self> = Arc::downgrade(&self);
         self.chores.push(weak);
+    }
+}
+
+impl Consumer {
+    /// Whether a commit was refused because a topic was deleted since its offsets were collected: the next try leaves
+    /// them out.
+    pub(super) fn is_of_gone(
+        &self,
+        error: &Error,
+        offsets: &[(TopicPartition, CommittedOffset)],
+    ) -> bool {
+        let is_gone = |name: &TopicPartition| {
+            let slot = self.by_name.get(name).and_then(|key| self.slots.get(key));
+            slot.is_some_and(|slot| slot.partition.is_gone())
+        };
+        matches!(error, Error::UnknownTopicOrPartition { .. } | Error::NotAssigned { .. })
+            && offsets.iter().any(|(name, _)| is_gone(name))
+    }
+
+    pub(super) fn commit_slice(&self, offsets: &[(TopicPartition, CommittedOffset)]) -> Result<()> {
+        if offsets.is_empty() {
+            return Ok(());
+        }
+        let timeout = self.settings.api_timeout;
+        match &self.mode {
+            Mode::Assigned => self.store.commit_without_members(&self.who(), offsets, timeout),
+            Mode::Subscribed { membership: Some(membership), .. } => {
+                membership.commit(offsets, timeout)
+            }
+            Mode::Subscribed { membership: None, .. } => Err(self.lost_its_place()),
+        }
+    }
+
+    /// `None`: there is nothing to wait for.
+    pub(super) fn begin_commit(
+        &self,
+        offsets: &[(TopicPartition, CommittedOffset)],
+    ) -> Result<Option<Ticket>> {
+        match &self.mode {
+            _ if offsets.is_empty() => Ok(None),
+            Mode::Assigned => self.store.begin_commit_without_members(&self.who(), offsets),
+            Mode::Subscribed { membership: Some(membership), .. } => {
+                membership.begin_commit(offsets).map(Some)
+            }
+            Mode::Subscribed { membership: None, .. } => Err(self.lost_its_place()),
+        }
+    }
+
+    pub(super) fn follow_commit(
+        &mut self,
+        ticket: Option<Ticket>,
+        offsets: &[(TopicPartition, CommittedOffset)],
+        done: impl FnOnce(Result<()>) + Send + 'static,
+    ) -> Result<()> {
+        let commits = match &self.commits {
+            Some(commits) => commits,
+            None => self.commits.insert(Commits::new(self.store.chores()?)),
+        };
+        commits.push(ticket, Box::new(done));
+        // Whether it holds is not known, nor is what was committed before.
+        self.note(offsets, |slot, offset| (slot.committed, slot.asked) = (None, Some(offset)));
+        self.leave_behind(offsets);
+        Ok(())
     }
 }

@@ -605,8 +605,13 @@ impl Consumer {
 
     fn commit_sync_of(&mut self, concerns: impl Fn(&TopicPartition) -> bool) -> Result<()> {
         self.group()?;
-        let offsets: Vec<_> = self.uncommitted(concerns, |slot| slot.committed);
-        self.commit_and_note(&offsets)
+        loop {
+            let offsets = self.uncommitted(&concerns, |slot| slot.committed);
+            match self.commit_and_note(&offsets) {
+                Err(error) if self.is_of_gone(&error, &offsets) => {}
+                outcome => return outcome,
+            }
+        }
     }
 
     fn commit_and_note(&mut self, offsets: &[(TopicPartition, CommittedOffset)]) -> Result<()> {
@@ -614,20 +619,6 @@ impl Consumer {
         self.commit_slice(offsets).inspect_err(|_| self.note_unknown(offsets))?;
         self.note_committed(offsets);
         Ok(())
-    }
-
-    fn commit_slice(&self, offsets: &[(TopicPartition, CommittedOffset)]) -> Result<()> {
-        if offsets.is_empty() {
-            return Ok(());
-        }
-        let timeout = self.settings.api_timeout;
-        match &self.mode {
-            Mode::Assigned => self.store.commit_without_members(&self.who(), offsets, timeout),
-            Mode::Subscribed { membership: Some(membership), .. } => {
-                membership.commit(offsets, timeout)
-            }
-            Mode::Subscribed { membership: None, .. } => Err(self.lost_its_place()),
-        }
     }
 
     fn lost_its_place(&self) -> Error {
@@ -646,8 +637,16 @@ impl Consumer {
         if self.commits.as_ref().is_some_and(|commits| commits.take_failed()) {
             self.slots.values_mut().for_each(|slot| slot.asked = slot.committed);
         }
-        let offsets = self.uncommitted(|_| true, |slot| slot.asked);
-        self.commit_slice_async(&offsets, done)
+        loop {
+            let offsets = self.uncommitted(|_| true, |slot| slot.asked);
+            match self.begin_commit(&offsets) {
+                Err(error) if self.is_of_gone(&error, &offsets) => {}
+                begun => {
+                    let ticket = begun?;
+                    return self.follow_commit(ticket, &offsets, done);
+                }
+            }
+        }
     }
 
     /// As [`Consumer::commit_offsets`], as [`Consumer::commit_async`] does it.
@@ -660,7 +659,8 @@ impl Consumer {
         done: impl FnOnce(Result<()>) + Send + 'static,
     ) -> Result<()> {
         let offsets = self.chosen(offsets)?;
-        self.commit_slice_async(&offsets, done)
+        let ticket = self.begin_commit(&offsets)?;
+        self.follow_commit(ticket, &offsets, done)
     }
 
     /// Offsets that the application has chosen.
@@ -674,30 +674,6 @@ impl Consumer {
             Ok((name.clone(), held.clone()))
         });
         chosen.collect()
-    }
-
-    fn commit_slice_async(
-        &mut self,
-        offsets: &[(TopicPartition, CommittedOffset)],
-        done: impl FnOnce(Result<()>) + Send + 'static,
-    ) -> Result<()> {
-        let ticket = match &self.mode {
-            _ if offsets.is_empty() => None,
-            Mode::Assigned => self.store.begin_commit_without_members(&self.who(), offsets)?,
-            Mode::Subscribed { membership: Some(membership), .. } => {
-                Some(membership.begin_commit(offsets)?)
-            }
-            Mode::Subscribed { membership: None, .. } => return Err(self.lost_its_place()),
-        };
-        let commits = match &self.commits {
-            Some(commits) => commits,
-            None => self.commits.insert(Commits::new(self.store.chores()?)),
-        };
-        commits.push(ticket, Box::new(done));
-        // Whether it holds is not known, nor is what was committed before.
-        self.note(offsets, |slot, offset| (slot.committed, slot.asked) = (None, Some(offset)));
-        self.leave_behind(offsets);
-        Ok(())
     }
 
     /// Commits these offsets: for each partition the *next* one to read (GRP-29).

@@ -132,8 +132,11 @@ impl Store {
         let mut metadata = shared.metadata.lock();
         topic.check_here()?;
         metadata.commit(&MetadataRecord::TopicDeleted { id: topic.id })?;
-        shared.topics.write().remove(&topic.name);
+        // In one step: whoever does not find the name any more knows that this one is gone.
+        let mut topics = shared.topics.write();
+        topics.remove(&topic.name);
         topic.is_gone.store(true, Ordering::Release);
+        drop(topics);
         // Whoever opens a partition holds its slot and asks the metadata.
         drop(metadata);
         let slots = topic.slots.read().clone();
