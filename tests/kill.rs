@@ -15,7 +15,6 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use oncelog::{
@@ -23,8 +22,16 @@ use oncelog::{
     VerifyOptions,
 };
 
+use random::{Random, setting};
+
+#[path = "common/killed.rs"]
+mod killed;
+#[path = "common/random.rs"]
+mod random;
+
 const PARTITIONS: u32 = 3;
-const CHILD: &str = "ONCELOG_KILL_CHILD";
+/// How many disks a child's store has.
+const DISKS: &str = "ONCELOG_KILL_DISKS";
 
 fn value(partition: u32, round: u64, number: u64) -> Vec<u8> {
     let mut value = format!("{partition} {round} {number} ").into_bytes();
@@ -61,17 +68,16 @@ fn open(directory: &Path, disks: usize) -> Store {
     store
 }
 
-/// Appends until it is killed. `directory` and `journal` come in the environment.
+/// Appends until it is killed.
 fn child() {
-    let directory = std::env::var("ONCELOG_KILL_DIR").unwrap();
-    let round: u64 = std::env::var("ONCELOG_KILL_ROUND").unwrap().parse().unwrap();
-    let disks: usize = std::env::var("ONCELOG_KILL_DISKS").unwrap().parse().unwrap();
-    let store = open(Path::new(&directory), disks);
+    let (directory, round) = killed::task();
+    let disks: usize = std::env::var(DISKS).unwrap().parse().unwrap();
+    let store = open(&directory, disks);
     println!("ready");
     std::thread::scope(|scope| {
         for number in 0..PARTITIONS {
             let partition = store.partition("t", number).unwrap();
-            let journal = Path::new(&directory).with_extension(format!("journal-{number}"));
+            let journal = directory.with_extension(format!("journal-{number}"));
             let mut journal = OpenOptions::new().append(true).create(true).open(journal).unwrap();
             scope.spawn(move || {
                 for at in 0.. {
@@ -229,38 +235,16 @@ fn kill_loop(flush: Flush, disks: usize, kills: u64, seed: u64) {
         .segment_bytes(64 << 10);
     store.create_topic("t", config).unwrap();
     drop(store);
-    let mut random = seed;
-    let mut draw = || {
-        random =
-            random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        random >> 20
-    };
+    let mut random = Random(seed);
     for round in 1..=kills {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "kills_lose_nothing", "--nocapture"])
-            .env(CHILD, "1")
-            .env("ONCELOG_KILL_DIR", &directory)
-            .env("ONCELOG_KILL_ROUND", round.to_string())
-            .env("ONCELOG_KILL_DISKS", disks.to_string())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        assert!(
-            lines.any(|line| line.unwrap().contains("ready")),
-            "round {round}: the child did not open"
-        );
-        let lifetime = Duration::from_micros(draw() & 0x3fff);
-        let started = Instant::now();
-        while started.elapsed() < lifetime {
-            std::thread::yield_now();
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
+        let mut command = killed::command("kills_lose_nothing", &directory, round);
+        let child = killed::start(command.env(DISKS, disks.to_string()));
+        killed::kill_after(child, Duration::from_micros(random.below(1 << 14)));
         if disks > 1 {
-            let at = usize::try_from(draw() % disks as u64).unwrap();
+            let at = random.index(disks);
             let path = &directories(&directory, disks)[at];
-            let done = trouble(path, &path.with_extension(format!("earlier-{at}")), draw());
+            let done =
+                trouble(path, &path.with_extension(format!("earlier-{at}")), random.below(1 << 31));
             eprintln!("round {round}, disk {at}: {done}");
             let store = open(&directory, disks);
             heal(&store, disks);
@@ -281,10 +265,10 @@ fn kill_loop(flush: Flush, disks: usize, kills: u64, seed: u64) {
 
 #[test]
 fn kills_lose_nothing() {
-    if std::env::var_os(CHILD).is_some() {
+    if killed::is_child() {
         return child();
     }
-    let seed = std::env::var("ONCELOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
+    let seed = setting("ONCELOG_SEED", 7);
     eprintln!("replay with: ONCELOG_SEED={seed} cargo test --all-features --test kill");
     // Side by side: each of them mostly waits for its disks.
     std::thread::scope(|scope| {

@@ -150,7 +150,7 @@ fn inv_11_a_pipeline_of_three_workers_is_killed_and_does_everything_once() {
     drop(store);
     let (mut kills, started) = (0, Instant::now());
     loop {
-        let mut child = killed::start(NAME, &directory, kills);
+        let mut child = killed::start(&mut killed::command(NAME, &directory, kills));
         // As long as children do not get anywhere, the next one lives longer.
         let life = Duration::from_micros(random.below(1 << 16) + kills * 500);
         let born = Instant::now();

@@ -94,11 +94,7 @@ fn kills_neither_double_nor_lose_what_a_named_producer_sends() {
     }
     let seed = setting("ONCELOG_SEED", 7);
     eprintln!("replay with: ONCELOG_SEED={seed} cargo test --test kill_producer");
-    std::thread::scope(|scope| {
-        for (seed, flush) in [(seed, Flush::OnAck), (seed + 1, Flush::Os)] {
-            scope.spawn(move || kill_loop(flush, seed));
-        }
-    });
+    killed::at_both_levels(seed, kill_loop);
 }
 
 fn kill_loop(flush: Flush, seed: u64) {
@@ -110,7 +106,7 @@ fn kill_loop(flush: Flush, seed: u64) {
     store.create_topic("t", config).unwrap();
     drop(store);
     for round in 1..=60 {
-        let child = killed::start(TEST, &directory, round);
+        let child = killed::start(&mut killed::command(TEST, &directory, round));
         killed::kill_after(child, Duration::from_micros(random.below(1 << 14)));
         if round % 10 == 0 {
             check(&directory);

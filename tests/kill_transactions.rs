@@ -118,11 +118,7 @@ fn kills_leave_whole_transactions_and_none_that_hangs() {
     }
     let seed = setting("ONCELOG_SEED", 11);
     eprintln!("replay with: ONCELOG_SEED={seed} cargo test --test kill_transactions");
-    std::thread::scope(|scope| {
-        for (seed, flush) in [(seed, Flush::OnAck), (seed + 1, Flush::Os)] {
-            scope.spawn(move || kill_loop(flush, seed));
-        }
-    });
+    killed::at_both_levels(seed, kill_loop);
 }
 
 fn kill_loop(flush: Flush, seed: u64) {
@@ -139,7 +135,7 @@ fn kill_loop(flush: Flush, seed: u64) {
     store.create_topic("t", config).unwrap();
     drop(store);
     for round in 1..=30 {
-        let child = killed::start(TEST, directory, round);
+        let child = killed::start(&mut killed::command(TEST, directory, round));
         killed::kill_after(child, Duration::from_micros(random.below(1 << 16)));
         if round % 10 == 0 {
             check(directory);

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use oncelog::Flush;
+
 const DIRECTORY: &str = "ONCELOG_KILL_DIR";
 const ROUND: &str = "ONCELOG_KILL_ROUND";
 
@@ -20,19 +22,31 @@ pub(crate) fn task() -> (PathBuf, u64) {
     (std::env::var_os(DIRECTORY).unwrap().into(), round)
 }
 
+/// What starts a child.
+pub(crate) fn command(test: &str, directory: &Path, round: u64) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture"]);
+    command.env(DIRECTORY, directory).env(ROUND, round.to_string()).stdout(Stdio::piped());
+    command
+}
+
 /// Starts a child, and waits until it says that it is ready.
-pub(crate) fn start(test: &str, directory: &Path, round: u64) -> Child {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .env(DIRECTORY, directory)
-        .env(ROUND, round.to_string())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+pub(crate) fn start(command: &mut Command) -> Child {
+    let mut child = command.spawn().unwrap();
     // It stays open: the child may say more.
     let mut lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
-    assert!(lines.any(|line| line.unwrap().contains("ready")), "round {round}");
+    assert!(lines.any(|line| line.unwrap().contains("ready")), "the child did not open");
     child
+}
+
+/// Runs the loop for both of the levels that promise most and least, side by side: each mostly waits for its disks.
+pub(crate) fn at_both_levels(seed: u64, kill_loop: impl Fn(Flush, u64) + Sync) {
+    let kill_loop = &kill_loop;
+    std::thread::scope(|scope| {
+        for (seed, flush) in [(seed, Flush::OnAck), (seed + 1, Flush::Os)] {
+            scope.spawn(move || kill_loop(flush, seed));
+        }
+    });
 }
 
 /// Kills it after that time, to the microsecond.
