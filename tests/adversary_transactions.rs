@@ -27,6 +27,19 @@ fn open(disks: &[SimDisk], clock: &Clock, flush: Flush) -> Store {
     builder.open().unwrap()
 }
 
+/// Opens the store of a process that died, with its machine or alone.
+fn opened_after(power_loss: bool, disks: &[SimDisk], clock: &Clock) -> Store {
+    for disk in disks {
+        disk.heal();
+        if power_loss {
+            disk.power_loss();
+        } else {
+            disk.process_restart();
+        }
+    }
+    open(disks, clock, Flush::OnAck)
+}
+
 fn one_disk() -> (Vec<SimDisk>, Clock) {
     (vec![SimDisk::new(1)], Clock::manual(Timestamp(1_000_000)))
 }
@@ -310,13 +323,7 @@ fn a_crash_at_any_call_of_rewriting_offsets_keeps_commits_deletions_and_what_is_
             let died = disks[0].is_dead();
             disks[0].kill();
             drop((held, store));
-            disks[0].heal();
-            if power_loss {
-                disks[0].power_loss();
-            } else {
-                disks[0].process_restart();
-            }
-            let store = open(&disks, &clock, Flush::OnAck);
+            let store = opened_after(power_loss, &disks, &clock);
             let note = format!("call {call}, power loss {power_loss}");
             assert_eq!(committed(&store, "kept"), Some(Offset(7)), "{note}");
             assert_eq!(committed(&store, "deleted"), None, "{note}");
@@ -521,13 +528,7 @@ fn a_commit_of_more_than_fits_into_a_batch_holds_whole_or_not_at_all_wherever_it
             let died = disks[0].is_dead();
             disks[0].kill();
             drop((held, store));
-            disks[0].heal();
-            if power_loss {
-                disks[0].power_loss();
-            } else {
-                disks[0].process_restart();
-            }
-            let store = open(&disks, &clock, Flush::OnAck);
+            let store = opened_after(power_loss, &disks, &clock);
             store.run_background();
             let found = all_committed(&store, "g", PARTITIONS);
             let note = format!("call {call}, {transactional}, {power_loss}: {done:?}");

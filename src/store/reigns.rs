@@ -194,7 +194,7 @@ mod tests {
     use super::*;
     use crate::config::TopicUpdate;
     use crate::error::Result;
-    use crate::partition::Replica;
+    use crate::partition::{Replica, Ticket};
     use crate::record::Record;
     use crate::storage::simulated::{Hang, SimDisk, SyncFault};
     use crate::store::open::replica;
@@ -298,15 +298,7 @@ mod tests {
     #[test]
     fn a_follower_that_is_to_be_cut_while_its_flush_is_on_its_way_is_opened_anew() {
         let disks = [0, 1, 2].map(SimDisk::new);
-        let store = open(&disks);
-        let config = TopicConfig::new().replication_factor(3).flush(Flush::OnAck);
-        store.create_topic("t", config).unwrap();
-        append(&store).unwrap();
-        // Opened anew, a log has nothing at hand for the next batch, and has to be followed up.
-        store.stop_disk(DiskId(1)).unwrap();
-        store.start_disk(DiskId(1)).unwrap();
-        let partition = store.partition("t", 0).unwrap();
-        let _tail = partition.append_nowait(&[Record::new("tail")], Acks::All).unwrap();
+        let (store, _tail) = with_a_tail(&disks);
         let shared = &store.handle.shared;
         let (topic, core) = shared.cores().pop().expect("one partition");
         let proposal = elect(shared, &topic, &core, DiskId(1), &[DiskId(1)]);
@@ -327,6 +319,21 @@ mod tests {
         until(&store, "it is in sync again", || core.in_sync().contains(&DiskId(2)));
         let ends = core.readers().into_iter().map(|(_, log)| log.segments().last().unwrap().end());
         assert!(ends.into_iter().all(|end| end == Offset(2)));
+    }
+
+    /// A store of these disks whose second has a record less than the leader, and must be followed up.
+    fn with_a_tail(disks: &[SimDisk]) -> (Store, Ticket) {
+        let store = open(disks);
+        let replicas = u16::try_from(disks.len()).unwrap();
+        let config = TopicConfig::new().replication_factor(replicas).flush(Flush::OnAck);
+        store.create_topic("t", config).unwrap();
+        append(&store).unwrap();
+        // Opened anew, a log has nothing at hand for the next batch.
+        store.stop_disk(DiskId(1)).unwrap();
+        store.start_disk(DiskId(1)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let tail = partition.append_nowait(&[Record::new("tail")], Acks::All).unwrap();
+        (store, tail)
     }
 
     /// Elects by hand.
@@ -515,15 +522,7 @@ mod tests {
     #[test]
     fn s22_a_follower_that_is_busy_while_its_topic_changes_is_opened_anew_and_goes_by_the_change() {
         let disks = [0, 1].map(SimDisk::new);
-        let store = open(&disks);
-        let config = TopicConfig::new().replication_factor(2).flush(Flush::OnAck);
-        store.create_topic("t", config).unwrap();
-        append(&store).unwrap();
-        // Opened anew, a log has nothing at hand for the next batch, and has to be followed up.
-        store.stop_disk(DiskId(1)).unwrap();
-        store.start_disk(DiskId(1)).unwrap();
-        let partition = store.partition("t", 0).unwrap();
-        let tail = partition.append_nowait(&[Record::new("tail")], Acks::All).unwrap();
+        let (store, tail) = with_a_tail(&disks);
         let shared = &store.handle.shared;
         let (topic, core) = shared.cores().pop().expect("one partition");
         disks[1].hang(Hang::Everything);
@@ -542,7 +541,7 @@ mod tests {
         until(&store, "it is in sync again", || core.in_sync().len() == 2);
         assert_eq!(append(&store).unwrap(), Offset(2));
         disks.iter().for_each(SimDisk::kill);
-        drop((partition, tail, topic, core, store));
+        drop((tail, topic, core, store));
         disks.iter().for_each(SimDisk::process_restart);
         let builder = Store::builder().simulated_disk(disks[1].clone());
         let store = builder.allow_missing(DiskId(0)).open().unwrap();
