@@ -207,6 +207,27 @@ fn a_log_that_is_cut_has_written_down_who_wrote_what_was_deleted_before() {
 }
 
 #[test]
+fn the_worker_makes_chunks_ready_then_maps_them_and_ends() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk);
+    let how = WriteHow::Map { chunk_bytes: 4096 };
+    log.set_settings(LogSettings { segment_bytes: 64 << 10, ..settings(how) }).unwrap();
+    append(&mut log, &[0]);
+    let (room, position) = log.room().expect("a segment grows");
+    let ahead = 3 * 4096;
+    let mut turns = 0;
+    while room.wants_work(position, ahead) {
+        assert!(room.work_ahead(position, ahead).unwrap());
+        turns += 1;
+        assert!(turns <= 8, "it goes on and on");
+    }
+    assert!(!room.work_ahead(position, ahead).unwrap());
+    // What is ready behind the end, in whole chunks; the first of them was made ready with the file.
+    assert!(room.is_ready(position + ahead));
+    assert!((4..=6).contains(&turns), "{turns}");
+}
+
+#[test]
 fn s6_a_log_without_its_side_files_gives_the_same_answers() {
     let disk = MemoryDisk::new();
     let mut log = open(&disk);

@@ -409,7 +409,7 @@ impl Core {
             let room = self.with_log(disk, |log| log.room()).flatten();
             let Some((room, position)) = room else { return };
             let ahead = AHEAD_BYTES.min(position / 2);
-            if room.is_ready(room.ahead_of(position, ahead)) {
+            if !room.wants_work(position, ahead) {
                 return;
             }
             self.state.lock().making_room.push((disk, None));

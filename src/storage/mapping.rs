@@ -11,6 +11,7 @@
 //!    page (`SIGBUS`).
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -21,7 +22,10 @@ const LINE_BYTES: usize = 64;
 /// Who keeps the memory behind a [`Mapping`] alive.
 pub(super) enum Owner {
     /// The operating system, until this is dropped.
-    System(#[expect(dead_code, reason = "held for its drop")] memmap2::MmapRaw),
+    System(
+        #[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "held for its drop"))]
+        memmap2::MmapRaw,
+    ),
     /// A block of the heap, shared with the file it belongs to.
     Heap(#[expect(dead_code, reason = "held for its drop")] Arc<HeapBlock>),
 }
@@ -32,7 +36,7 @@ pub(super) trait StoreWatch: Send + Sync {
     /// happening: the process that stores is dead.
     fn before_store(&self, position: usize, source: &[u8]) -> bool;
     /// Bytes of `range` are about to be read.
-    fn before_load(&self, range: std::ops::Range<usize>);
+    fn before_load(&self, range: Range<usize>);
 }
 
 /// The first bytes of a file, in memory.
@@ -40,10 +44,10 @@ pub(crate) struct Mapping {
     base: *mut u8,
     len: usize,
     watch: Option<Arc<dyn StoreWatch>>,
-    _owner: Owner,
+    owner: Owner,
 }
 
-// SAFETY: the pointer is to memory that `_owner` keeps alive and that no thread owns; stores are
+// SAFETY: the pointer is to memory that `owner` keeps alive and that no thread owns; stores are
 // kept apart by invariant 1, and reads see only bytes that no store touches any more.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
@@ -52,7 +56,7 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// A mapping of the operating system.
     pub(super) fn system(map: memmap2::MmapRaw) -> Self {
-        Self { base: map.as_mut_ptr(), len: map.len(), watch: None, _owner: Owner::System(map) }
+        Self { base: map.as_mut_ptr(), len: map.len(), watch: None, owner: Owner::System(map) }
     }
 
     /// The first `len` bytes of a block of the heap; `len` is cut to the block's size.
@@ -61,7 +65,7 @@ impl Mapping {
         len: usize,
         watch: Option<Arc<dyn StoreWatch>>,
     ) -> Self {
-        Self { base: block.base, len: len.min(block.len), watch, _owner: Owner::Heap(block) }
+        Self { base: block.base, len: len.min(block.len), watch, owner: Owner::Heap(block) }
     }
 
     /// Bytes that are mapped; the file may be shorter.
@@ -98,6 +102,19 @@ impl Mapping {
         let _ = position;
     }
 
+    /// Maps bytes that are written already, so that stores to them meet no fault. Only a matter of speed: where the system
+    /// does not know how, the first store to each folio maps it.
+    pub(crate) fn populate(&self, range: &Range<u64>) {
+        #[cfg(target_os = "linux")]
+        if let (Owner::System(map), Ok(start), Ok(len)) =
+            (&self.owner, usize::try_from(range.start), usize::try_from(range.end - range.start))
+        {
+            let _ = map.advise_range(memmap2::Advice::PopulateWrite, start, len);
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = range;
+    }
+
     /// Stores a little-endian word at `position`, a multiple of 4, after everything stored before it.
     #[inline(always)]
     pub(crate) fn publish_u32(&self, position: usize, value: u32) {
@@ -118,11 +135,11 @@ impl Mapping {
 
     /// Published bytes.
     #[inline]
-    pub(crate) fn bytes(&self, range: std::ops::Range<usize>) -> &[u8] {
+    pub(crate) fn bytes(&self, range: Range<usize>) -> &[u8] {
         assert!(range.start <= range.end && range.end <= self.len, "bytes outside the mapping");
         self.will_load(range.start, range.end - range.start);
         // SAFETY: the range lies within the mapping (asserted); published bytes do not change
-        // (invariants 1 and 2) and live as long as `_owner`, which `self` holds.
+        // (invariants 1 and 2) and live as long as `owner`, which `self` holds.
         unsafe { std::slice::from_raw_parts(self.base.add(range.start), range.end - range.start) }
     }
 
