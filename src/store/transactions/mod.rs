@@ -2,12 +2,10 @@
 //!
 //! What the coordinator asks for is begun under its lock, so that records reach the topic in its order, and waited
 //! for without it, by whichever thread told it something: the application's own, or the one that looks after
-//! time-outs. Markers are appended to the partitions' leaders like any batch. Those of an abort count once they are as safe
-//! as the partition's flush level gives; those of a commit at once, for the decision is safe. When a marker is safe later,
-//! or lost, a report waits for whoever speaks to the coordinator next.
+//! time-outs. `markers.rs` writes what a decision says into the partitions.
 //!
 //! Nothing here runs before a store has had its first transaction. From then on, an open settles what a crash has
-//! left: decisions that are in the topic are carried out, and what partitions have open beside them is aborted.
+//! left (`settle.rs`).
 //!
 //! The internal topics are flushed at least as strictly as any partition that takes part: they are made stricter when the
 //! first such partition does. Else a power loss could leave a durable marker in one partition and no decision for the next.
@@ -15,54 +13,38 @@
 //! Lock order: `Transactions::flush`; `Transactions::cut`, `Transactions::state`, then the partition of the topic. While markers are written,
 //! `cut` is held shared; who holds it alone sees no transaction by halves.
 
+mod markers;
+mod settle;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
 
 use crate::error::{Error, Result};
-use crate::partition::{Attention, Core, EventKind, Placed, Ticket, postpone};
+use crate::partition::{Attention, Core, EventKind, postpone};
 use crate::protocol::group::assignment::PartitionId;
-use crate::protocol::producer_state::transactions::OpenTransaction;
 use crate::protocol::transaction::coordinator::{Coordinator, Replay};
 use crate::protocol::transaction::lineage::{TransactionTag, Verdict};
 use crate::protocol::transaction::messages::{
     Answer, Effect, Event, Open, Refusal, RequestId, Settings,
 };
 use crate::protocol::transaction::records::TransactionRecord;
-use crate::record::Marker;
-use crate::types::{Acks, DiskId, Flush, Mix, Offset, Outcome, Timestamp, TopicId};
+use crate::types::{Flush, Mix, Offset, Outcome, Timestamp, TopicId};
 
-use super::chores::Chore;
 use super::groups::GROUP_TOPIC;
 use super::internal_topic::{Begun, Entry, InternalTopic, Live, Rewritten};
 use super::{Partition, Shared, Topic};
+use markers::Reports;
+pub(super) use settle::Settler;
 
 /// The internal topic (Kafka's name for its own).
 pub(super) const TRANSACTION_TOPIC: &str = "__transaction_state";
 
-/// After transactions could not be settled.
-const SETTLE_AGAIN: Duration = Duration::from_secs(1);
-
-/// Partitions that are found at once.
-const CORES_KEPT_MAX: usize = 4096;
-
 /// After an id was found busy.
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
-
-/// Settles what could not be settled before.
-#[derive(Debug)]
-pub(super) struct Settler(Weak<Shared>);
-
-impl Chore for Settler {
-    fn run(self: Arc<Self>) {
-        if let Some(shared) = self.0.upgrade() {
-            shared.settle_transactions();
-        }
-    }
-}
 
 /// How long something is tried again.
 #[derive(Debug)]
@@ -110,16 +92,6 @@ pub(crate) struct Transactions {
     changed: Arc<Attention>,
     /// Partitions that could not be looked at yet.
     unseen: Mutex<BTreeSet<PartitionId>>,
-}
-
-/// What became of markers that were appended, for whoever speaks to the coordinator next.
-#[derive(Debug)]
-struct Reports {
-    events: Mutex<Vec<Event>>,
-    /// There are some.
-    any: AtomicBool,
-    /// Rung for bad news.
-    bell: Arc<Attention>,
 }
 
 #[derive(Debug)]
@@ -193,29 +165,6 @@ impl Shared {
         Ok(transactions)
     }
 
-    /// Settles what a crash has left, if the store has had transactions. What cannot be settled now, for want of
-    /// replicas, is tried again every now and then, and before the first transaction begins.
-    pub(super) fn settle_transactions(self: &Arc<Self>) {
-        if !self.topics.read().contains_key(TRANSACTION_TOPIC) || self.transactions.get().is_some()
-        {
-            return;
-        }
-        let Err(error) = self.transactions() else { return };
-        if self.closed.load(Ordering::Acquire) {
-            return;
-        }
-        let reason = format!("settling transactions: {error}");
-        self.events.push(self.clock.now(), EventKind::BackgroundFailed { partition: None, reason });
-        if let Some(workers) = &mut *self.workers.lock()
-            && let Err(error) = workers.start_chores(&self.chores)
-        {
-            report(self, "settling transactions", &error);
-        }
-        let settler = self.settler.get_or_init(|| Arc::new(Settler(Arc::downgrade(self))));
-        let chore: Weak<dyn Chore> = Arc::downgrade(settler) as Weak<dyn Chore>;
-        self.chores.push_at(self.clock.elapsed() + SETTLE_AGAIN, chore);
-    }
-
     /// The transactions, if they have begun.
     pub(super) fn known_transactions(&self) -> Option<Arc<Transactions>> {
         self.transactions.get().cloned()
@@ -274,85 +223,13 @@ impl Transactions {
             }),
             answered: Condvar::new(),
             spares: Mutex::default(),
-            reports: Arc::new(Reports {
-                events: Mutex::default(),
-                any: AtomicBool::new(false),
-                bell: Arc::clone(&changed),
-            }),
+            reports: Reports::new(&changed),
             changed,
             unseen: Mutex::default(),
         };
         let mut jobs = Vec::new();
         transactions.begin(shared, &mut transactions.state.lock(), effects, &mut jobs);
         Ok((Arc::new(transactions), jobs))
-    }
-
-    /// Reports what partitions have open: all of it is of before this opening.
-    fn find_open(&self, shared: &Arc<Shared>) {
-        let topics: Vec<_> = shared.topics.read().values().cloned().collect();
-        let online = shared.online_disks();
-        let is_online = |id: &DiskId| online.iter().any(|disk| disk.id == *id);
-        let mut unseen = BTreeSet::new();
-        for topic in topics {
-            let slots = topic.slots.read().clone();
-            for slot in slots {
-                let partition = slot.partition.partition();
-                let key = (topic.id, partition);
-                let in_use = slot.core.lock().clone();
-                let knows = |disk: &Arc<super::disks::StoreDisk>| {
-                    disk.session.lock().ends.get(&key).is_some_and(|end| end.producers)
-                };
-                if in_use.is_none() && !online.iter().any(knows) {
-                    let metadata = shared.metadata.lock();
-                    let replicas = metadata.state().partition(topic.id, partition);
-                    // Nothing is to be known of it, unless a disk is away that may know.
-                    if replicas.is_none_or(|replicas| replicas.replicas.iter().all(is_online)) {
-                        continue;
-                    }
-                }
-                if let Ok(core) = in_use.map_or_else(|| shared.open_core(&topic, &slot), Ok) {
-                    self.find_open_in(shared, topic.id, &core);
-                    if core.leader().is_some() {
-                        continue;
-                    }
-                }
-                // It is looked at when it can be opened, and led.
-                unseen.insert(PartitionId { topic: topic.id, partition });
-            }
-        }
-        self.state.lock().coordinator.set_some_unseen(!unseen.is_empty());
-        *self.unseen.lock() = unseen;
-    }
-
-    /// Looks at partitions that could not be looked at before.
-    fn find_unseen(&self, shared: &Arc<Shared>) {
-        let unseen = self.unseen.lock().clone();
-        if unseen.is_empty() {
-            return;
-        }
-        let seen: Vec<_> = unseen.into_iter().filter(|at| self.is_seen(shared, *at)).collect();
-        let mut unseen = self.unseen.lock();
-        unseen.retain(|at| !seen.contains(at));
-        if unseen.is_empty() {
-            self.state.lock().coordinator.set_some_unseen(false);
-        }
-    }
-
-    fn is_seen(&self, shared: &Arc<Shared>, at: PartitionId) -> bool {
-        let Some(topic) = shared.topic_by_id(at.topic) else { return true };
-        let slot = topic.slots.read().get(at.partition as usize).map(Arc::clone);
-        let core = slot.and_then(|slot| slot.core.lock().clone());
-        let Some(core) = core.filter(|core| core.leader().is_some()) else { return false };
-        self.find_open_in(shared, topic.id, &core);
-        true
-    }
-
-    fn find_open_in(&self, shared: &Arc<Shared>, topic: TopicId, core: &Core) {
-        let partition = PartitionId { topic, partition: core.partition().partition() };
-        for open in core.open_transactions() {
-            let tag = TransactionTag { producer: open.producer, epoch: open.epoch };
-            self.run(shared, Event::Found { tag, partition });
-        }
     }
 
     /// Holds a transactional id: fences whoever held it, and settles what they left.
@@ -437,23 +314,6 @@ impl Transactions {
         })
     }
 
-    /// Sees to it that the producer's earlier transactions have their markers in the partition. False: they had.
-    pub(crate) fn settle_earlier(
-        &self,
-        shared: &Arc<Shared>,
-        tag: TransactionTag,
-        partition: PartitionId,
-    ) -> Result<bool> {
-        let Some(core) = shared.core_of(partition)? else { return Ok(false) };
-        let is_earlier =
-            |open: &OpenTransaction| open.producer == tag.producer && open.epoch < tag.epoch;
-        if !core.open_transactions().iter().any(is_earlier) {
-            return Ok(false);
-        }
-        self.find_open_in(shared, partition.topic, &core);
-        Ok(true)
-    }
-
     /// Ends the transaction, and returns when readers can see how. What it says is how it *did* end.
     ///
     /// # Errors
@@ -492,12 +352,6 @@ impl Transactions {
 
     pub(crate) fn keep_spare(&self, spare: (Arc<str>, TransactionTag)) {
         self.spares.lock().held.push(spare);
-    }
-
-    /// A partition knows a later transaction than the holder's: a power loss took decisions of a store that does not
-    /// flush them, and not what was written under them. The next holder begins behind it.
-    pub(crate) fn learn(&self, shared: &Arc<Shared>, tag: TransactionTag, partition: PartitionId) {
-        self.run(shared, Event::Found { tag, partition });
     }
 
     /// Lets go of an id; what its holder left open is aborted.
@@ -660,15 +514,6 @@ impl Transactions {
         jobs
     }
 
-    /// Tells the coordinator what became of markers.
-    fn take_reports(&self, shared: &Arc<Shared>) {
-        let events = self.reports.take();
-        if !events.is_empty() {
-            let jobs = self.steps(shared, events, |_| ());
-            self.finish(shared, jobs);
-        }
-    }
-
     /// Begins the effects, in order.
     fn begin(
         &self,
@@ -759,130 +604,6 @@ impl Transactions {
             }
         }
     }
-
-    /// Appends the markers, all at once, and waits for those of an abort.
-    fn write_markers(
-        &self,
-        shared: &Arc<Shared>,
-        tag: TransactionTag,
-        outcome: Outcome,
-        partitions: Vec<PartitionId>,
-    ) -> Vec<Job> {
-        let marker = Marker { producer: tag.producer, epoch: tag.epoch, outcome };
-        // Whom a marker wakes may want a snapshot.
-        let _postponed = postpone();
-        let cut = self.cut.read();
-        let begun: Vec<_> = partitions
-            .into_iter()
-            .map(|partition| (partition, self.begin_marker(shared, partition, &marker)))
-            .collect();
-        let (mut reports, mut unsafe_yet) = (Vec::with_capacity(begun.len()), Vec::new());
-        let mut failed = false;
-        for (partition, begun) in begun {
-            let written = match begun {
-                Ok(Some(ticket)) if outcome == Outcome::Committed => {
-                    unsafe_yet.push((partition, ticket));
-                    reports.push(Event::MarkerAppended { tag, partition });
-                    continue;
-                }
-                Ok(Some(ticket)) => ticket.wait(shared.options.append_timeout).map(drop),
-                Ok(None) => Ok(()),
-                Err(error) => Err(error),
-            };
-            failed |= written.is_err();
-            reports.push(match written {
-                Ok(()) => Event::MarkerWritten { tag, partition },
-                Err(_) => Event::MarkerFailed { tag, partition },
-            });
-        }
-        let jobs = self.steps(shared, reports, |state| {
-            if failed && outcome == Outcome::Committed {
-                state.halves.insert(tag);
-            } else {
-                state.halves.remove(&tag);
-            }
-            drop(cut);
-        });
-        for (partition, ticket) in unsafe_yet {
-            // The store may not know its transactions yet: they begin with markers.
-            let reports = Arc::clone(&self.reports);
-            ticket.on_complete(move |safe| {
-                reports.push(match safe {
-                    Ok(_) => Event::MarkerWritten { tag, partition },
-                    Err(_) => Event::MarkerFailed { tag, partition },
-                });
-            });
-        }
-        jobs
-    }
-
-    /// Appends a marker. `None`: there is nothing to wait for, or the partition needs none, for it is gone or has a later
-    /// transaction of the producer.
-    fn begin_marker(
-        &self,
-        shared: &Arc<Shared>,
-        partition: PartitionId,
-        marker: &Marker,
-    ) -> Result<Option<Ticket>> {
-        let Some(core) = self.core_of(shared, partition)? else { return Ok(None) };
-        let placed = match shared.groups_in(core.partition())? {
-            Some(groups) => groups.append_marker(shared, marker),
-            None => shared.placed_by_any(&core, |core| core.append_marker(marker, Acks::All)),
-        };
-        match placed {
-            Ok(Placed::Done(_)) | Err(Error::UnknownTopicOrPartition { .. }) => Ok(None),
-            Ok(placed) => Ok(Some(shared.ticket_of(&core, placed, Acks::All))),
-            Err(Error::ProducerFenced { .. }) => Ok(None),
-            Err(error) => {
-                if let Error::InvalidTransactionState { .. } = &error {
-                    // It lost the marker of an earlier one, which goes first.
-                    self.changed.push(Arc::downgrade(&core));
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// As [`Shared::core_of`]; of a topic that is gone, maybe the one that was, which takes nothing any more.
-    fn core_of(&self, shared: &Shared, partition: PartitionId) -> Result<Option<Arc<Core>>> {
-        if let Some(core) = self.cores.lock().get(&partition).and_then(Weak::upgrade) {
-            return Ok(Some(core));
-        }
-        let Some(core) = shared.core_of(partition)? else { return Ok(None) };
-        let mut cores = self.cores.lock();
-        if cores.len() >= CORES_KEPT_MAX {
-            cores.clear();
-        }
-        cores.insert(partition, Arc::downgrade(&core));
-        Ok(Some(core))
-    }
-
-    /// Whether the partition has lost the marker of a commit, and will have it again. Asked while the cut is held.
-    pub(super) fn lost_marker(&self, tag: TransactionTag, partition: PartitionId) -> bool {
-        let state = self.state.lock();
-        let coordinator = &state.coordinator;
-        coordinator.verdict(tag) == Verdict::Committed && !coordinator.awaits_marker(tag, partition)
-    }
-}
-
-impl Reports {
-    /// May run under any lock but the coordinator's.
-    fn push(&self, event: Event) {
-        let is_bad = matches!(event, Event::MarkerFailed { .. });
-        self.events.lock().push(event);
-        self.any.store(true, Ordering::Release);
-        if is_bad {
-            self.bell.ring();
-        }
-    }
-
-    fn take(&self) -> Vec<Event> {
-        // One that comes in between is the next call's.
-        if !self.any.swap(false, Ordering::AcqRel) {
-            return Vec::new();
-        }
-        std::mem::take(&mut *self.events.lock())
-    }
 }
 
 impl State {
@@ -954,40 +675,5 @@ fn refused(id: &str, refusal: Refusal, tag: Option<TransactionTag>) -> Error {
             Error::InvalidConfig { key: "transaction.timeout.ms".into(), value: id, reason }
         }
         _ => Error::InvalidTransactionState { id, reason },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::TopicConfig;
-    use crate::record::Record;
-    use crate::storage::Clock;
-    use crate::storage::simulated::SimDisk;
-    use crate::store::Store;
-
-    /// It went to nobody: the marker lagged for ever, and after 32 more transactions its id was busy.
-    #[test]
-    fn what_becomes_of_a_marker_while_transactions_begin_is_told_to_them() {
-        let clock = Clock::manual(Timestamp(1_000_000));
-        let builder = Store::builder().flush(Flush::OnAck).clock(clock.clone());
-        let store = builder.simulated_disk(SimDisk::new(1)).open().unwrap();
-        store.create_topic("t", TopicConfig::new()).unwrap();
-        let mut held = store.producer().transactional_id("id").build().unwrap();
-        let mut transaction = held.begin().unwrap();
-        transaction.append("t", 0, &[Record::new("x")]).unwrap();
-        transaction.commit(Duration::from_secs(1)).unwrap();
-        // As an opening after a crash does, which knows of nothing to be settled.
-        let shared = store.shared();
-        let topic = shared.make_internal_topic(TRANSACTION_TOPIC).unwrap();
-        let (begun, jobs) = Transactions::load(shared, topic).unwrap();
-        begun.finish(shared, jobs);
-        assert!(begun.reports.take().is_empty());
-        for _ in 0..30 {
-            clock.advance(Duration::from_millis(20));
-            store.run_background();
-        }
-        let told = begun.reports.take();
-        assert!(matches!(told[..], [Event::MarkerWritten { .. }]), "{told:?}");
     }
 }
