@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
+use std::path::Path;
 use std::time::Duration;
 
 use oncelog::{
@@ -111,6 +112,35 @@ fn deleted_records_stay_deleted() {
     let partition = store.partition("t", 0).unwrap();
     assert_eq!(partition.log_start_offset(), Offset(150));
     assert_eq!(values(&store, "t", 0).len(), 50);
+}
+
+/// The segment goes on as what it was begun as: with each flush writing whole folios, or each append being a call.
+#[test]
+fn a_topic_under_another_flush_level_goes_on_in_a_segment_that_fits() {
+    for (from, to) in levels().into_iter().flat_map(|from| levels().map(|to| (from, to))) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        store.create_topic("t", TopicConfig::new().flush(from)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        partition.append(&[Record::new("before")], Acks::All).unwrap();
+        store.alter_topic("t", TopicUpdate::new().flush(to)).unwrap();
+        partition.append(&[Record::new("after")], Acks::All).unwrap();
+        let fits = (from == Flush::OnAck) == (to == Flush::OnAck);
+        assert_eq!(logs_in(directory.path()), if fits { 1 } else { 2 }, "{from:?} to {to:?}");
+        drop((partition, store));
+        let store = Store::open(directory.path()).unwrap();
+        assert_eq!(values(&store, "t", 0), [b"before".to_vec(), b"after".to_vec()]);
+    }
+}
+
+/// How many segments are in a directory, or below it.
+fn logs_in(directory: &Path) -> usize {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let count = |path: std::path::PathBuf| match path.is_dir() {
+        true => logs_in(&path),
+        false => usize::from(path.extension().is_some_and(|extension| extension == "log")),
+    };
+    entries.map(count).sum()
 }
 
 #[test]

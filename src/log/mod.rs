@@ -695,21 +695,23 @@ impl Log {
         self.sealed.push(Sealed { segment, file, at: now, settled: false });
     }
 
-    /// Seals the active segment if it is older than the topic's `segment_age` (SEG-01, by the clock).
+    /// Seals the active segment if it is older than the topic's `segment_age` (SEG-01, by the clock), or was begun for
+    /// another flush level: until it ends, each flush would write whole folios of it, or each append be a call.
     ///
     /// # Errors
     /// [`Error::Io`] when what waited in memory cannot be written.
-    pub(crate) fn roll_if_old(&mut self, now: Timestamp) -> Result<bool, Error> {
-        let old = self.active.as_ref().is_some_and(|active| {
+    pub(crate) fn roll_if_due(&mut self, now: Timestamp) -> Result<bool, Error> {
+        let LogSettings { segment_age, how, .. } = self.settings;
+        let due = self.active.as_ref().is_some_and(|active| {
             !active.segment().is_empty()
                 && !self.rolls
                 && active.has_landed()
-                && now.since(active.created()) >= self.settings.segment_age
+                && (now.since(active.created()) >= segment_age || !active.suits(how))
         });
-        if old {
+        if due {
             self.seal(now)?;
         }
-        Ok(old)
+        Ok(due)
     }
 
     /// Seals the active segment now, so that retention can take it (RET-09).

@@ -207,6 +207,28 @@ fn a_log_that_is_cut_has_written_down_who_wrote_what_was_deleted_before() {
 }
 
 #[test]
+fn a_segment_that_was_begun_for_another_flush_level_is_ended_once_all_of_it_is_in_its_file() {
+    let map = settings(WriteHow::Map { chunk_bytes: 4096 });
+    let staged = settings(WriteHow::Write { map_reads: true, staged: true });
+    let mut log = open(&MemoryDisk::new());
+    append(&mut log, &[0]);
+    log.set_settings(staged).unwrap();
+    assert!(log.roll_if_due(NOW).unwrap());
+    append(&mut log, &[1]);
+    assert!(!log.roll_if_due(NOW).unwrap(), "it is of the right kind");
+    assert_eq!((log.written_end(), log.end()), (Offset(1), Offset(2)), "it waits for a flush");
+    let plan = log.flush_plan().unwrap();
+    log.set_settings(map).unwrap();
+    assert!(!log.roll_if_due(NOW).unwrap(), "its flush is on its way");
+    plan.run().unwrap();
+    log.on_flushed(plan);
+    assert!(log.roll_if_due(NOW).unwrap());
+    append(&mut log, &[2]);
+    assert_eq!(values(&log), [0, 1, 2]);
+    assert_eq!(log.sealed().len(), 2);
+}
+
+#[test]
 fn the_worker_makes_chunks_ready_then_maps_them_and_ends() {
     let disk = MemoryDisk::new();
     let mut log = open(&disk);

@@ -233,18 +233,18 @@ impl Core {
         follower.log.as_mut().map(then)
     }
 
-    /// Seals the active segment when the topic's `segment_age` has passed.
-    pub(crate) fn roll_if_old(&self, now: Timestamp) {
+    /// Seals active segments that are too old, or begun for another flush level.
+    pub(crate) fn roll_if_due(&self, now: Timestamp) {
         let Some(mut state) = self.brief() else { return };
         if self.check_open(&state).is_err() {
             return;
         }
-        let rolled = state.log.roll_if_old(now);
+        let rolled = state.log.roll_if_due(now);
         // Followers roll on their own: where segments end is no part of the log.
         for replica in &state.followers {
             if let Some(mut held) = replica.brief()
                 && let Some(log) = &mut held.log
-                && !matches!(log.roll_if_old(now), Ok(false))
+                && !matches!(log.roll_if_due(now), Ok(false))
             {
                 replica.ask_for_attention(self);
             }

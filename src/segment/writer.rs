@@ -544,6 +544,11 @@ impl ActiveSegment {
         self.staging = self.map.is_none() && how.is_staged();
     }
 
+    /// Whether the segment was begun for batches that are put in place like this.
+    pub(crate) fn suits(&self, how: WriteHow) -> bool {
+        self.map.is_some() == matches!(how, WriteHow::Map { .. })
+    }
+
     /// What a flush has to write and to make durable. One at a time, until [`ActiveSegment::landed`].
     pub(crate) fn take_staged(&mut self) -> Staged {
         let spare = std::mem::take(&mut self.spare);

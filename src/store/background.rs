@@ -410,7 +410,7 @@ impl Shared {
         }
         for (_, core) in self.cores() {
             if core.is_led_by(disk.id) {
-                core.roll_if_old(now);
+                core.roll_if_due(now);
                 self.apply_retention(&core, now);
             }
         }
@@ -420,7 +420,7 @@ impl Shared {
     fn retain_all(&self, now: Timestamp) {
         self.expire_offsets();
         for (_, core) in self.cores() {
-            core.roll_if_old(now);
+            core.roll_if_due(now);
             self.apply_retention(&core, now);
         }
     }

@@ -211,6 +211,7 @@ impl Shared {
                 // Those of a later change, if there was one meanwhile: it may have been here.
                 let config = Arc::clone(&*topic.config.read());
                 core.set_settings(self.core_settings(&config));
+                core.roll_if_due(self.clock.now());
             }
         }
         Ok(())
