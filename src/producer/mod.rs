@@ -416,7 +416,7 @@ impl Shared {
         if in_time {
             return Ok(());
         }
-        Err(Error::TimedOut { what: "flushing the producer".into(), timeout, appended: None })
+        Err(Error::late("flushing the producer", timeout))
     }
 
     fn lanes(&self) -> Vec<Arc<Lane<LogTarget>>> {

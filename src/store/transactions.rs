@@ -380,7 +380,7 @@ impl Transactions {
                 Answer::Refused(Refusal::Busy | Refusal::ProducerIdInUse) | Answer::Failed
                     if patience.lasts() =>
                 {
-                    self.pause(shared);
+                    self.pause(shared)?;
                 }
                 Answer::Refused(refusal) => return Err(refused(&id_of(renews), refusal, renews)),
                 Answer::Failed | Answer::Ended { .. } => return Err(self.in_doubt(wait)),
@@ -472,7 +472,7 @@ impl Transactions {
             return match self.call(shared, wait, id, ask)? {
                 Answer::Ended { outcome, next } => Ok((outcome, next)),
                 Answer::Refused(Refusal::Busy) if patience.lasts() => {
-                    self.pause(shared);
+                    self.pause(shared)?;
                     continue;
                 }
                 Answer::Refused(refusal) => Err(refused(id, refusal, Some(tag))),
@@ -515,12 +515,10 @@ impl Transactions {
     /// # Errors
     /// [`Error::TimedOut`] while a transaction cannot be settled.
     pub(super) fn hold(&self, wait: Duration) -> Result<RwLockWriteGuard<'_, ()>> {
-        let late =
-            |what: &str| Error::TimedOut { what: what.into(), timeout: wait, appended: None };
-        let cut = self.cut.try_write_for(wait);
-        let cut = cut.ok_or_else(|| late("waiting for transactions to settle"))?;
+        let late = |what| Error::late(format!("waiting for {what}"), wait);
+        let cut = self.cut.try_write_for(wait).ok_or_else(|| late("transactions to settle"))?;
         if !self.state.lock().halves.is_empty() {
-            return Err(late("waiting for a transaction whose partitions are not all there"));
+            return Err(late("a transaction whose partitions are not all there"));
         }
         Ok(cut)
     }
@@ -576,20 +574,30 @@ impl Transactions {
     }
 
     /// Before something is tried again.
-    pub(super) fn pause(&self, shared: &Arc<Shared>) {
+    ///
+    /// # Errors
+    /// [`Error::Closed`]: it would be of no use.
+    pub(super) fn pause(&self, shared: &Arc<Shared>) -> Result<()> {
+        shared.check_open()?;
         if shared.options.background {
             let mut state = self.state.lock();
             self.answered.wait_for(&mut state, BUSY_PAUSE);
         } else {
             self.tick(shared);
         }
+        Ok(())
+    }
+
+    /// The store is closed: no answer comes any more.
+    pub(super) fn wake_waiting(&self) {
+        let _state = self.state.lock();
+        self.answered.notify_all();
     }
 
     /// A record could not be written, or is not known to be.
     fn in_doubt(&self, timeout: Duration) -> Error {
-        let what = "the record of a transaction".into();
-        let late = Error::TimedOut { what, timeout, appended: None };
-        self.state.lock().last_error.take().unwrap_or(late)
+        let last = self.state.lock().last_error.take();
+        last.unwrap_or_else(|| Error::late("the record of a transaction", timeout))
     }
 
     /// Asks something and waits for the answer.
@@ -613,21 +621,20 @@ impl Transactions {
             if let Some(answer) = state.take_answer(request) {
                 return Ok(answer);
             }
-            let late = if shared.options.background {
+            let late = if shared.chores.have_ended() {
+                true
+            } else if shared.options.background {
                 let deadline = *deadline.get_or_insert_with(|| Instant::now().checked_add(wait));
                 deadline.is_some_and(|at| self.answered.wait_until(&mut state, at).timed_out())
             } else {
                 // Nobody else does what is due: this thread does, or nothing comes of it.
                 let due = state.coordinator.next_deadline();
-                MutexGuard::unlocked(&mut state, || {
-                    self.tick(shared);
-                });
+                MutexGuard::unlocked(&mut state, || self.tick(shared));
                 due == state.coordinator.next_deadline()
             };
             if late && !state.answers.iter().any(|(of, _)| *of == request) {
                 state.abandoned.insert(request);
-                let what = format!("transaction {id}");
-                return Err(Error::TimedOut { what, timeout: wait, appended: None });
+                return Err(Error::late(format!("transaction {id}"), wait));
             }
         }
     }
@@ -923,8 +930,7 @@ fn report(shared: &Arc<Shared>, what: &str, error: &Error) {
 
 /// Something else is under way; trying again helps.
 pub(crate) fn busy(id: &str) -> Error {
-    let what = format!("settling an earlier transaction of {id}");
-    Error::TimedOut { what, timeout: Duration::ZERO, appended: None }
+    Error::late(format!("settling an earlier transaction of {id}"), Duration::ZERO)
 }
 
 fn id_of(tag: Option<TransactionTag>) -> String {
