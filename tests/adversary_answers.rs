@@ -2,6 +2,8 @@
 #![cfg(feature = "simulation")]
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
@@ -54,6 +56,54 @@ fn a_ticket_that_a_close_ends_says_that_its_record_is_in_the_log() {
     let store = open(&disks);
     assert_eq!(store.partition("t", 0).unwrap().log_end_offset(), Offset(1));
     assert_eq!(told.written(), Written::Yes, "{told:?}");
+}
+
+/// Whoever lost his id while his commit was decided was told `ProducerFenced`, and that nothing of it would be seen: all of it
+/// was, and his successor did it again.
+#[test]
+fn a_commit_that_was_made_is_not_called_fenced() {
+    let store = Store::in_memory(1).unwrap();
+    store.create_topic("t", TopicConfig::new().partitions(2)).unwrap();
+    let over = Arc::new(AtomicBool::new(false));
+    let takes_over = {
+        let (store, over) = (store.clone(), Arc::clone(&over));
+        thread::spawn(move || {
+            while !over.load(Ordering::Acquire) {
+                let _ = store.producer().transactional_id("id").build();
+            }
+        })
+    };
+    let (mut committed, mut fenced) = (0, 0);
+    for _ in 0..3000 {
+        let Ok(mut producer) = store.producer().transactional_id("id").build() else { continue };
+        let Ok(mut transaction) = producer.begin() else { continue };
+        let id = transaction.id();
+        let sent = transaction.append("t", 0, &[Record::new("x")]);
+        if sent.and_then(|_| transaction.append("t", 1, &[Record::new("x")])).is_err() {
+            continue;
+        }
+        let outcome = transaction.commit(LONG);
+        while store.transaction_outcome(id).is_ok_and(|known| known == TransactionOutcome::Open) {
+            // The other aborts it.
+            thread::yield_now();
+        }
+        match store.transaction_outcome(id) {
+            Ok(TransactionOutcome::Committed) => {
+                assert!(outcome.is_ok(), "it is committed: {outcome:?}");
+                committed += 1;
+            }
+            Ok(TransactionOutcome::Aborted) => {
+                assert!(outcome.is_err(), "it is aborted");
+                fenced += 1;
+            }
+            // The other has begun 64 epochs since.
+            Ok(TransactionOutcome::Forgotten) => {}
+            other => panic!("{other:?}, told {outcome:?}"),
+        }
+    }
+    over.store(true, Ordering::Release);
+    takes_over.join().unwrap();
+    assert!(committed > 0 && fenced > 0, "{committed} committed, {fenced} fenced");
 }
 
 /// It went on waiting until its own time was over; and said that nothing was written of what was committed.

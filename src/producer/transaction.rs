@@ -366,7 +366,11 @@ impl<'a> Transaction<'a> {
             Outcome::Committed => without_answer(error, transactions.verdict(tag), wait),
             Outcome::Aborted => error,
         })?;
-        producer.take_next(next)?;
+        match (ended, next) {
+            // Somebody else has the id by now, or its epochs are used up: the next `begin` tells. What is committed is.
+            (Outcome::Committed, None) => producer.in_doubt = true,
+            (_, next) => producer.take_next(next)?,
+        }
         Ok(ended)
     }
 }
