@@ -140,3 +140,16 @@ fn a_close_ends_a_commit_that_waits_for_its_readers() {
     assert_eq!(outcome.unwrap_err().written(), Written::Yes);
     commits.join().unwrap();
 }
+
+#[test]
+fn a_holder_that_lost_its_name_is_told_so_by_next_sequence() {
+    let store = Store::in_memory(1).unwrap();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    let first = store.producer().name("n").build().unwrap();
+    assert_eq!(first.next_sequence("t", 0).unwrap(), 0);
+    let second = store.producer().name("n").build().unwrap();
+    second.send(Record::to("t").value("x")).unwrap().wait(LONG).unwrap();
+    let told = first.next_sequence("t", 0);
+    assert!(matches!(told, Err(Error::ProducerFenced { .. })), "{told:?}");
+    assert_eq!(second.next_sequence("t", 0).unwrap(), 1);
+}
