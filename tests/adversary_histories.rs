@@ -54,6 +54,8 @@ struct Attempt {
 enum End {
     Open,
     Committed,
+    /// By an error.
+    Said(String),
     Aborted(String),
     Unknown(String),
 }
@@ -618,7 +620,7 @@ impl Actor {
                         End::Aborted(text(&error))
                     }
                     Err(error) if error.written() == Written::No => End::Aborted(text(&error)),
-                    Err(error) if error.written() == Written::Yes => End::Committed,
+                    Err(error) if error.written() == Written::Yes => End::Said(text(&error)),
                     Err(error) => End::Unknown(text(&error)),
                 }
             }
@@ -955,7 +957,7 @@ impl World {
         for (number, (count, seen)) in of_wholes {
             let whole = &wholes[&number];
             let told = match whole.end {
-                End::Committed => Some(true),
+                End::Committed | End::Said(_) => Some(true),
                 End::Aborted(_) => Some(false),
                 _ => None,
             };

@@ -362,9 +362,13 @@ impl<'a> Transaction<'a> {
         let (store, tag) = (producer.store.shared(), producer.tag);
         let transactions = &producer.transactions;
         let ended = transactions.end(store, &producer.id, tag, outcome, wait);
-        let (ended, next) = ended.map_err(|error| match outcome {
-            Outcome::Committed => without_answer(error, transactions.verdict(tag), wait),
-            Outcome::Aborted => error,
+        let (ended, next) = ended.map_err(|error| {
+            let written = match (outcome, transactions.verdict(tag)) {
+                (Outcome::Aborted, _) | (_, Verdict::Aborted) => Written::No,
+                (_, Verdict::Committed) => Written::Yes,
+                (_, Verdict::Open | Verdict::Forgotten | Verdict::Unknown) => Written::Unknown,
+            };
+            without_answer(error, written, wait)
         })?;
         match (ended, next) {
             // Somebody else has the id by now, or its epochs are used up: the next `begin` tells. What is committed is.
@@ -388,18 +392,13 @@ impl Drop for Transaction<'_> {
     }
 }
 
-/// What a commit that got no answer is told: as much as is known of how it ends, for what is said of a record of the store's own
-/// is not said of the transaction's.
-fn without_answer(error: Error, verdict: Verdict, timeout: Duration) -> Error {
+/// What is told if there is no answer: as much as is known of how the transaction ends, for what is said of a record of the
+/// store's own is not said of the transaction's.
+fn without_answer(error: Error, written: Written, timeout: Duration) -> Error {
     let what = match error {
         Error::TimedOut { what, .. } => what,
         Error::NotEnoughReplicasAfterAppend { .. } => error.to_string(),
         error => return error,
-    };
-    let written = match verdict {
-        Verdict::Committed => Written::Yes,
-        Verdict::Aborted => Written::No,
-        Verdict::Open | Verdict::Forgotten | Verdict::Unknown => Written::Unknown,
     };
     Error::TimedOut { what, timeout, appended: None, written }
 }
