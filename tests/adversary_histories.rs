@@ -261,9 +261,7 @@ impl Actor {
                         first
                     })
                 }
-                1 => partition
-                    .append_nowait(&records, Acks::All)
-                    .and_then(|ticket| pollster::block_on(ticket)),
+                1 => partition.append_nowait(&records, Acks::All).and_then(pollster::block_on),
                 _ => ledger.timed("append", APPEND, || partition.append(&records, Acks::All)),
             };
             for at in 0..count {
@@ -290,7 +288,7 @@ impl Actor {
             let Ok(partition) = self.store.partition("t", number) else { break };
             let count = 1 + self.random.below(3);
             let values: Vec<_> = (nth..nth + count).map(|nth| value(who, nth)).collect();
-            let records: Vec<_> = values.iter().map(|value| Record::new(value)).collect();
+            let records: Vec<_> = values.iter().map(Record::new).collect();
             let author = ProducerSequence { id, epoch: ProducerEpoch(0), sequence: nth };
             let mut last = None;
             let mut was_written = false;
@@ -774,7 +772,7 @@ impl Actor {
     }
 
     /// An operator who leaves nothing as it is.
-    fn operates(mut self, disks: Vec<SimDisk>) {
+    fn operates(mut self, disks: &[SimDisk]) {
         let mut stopped = None;
         let mut hung: Option<usize> = None;
         while self.goes_on() {
@@ -1060,7 +1058,7 @@ impl World {
         start("reads-c", Box::new(|actor| actor.reads(Isolation::ReadCommitted)));
         start("snapshots", Box::new(Actor::snapshots));
         let disks = self.disks.clone();
-        start("operates", Box::new(move |actor| actor.operates(disks)));
+        start("operates", Box::new(move |actor| actor.operates(&disks)));
         thread::sleep(span);
         match ends_by {
             0 => {}
