@@ -8,14 +8,15 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use oncelog::simulation::{Fault, SimDisk};
+use oncelog::simulation::{Fault, Hang, SimDisk};
 use oncelog::{
     Acks, DiskId, Error, ErrorClass, Offset, Record, Store, TopicConfig, TransactionOutcome,
     Written,
 };
 
-/// More than any wait of a test may take.
-const LONG: Duration = Duration::from_secs(30);
+use common::{Hanging, LONG};
+
+mod common;
 
 fn open(disks: &[SimDisk]) -> Store {
     let builder = Store::builder().append_timeout(LONG).replica_lag_max(LONG);
@@ -139,6 +140,29 @@ fn a_close_ends_a_commit_that_waits_for_its_readers() {
     let outcome = heard.recv_timeout(LONG).expect("the commit waits for a store that is closed");
     assert_eq!(outcome.unwrap_err().written(), Written::Yes);
     commits.join().unwrap();
+}
+
+/// It waited for the disk, for as long as an append may take.
+#[test]
+fn s22_a_commit_ends_in_its_time_and_is_made_all_the_same() {
+    let disks = [SimDisk::new(1), SimDisk::new(2), SimDisk::new(3)];
+    let builder = Store::builder().append_timeout(LONG * 2).replica_lag_max(LONG * 2);
+    let builder = disks.iter().cloned().fold(builder, |all, disk| all.simulated_disk(disk));
+    let store = builder.threads().open().unwrap();
+    store.create_topic("t", TopicConfig::new().replication_factor(3)).unwrap();
+    let mut producer = store.producer().transactional_id("id").build().unwrap();
+    let mut transaction = producer.begin().unwrap();
+    let id = transaction.id();
+    transaction.append("t", 0, &[Record::new("x")]).unwrap();
+    store.partition("t", 0).unwrap().wait_for(Offset(0), LONG).unwrap();
+    let hanging = Hanging::new(&disks[2], Hang::Syncs);
+    let told = transaction.commit(Duration::from_millis(50)).unwrap_err();
+    assert_eq!(told.written(), Written::Unknown, "{told:?}");
+    hanging.heal();
+    while store.transaction_outcome(id).unwrap() == TransactionOutcome::Open {
+        thread::yield_now();
+    }
+    assert_eq!(store.transaction_outcome(id).unwrap(), TransactionOutcome::Committed);
 }
 
 #[test]

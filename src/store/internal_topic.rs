@@ -69,7 +69,7 @@ pub(super) struct Live {
 }
 
 /// Records on their way, to be waited for without the table's lock.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Begun {
     core: Arc<Core>,
     waiting: Option<Waiting>,

@@ -35,6 +35,7 @@ use crate::protocol::transaction::records::TransactionRecord;
 use crate::record::Marker;
 use crate::types::{Acks, DiskId, Flush, Mix, Offset, Outcome, Timestamp, TopicId};
 
+use super::background::apart;
 use super::chores::Chore;
 use super::groups::GROUP_TOPIC;
 use super::internal_topic::{Begun, Entry, InternalTopic, Live, Rewritten};
@@ -613,7 +614,8 @@ impl Transactions {
             state.next_request += 1;
             RequestId(state.next_request)
         };
-        self.run(shared, event(request));
+        let jobs = self.step(shared, event(request));
+        let left = self.finish_within(shared, jobs, wait);
         let mut state = self.state.lock();
         // The thread that asks mostly does itself what the answer needs: then the clock is not asked.
         let mut deadline = None;
@@ -624,7 +626,7 @@ impl Transactions {
             let late = if shared.chores.have_ended() {
                 true
             } else if shared.options.background {
-                let deadline = *deadline.get_or_insert_with(|| Instant::now().checked_add(wait));
+                let deadline = *deadline.get_or_insert_with(|| Instant::now().checked_add(left));
                 deadline.is_some_and(|at| self.answered.wait_until(&mut state, at).timed_out())
             } else {
                 // Nobody else does what is due: this thread does, or nothing comes of it.
@@ -739,12 +741,27 @@ impl Transactions {
     }
 
     fn finish(&self, shared: &Arc<Shared>, jobs: Vec<Job>) {
+        let _ = self.finish_within(shared, jobs, Duration::MAX);
+    }
+
+    /// Returns how much of `wait` is left: nothing, if a record took longer and was left to a thread of its own.
+    fn finish_within(&self, shared: &Arc<Shared>, jobs: Vec<Job>, mut wait: Duration) -> Duration {
         let mut jobs = VecDeque::from(jobs);
         while let Some(job) = jobs.pop_front() {
             match job {
                 Job::Persist { id, begun } => {
-                    let written =
-                        begun.and_then(|begun| begun.wait(shared, shared.options.append_timeout));
+                    let timeout = shared.options.append_timeout;
+                    let written = match &begun {
+                        Ok(begun) => begun.wait(shared, timeout.min(wait)),
+                        Err(error) => Err(error.clone()),
+                    };
+                    if let (Ok(begun), Err(Error::TimedOut { .. })) = (&begun, &written)
+                        && wait < timeout
+                        && leave(shared, &id, begun)
+                    {
+                        wait = Duration::ZERO;
+                        continue;
+                    }
                     let event = match written {
                         Ok(()) => Event::Persisted { id },
                         Err(error) => {
@@ -765,6 +782,7 @@ impl Transactions {
                 Job::Close(tag) => jobs.extend(self.step(shared, Event::Close { tag })),
             }
         }
+        wait
     }
 
     /// Appends the markers, all at once, and waits for those of an abort.
@@ -921,6 +939,15 @@ fn put(table: &mut HashMap<Vec<u8>, Vec<u8>>, key: Vec<u8>, value: Option<Vec<u8
         Some(value) => table.insert(key, value),
         None => table.remove(&key),
     };
+}
+
+/// Leaves a record to a thread that waits for it. False: there is none.
+fn leave(shared: &Arc<Shared>, id: &Arc<str>, begun: &Begun) -> bool {
+    let transactions = shared.known_transactions().filter(|_| shared.options.background);
+    let Some(transactions) = transactions else { return false };
+    let (shared, job) =
+        (Arc::clone(shared), Job::Persist { id: Arc::clone(id), begun: Ok(begun.clone()) });
+    apart(move || transactions.finish(&shared, vec![job]))
 }
 
 fn report(shared: &Arc<Shared>, what: &str, error: &Error) {
