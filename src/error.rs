@@ -173,6 +173,8 @@ pub enum Error {
         timeout: Duration,
         /// The offsets of an append that is in the log but not acknowledged yet.
         appended: Option<Range<Offset>>,
+        /// Whether what was asked for may still come about: of a delivery, or of a decision, that is under way.
+        written: Written,
     },
     /// After an unclean election the log does not have what this consumer has read: it is another one from
     /// `diverged_at` on. Seek there, or to where the application wants to go on.
@@ -440,19 +442,15 @@ impl Error {
         }
     }
 
-    /// Whether the records of the append that failed are in the log. `No` for every other call.
+    /// Whether the records of the append that failed are in the log; of a commit, whether it is, or may be, made all the same.
+    /// `No` for every other call.
     #[must_use]
     pub fn written(&self) -> Written {
         match self {
             Self::NotEnoughReplicasAfterAppend { .. } => Written::Yes,
-            Self::TimedOut { appended, .. } => {
-                if appended.is_some() {
-                    Written::Yes
-                } else {
-                    Written::No
-                }
-            }
-            Self::Io { written, .. } | Self::DiskOffline { written, .. } => *written,
+            Self::TimedOut { written, .. }
+            | Self::Io { written, .. }
+            | Self::DiskOffline { written, .. } => *written,
             Self::DuplicateSequence { .. } => Written::Yes,
             Self::UnknownTopicOrPartition { .. }
             | Self::TopicExists { .. }
@@ -528,6 +526,26 @@ impl Error {
             Self::ReadOnly => "POLICY_VIOLATION",
             Self::Closed => "BROKER_NOT_AVAILABLE",
         }
+    }
+
+    /// The time is over, and nothing was done.
+    pub(crate) fn late(what: impl Into<String>, timeout: Duration) -> Self {
+        Self::TimedOut { what: what.into(), timeout, appended: None, written: Written::No }
+    }
+
+    /// The time is over, and what was asked for may have been done, or be done later.
+    pub(crate) fn in_doubt(what: impl Into<String>, timeout: Duration) -> Self {
+        Self::TimedOut { what: what.into(), timeout, appended: None, written: Written::Unknown }
+    }
+
+    /// The time is over for records that are in the log.
+    pub(crate) fn unacknowledged(
+        what: impl Into<String>,
+        timeout: Duration,
+        offsets: Range<Offset>,
+    ) -> Self {
+        let written = Written::Yes;
+        Self::TimedOut { what: what.into(), timeout, appended: Some(offsets), written }
     }
 
     /// Names the file and the action that the system refused.

@@ -773,7 +773,7 @@ impl Consumer {
         let slot = self.slots.get_mut(&key).expect("it was just found");
         if self.starting.contains(&key) {
             let what = format!("{}: the offset that is committed", slot.partition.name());
-            return Err(Error::TimedOut { what, timeout: Duration::ZERO, appended: None });
+            return Err(Error::late(what, Duration::ZERO));
         }
         if slot.position().is_none() {
             slot.start(&self.settings)?;

@@ -181,7 +181,10 @@ impl Log {
     pub(crate) fn set_settings(&mut self, settings: LogSettings) -> Result<(), Error> {
         self.settings = settings;
         if let Some(active) = &mut self.active {
-            active.write_all_out()?;
+            // What may go on waiting does: the caller has a lock that no call to a disk is to hold, for it may hang.
+            if !settings.how.is_staged() {
+                active.write_all_out()?;
+            }
             active.set_how(settings.how);
         }
         Ok(())

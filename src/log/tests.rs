@@ -270,3 +270,21 @@ fn s6_a_log_without_its_side_files_gives_the_same_answers() {
     }
     assert_eq!(values(&open(&disk)), expected);
 }
+
+/// They were written out each time: under the partition's lock, for which everybody waited where the disk hung.
+#[test]
+fn a_change_of_settings_asks_nothing_of_the_disk_unless_records_wait_in_memory_no_more() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk);
+    let staged = WriteHow::Write { map_reads: true, staged: true };
+    log.set_settings(settings(staged)).unwrap();
+    append(&mut log, &[1]);
+    log.roll_now(NOW).unwrap();
+    append(&mut log, &[2]);
+    assert!(log.written_end() < log.end(), "it waits in memory");
+    log.set_settings(LogSettings { segment_bytes: 8192, ..settings(staged) }).unwrap();
+    assert!(log.written_end() < log.end(), "it still does");
+    let written = WriteHow::Write { map_reads: true, staged: false };
+    log.set_settings(settings(written)).unwrap();
+    assert_eq!(log.written_end(), log.end());
+}

@@ -21,7 +21,7 @@ use crate::error::{Error, Written};
 use crate::log::FlushPlan;
 use crate::types::{Acks, DiskId, Flush, LeaderEpoch, Offset};
 
-use super::core::{Core, State};
+use super::core::{Core, Ended, State};
 
 /// How long a leader waits for as many as last time.
 const GATHER: Duration = Duration::from_micros(30);
@@ -217,10 +217,9 @@ impl Core {
     ) -> Result<Waited, Error> {
         let started = Instant::now();
         let locked = self.state.try_lock_for(timeout);
-        let mut state = locked.ok_or_else(|| Error::TimedOut {
-            what: format!("{}: its leader's disk hangs", self.partition),
-            timeout,
-            appended: Some(wait.offsets.clone()),
+        let mut state = locked.ok_or_else(|| {
+            let what = format!("{}: its leader's disk hangs", self.partition);
+            Error::unacknowledged(what, timeout, wait.offsets.clone())
         })?;
         let (mut told_to_lead, mut driven) = (false, false);
         loop {
@@ -271,14 +270,7 @@ impl Core {
                 self.forget(&mut state, &bed);
                 match bed.told.load(Ordering::Acquire) {
                     NOTHING => {
-                        return Err(Error::TimedOut {
-                            what: format!(
-                                "{}: acknowledging offset {}",
-                                self.partition, wait.offsets.start
-                            ),
-                            timeout,
-                            appended: Some(wait.offsets.clone()),
-                        });
+                        return Err(self.unacknowledged(wait, timeout));
                     }
                     // The news came with the end of the time.
                     news => told_to_lead = news == LEAD,
@@ -287,6 +279,12 @@ impl Core {
                 told_to_lead = news == LEAD;
             }
         }
+    }
+
+    /// The end of a wait for records that are in the log.
+    pub(super) fn unacknowledged(&self, wait: &Wait, timeout: Duration) -> Error {
+        let what = format!("{}: acknowledging offset {}", self.partition, wait.offsets.start);
+        Error::unacknowledged(what, timeout, wait.offsets.clone())
     }
 
     /// How an append ended, if it has.
@@ -299,6 +297,13 @@ impl Core {
         }
         if is_acknowledged(state, wait) {
             return Some(Ok(()));
+        }
+        if state.fenced.is_none() && state.ended == Some(Ended::StoreClosed) {
+            // `Closed` says that nothing was written; these the leader's log has.
+            let at = wait.offsets.start;
+            let what = format!("{}: acknowledging offset {at} of a closed store", self.partition);
+            let offsets = wait.offsets.clone();
+            return Some(Err(Error::unacknowledged(what, Duration::ZERO, offsets)));
         }
         if state.ended.is_some() || (state.fenced.is_some() && state.replicas == 1) {
             return Some(Err(self.closed_error(state, Written::Unknown)));

@@ -86,10 +86,8 @@ impl Core {
     #[inline]
     pub(super) fn lock_to_append(&self) -> Result<MutexGuard<'_, State>, Error> {
         let timeout = self.append_timeout();
-        self.state.try_lock_for(timeout).ok_or_else(|| Error::TimedOut {
-            what: format!("{}: its leader's disk hangs", self.partition()),
-            timeout,
-            appended: None,
+        self.state.try_lock_for(timeout).ok_or_else(|| {
+            Error::late(format!("{}: its leader's disk hangs", self.partition()), timeout)
         })
     }
 

@@ -255,7 +255,7 @@ impl Core {
             };
             if timed_out && visible_end(&mut state, isolation) <= offset {
                 let what = format!("{}: waiting for offset {offset}", self.partition);
-                break Err(Error::TimedOut { what, timeout, appended: None });
+                break Err(Error::late(what, timeout));
             }
         };
         state.readers -= 1;

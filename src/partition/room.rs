@@ -103,9 +103,7 @@ impl Core {
             Ok(Waited::Acknowledged) => Ok(self.state.lock()),
             Ok(Waited::Unsettled) => Err(self.no_leader()),
             // Nothing of this append was written.
-            Err(Error::TimedOut { what, timeout, .. }) => {
-                Err(Error::TimedOut { what, timeout, appended: None })
-            }
+            Err(Error::TimedOut { what, timeout, .. }) => Err(Error::late(what, timeout)),
             Err(error) => Err(error),
         }
     }
@@ -121,7 +119,7 @@ impl Core {
             let left = timeout.saturating_sub(begun.elapsed());
             if left.is_zero() {
                 let what = format!("{}: making space on {}", self.partition(), state.leading.disk);
-                return Err(Error::TimedOut { what, timeout, appended: None });
+                return Err(Error::late(what, timeout));
             }
             self.room_made.wait_for(&mut state, left);
         }

@@ -212,7 +212,7 @@ impl Core {
             while self.is_in_sync(replica.disk) && !self.has_flushed(replica.disk, end) {
                 if begun.elapsed() >= timeout {
                     let what = format!("{}: flushing on {}", self.partition(), replica.disk);
-                    return Err(Error::TimedOut { what, timeout, appended: None });
+                    return Err(Error::late(what, timeout));
                 }
                 self.want_follower_flush(replica);
                 self.room_made.wait_for(&mut self.state.lock(), FLUSH_PAUSE);

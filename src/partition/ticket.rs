@@ -169,8 +169,8 @@ impl Ticket {
     /// Waits for the acknowledgement.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] with the offsets, which may still be acknowledged later;
-    /// [`Error::DiskOffline`] when the flush failed; [`Error::Closed`].
+    /// [`Error::TimedOut`] with the offsets, which may still be acknowledged later, and at once when the store is closed;
+    /// [`Error::DiskOffline`] when the flush failed.
     pub fn wait(&self, timeout: Duration) -> Result<Appended> {
         if let (Some(wait), Some(settle)) = (&self.wait, &self.settle) {
             self.core.wait_settled(wait, timeout, settle)?;
@@ -270,19 +270,11 @@ impl Core {
             match self.wait_acknowledged(wait, left) {
                 Ok(Waited::Acknowledged) => return Ok(()),
                 Ok(Waited::Unsettled) if left.is_zero() => {
-                    return Err(Error::TimedOut {
-                        what: format!(
-                            "{}: acknowledging offset {}",
-                            self.partition(),
-                            wait.offsets.start
-                        ),
-                        timeout,
-                        appended: Some(wait.offsets.clone()),
-                    });
+                    return Err(self.unacknowledged(wait, timeout));
                 }
                 Ok(Waited::Unsettled) => settle(),
-                Err(Error::TimedOut { what, appended, .. }) => {
-                    return Err(Error::TimedOut { what, timeout, appended });
+                Err(Error::TimedOut { what, appended, written, .. }) => {
+                    return Err(Error::TimedOut { what, timeout, appended, written });
                 }
                 Err(error) => return Err(error),
             }

@@ -80,8 +80,9 @@ impl Delivery {
     /// Waits for the outcome, for up to `timeout`. May be called again.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] when it is not known by then, or when the producer's `delivery_timeout` is over, which
-    /// ends the delivery; [`Error::written`] tells whether the record may be in the log. Otherwise what the append
+    /// [`Error::TimedOut`] when it is not known by then, and may still come ([`Written::Unknown`](crate::Written)); or when
+    /// the producer's `delivery_timeout` is over, which ends the delivery: [`Error::written`] tells whether the record may be
+    /// in the log. Otherwise what the append
     /// ran into and no retry could mend.
     pub fn wait(&self, timeout: Duration) -> Result<RecordMetadata> {
         match &self.0 {
@@ -161,7 +162,7 @@ impl<T: Target> Receipt<T> {
         self.lane().wait(self.sent.number, timeout, Until::Ended);
         self.known().unwrap_or_else(|| {
             let what = format!("{}: delivering a record", self.lane().name());
-            Err(Error::TimedOut { what, timeout, appended: None })
+            Err(Error::in_doubt(what, timeout))
         })
     }
 

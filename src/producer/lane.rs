@@ -822,7 +822,7 @@ impl<T: Target> Lane<T> {
         if !state.window.is_idle() {
             let what = format!("{}: ending the records behind one that failed", self.name);
             let timeout = Duration::ZERO;
-            return Err(Error::TimedOut { what, timeout, appended: None });
+            return Err(Error::late(what, timeout));
         }
         let next = self.target.next_sequence()?;
         state.window.mend(next);

@@ -249,13 +249,15 @@ impl Producer {
     /// ```
     pub fn next_sequence(&self, topic: &str, partition: u32) -> Result<u64> {
         let shared = &self.handle.shared;
-        if shared.holder.is_none() {
+        let Some(holder) = &shared.holder else {
             return Err(Error::InvalidConfig {
                 key: "name".into(),
                 value: String::new(),
                 reason: "a producer without a name begins anew each time".into(),
             });
-        }
+        };
+        // What it has counted itself is over once somebody else has the name.
+        drop(holder.reigns()?);
         shared
             .lane_by_name(&ProducerRecord {
                 topic,
@@ -416,7 +418,7 @@ impl Shared {
         if in_time {
             return Ok(());
         }
-        Err(Error::TimedOut { what: "flushing the producer".into(), timeout, appended: None })
+        Err(Error::late("flushing the producer", timeout))
     }
 
     fn lanes(&self) -> Vec<Arc<Lane<LogTarget>>> {

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorClass, Result, Written};
 use crate::partition::{Appended, Author, Ticket};
 use crate::protocol::group::assignment::PartitionId;
 use crate::protocol::producer_state::batch::Numbering;
-use crate::protocol::transaction::lineage::TransactionTag;
+use crate::protocol::transaction::lineage::{TransactionTag, Verdict};
 use crate::record::{ProducerRecord, Record, RecordSize};
 use crate::store::{CommittedOffset, ConsumerGroupMetadata, Offered, busy};
 use crate::types::{Acks, Compression, Mix, Offset, Outcome, ProducerSequence, TopicPartition};
@@ -295,8 +295,8 @@ impl<'a> Transaction<'a> {
     ///
     /// # Errors
     /// [`Error::TransactionAborted`]: it was aborted instead, for it had timed out or a record of it is not
-    /// acknowledged. [`Error::ProducerFenced`]. [`Error::TimedOut`] and others: how it ends is not known yet;
-    /// [`Store::transaction_outcome`](crate::Store::transaction_outcome) tells, and the next
+    /// acknowledged. [`Error::ProducerFenced`]: so it was. [`Error::TimedOut`] and others: how it ends is not known yet,
+    /// unless [`Error::written`] says so; [`Store::transaction_outcome`](crate::Store::transaction_outcome) tells, and the next
     /// [`TransactionalProducer::begin`] settles it.
     pub fn commit(mut self, timeout: Duration) -> Result<()> {
         // Where nothing is waited for before the decision, the clock is not asked.
@@ -360,10 +360,22 @@ impl<'a> Transaction<'a> {
             return Ok(outcome); // it never began
         }
         let (store, tag) = (producer.store.shared(), producer.tag);
-        let ended = producer.transactions.end(store, &producer.id, tag, outcome, wait)?;
-        let (outcome, next) = ended;
-        producer.take_next(next)?;
-        Ok(outcome)
+        let transactions = &producer.transactions;
+        let ended = transactions.end(store, &producer.id, tag, outcome, wait);
+        let (ended, next) = ended.map_err(|error| {
+            let written = match (outcome, transactions.verdict(tag)) {
+                (Outcome::Aborted, _) | (_, Verdict::Aborted) => Written::No,
+                (_, Verdict::Committed) => Written::Yes,
+                (_, Verdict::Open | Verdict::Forgotten | Verdict::Unknown) => Written::Unknown,
+            };
+            without_answer(error, written, wait)
+        })?;
+        match (ended, next) {
+            // Somebody else has the id by now, or its epochs are used up: the next `begin` tells. What is committed is.
+            (Outcome::Committed, None) => producer.in_doubt = true,
+            (_, next) => producer.take_next(next)?,
+        }
+        Ok(ended)
     }
 }
 
@@ -380,6 +392,17 @@ impl Drop for Transaction<'_> {
     }
 }
 
+/// What is told if there is no answer: as much as is known of how the transaction ends, for what is said of a record of the
+/// store's own is not said of the transaction's.
+fn without_answer(error: Error, written: Written, timeout: Duration) -> Error {
+    let what = match error {
+        Error::TimedOut { what, .. } => what,
+        Error::NotEnoughReplicasAfterAppend { .. } => error.to_string(),
+        error => return error,
+    };
+    Error::TimedOut { what, timeout, appended: None, written }
+}
+
 /// Counts the tries of a batch.
 #[derive(Debug, Default)]
 struct Tries {
@@ -391,7 +414,7 @@ impl Tries {
     /// Waits a little, longer each time. False: the time is over, or nobody else could change anything meanwhile.
     fn may_try_again(&mut self, within: Duration, store: &crate::store::Store) -> bool {
         let started = *self.started.get_or_insert_with(Instant::now);
-        if started.elapsed() >= within || !store.has_background() {
+        if started.elapsed() >= within || !store.has_background() || store.check_open().is_err() {
             return false;
         }
         let pause = Duration::from_millis(1) * (1 << self.count.min(7));

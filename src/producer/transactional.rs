@@ -238,7 +238,8 @@ impl TransactionalProducer {
     ) -> Result<Self> {
         let transactions = store.shared().transactions()?;
         let (timeout, wait) = (transaction.timeout, settings.max_block);
-        let tag = transactions.open(store.shared(), &id, timeout, None, wait)?;
+        let opened = transactions.open(store.shared(), &id, timeout, None, wait);
+        let tag = opened.or_else(|error| store.check_open().and(Err(error)))?;
         Ok(Self::held(store, transactions, id, tag, settings, transaction, partitioner))
     }
 

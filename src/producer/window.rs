@@ -113,7 +113,10 @@ impl<P> Slot<P> {
     fn late(&self, name: &TopicPartition, settings: &ProducerSettings) -> Error {
         let appended = self.offsets.clone().filter(|_| self.written);
         let what = format!("{name}: delivering {} records", self.batch.count);
-        Error::TimedOut { what, timeout: settings.delivery_timeout, appended }
+        match appended {
+            Some(offsets) => Error::unacknowledged(what, settings.delivery_timeout, offsets),
+            None => Error::late(what, settings.delivery_timeout),
+        }
     }
 }
 

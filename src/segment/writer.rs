@@ -52,7 +52,7 @@ pub(crate) enum WriteHow {
 }
 
 impl WriteHow {
-    fn is_staged(self) -> bool {
+    pub(crate) fn is_staged(self) -> bool {
         matches!(self, Self::Write { staged: true, .. })
     }
 }

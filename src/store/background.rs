@@ -294,7 +294,7 @@ impl Workers {
             let _own = IsOwn::mark();
             let _ = sender.send(last());
         });
-        let late = || Error::TimedOut { what: "closing the store".into(), timeout, appended: None };
+        let late = || Error::late("closing the store", timeout);
         if let Err(error) = finisher {
             return Err(Error::io("", "start a thread", error));
         }

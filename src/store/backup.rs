@@ -172,11 +172,10 @@ impl Shared {
                 return Ok((state, cuts));
             }
         }
-        Err(Error::TimedOut {
-            what: "waiting for a moment in which no topic comes or goes".into(),
-            timeout: self.options.append_timeout,
-            appended: None,
-        })
+        Err(Error::late(
+            "waiting for a moment in which no topic comes or goes",
+            self.options.append_timeout,
+        ))
     }
 
     /// Copies a partition. Also returns whether there are producers to remember.

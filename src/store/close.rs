@@ -60,7 +60,7 @@ impl Closing {
         if *is_done {
             return Ok(());
         }
-        Err(Error::TimedOut { what: "closing the store".into(), timeout, appended: None })
+        Err(Error::late("closing the store", timeout))
     }
 }
 
@@ -171,6 +171,9 @@ impl Shared {
         }
         // Who waits for what will not come is told so.
         self.chores.end();
+        if let Some(transactions) = self.known_transactions() {
+            transactions.wake_waiting();
+        }
         outcome
     }
 }

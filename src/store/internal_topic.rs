@@ -69,7 +69,7 @@ pub(super) struct Live {
 }
 
 /// Records on their way, to be waited for without the table's lock.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Begun {
     core: Arc<Core>,
     waiting: Option<Waiting>,
@@ -338,6 +338,11 @@ impl InternalTopic {
 }
 
 impl Begun {
+    /// Whether there is anything to wait for.
+    pub(super) fn waits(&self) -> bool {
+        self.waiting.is_some()
+    }
+
     /// Waits until the records are as safe as the topic's flush level gives.
     ///
     /// # Errors

@@ -237,7 +237,7 @@ impl Store {
         let timeout = shared.options.append_timeout;
         let _alone = slot.moving.try_lock_for(timeout).ok_or_else(|| {
             let what = format!("{}: another move of its replicas", slot.partition);
-            Error::TimedOut { what, timeout, appended: None }
+            Error::late(what, timeout)
         })?;
         shared.move_replicas(&topic, &slot, disks)
     }
@@ -268,8 +268,8 @@ impl Shared {
     fn admit_alone(&self) -> Result<MutexGuard<'_, ()>> {
         let timeout = self.options.append_timeout;
         self.admitting.try_lock_for(timeout).ok_or_else(|| {
-            let what = "another directory that becomes a disk".into();
-            Error::TimedOut { what, timeout, appended: None }
+            let what = "another directory that becomes a disk";
+            Error::late(what, timeout)
         })
     }
 
@@ -504,7 +504,7 @@ impl Shared {
         if held.is_none() || !core.is_free(disk.id) {
             let what = format!("{}: a call to {} still hangs", slot.partition, disk.id);
             let timeout = Duration::ZERO;
-            return Err(Error::TimedOut { what, timeout, appended: None });
+            return Err(Error::late(what, timeout));
         }
         let described = self.metadata.lock().state().partition(topic.id, number).cloned();
         let Some(described) = described else { return Ok(()) };
@@ -581,7 +581,7 @@ impl Shared {
                 (self.clock.elapsed().saturating_sub(started), self.options.append_timeout);
             if elapsed >= timeout || begun.elapsed() >= timeout.max(STILL_PATIENCE) {
                 let what = format!("{}: copying to its new disks", slot.partition);
-                return Err(Error::TimedOut { what, timeout: elapsed, appended: None });
+                return Err(Error::late(what, elapsed));
             }
             core.bring_up(disks, self.clock.now());
             core.tick(self.watch(), self.options.lag_max);

@@ -103,7 +103,7 @@ impl Shared {
         let timeout = self.options.append_timeout;
         let Some(mut current) = reign.epoch.try_write_for(timeout) else {
             let what = format!("an append of the holder of {name}");
-            return Err(Error::TimedOut { what, timeout, appended: None });
+            return Err(Error::late(what, timeout));
         };
         let Some(epoch) = current.0.checked_add(1).map(ProducerEpoch) else {
             let reason = "it was held 2^32 times".to_owned();

@@ -106,11 +106,11 @@ impl Transactions {
                 }
             }
             if !patience.lasts() {
-                let what = "waiting for a transaction whose partitions are not all there".into();
+                let what = "waiting for a transaction whose partitions are not all there";
                 let timeout = SETTLE_TIMEOUT;
-                return Err(Error::TimedOut { what, timeout, appended: None });
+                return Err(Error::late(what, timeout));
             }
-            self.pause(shared);
+            self.pause(shared)?;
         }
     }
 }

@@ -143,7 +143,7 @@ impl View {
             }
             if started.elapsed() >= timeout {
                 let what = format!("{}: waiting for offset {offset}", self.partition);
-                return Err(Error::TimedOut { what, timeout, appended: None });
+                return Err(Error::late(what, timeout));
             }
             std::thread::sleep(LOOK_EVERY.min(timeout));
         }

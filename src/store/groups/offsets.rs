@@ -145,8 +145,8 @@ impl Offsets {
         let placed = ended?;
         if !is_whole || self.core.leader_epoch() != epoch {
             table.epoch = None;
-            let what = "committing offsets under one leader".into();
-            return Err(Error::TimedOut { what, timeout: Duration::ZERO, appended: None });
+            let what = "committing offsets under one leader";
+            return Err(Error::late(what, Duration::ZERO));
         }
         table.rewrite_if_due(shared);
         Ok(shared.ticket_of(&self.core, placed, Acks::All))
@@ -213,7 +213,7 @@ impl Offsets {
                 };
             if late {
                 let what = format!("group {group}: a transaction with its offsets");
-                return Err(Error::TimedOut { what, timeout: wait, appended: None });
+                return Err(Error::late(what, wait));
             }
             drop(table);
             table = self.lock(shared)?;

@@ -34,6 +34,7 @@ use crate::protocol::transaction::messages::{
 use crate::protocol::transaction::records::TransactionRecord;
 use crate::types::{Flush, Mix, Offset, Outcome, Timestamp, TopicId};
 
+use super::background::apart;
 use super::groups::GROUP_TOPIC;
 use super::internal_topic::{Begun, Entry, InternalTopic, Live, Rewritten};
 use super::{Partition, Shared, Topic};
@@ -257,7 +258,7 @@ impl Transactions {
                 Answer::Refused(Refusal::Busy | Refusal::ProducerIdInUse) | Answer::Failed
                     if patience.lasts() =>
                 {
-                    self.pause(shared);
+                    self.pause(shared)?;
                 }
                 Answer::Refused(refusal) => return Err(refused(&id_of(renews), refusal, renews)),
                 Answer::Failed | Answer::Ended { .. } => return Err(self.in_doubt(wait)),
@@ -332,7 +333,7 @@ impl Transactions {
             return match self.call(shared, wait, id, ask)? {
                 Answer::Ended { outcome, next } => Ok((outcome, next)),
                 Answer::Refused(Refusal::Busy) if patience.lasts() => {
-                    self.pause(shared);
+                    self.pause(shared)?;
                     continue;
                 }
                 Answer::Refused(refusal) => Err(refused(id, refusal, Some(tag))),
@@ -369,12 +370,10 @@ impl Transactions {
     /// # Errors
     /// [`Error::TimedOut`] while a transaction cannot be settled.
     pub(super) fn hold(&self, wait: Duration) -> Result<RwLockWriteGuard<'_, ()>> {
-        let late =
-            |what: &str| Error::TimedOut { what: what.into(), timeout: wait, appended: None };
-        let cut = self.cut.try_write_for(wait);
-        let cut = cut.ok_or_else(|| late("waiting for transactions to settle"))?;
+        let late = |what| Error::late(format!("waiting for {what}"), wait);
+        let cut = self.cut.try_write_for(wait).ok_or_else(|| late("transactions to settle"))?;
         if !self.state.lock().halves.is_empty() {
-            return Err(late("waiting for a transaction whose partitions are not all there"));
+            return Err(late("a transaction whose partitions are not all there"));
         }
         Ok(cut)
     }
@@ -430,20 +429,30 @@ impl Transactions {
     }
 
     /// Before something is tried again.
-    pub(super) fn pause(&self, shared: &Arc<Shared>) {
+    ///
+    /// # Errors
+    /// [`Error::Closed`]: it would be of no use.
+    pub(super) fn pause(&self, shared: &Arc<Shared>) -> Result<()> {
+        shared.check_open()?;
         if shared.options.background {
             let mut state = self.state.lock();
             self.answered.wait_for(&mut state, BUSY_PAUSE);
         } else {
             self.tick(shared);
         }
+        Ok(())
+    }
+
+    /// The store is closed: no answer comes any more.
+    pub(super) fn wake_waiting(&self) {
+        let _state = self.state.lock();
+        self.answered.notify_all();
     }
 
     /// A record could not be written, or is not known to be.
     fn in_doubt(&self, timeout: Duration) -> Error {
-        let what = "the record of a transaction".into();
-        let late = Error::TimedOut { what, timeout, appended: None };
-        self.state.lock().last_error.take().unwrap_or(late)
+        let last = self.state.lock().last_error.take();
+        last.unwrap_or_else(|| Error::late("the record of a transaction", timeout))
     }
 
     /// Asks something and waits for the answer.
@@ -459,7 +468,8 @@ impl Transactions {
             state.next_request += 1;
             RequestId(state.next_request)
         };
-        self.run(shared, event(request));
+        let jobs = self.step(shared, event(request));
+        let left = self.finish_within(shared, jobs, wait);
         let mut state = self.state.lock();
         // The thread that asks mostly does itself what the answer needs: then the clock is not asked.
         let mut deadline = None;
@@ -467,21 +477,20 @@ impl Transactions {
             if let Some(answer) = state.take_answer(request) {
                 return Ok(answer);
             }
-            let late = if shared.options.background {
-                let deadline = *deadline.get_or_insert_with(|| Instant::now().checked_add(wait));
+            let late = if shared.chores.have_ended() {
+                true
+            } else if shared.options.background {
+                let deadline = *deadline.get_or_insert_with(|| Instant::now().checked_add(left));
                 deadline.is_some_and(|at| self.answered.wait_until(&mut state, at).timed_out())
             } else {
                 // Nobody else does what is due: this thread does, or nothing comes of it.
                 let due = state.coordinator.next_deadline();
-                MutexGuard::unlocked(&mut state, || {
-                    self.tick(shared);
-                });
+                MutexGuard::unlocked(&mut state, || self.tick(shared));
                 due == state.coordinator.next_deadline()
             };
             if late && !state.answers.iter().any(|(of, _)| *of == request) {
                 state.abandoned.insert(request);
-                let what = format!("transaction {id}");
-                return Err(Error::TimedOut { what, timeout: wait, appended: None });
+                return Err(Error::late(format!("transaction {id}"), wait));
             }
         }
     }
@@ -577,12 +586,31 @@ impl Transactions {
     }
 
     fn finish(&self, shared: &Arc<Shared>, jobs: Vec<Job>) {
+        let _ = self.finish_within(shared, jobs, Duration::MAX);
+    }
+
+    /// Returns how much of `wait` is left: nothing, if a record took longer and was left to a thread of its own.
+    fn finish_within(&self, shared: &Arc<Shared>, jobs: Vec<Job>, mut wait: Duration) -> Duration {
         let mut jobs = VecDeque::from(jobs);
         while let Some(job) = jobs.pop_front() {
             match job {
                 Job::Persist { id, begun } => {
-                    let written =
-                        begun.and_then(|begun| begun.wait(shared, shared.options.append_timeout));
+                    let timeout = shared.options.append_timeout;
+                    let waits = begun.as_ref().is_ok_and(Begun::waits).then(Instant::now);
+                    let written = match &begun {
+                        Ok(begun) => begun.wait(shared, timeout.min(wait)),
+                        Err(error) => Err(error.clone()),
+                    };
+                    if let (Ok(begun), Err(Error::TimedOut { .. })) = (&begun, &written)
+                        && wait < timeout
+                        && leave(shared, &id, begun)
+                    {
+                        wait = Duration::ZERO;
+                        continue;
+                    }
+                    if let Some(since) = waits {
+                        wait = wait.saturating_sub(since.elapsed());
+                    }
                     let event = match written {
                         Ok(()) => Event::Persisted { id },
                         Err(error) => {
@@ -603,6 +631,7 @@ impl Transactions {
                 Job::Close(tag) => jobs.extend(self.step(shared, Event::Close { tag })),
             }
         }
+        wait
     }
 }
 
@@ -637,6 +666,15 @@ fn put(table: &mut HashMap<Vec<u8>, Vec<u8>>, key: Vec<u8>, value: Option<Vec<u8
     };
 }
 
+/// Leaves a record to a thread that waits for it. False: there is none.
+fn leave(shared: &Arc<Shared>, id: &Arc<str>, begun: &Begun) -> bool {
+    let transactions = shared.known_transactions().filter(|_| shared.options.background);
+    let Some(transactions) = transactions else { return false };
+    let (shared, job) =
+        (Arc::clone(shared), Job::Persist { id: Arc::clone(id), begun: Ok(begun.clone()) });
+    apart(move || transactions.finish(&shared, vec![job]))
+}
+
 fn report(shared: &Arc<Shared>, what: &str, error: &Error) {
     let reason = format!("{what}: {error}");
     shared.events.push(shared.clock.now(), EventKind::BackgroundFailed { partition: None, reason });
@@ -644,8 +682,7 @@ fn report(shared: &Arc<Shared>, what: &str, error: &Error) {
 
 /// Something else is under way; trying again helps.
 pub(crate) fn busy(id: &str) -> Error {
-    let what = format!("settling an earlier transaction of {id}");
-    Error::TimedOut { what, timeout: Duration::ZERO, appended: None }
+    Error::late(format!("settling an earlier transaction of {id}"), Duration::ZERO)
 }
 
 fn id_of(tag: Option<TransactionTag>) -> String {

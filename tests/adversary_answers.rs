@@ -1,0 +1,179 @@
+//! What callers are told holds: whether a record is in the log, whether a transaction was committed, who has a name.
+#![cfg(feature = "simulation")]
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
+use oncelog::simulation::{Fault, Hang, SimDisk};
+use oncelog::{
+    Acks, DiskId, Error, ErrorClass, Offset, Record, Store, TopicConfig, TransactionOutcome,
+    Written,
+};
+
+use common::{Hanging, LONG};
+
+mod common;
+
+fn open(disks: &[SimDisk]) -> Store {
+    let builder = Store::builder().append_timeout(LONG).replica_lag_max(LONG);
+    disks.iter().cloned().fold(builder, |all, disk| all.simulated_disk(disk)).open().unwrap()
+}
+
+/// It said that nothing was written, of a record that was on its way: whoever sent it again had it twice.
+#[test]
+fn a_wait_that_is_given_up_does_not_say_that_nothing_was_written() {
+    let store = Store::in_memory(1).unwrap();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    let producer = store.producer().linger(LONG).build().unwrap();
+    let sent = producer.send(Record::to("t").value("x")).unwrap();
+    let early = sent.wait(Duration::ZERO).unwrap_err();
+    assert_eq!(early.class(), ErrorClass::Retriable);
+    assert_eq!(early.written(), Written::Unknown, "{early:?}");
+    producer.flush(LONG).unwrap();
+    assert_eq!(sent.wait(LONG).unwrap().offset, Offset(0));
+}
+
+/// It was told `Closed`, which says that nothing was written; the next opening had it.
+#[test]
+fn a_ticket_that_a_close_ends_says_that_its_record_is_in_the_log() {
+    let disks = [SimDisk::new(1), SimDisk::new(2)];
+    disks[1].share_process(&disks[0]);
+    let store = open(&disks);
+    let config = TopicConfig::new().replication_factor(2).min_insync_replicas(2);
+    store.create_topic("t", config).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    let follower = usize::from(partition.leader().unwrap().0 == 0);
+    let ticket = partition.append_nowait(&[Record::new("x")], Acks::All).unwrap();
+    disks[follower].fail_from(1, Fault::Eio);
+    let _ = store.close(LONG);
+    let told = ticket.wait(LONG).unwrap_err();
+    assert!(matches!(partition.append(&[Record::new("y")], Acks::All), Err(Error::Closed)));
+    disks[follower].heal();
+    drop((ticket, partition, store));
+    let store = open(&disks);
+    assert_eq!(store.partition("t", 0).unwrap().log_end_offset(), Offset(1));
+    assert_eq!(told.written(), Written::Yes, "{told:?}");
+}
+
+/// Whoever lost his id while his commit was decided was told `ProducerFenced`, and that nothing of it would be seen: all of it
+/// was, and his successor did it again.
+#[test]
+fn a_commit_that_was_made_is_not_called_fenced() {
+    let store = Store::in_memory(1).unwrap();
+    store.create_topic("t", TopicConfig::new().partitions(2)).unwrap();
+    let over = Arc::new(AtomicBool::new(false));
+    let takes_over = {
+        let (store, over) = (store.clone(), Arc::clone(&over));
+        thread::spawn(move || {
+            while !over.load(Ordering::Acquire) {
+                let _ = store.producer().transactional_id("id").build();
+            }
+        })
+    };
+    let (mut committed, mut fenced) = (0, 0);
+    for _ in 0..3000 {
+        let Ok(mut producer) = store.producer().transactional_id("id").build() else { continue };
+        let Ok(mut transaction) = producer.begin() else { continue };
+        let id = transaction.id();
+        let sent = transaction.append("t", 0, &[Record::new("x")]);
+        if sent.and_then(|_| transaction.append("t", 1, &[Record::new("x")])).is_err() {
+            continue;
+        }
+        let outcome = transaction.commit(LONG);
+        while store.transaction_outcome(id).is_ok_and(|known| known == TransactionOutcome::Open) {
+            // The other aborts it.
+            thread::yield_now();
+        }
+        match store.transaction_outcome(id) {
+            Ok(TransactionOutcome::Committed) => {
+                assert!(outcome.is_ok(), "it is committed: {outcome:?}");
+                committed += 1;
+            }
+            Ok(TransactionOutcome::Aborted) => {
+                assert!(outcome.is_err(), "it is aborted");
+                fenced += 1;
+            }
+            // The other has begun 64 epochs since.
+            Ok(TransactionOutcome::Forgotten) => {}
+            other => panic!("{other:?}, told {outcome:?}"),
+        }
+    }
+    over.store(true, Ordering::Release);
+    takes_over.join().unwrap();
+    assert!(committed > 0 && fenced > 0, "{committed} committed, {fenced} fenced");
+}
+
+/// It went on waiting until its own time was over; and said that nothing was written of what was committed.
+#[test]
+fn a_close_ends_a_commit_that_waits_for_its_readers() {
+    let disks = [SimDisk::new(1), SimDisk::new(2)];
+    disks[1].share_process(&disks[0]);
+    let builder = Store::builder().append_timeout(LONG).replica_lag_max(LONG);
+    let builder = disks.iter().cloned().fold(builder, |all, disk| all.simulated_disk(disk));
+    let store = builder.threads().open().unwrap();
+    let config = TopicConfig::new().replication_factor(2).min_insync_replicas(2);
+    store.create_topic("t", config).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    let (known, learn) = channel();
+    let (told, heard) = channel();
+    let (copy, log) = (store.clone(), partition.clone());
+    let commits = thread::spawn(move || {
+        let mut producer = copy.producer().transactional_id("id").build().unwrap();
+        let mut transaction = producer.begin().unwrap();
+        transaction.append("t", 0, &[Record::new("x")]).unwrap();
+        log.wait_for(Offset(0), LONG).unwrap();
+        // The decision is written, and the marker refused.
+        let follower = u16::from(log.leader().unwrap().0 == 0);
+        copy.stop_disk(DiskId(follower)).unwrap();
+        known.send(transaction.id()).unwrap();
+        let _ = told.send(transaction.commit(LONG * 20));
+    });
+    let id = learn.recv_timeout(LONG).unwrap();
+    while store.transaction_outcome(id).unwrap() != TransactionOutcome::Committed {
+        thread::yield_now();
+    }
+    let _ = store.close(LONG);
+    let outcome = heard.recv_timeout(LONG).expect("the commit waits for a store that is closed");
+    assert_eq!(outcome.unwrap_err().written(), Written::Yes);
+    commits.join().unwrap();
+}
+
+/// It waited for the disk, for as long as an append may take.
+#[test]
+fn s22_a_commit_ends_in_its_time_and_is_made_all_the_same() {
+    let disks = [SimDisk::new(1), SimDisk::new(2), SimDisk::new(3)];
+    let builder = Store::builder().append_timeout(LONG * 2).replica_lag_max(LONG * 2);
+    let builder = disks.iter().cloned().fold(builder, |all, disk| all.simulated_disk(disk));
+    let store = builder.threads().open().unwrap();
+    store.create_topic("t", TopicConfig::new().replication_factor(3)).unwrap();
+    let mut producer = store.producer().transactional_id("id").build().unwrap();
+    let mut transaction = producer.begin().unwrap();
+    let id = transaction.id();
+    transaction.append("t", 0, &[Record::new("x")]).unwrap();
+    store.partition("t", 0).unwrap().wait_for(Offset(0), LONG).unwrap();
+    let hanging = Hanging::new(&disks[2], Hang::Syncs);
+    let told = transaction.commit(Duration::from_millis(50)).unwrap_err();
+    assert_eq!(told.written(), Written::Unknown, "{told:?}");
+    hanging.heal();
+    while store.transaction_outcome(id).unwrap() == TransactionOutcome::Open {
+        thread::yield_now();
+    }
+    assert_eq!(store.transaction_outcome(id).unwrap(), TransactionOutcome::Committed);
+}
+
+#[test]
+fn a_holder_that_lost_its_name_is_told_so_by_next_sequence() {
+    let store = Store::in_memory(1).unwrap();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    let first = store.producer().name("n").build().unwrap();
+    assert_eq!(first.next_sequence("t", 0).unwrap(), 0);
+    let second = store.producer().name("n").build().unwrap();
+    second.send(Record::to("t").value("x")).unwrap().wait(LONG).unwrap();
+    let told = first.next_sequence("t", 0);
+    assert!(matches!(told, Err(Error::ProducerFenced { .. })), "{told:?}");
+    assert_eq!(second.next_sequence("t", 0).unwrap(), 1);
+}
