@@ -591,8 +591,12 @@ fn an_aborted_transaction_that_cannot_be_settled_keeps_nobody_from_a_snapshot() 
     let mut held = producer(&store, "id");
     let mut transaction = held.begin().unwrap();
     transaction.append("t", 0, &[Record::new("x")]).unwrap();
+    let end = store.partition("t", 0).unwrap().log_end_offset();
     store.stop_disk(away).unwrap();
     transaction.abort(LONG).unwrap_err();
+    quiet(&store, &clock);
+    let written = store.partition("t", 0).unwrap().log_end_offset();
+    assert_eq!(written, end, "REPL-02: no marker is written that too few replicas would have");
     let snapshot = store.snapshot(&[("t", 0)]).unwrap();
     let read = snapshot.read("t", 0, Offset(0), ReadOptions::new()).unwrap();
     assert_eq!(read.iter().count(), 1);
