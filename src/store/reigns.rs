@@ -563,7 +563,7 @@ mod tests {
         metadata.state().partition(topic.id, 0).unwrap().eligible.clone()
     }
 
-    /// Two replicas, both of which have to acknowledge, at a level that leaves flushing for later; `fails` on the second.
+    /// Two replicas, both of which have to acknowledge, at a level that leaves flushing for later. Who stays eligible?
     fn two_that_are_required(fails: fn(&Store, &Core, &[SimDisk])) -> Vec<DiskId> {
         let disks = [0, 1].map(SimDisk::new);
         let store = open(&disks);
