@@ -591,8 +591,12 @@ fn an_aborted_transaction_that_cannot_be_settled_keeps_nobody_from_a_snapshot() 
     let mut held = producer(&store, "id");
     let mut transaction = held.begin().unwrap();
     transaction.append("t", 0, &[Record::new("x")]).unwrap();
+    let end = store.partition("t", 0).unwrap().log_end_offset();
     store.stop_disk(away).unwrap();
     transaction.abort(LONG).unwrap_err();
+    quiet(&store, &clock);
+    let written = store.partition("t", 0).unwrap().log_end_offset();
+    assert_eq!(written, end, "REPL-02: no marker is written that too few replicas would have");
     let snapshot = store.snapshot(&[("t", 0)]).unwrap();
     let read = snapshot.read("t", 0, Offset(0), ReadOptions::new()).unwrap();
     assert_eq!(read.iter().count(), 1);
@@ -601,6 +605,36 @@ fn an_aborted_transaction_that_cannot_be_settled_keeps_nobody_from_a_snapshot() 
     assert_eq!(committed_values(&store, "t"), ["plain"]);
     put(&mut held, &["t"], "later");
     assert_eq!(committed_values(&store, "t"), ["plain", "later"]);
+}
+
+/// One of its partitions has its marker, and the other has not yet.
+#[test]
+fn a_committed_transaction_that_cannot_be_settled_is_in_no_snapshot_by_half() {
+    let disks: Vec<_> = (1..=3).map(SimDisk::new).collect();
+    let clock = Clock::manual(Timestamp(1_000_000));
+    let store = open(&disks, &clock, Flush::OnAck);
+    let config = TopicConfig::new().replication_factor(2).min_insync_replicas(2);
+    store.create_topic("t", config).unwrap();
+    store.create_topic("whole", TopicConfig::new().replication_factor(3)).unwrap();
+    let away = store.partition("t", 0).unwrap().replicas()[1];
+    let mut held = producer(&store, "id");
+    let mut transaction = held.begin().unwrap();
+    transaction.append("t", 0, &[Record::new("x")]).unwrap();
+    transaction.append("whole", 0, &[Record::new("x")]).unwrap();
+    quiet(&store, &clock);
+    store.stop_disk(away).unwrap();
+    transaction.commit(Duration::from_secs(1)).unwrap_err();
+    assert_eq!(committed_values(&store, "whole"), ["x"]);
+    assert!(committed_values(&store, "t").is_empty());
+    let amid = store.snapshot(&[("t", 0), ("whole", 0)]).map(drop);
+    assert!(matches!(amid, Err(Error::TimedOut { .. })), "{amid:?}");
+    store.start_disk(away).unwrap();
+    quiet(&store, &clock);
+    let snapshot = store.snapshot(&[("t", 0), ("whole", 0)]).unwrap();
+    for topic in ["t", "whole"] {
+        let options = ReadOptions::new().isolation(Isolation::ReadCommitted);
+        assert_eq!(snapshot.read(topic, 0, Offset(0), options).unwrap().iter().count(), 1);
+    }
 }
 
 /// What the store's settings say of topics was taken for its own as well: with small batches, groups could not commit.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use oncelog::simulation::{Hang, SimDisk};
 use oncelog::{
-    Acks, DiskId, DiskState, Error, EventKind, Flush, Offset, Partition, ReadOptions, Record,
-    Store, TopicConfig, VerifyOptions,
+    Acks, DiskId, DiskState, Error, EventKind, Flush, Offset, Partition, ProducerEpoch, ProducerId,
+    ProducerSequence, ReadOptions, Record, Store, TopicConfig, VerifyOptions,
 };
 
 use common::{Hanging, LONG};
@@ -304,6 +304,45 @@ fn s22_every_wait_ends_in_time_while_the_only_other_replica_is_away() {
     }
     hanging.heal();
     wait_until("it goes on", || partition.append(&[Record::new("x")], Acks::All).is_ok());
+    store.close(LONG).unwrap();
+}
+
+/// A duplicate of a record that is in the log, and not acknowledged, is not acknowledged either.
+#[test]
+fn prod_07_a_duplicate_is_acknowledged_no_earlier_than_its_record() {
+    let disks: Vec<_> = (0..2).map(|at| SimDisk::new(at + 1)).collect();
+    let timeout = Duration::from_millis(300);
+    let builder = Store::builder().append_timeout(timeout).replica_lag_max(20 * LONG);
+    let store = disks
+        .iter()
+        .fold(builder, |builder, disk| builder.simulated_disk(disk.clone()))
+        .threads()
+        .open()
+        .unwrap();
+    store.create_topic("t", topic(Flush::OnAck, 64 << 20).replication_factor(2)).unwrap();
+    let mut end = 0;
+    for hangs in [DiskId(1), DiskId(0)] {
+        let partition = led_by(&store, DiskId(0));
+        let (id, epoch) = (ProducerId(1 + u64::from(hangs.0)), ProducerEpoch(0));
+        let append = |sequence, acks| {
+            let producer = ProducerSequence { id, epoch, sequence };
+            partition.append_idempotent(producer, &[Record::new("x")], acks)
+        };
+        append(0, Acks::All).unwrap();
+        let hanging = Hanging::new(&disks[usize::from(hangs.0)], Hang::Syncs);
+        for attempt in ["first", "again", "and again"] {
+            let outcome = append(1, Acks::All);
+            assert!(matches!(outcome, Err(Error::TimedOut { .. })), "{attempt}: {outcome:?}");
+        }
+        let by_leader = append(1, Acks::Leader);
+        assert_eq!(by_leader.is_ok(), hangs != DiskId(0), "{by_leader:?}");
+        hanging.heal();
+        wait_until("it is acknowledged", || append(1, Acks::All).is_ok());
+        let known = append(1, Acks::All).unwrap();
+        assert_eq!((known.offsets, known.duplicate), (Offset(end + 1)..Offset(end + 2), true));
+        end += 2;
+        assert_eq!(partition.log_end_offset(), Offset(end));
+    }
     store.close(LONG).unwrap();
 }
 

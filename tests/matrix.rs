@@ -44,6 +44,8 @@ cells! {
     s03_rot_around_the_log_start: with_two_replicas 2, with_three_replicas 3;
     s04_bad_sector_met_by_a_copy: with_three_replicas 3;
     s04_rot_is_never_copied: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
+    s04_a_gap_that_one_who_is_away_could_fill: with_three_replicas 3;
+    s04_a_repair_outlasts_a_power_loss: with_two_replicas 2, with_three_replicas 3;
     s05_misdirected_write: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s06_side_files: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s07_metadata_on_one_disk: with_two_replicas 2, with_three_replicas 3;
@@ -558,6 +560,42 @@ fn s04_rot_is_never_copied(replicas: u16) {
         world.pass(&store, SECOND);
         store.stop_disk(leader).unwrap();
         assert_all_but(&partition, &[5], 210);
+    }
+}
+
+/// Offsets are passed over only where nobody can have them: it would be in sync, and lead without them.
+fn s04_a_gap_that_one_who_is_away_could_fill(replicas: u16) {
+    let mut world = World::closed_with(replicas, 200);
+    let (store, partition) = world.reopen();
+    let leader = partition.leader().unwrap();
+    let others: Vec<_> = world.ids().filter(|id| *id != leader).collect();
+    world.rot(leader, 5);
+    world.replace(&store, others[0]);
+    store.stop_disk(others[1]).unwrap();
+    world.pass(&store, SECOND * 3);
+    assert!(damages(&store) > 0, "it was met");
+    assert_eq!(partition.in_sync_replicas(), [leader]);
+    store.start_disk(others[1]).unwrap();
+    world.assert_heals(&store, &partition, 200);
+}
+
+/// The new segment, and then its name: S20.
+fn s04_a_repair_outlasts_a_power_loss(replicas: u16) {
+    for (victim, place) in (0..replicas).map(DiskId).flat_map(|id| [(id, 5), (id, 9), (id, 12)]) {
+        let world = World::closed_with(replicas, 200);
+        let (store, partition) = world.reopen();
+        world.rot(victim, place);
+        let report = store.verify(VerifyOptions::new().repair(true)).unwrap();
+        assert!(report.damages.iter().all(|damage| damage.repaired), "{report:?}");
+        assert_eq!(report.damages.len(), 1);
+        world.disks.iter().for_each(SimDisk::kill);
+        drop((store, partition));
+        world.lose_power();
+        let (store, partition) = world.reopen();
+        assert_kept(&partition, 200);
+        let report = store.verify(VerifyOptions::new()).unwrap();
+        assert!(report.damages.is_empty(), "{victim}, record {place}: {report:?}");
+        assert_eq!((damages(&store), repairs(&store)), (0, 0), "{victim}, record {place}");
     }
 }
 

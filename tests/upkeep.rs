@@ -9,7 +9,7 @@ use std::time::Duration;
 use oncelog::simulation::{Clock, SimDisk};
 use oncelog::{
     Acks, DiskId, Error, Event, EventKind, Flush, Offset, Partition, ReadOptions, Record, Store,
-    Timestamp, TopicConfig, VerifyOptions,
+    Timestamp, TopicConfig, TopicUpdate, VerifyOptions,
 };
 
 const NOW: Timestamp = Timestamp(1_000_000);
@@ -352,4 +352,31 @@ fn appends_go_on_while_leaderships_go_back() {
         }
     });
     store.close(SECOND * 10).unwrap();
+}
+
+/// It is written as the level changes, and nobody waits for it any more: a flush that took it for flushed would do nothing.
+#[test]
+fn what_waited_for_a_flush_is_flushed_at_a_looser_level_as_well() {
+    for seed in 0..8 {
+        let (disk, clock) = (SimDisk::new(seed), Clock::manual(NOW));
+        let open = || Store::builder().clock(clock.clone()).simulated_disk(disk.clone()).open();
+        let store = open().unwrap();
+        store.create_topic("t", TopicConfig::new().flush(Flush::OnAck)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        append(&partition, 0..1);
+        let waits = partition.append_nowait(&[Record::new(&value(1))], Acks::All).unwrap();
+        let looser = TopicUpdate::new().flush(Flush::Interval(SECOND));
+        store.alter_topic("t", looser).unwrap();
+        for _ in 0..3 {
+            clock.advance(SECOND);
+            store.run_background();
+        }
+        disk.kill();
+        drop((waits, partition, store));
+        disk.power_loss();
+        let store = open().unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        assert_eq!(partition.log_end_offset(), Offset(2), "seed {seed}");
+        check(&partition, 2);
+    }
 }

@@ -109,6 +109,23 @@ fn epoch_14_a_log_is_cut_at_any_offset_and_goes_on_there_also_after_reopening() 
     }
 }
 
+/// What is appended in the place of flushed batches would be acknowledged without a flush.
+#[test]
+fn epoch_14_what_comes_behind_a_cut_waits_for_a_flush_of_its_own() {
+    let disk = MemoryDisk::default();
+    let mut log = open(&disk);
+    let _ = append(&mut log, &[0, 1, 2]);
+    let _ = append(&mut log, &[3, 4]);
+    let plan = log.flush_plan().expect("nothing is flushed");
+    plan.run().unwrap();
+    log.on_flushed(plan);
+    assert_eq!(log.flushed_end(), Offset(5));
+    log.truncate(Offset(3), NOW).unwrap();
+    assert_eq!((log.end(), log.flushed_end()), (Offset(3), Offset(3)));
+    let _ = append(&mut log, &[5]);
+    assert_eq!(log.flush_plan().map(|plan| plan.end), Some(Offset(4)));
+}
+
 #[test]
 fn log_19_a_log_cut_to_nothing_begins_anew_with_a_batch_that_begins_before_it() {
     let (mut leader, disk) = (open(&MemoryDisk::new()), MemoryDisk::new());

@@ -194,12 +194,13 @@ mod tests {
     use super::*;
     use crate::config::TopicUpdate;
     use crate::error::Result;
+    use crate::partition::ReadOptions;
     use crate::partition::{Replica, Ticket};
     use crate::record::Record;
     use crate::storage::simulated::{Hang, SimDisk, SyncFault};
     use crate::store::open::replica;
-    use crate::store::{Store, Topic, TopicConfig};
-    use crate::types::{Acks, DiskId, Flush, LeaderEpoch, Offset};
+    use crate::store::{Store, Topic, TopicConfig, VerifyOptions};
+    use crate::types::{Acks, DiskId, Flush, LeaderEpoch, Offset, StorageMode};
 
     fn open(disks: &[SimDisk]) -> Store {
         let builder = Store::builder();
@@ -298,7 +299,7 @@ mod tests {
     #[test]
     fn a_follower_that_is_to_be_cut_while_its_flush_is_on_its_way_is_opened_anew() {
         let disks = [0, 1, 2].map(SimDisk::new);
-        let (store, _tail) = with_a_tail(&disks);
+        let (store, tail) = with_a_tail(&disks);
         let shared = &store.handle.shared;
         let (topic, core) = shared.cores().pop().expect("one partition");
         let proposal = elect(shared, &topic, &core, DiskId(1), &[DiskId(1)]);
@@ -311,11 +312,16 @@ mod tests {
             core.fence_leader(DiskId(0), &Error::Closed);
             let install = AssertUnwindSafe(|| core.install(proposal, shared.clock.now()));
             let installed = catch_unwind(install);
+            let is_free = core.is_free(DiskId(2));
             disks[2].heal();
+            assert!(!is_free, "two would write to one file");
             installed
         });
         installed.expect("no election ends in a panic");
         assert_eq!(append(&store).unwrap(), Offset(1));
+        // What another has in its place does not acknowledge it.
+        let told = tail.wait(Duration::from_secs(1));
+        assert!(matches!(told, Err(Error::NoLeader { .. })), "{told:?}");
         until(&store, "it is in sync again", || core.in_sync().contains(&DiskId(2)));
         let ends = core.readers().into_iter().map(|(_, log)| log.segments().last().unwrap().end());
         assert!(ends.into_iter().all(|end| end == Offset(2)));
@@ -385,13 +391,17 @@ mod tests {
                 while disks[0].held_calls() == 0 {
                     thread::yield_now();
                 }
+                let mut is_free = core.is_free(DiskId(0));
                 core.install(proposal, shared.clock.now());
                 assert_eq!(core.leader(), Some(DiskId(1)));
                 if was_away {
                     assert!(core.stop_replica(DiskId(0), "away"));
                 }
+                is_free |= core.is_free(DiskId(0));
                 disks[0].answer();
                 let _ = flush.join();
+                assert!(!is_free, "two would write to one file");
+                assert!(core.is_free(DiskId(0)));
             });
             shared.settle_one(&core);
             assert_eq!(suspects(shared, &topic), [(DiskId(0), Offset(0))], "{was_away}");
@@ -430,6 +440,36 @@ mod tests {
                 let found = store.partition("t", 0).unwrap().log_end_offset();
                 assert_eq!(found, end, "{fault:?}, seed {seed}: it was flushed");
             }
+        }
+    }
+
+    /// A side file that vouches for what the cache holds says nothing of what a failed flush has left of it.
+    #[test]
+    fn s8_a_failed_flush_of_a_sealed_segment_is_known_to_the_next_opening() {
+        for seed in 0..10 {
+            let disk = SimDisk::new(seed);
+            let store = open(std::slice::from_ref(&disk));
+            let config = TopicConfig::new().flush(Flush::Os).segment_bytes(4096);
+            store.create_topic("t", config).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            for _ in 0..4 {
+                partition.append(&[Record::new(&[7; 3000])], Acks::All).unwrap();
+                store.run_background();
+            }
+            disk.fail_sync(1, SyncFault::CleanedPages);
+            assert!(store.handle.shared.cores()[0].1.make_durable().is_err());
+            store.run_background();
+            disk.kill();
+            drop((partition, store));
+            disk.process_restart();
+            let store = open(std::slice::from_ref(&disk));
+            store.handle.shared.cores()[0].1.make_durable().unwrap();
+            disk.kill();
+            drop(store);
+            disk.power_loss();
+            let store = open(std::slice::from_ref(&disk));
+            let report = store.verify(VerifyOptions::new()).unwrap();
+            assert_eq!((report.records, report.damages.len()), (4, 0), "seed {seed}: {report:?}");
         }
     }
 
@@ -518,6 +558,214 @@ mod tests {
         }
     }
 
+    fn eligible(shared: &Shared, topic: &Topic) -> Vec<DiskId> {
+        let metadata = shared.metadata.lock();
+        metadata.state().partition(topic.id, 0).unwrap().eligible.clone()
+    }
+
+    /// Two replicas, both of which have to acknowledge, at a level that leaves flushing for later. Who stays eligible?
+    fn two_that_are_required(fails: fn(&Store, &Core, &[SimDisk])) -> Vec<DiskId> {
+        let disks = [0, 1].map(SimDisk::new);
+        let store = open(&disks);
+        let config = TopicConfig::new().replication_factor(2).min_insync_replicas(2);
+        store.create_topic("t", config.flush(Flush::Os).segment_bytes(4096)).unwrap();
+        // The first one is flushed as it goes to the followers.
+        (0..2).for_each(|at| assert_eq!(append(&store).unwrap(), Offset(at)));
+        let shared = &store.handle.shared;
+        let (topic, core) = shared.cores().pop().expect("one partition");
+        fails(&store, &core, &disks);
+        shared.settle_one(&core);
+        assert!(!suspects(shared, &topic).is_empty());
+        eligible(shared, &topic)
+    }
+
+    /// It would lead without what it lost, for want of another, and as one that has all of it.
+    #[test]
+    fn s8_repl_24_who_may_lack_what_was_acknowledged_does_not_stay_eligible() {
+        let in_sync = |_: &Store, core: &Core, disks: &[SimDisk]| {
+            disks[1].fail_sync(1, SyncFault::Reverted);
+            core.flush_follower(DiskId(1));
+        };
+        assert_eq!(two_that_are_required(in_sync), [], "a follower");
+        let behind = |store: &Store, core: &Core, disks: &[SimDisk]| {
+            let shared = &store.handle.shared;
+            let (topic, _) = shared.cores().pop().expect("one partition");
+            disks[1].set_free_bytes(Some(0));
+            let partition = store.partition("t", 0).unwrap();
+            partition.append(&[Record::new(&[7; 8000])], Acks::Leader).unwrap();
+            until(store, "its disk is full", || eligible(shared, &topic) == [DiskId(1)]);
+            disks[1].fail_sync(1, SyncFault::Reverted);
+            core.flush_follower(DiskId(1));
+        };
+        assert_eq!(two_that_are_required(behind), [], "one that was eligible");
+        let leads = |_: &Store, core: &Core, _: &[SimDisk]| {
+            core.fence_leader(DiskId(0), &Error::Closed);
+        };
+        let gone = |_: &Store, core: &Core, _: &[SimDisk]| {
+            core.fence_replica(DiskId(1), &Error::Closed);
+        };
+        assert_eq!(two_that_are_required(gone), [], "one whose disk is lost");
+        assert_eq!(two_that_are_required(leads), [], "a leader");
+    }
+
+    /// What it has and nobody else would be lost, and nothing has failed.
+    #[test]
+    fn a_leader_that_steps_down_hands_over_to_nobody_who_lacks_a_record() {
+        let disks = [0, 1].map(SimDisk::new);
+        let store = open(&disks);
+        let config = TopicConfig::new().replication_factor(2).flush(Flush::Os);
+        store.create_topic("t", config.segment_bytes(4096)).unwrap();
+        append(&store).unwrap();
+        let core = store.handle.shared.cores().pop().expect("one partition").1;
+        let partition = store.partition("t", 0).unwrap();
+        // It begins a segment, which the follower does when it is looked after.
+        partition.append(&[Record::new(&[7; 8000])], Acks::Leader).unwrap();
+        core.step_down(DiskId(0));
+        let proposal = core.proposal();
+        let stays = proposal.as_ref().is_none_or(|other| other.leader == Some(DiskId(0)));
+        assert!(stays, "{proposal:?}");
+        assert_eq!(core.in_sync(), [DiskId(0), DiskId(1)]);
+        assert_eq!(append(&store).unwrap(), Offset(2));
+        store.stop_disk(DiskId(0)).unwrap();
+        assert_eq!((core.leader(), partition.log_end_offset()), (Some(DiskId(1)), Offset(3)));
+    }
+
+    /// Its log would wait for that segment as a follower's, for good.
+    #[test]
+    fn a_leader_that_begins_a_segment_hands_over_when_that_is_done() {
+        let disks = [0, 1].map(SimDisk::new);
+        let store = open(&disks);
+        let config = TopicConfig::new().replication_factor(2).flush(Flush::Os);
+        store.create_topic("t", config.segment_bytes(4096)).unwrap();
+        append(&store).unwrap();
+        let core = store.handle.shared.cores().pop().expect("one partition").1;
+        let partition = store.partition("t", 0).unwrap();
+        disks[0].hang(Hang::Everything);
+        thread::scope(|scope| {
+            let large = scope.spawn(|| partition.append(&[Record::new(&[7; 8000])], Acks::All));
+            while disks[0].held_calls() == 0 {
+                thread::yield_now();
+            }
+            let is_free = core.is_free(DiskId(0));
+            core.step_down(DiskId(0));
+            let proposal = core.proposal();
+            disks[0].heal();
+            assert_eq!(large.join().unwrap().unwrap().offsets.start, Offset(1));
+            assert!(!is_free, "two would write to one file");
+            assert_eq!(proposal, None);
+        });
+        until(&store, "another leads", || core.leader() == Some(DiskId(1)));
+        assert_eq!(append(&store).unwrap(), Offset(2));
+        until(&store, "it follows", || core.in_sync().len() == 2);
+    }
+
+    /// It slept on until its time was over, and heard that.
+    #[test]
+    fn an_append_that_waits_for_another_replica_hears_that_its_topic_is_gone() {
+        let disks = [0, 1].map(SimDisk::new);
+        let store = open(&disks);
+        store.create_topic("t", TopicConfig::new().replication_factor(2)).unwrap();
+        append(&store).unwrap();
+        let core = store.handle.shared.cores().pop().expect("one partition").1;
+        disks[1].hang(Hang::Syncs);
+        thread::scope(|scope| {
+            let flushes = scope.spawn(|| append(&store));
+            while disks[1].held_calls() == 0 {
+                thread::yield_now();
+            }
+            // The disk is asked already: this one sleeps.
+            let sleeps = scope.spawn(|| append(&store));
+            while core.log_end() < Offset(3) {
+                thread::yield_now();
+            }
+            (0..10_000).for_each(|_| thread::yield_now());
+            core.delete();
+            let told = sleeps.join().unwrap();
+            disks[1].heal();
+            assert!(matches!(told, Err(Error::UnknownTopicOrPartition { .. })), "{told:?}");
+            let _ = flushes.join();
+        });
+    }
+
+    /// It would be opened as if its tail could be believed.
+    #[test]
+    fn s8_a_replica_that_failed_is_opened_anew_once_that_is_written_down_and_not_before() {
+        let disks = [0, 1].map(SimDisk::new);
+        let store = open(&disks);
+        let config = TopicConfig::new().replication_factor(2).flush(Flush::Os);
+        store.create_topic("t", config).unwrap();
+        (0..2).for_each(|at| assert_eq!(append(&store).unwrap(), Offset(at)));
+        let shared = &store.handle.shared;
+        let (topic, core) = shared.cores().pop().expect("one partition");
+        core.fence_replica(DiskId(1), &Error::Closed);
+        let now = shared.clock.now();
+        assert_eq!(core.failed_replicas(now), []);
+        shared.settle_one(&core);
+        assert_eq!(suspects(shared, &topic), [(DiskId(1), Offset(1))]);
+        assert_eq!(core.failed_replicas(now), [DiskId(1)]);
+    }
+
+    /// It would lie where the new leader has something else.
+    #[test]
+    fn inv_03_what_was_read_of_a_leader_is_not_copied_under_the_next() {
+        let disks = [0, 1, 2].map(SimDisk::new);
+        let builder = Store::builder().storage_mode(StorageMode::Write);
+        let all = disks.iter().fold(builder, |all, disk| all.simulated_disk(disk.clone()));
+        let store = all.open().unwrap();
+        let config = TopicConfig::new().replication_factor(3).segment_bytes(4096);
+        store.create_topic("t", config.flush(Flush::OnAck)).unwrap();
+        append(&store).unwrap();
+        let shared = &store.handle.shared;
+        let (topic, core) = shared.cores().pop().expect("one partition");
+        let partition = store.partition("t", 0).unwrap();
+        // It begins a segment, which the followers do when they are looked after.
+        partition.append(&[Record::new(&[7; 8000])], Acks::Leader).unwrap();
+        let proposal = elect(shared, &topic, &core, DiskId(1), &[DiskId(1), DiskId(2)]);
+        disks[0].hang(Hang::Everything);
+        thread::scope(|scope| {
+            let follows = scope.spawn(|| core.tend(DiskId(2), shared.clock.now(), false));
+            while disks[0].held_calls() == 0 {
+                assert!(!follows.is_finished(), "it reads the leader's log");
+                thread::yield_now();
+            }
+            core.fence_leader(DiskId(0), &Error::Closed);
+            core.install(proposal, shared.clock.now());
+            disks[0].heal();
+        });
+        assert_eq!(append(&store).unwrap(), Offset(1));
+        until(&store, "it is in sync", || core.in_sync().contains(&DiskId(2)));
+        store.stop_disk(DiskId(1)).unwrap();
+        let records = partition.read(Offset(1), ReadOptions::new()).unwrap();
+        let values: Vec<_> = records.iter().map(|record| record.value().unwrap()).collect();
+        assert_eq!(values, [b"v"]);
+    }
+
+    /// Whoever waits for it asks only once.
+    #[test]
+    fn a_flush_of_a_follower_that_is_asked_for_amid_another_is_made_behind_that() {
+        let disks = [0, 1].map(SimDisk::new);
+        let store = open(&disks);
+        let config = TopicConfig::new().replication_factor(2).flush(Flush::OnAck);
+        store.create_topic("t", config).unwrap();
+        append(&store).unwrap();
+        let core = store.handle.shared.cores().pop().expect("one partition").1;
+        let partition = store.partition("t", 0).unwrap();
+        let send = || partition.append_nowait(&[Record::new("v")], Acks::All).unwrap();
+        let _first = send();
+        disks[1].hang(Hang::Syncs);
+        let _second = thread::scope(|scope| {
+            scope.spawn(|| core.flush_follower(DiskId(1)));
+            while disks[1].held_calls() == 0 {
+                thread::yield_now();
+            }
+            let second = send();
+            core.flush_follower(DiskId(1));
+            disks[1].heal();
+            second
+        });
+        assert!(core.has_flushed(DiskId(1), Offset(3)));
+    }
+
     /// What is decided while a follower cannot be told holds for it when it is back.
     #[test]
     fn s22_a_follower_that_is_busy_while_its_topic_changes_is_opened_anew_and_goes_by_the_change() {
@@ -531,11 +779,13 @@ mod tests {
             while disks[1].held_calls() == 0 {
                 thread::yield_now();
             }
+            let is_free = core.is_free(DiskId(1));
             let begun = Instant::now();
             let changed = TopicUpdate::new().flush(Flush::Os).apply(&topic.config.read());
             core.set_settings(shared.core_settings(&Arc::new(changed)));
             assert!(begun.elapsed() < Duration::from_secs(10), "it waited for the follower");
             disks[1].heal();
+            assert!(!is_free, "two would write to one file");
         });
         store.alter_topic("t", TopicUpdate::new().flush(Flush::Os)).unwrap();
         until(&store, "it is in sync again", || core.in_sync().len() == 2);

@@ -543,6 +543,49 @@ mod tests {
         assert!(progress.tick(NOW, LAG, Flush::Os));
     }
 
+    /// The watermark was below the start, and may have been higher than anybody knows.
+    #[test]
+    fn repl_14_one_that_had_the_start_of_the_reign_and_lost_it_does_not_join() {
+        let mut progress = Progress::recovered(Offset(0), Offset(8), Offset(8));
+        let out = FollowerStart { in_sync: false, end: Offset(5), ..in_sync(1) };
+        progress.begin_reign(Offset(8), Offset(5), 2, &[out], Flush::Os);
+        progress.on_followed(DiskId(1), Offset(8), Flush::Os);
+        assert!(progress.tick(NOW, LAG, Flush::Os));
+        progress.on_failed(DiskId(1));
+        progress.on_returned(DiskId(1), Offset(6), Offset(6));
+        assert!(!progress.tick(NOW, LAG, Flush::Os));
+        assert_eq!((progress.high_watermark(), progress.proposal()), (Offset(5), None));
+        progress.on_followed(DiskId(1), Offset(8), Flush::Os);
+        assert!(progress.tick(NOW, LAG, Flush::Os));
+    }
+
+    /// Others go by the metadata: it could be elected, and lacks what was acknowledged without it.
+    #[test]
+    fn repl_09_one_that_failed_while_it_joined_counts_until_it_has_left() {
+        let mut progress = Progress::recovered(Offset(0), Offset(0), Offset(0));
+        let out = FollowerStart { in_sync: false, ..in_sync(1) };
+        progress.begin_reign(Offset(0), Offset(0), 1, &[out], Flush::Os);
+        assert!(progress.tick(NOW, LAG, Flush::Os));
+        let joins = progress.proposal().unwrap();
+        progress.on_failed(DiskId(1));
+        progress.on_isr(&joins, Flush::Os);
+        progress.on_appended(Offset(4));
+        progress.advance(Flush::Os);
+        assert_eq!(progress.high_watermark(), Offset(0));
+        assert_eq!(progress.proposal(), Some(vec![]));
+        progress.on_isr(&[], Flush::Os);
+        assert_eq!(progress.high_watermark(), Offset(4));
+    }
+
+    #[test]
+    fn repl_15_a_change_that_was_refused_is_asked_for_again() {
+        let mut progress = three(1, Flush::Os);
+        assert!(progress.on_failed(DiskId(1)));
+        progress.on_isr_refused();
+        assert!(progress.tick(NOW, LAG, Flush::Os));
+        assert_eq!(progress.proposal(), Some(vec![DiskId(2)]));
+    }
+
     #[test]
     fn repl_15_what_changes_while_a_change_is_written_waits_for_the_next() {
         let mut progress = three(1, Flush::Os);
