@@ -35,9 +35,9 @@ pub enum ErrorClass {
 pub enum Written {
     /// They are not.
     No,
-    /// They are.
+    /// They are. Unless they were acknowledged, they can go with their leader, where another takes over that lacks them.
     Yes,
-    /// They may be, once; never in part, never twice.
+    /// They may be, or may come to be, once; never in part, never twice.
     Unknown,
 }
 

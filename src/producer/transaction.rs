@@ -288,7 +288,8 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// Commits: when this returns, every read-committed reader sees all of it.
+    /// Commits: when this returns, every read-committed reader sees all of it; of a partition in which an earlier transaction of
+    /// another producer is open, when that has ended, for readers go in the order of the log (the last stable offset).
     ///
     /// The decision is one durable record. Before it, nothing of the transaction will ever be seen; after it, all of it
     /// will, whatever happens to the process.

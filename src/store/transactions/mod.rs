@@ -108,8 +108,8 @@ struct State {
     abandoned: BTreeSet<RequestId>,
     /// When the thread that looks after time-outs comes back by itself.
     wakes_at: Timestamp,
-    /// Why a record was not written last.
-    last_error: Option<Error>,
+    /// Why a record was not written last, and of which id.
+    last_error: Option<(Arc<str>, Error)>,
     /// Committed transactions of which some markers are written and others could not be. What an aborted one has written is
     /// seen nowhere, with its markers and without.
     halves: BTreeSet<TransactionTag>,
@@ -249,9 +249,8 @@ impl Transactions {
         let mut patience = Patience::new(shared, wait);
         loop {
             let fresh = shared.new_producer_id(false)?;
-            let id = Arc::clone(id);
-            let answer = self.call(shared, wait, &id.clone(), |request| {
-                Event::Open(Open { request, id, timeout, fresh, renews })
+            let answer = self.call(shared, wait, id, |request| {
+                Event::Open(Open { request, id: Arc::clone(id), timeout, fresh, renews })
             })?;
             match answer {
                 Answer::Opened { tag } => return Ok(tag),
@@ -261,7 +260,7 @@ impl Transactions {
                     self.pause(shared)?;
                 }
                 Answer::Refused(refusal) => return Err(refused(&id_of(renews), refusal, renews)),
-                Answer::Failed | Answer::Ended { .. } => return Err(self.in_doubt(wait)),
+                Answer::Failed | Answer::Ended { .. } => return Err(self.in_doubt(id, wait)),
             }
         }
     }
@@ -337,7 +336,7 @@ impl Transactions {
                     continue;
                 }
                 Answer::Refused(refusal) => Err(refused(id, refusal, Some(tag))),
-                Answer::Failed | Answer::Opened { .. } => Err(self.in_doubt(wait)),
+                Answer::Failed | Answer::Opened { .. } => Err(self.in_doubt(id, wait)),
             };
         }
     }
@@ -450,9 +449,10 @@ impl Transactions {
     }
 
     /// A record could not be written, or is not known to be.
-    fn in_doubt(&self, timeout: Duration) -> Error {
-        let last = self.state.lock().last_error.take();
-        last.unwrap_or_else(|| Error::late("the record of a transaction", timeout))
+    fn in_doubt(&self, id: &str, timeout: Duration) -> Error {
+        let last = self.state.lock().last_error.take_if(|(of, _)| &**of == id);
+        let late = || Error::late(format!("the record of a transaction of {id}"), timeout);
+        last.map_or_else(late, |(_, error)| error)
     }
 
     /// Asks something and waits for the answer.
@@ -614,7 +614,7 @@ impl Transactions {
                     let event = match written {
                         Ok(()) => Event::Persisted { id },
                         Err(error) => {
-                            self.state.lock().last_error = Some(error);
+                            self.state.lock().last_error = Some((Arc::clone(&id), error));
                             Event::PersistFailed { id }
                         }
                     };
