@@ -197,7 +197,7 @@ mod tests {
     use crate::partition::ReadOptions;
     use crate::partition::{Replica, Ticket};
     use crate::record::Record;
-    use crate::storage::simulated::{Hang, SimDisk, SyncFault};
+    use crate::storage::simulated::{Fault, Hang, SimDisk, SyncFault};
     use crate::store::open::replica;
     use crate::store::{Store, Topic, TopicConfig, VerifyOptions};
     use crate::types::{
@@ -1061,5 +1061,58 @@ mod tests {
         assert_eq!(partition.log_start_offset(), start);
         let again = partition.append_idempotent(author, &once, Acks::All).unwrap();
         assert_eq!((again.duplicate, again.offsets), (true, placed.offsets));
+    }
+    /// It went on with what it had been told: batches that were nowhere were answered as duplicates once it led.
+    #[test]
+    fn a_replica_that_follows_another_leader_forgets_what_that_one_lacks() {
+        let disks = [0, 1, 2, 3, 4].map(SimDisk::new);
+        let store = open(&disks);
+        let config = TopicConfig::new().replication_factor(3).min_insync_replicas(1);
+        let config = config.flush(Flush::Os).segment_bytes(4096).index_interval_bytes(256);
+        store.create_topic("t", config).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let shared = &store.handle.shared;
+        let (topic, core) = shared.cores().pop().expect("one partition");
+        let [leader, next, told] = core.replicas()[..] else { panic!("three replicas") };
+        assert_eq!(core.leader(), Some(leader));
+        let send = |sequence, acks| {
+            let author = ProducerSequence { id: ProducerId(7), epoch: ProducerEpoch(0), sequence };
+            partition.append_idempotent(author, &[Record::new("v")], acks).unwrap()
+        };
+        let fill = |end, acks| {
+            while core.log_end() < Offset(end) {
+                partition.append(&[Record::new(&[7; 200])], acks).unwrap();
+            }
+        };
+        store.stop_disk(told).unwrap();
+        let deleted = send(0, Acks::All);
+        fill(60, Acks::All);
+        // Opened anew, a log has nothing at hand for the next batch.
+        store.stop_disk(next).unwrap();
+        store.start_disk(next).unwrap();
+        send(1, Acks::Leader);
+        fill(100, Acks::Leader);
+        // Sealed segments are read from the disk from now on.
+        core.tend(leader, shared.clock.now(), false);
+        assert_eq!(partition.delete_records(Offset(50)).unwrap(), Offset(50));
+        store.start_disk(told).unwrap();
+        let mut proposal = elect(shared, &topic, &core, next, &[next]);
+        (proposal.start, proposal.high_watermark) = (Some(Offset(60)), Offset(60));
+        // What it is told is in memory; what it copies is not.
+        disks[usize::from(leader.0)].fail_from(1, Fault::Eio);
+        core.tend(told, shared.clock.now(), false);
+        core.fence_leader(leader, &Error::Closed);
+        core.install(proposal, shared.clock.now());
+        disks[usize::from(leader.0)].heal();
+        assert_eq!((core.leader(), core.log_end()), (Some(next), Offset(60)));
+
+        fill(120, Acks::All);
+        until(&store, "it is in sync", || core.in_sync().contains(&told));
+        let _ = store.stop_disk(leader);
+        store.stop_disk(next).unwrap();
+        until(&store, "it leads", || core.leader() == Some(told));
+        let again = send(0, Acks::All);
+        assert_eq!((again.duplicate, again.offsets), (true, deleted.offsets));
+        assert!(!send(1, Acks::All).duplicate, "it is nowhere");
     }
 }
