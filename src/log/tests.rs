@@ -3,7 +3,8 @@ use std::ops::Range;
 use super::*;
 use crate::record::{DraftSettings, Record};
 use crate::segment::Identity;
-use crate::storage::{BufferPool, MemoryDisk};
+use crate::storage::simulated::SimDisk;
+use crate::storage::{BufferPool, Disk, MemoryDisk};
 use crate::types::{ProducerEpoch, StoreId, TopicId, TopicPartition};
 
 const NOW: Timestamp = Timestamp(1000);
@@ -13,11 +14,11 @@ const fn numbered(id: u64) -> ProducerSequence {
     ProducerSequence { id: ProducerId(id), epoch: ProducerEpoch(0), sequence: 0 }
 }
 
-fn place(disk: &MemoryDisk) -> Place {
+fn place(disk: Arc<dyn Disk>) -> Place {
     let identity = Identity::new(StoreId(1), TopicId(1), TopicPartition::new("t", 0));
     Place {
         identity: Arc::new(identity),
-        disk: Arc::new(disk.clone()),
+        disk,
         directory: "t/0".into(),
         buffers: BufferPool::default(),
         map_sealed: false,
@@ -39,11 +40,17 @@ fn open(disk: &MemoryDisk) -> Log {
 }
 
 fn open_from(disk: &MemoryDisk, log_start: Offset) -> Log {
+    let recovered = recover(Arc::new(disk.clone()), log_start, true);
+    assert_eq!(recovered.losses, []);
+    recovered.log
+}
+
+fn recover(disk: Arc<dyn Disk>, log_start: Offset, same_boot: bool) -> Recovered {
     let settings = settings(WriteHow::Map { chunk_bytes: 4096 });
     let evidence = Evidence {
         proven_end: Offset::ZERO,
         clean: false,
-        same_boot: true,
+        same_boot,
         log_start,
         rewrite: true,
         epoch: LeaderEpoch(0),
@@ -52,9 +59,18 @@ fn open_from(disk: &MemoryDisk, log_start: Offset) -> Log {
         repair: true,
         producers: true,
     };
-    let recovered = Log::open(place(disk), settings, evidence).unwrap();
-    assert_eq!(recovered.losses, []);
-    recovered.log
+    Log::open(place(disk), settings, evidence).unwrap()
+}
+
+fn snapshots(disk: &dyn Disk) -> Vec<String> {
+    let names = disk.list("t/0").unwrap().into_iter().map(|entry| entry.name);
+    names.filter(|name| name.ends_with(".producers")).collect()
+}
+
+fn write_down(log: &mut Log) {
+    let snapshot = log.producer_snapshot(true).expect("somebody wrote");
+    snapshot.write().unwrap();
+    log.on_producer_snapshot(&snapshot, true).unwrap();
 }
 
 fn append(log: &mut Log, values: &[u64]) -> Range<Offset> {
@@ -164,7 +180,7 @@ fn what_a_flush_has_on_its_way_is_in_the_file_once_nobody_waits_for_flushes() {
     assert_eq!((values(&log), log.written_end()), (vec![1, 2, 3], Offset(3)));
     let Log { place, .. } = &log;
     let name = place.path(&log_name(Offset(0)));
-    let file = crate::storage::Disk::open(&*place.disk, &name, OpenMode::Read).unwrap();
+    let file = Disk::open(&*place.disk, &name, OpenMode::Read).unwrap();
     let mut bytes = vec![0; 4096];
     let count = crate::storage::read_full_at(&*file, 0, &mut bytes).unwrap();
     plan.run().unwrap();
@@ -173,9 +189,9 @@ fn what_a_flush_has_on_its_way_is_in_the_file_once_nobody_waits_for_flushes() {
     drop((log, file));
     // As a process leaves it that dies before the flush: the file has the bytes by then.
     let left = MemoryDisk::new();
-    crate::storage::Disk::create_dir(&left, "t").unwrap();
-    crate::storage::Disk::create_dir(&left, "t/0").unwrap();
-    let file = crate::storage::Disk::open(&left, &name, OpenMode::Create).unwrap();
+    Disk::create_dir(&left, "t").unwrap();
+    Disk::create_dir(&left, "t/0").unwrap();
+    let file = Disk::open(&left, &name, OpenMode::Create).unwrap();
     crate::storage::write_all_at(&*file, 0, &bytes[..count]).unwrap();
     drop(file);
     assert_eq!(values(&open(&left)), [1, 2, 3]);
@@ -188,16 +204,12 @@ fn a_log_that_was_cut_writes_down_its_producers_anew_before_their_records_go() {
     let mut log = open(&disk);
     append_by(&mut log, numbered(7), &[1]);
     (0..20).for_each(|at| _ = append(&mut log, &[at]));
-    let snapshot = log.producer_snapshot(true).expect("somebody wrote");
-    snapshot.write().unwrap();
-    log.on_producer_snapshot(&snapshot, true).unwrap();
-    let snapshots = |disk: &MemoryDisk| {
-        let names = crate::storage::Disk::list(disk, "t/0").unwrap().into_iter();
-        names.filter(|entry| entry.name.ends_with(".producers")).count()
-    };
-    assert_eq!(snapshots(&disk), 1);
+    write_down(&mut log);
+    assert_eq!(snapshots(&disk).len(), 1);
+    assert!(log.producer_snapshot(true).is_none(), "it is written down");
     log.truncate(Offset(10), NOW).unwrap();
-    assert_eq!(snapshots(&disk), 0, "it tells of what is gone");
+    assert_eq!(snapshots(&disk).len(), 0, "it tells of what is gone");
+    assert!(log.producer_snapshot(true).is_some(), "it is not any more");
     (0..6).for_each(|at| _ = append(&mut log, &[at]));
     assert!(log.producer_snapshot_before(Offset(5)).is_some());
 }
@@ -279,11 +291,11 @@ fn s6_a_log_without_its_side_files_gives_the_same_answers() {
     let expected = values(&log);
     drop(log);
     assert_eq!(values(&open(&disk)), expected);
-    let names = crate::storage::Disk::list(&disk, "t/0").unwrap();
+    let names = Disk::list(&disk, "t/0").unwrap();
     let sides: Vec<_> = names.iter().filter(|entry| entry.name.ends_with(".side")).collect();
     assert!(sides.len() > 5);
     for side in sides {
-        crate::storage::Disk::remove(&disk, &format!("t/0/{}", side.name)).unwrap();
+        Disk::remove(&disk, &format!("t/0/{}", side.name)).unwrap();
     }
     assert_eq!(values(&open(&disk)), expected);
 }
@@ -304,4 +316,169 @@ fn a_change_of_settings_asks_nothing_of_the_disk_unless_records_wait_in_memory_n
     let written = WriteHow::Write { map_reads: true, staged: false };
     log.set_settings(settings(written)).unwrap();
     assert_eq!(log.written_end(), log.end());
+}
+
+/// Or no later one is, until much more was appended.
+#[test]
+fn a_snapshot_that_could_not_be_written_is_due_again() {
+    let mut log = open(&MemoryDisk::new());
+    append_by(&mut log, numbered(7), &[1]);
+    let snapshot = log.producer_snapshot(true).expect("somebody wrote");
+    assert!(log.producer_snapshot(true).is_none(), "it is on its way");
+    log.on_producer_snapshot(&snapshot, false).unwrap();
+    assert!(log.producer_snapshot(true).is_some());
+}
+
+/// Of two logs that went different ways and end alike, what was written down beside the one tells nothing of the other.
+#[test]
+fn what_is_told_of_producers_under_another_leader_is_not_believed() {
+    for (epoch, believed) in [(LeaderEpoch(0), true), (LeaderEpoch(1), false)] {
+        let (told, disk) = (MemoryDisk::new(), MemoryDisk::new());
+        let mut other = open(&told);
+        other.set_epoch(epoch);
+        append_by(&mut other, numbered(7), &[1]);
+        write_down(&mut other);
+        let mut log = open(&disk);
+        append_by(&mut log, numbered(8), &[1]);
+        drop((other, log));
+        let name = format!("t/0/{}", snapshots(&told)[0]);
+        let bytes = crate::storage::read_small(&told, &name, 4096).unwrap();
+        crate::storage::replace_file(&disk, &name, &bytes).unwrap();
+        let log = open(&disk);
+        assert_eq!(log.producer(ProducerId(7)).is_some(), believed, "{epoch:?}");
+        assert_eq!(log.producer(ProducerId(8)).is_some(), !believed, "{epoch:?}");
+    }
+}
+
+/// It could come back once others' records were in the place of those that it tells of.
+#[test]
+fn no_power_loss_brings_back_what_was_written_down_of_producers_whose_records_were_cut() {
+    for seed in 0..30 {
+        let disk = SimDisk::new(seed);
+        let mut log = recover(Arc::new(disk.clone()), Offset::ZERO, true).log;
+        (0..10).for_each(|at| _ = append(&mut log, &[at]));
+        append_by(&mut log, numbered(7), &[1]);
+        write_down(&mut log);
+        log.truncate(Offset(10), NOW).unwrap();
+        drop(log);
+        disk.power_loss();
+        assert_eq!(snapshots(&disk), [""; 0], "seed {seed}");
+    }
+}
+
+/// A log that begins at 5, and was told who wrote what by `leader`, as a follower is.
+fn told_by(leader: &Log, disk: &MemoryDisk) -> Log {
+    let mut log = open(disk);
+    log.make_directory().unwrap();
+    log.restart(Offset(5)).unwrap();
+    assert!(log.lacks_past());
+    log.adopt_producers(leader);
+    write_down(&mut log);
+    log
+}
+
+fn leader_of(values: u64, author: u64) -> Log {
+    let mut leader = open(&MemoryDisk::new());
+    append_by(&mut leader, numbered(author), &[0]);
+    (1..values).for_each(|at| _ = append(&mut leader, &[at]));
+    leader
+}
+
+/// What it was told stayed the newest on its disk: nothing newer was written down before records went.
+#[test]
+fn what_an_earlier_leader_told_goes_when_the_next_one_tells() {
+    let disk = MemoryDisk::new();
+    let mut log = told_by(&leader_of(40, 7), &disk);
+    assert_eq!(snapshots(&disk), ["00000000000000000040.producers"]);
+    let next = leader_of(20, 8);
+    log.follow_another();
+    assert!(log.lacks_past(), "the next leader knows better");
+    log.adopt_producers(&next);
+    log.remove_foreign_snapshots().unwrap();
+    assert_eq!(snapshots(&disk), [""; 0]);
+    assert!(log.producer_snapshot_before(Offset(30)).is_some());
+    assert!(log.producer(ProducerId(7)).is_none() && log.producer(ProducerId(8)).is_some());
+}
+
+/// It would be taken at the next opening for all that there is to know.
+#[test]
+fn a_log_that_was_not_told_who_wrote_before_it_writes_nothing_down_and_takes_nothing_for_decided() {
+    let mut log = open(&MemoryDisk::new());
+    log.restart(Offset(5)).unwrap();
+    append_by(&mut log, numbered(7), &[1]);
+    assert!(log.producer_snapshot(true).is_none());
+    assert!(log.producer_snapshot_before(Offset(6)).is_none());
+    log.roll_now(NOW).unwrap();
+    let decided = |log: &Log| {
+        let segments = log.reader().segments();
+        segments[0].aborted_in(&(Offset(0)..Offset(10))).unwrap().1
+    };
+    assert_eq!(decided(&log), Offset::ZERO);
+
+    // What it was told is of the leader's end: what was open at its own may have ended since.
+    let mut log = told_by(&leader_of(20, 7), &MemoryDisk::new());
+    append(&mut log, &[1]);
+    log.roll_now(NOW).unwrap();
+    assert_eq!(decided(&log), Offset::ZERO);
+
+    let mut log = open(&MemoryDisk::new());
+    append_by(&mut log, numbered(7), &[1]);
+    log.roll_now(NOW).unwrap();
+    assert_eq!(decided(&log), Offset(1));
+}
+
+/// It led, and the segment that it asked for is still on its way: what is appended now has no place.
+#[test]
+fn a_log_that_begins_a_segment_takes_what_is_copied_once_that_is_there() {
+    let (mut leader, mut log) = (open(&MemoryDisk::new()), open(&MemoryDisk::new()));
+    append(&mut leader, &[0]);
+    append(&mut log, &[0]);
+    append(&mut leader, &[1]);
+    let next = log.begin_roll(0, 0).unwrap();
+    let batches = leader.reader().read(Offset(1), Offset(2), 1000).unwrap().unwrap();
+    assert!(!log.append_batches(&batches.bytes, NOW).unwrap());
+    log.end_roll(Some(next.make(NOW).unwrap()), NOW);
+    assert!(log.append_batches(&batches.bytes, NOW).unwrap());
+    assert_eq!(values(&log), [0, 1]);
+}
+
+#[derive(Debug, Default)]
+struct Refuses(std::sync::atomic::AtomicU64);
+
+impl Witness for Refuses {
+    fn lower(&self, end: Offset) -> Result<(), Error> {
+        self.0.store(end.0, std::sync::atomic::Ordering::Relaxed);
+        Err(Error::Closed)
+    }
+}
+
+/// What is gone and vouched for is damage at the next opening.
+#[test]
+fn nothing_is_given_up_before_whoever_vouches_for_it_knows() {
+    let mut log = open(&MemoryDisk::new());
+    append(&mut log, &(0..10).collect::<Vec<_>>());
+    let witness = Arc::new(Refuses::default());
+    log.set_witness(Arc::clone(&witness) as Arc<dyn Witness>);
+    assert!(log.restart(Offset(5)).is_err());
+    assert_eq!(witness.0.load(std::sync::atomic::Ordering::Relaxed), 5);
+    assert_eq!((values(&log).len(), log.end()), (10, Offset(10)));
+}
+
+/// The proof of the gap vouches for what is before it, and for the segment behind it.
+#[test]
+fn s4_a_power_loss_takes_nothing_of_a_log_that_has_passed_over_what_is_lost() {
+    for seed in 0..30 {
+        let disk = SimDisk::new(seed);
+        let mut log = recover(Arc::new(disk.clone()), Offset::ZERO, true).log;
+        append(&mut log, &(0..5).collect::<Vec<_>>());
+        assert!(log.pass_over(Offset(8), NOW).unwrap());
+        drop(log);
+        disk.power_loss();
+        let recovered = recover(Arc::new(disk.clone()), Offset::ZERO, false);
+        let log = recovered.log;
+        assert_eq!(log.end(), Offset(8), "seed {seed}");
+        let held = log.reader().read(Offset(0), Offset(5), 1000);
+        assert_eq!(held.ok().flatten().map(|held| held.next), Some(Offset(5)), "seed {seed}");
+        assert!(recovered.losses.len() <= 1, "seed {seed}: {:?}", recovered.losses);
+    }
 }

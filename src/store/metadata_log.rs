@@ -797,3 +797,61 @@ fn corrupt_state(reason: &str) -> Error {
 fn seed(store: StoreId) -> u32 {
     crc32fast::hash(&store.0.to_le_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::MemoryDisk;
+    use crate::store::layout;
+
+    const STORE: StoreId = StoreId(1);
+
+    fn disks(count: u16) -> Vec<(DiskId, Arc<dyn Disk>)> {
+        (0..count).map(|at| (DiskId(at), Arc::new(MemoryDisk::new()) as Arc<dyn Disk>)).collect()
+    }
+
+    fn added(disk: DiskId, incarnation: u64) -> MetadataRecord {
+        let uuid = u128::from(disk.0) + 1000 * u128::from(incarnation);
+        MetadataRecord::DiskAdded { disk, uuid, incarnation }
+    }
+
+    fn create(disks: &[(DiskId, Arc<dyn Disk>)]) -> MetadataLog {
+        let mut first =
+            vec![MetadataRecord::StoreCreated { store: STORE, format: layout::VERSION }];
+        first.extend(disks.iter().map(|(disk, _)| added(*disk, 1)));
+        MetadataLog::create(disks, STORE, &first).unwrap()
+    }
+
+    /// Its changes are later ones, however many the disk has that was away: those were not known any more.
+    #[test]
+    fn what_a_later_opening_decided_outlasts_what_only_a_disk_that_was_away_has() {
+        let disks = disks(2);
+        let mut log = create(&disks);
+        log.remove_disk(DiskId(1));
+        (0..3).for_each(|_| log.commit(&MetadataRecord::Opened { clean: false }).unwrap());
+        drop(log);
+        let later = Arc::clone(&disks[1].1);
+        let found = Found::read(&[Arc::clone(&later)], Some(STORE)).unwrap().unwrap();
+        let (mut log, _) = found.open(&[(0, DiskId(1), later)], false).unwrap();
+        log.commit(&added(DiskId(2), 1)).unwrap();
+        drop(log);
+        let both = [Arc::clone(&disks[0].1), Arc::clone(&disks[1].1)];
+        let found = Found::read(&both, Some(STORE)).unwrap().unwrap();
+        assert_eq!(found.state().disks().count(), 3);
+    }
+
+    /// It would itself make the majority that lets it in, without a disk that may know better.
+    #[test]
+    fn a_directory_does_not_count_before_those_that_are_there_have_let_it_in() {
+        let disks = disks(3);
+        let mut log = create(&disks);
+        log.remove_disk(DiskId(1));
+        log.remove_disk(DiskId(2));
+        let log = Mutex::new(log);
+        let newcomer: Arc<dyn Disk> = Arc::new(MemoryDisk::new());
+        let record = added(DiskId(1), 2);
+        let admitted = MetadataLog::admit(&log, DiskId(1), &newcomer, &record).map(drop);
+        assert!(matches!(admitted, Err(Error::MissingDisk { .. })), "{admitted:?}");
+        assert!(!log.lock().takes_part(DiskId(1)));
+    }
+}

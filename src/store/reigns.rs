@@ -197,10 +197,13 @@ mod tests {
     use crate::partition::ReadOptions;
     use crate::partition::{Replica, Ticket};
     use crate::record::Record;
-    use crate::storage::simulated::{Hang, SimDisk, SyncFault};
+    use crate::storage::simulated::{Fault, Hang, SimDisk, SyncFault};
     use crate::store::open::replica;
     use crate::store::{Store, Topic, TopicConfig, VerifyOptions};
-    use crate::types::{Acks, DiskId, Flush, LeaderEpoch, Offset, StorageMode};
+    use crate::types::{
+        Acks, DiskId, Flush, LeaderEpoch, Offset, ProducerEpoch, ProducerId, ProducerSequence,
+        StorageMode,
+    };
 
     fn open(disks: &[SimDisk]) -> Store {
         let builder = Store::builder();
@@ -916,5 +919,200 @@ mod tests {
         let store = builder.allow_missing(DiskId(0)).open().unwrap();
         let partition = store.partition("t", 0).unwrap();
         assert_eq!(partition.log_end_offset(), Offset(2), "it was acknowledged");
+    }
+    /// As one that comes back: what it kept in memory was acknowledged as being in its file.
+    #[test]
+    fn a_replica_that_is_added_while_its_topic_changes_goes_by_the_change() {
+        let disks = [0, 1].map(SimDisk::new);
+        disks[1].share_process(&disks[0]);
+        let store = open(&disks);
+        store.create_topic("t", TopicConfig::new().flush(Flush::OnAck)).unwrap();
+        append(&store).unwrap();
+        let shared = &store.handle.shared;
+        let (topic, core) = shared.cores().pop().expect("one partition");
+        let leader = core.leader().expect("it is here");
+        let other = DiskId(1 - leader.0);
+        let (id, replicas) = (topic.id, vec![leader, other]);
+        let moved =
+            MetadataRecord::ReplicasChanged { id, partition: 0, replicas: replicas.clone() };
+        shared.metadata.lock().commit(&moved).unwrap();
+        let added = opened_anew(shared, &topic, &core, other);
+        store.alter_topic("t", TopicUpdate::new().flush(Flush::Os)).unwrap();
+        core.set_replicas(&replicas, vec![added], shared.clock.now());
+        until(&store, "it is in sync", || core.in_sync().len() == 2);
+        assert_eq!(append(&store).unwrap(), Offset(1));
+        disks[0].kill();
+        drop((core, store));
+        disks.iter().for_each(SimDisk::process_restart);
+        let builder = Store::builder().simulated_disk(disks[usize::from(other.0)].clone());
+        let store = builder.allow_missing(leader).open().unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        assert_eq!(partition.log_end_offset(), Offset(2), "it was acknowledged");
+    }
+
+    /// It kept what the next leader had not, and never followed that.
+    #[test]
+    fn inv_03_a_replica_that_comes_back_while_a_reign_begins_agrees_with_that() {
+        let disks = [0, 1, 2].map(SimDisk::new);
+        let (store, _tail) = with_a_tail(&disks);
+        let shared = &store.handle.shared;
+        let (topic, core) = shared.cores().pop().expect("one partition");
+        core.flush_follower(DiskId(2));
+        assert!(core.stop_replica(DiskId(2), "away"));
+        shared.settle_one(&core);
+        let returned = opened_anew(shared, &topic, &core, DiskId(2));
+        let proposal = elect(shared, &topic, &core, DiskId(1), &[DiskId(1)]);
+        disks[2].hang(Hang::Everything);
+        thread::scope(|scope| {
+            let returns = scope.spawn(|| core.return_replica(&returned, shared.clock.now()));
+            while disks[2].held_calls() == 0 {
+                assert!(!returns.is_finished(), "it asks its disk");
+                thread::yield_now();
+            }
+            core.fence_leader(DiskId(0), &Error::Closed);
+            core.install(proposal, shared.clock.now());
+            disks[2].heal();
+            returns.join().unwrap().unwrap();
+        });
+        assert_eq!(append(&store).unwrap(), Offset(1));
+        until(&store, "it is in sync", || core.in_sync().contains(&DiskId(2)));
+        store.stop_disk(DiskId(1)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let records = partition.read(Offset(1), ReadOptions::new()).unwrap();
+        let values: Vec<_> = records.iter().map(|record| record.value().unwrap()).collect();
+        assert_eq!(values, [b"v"]);
+    }
+
+    /// It slept on until its time was over, and heard that.
+    #[test]
+    fn an_append_that_waits_for_room_hears_that_its_topic_is_gone() {
+        let disk = SimDisk::new(0);
+        let builder = Store::builder().simulated_disk(disk.clone());
+        let store = builder.append_timeout(Duration::from_secs(600)).open().unwrap();
+        store.create_topic("t", TopicConfig::new().flush(Flush::Os).segment_bytes(4096)).unwrap();
+        append(&store).unwrap();
+        let core = store.handle.shared.cores().pop().expect("one partition").1;
+        let partition = store.partition("t", 0).unwrap();
+        disk.hang(Hang::Everything);
+        thread::scope(|scope| {
+            scope.spawn(|| partition.append(&[Record::new(&[7; 8000])], Acks::All));
+            while disk.held_calls() == 0 {
+                thread::yield_now();
+            }
+            // The disk is asked already: this one sleeps.
+            let sleeps = scope.spawn(|| append(&store));
+            (0..10_000).for_each(|_| thread::yield_now());
+            core.delete();
+            let begun = Instant::now();
+            while !sleeps.is_finished() && begun.elapsed() < Duration::from_secs(30) {
+                thread::yield_now();
+            }
+            let has_heard = sleeps.is_finished();
+            disk.heal();
+            let told = sleeps.join().unwrap();
+            assert!(has_heard, "it waited for its disk");
+            assert!(matches!(told, Err(Error::UnknownTopicOrPartition { .. })), "{told:?}");
+        });
+    }
+
+    /// It let go of their records, and had written down nothing of who wrote them: a batch that was sent again after a
+    /// crash was appended twice.
+    #[test]
+    fn a_follower_that_is_busy_while_records_are_deleted_writes_down_their_producers_first() {
+        let disks = [0, 1].map(SimDisk::new);
+        disks[1].share_process(&disks[0]);
+        let store = open(&disks);
+        let config = TopicConfig::new().replication_factor(2).flush(Flush::Os).segment_bytes(4096);
+        store.create_topic("t", config.index_interval_bytes(256)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let author = ProducerSequence { id: ProducerId(7), epoch: ProducerEpoch(0), sequence: 0 };
+        let once = [Record::new("once")];
+        let placed = partition.append_idempotent(author, &once, Acks::All).unwrap();
+        for _ in 0..60 {
+            partition.append(&[Record::new(&[7; 200])], Acks::Leader).unwrap();
+            store.run_background();
+        }
+        let shared = &store.handle.shared;
+        let (topic, core) = shared.cores().pop().expect("one partition");
+        // It begins a segment, which the follower does when it is looked after.
+        partition.append(&[Record::new(&[7; 8000])], Acks::Leader).unwrap();
+        let (id, start) = (topic.id, Offset(50));
+        let raised = MetadataRecord::LogStartRaised { id, partition: 0, offset: start };
+        shared.metadata.lock().commit(&raised).unwrap();
+        disks[1].hang(Hang::Everything);
+        thread::scope(|scope| {
+            scope.spawn(|| core.tend(DiskId(1), shared.clock.now(), false));
+            while disks[1].held_calls() == 0 {
+                thread::yield_now();
+            }
+            core.raise_log_start(start).unwrap();
+            disks[1].heal();
+        });
+        until(&store, "it follows", || {
+            let starts = core.readers().into_iter().map(|(_, log)| log.log_start());
+            starts.collect::<Vec<_>>() == [start; 2]
+        });
+        disks[0].kill();
+        drop((partition, topic, core, store));
+        disks.iter().for_each(SimDisk::process_restart);
+        let builder = Store::builder().simulated_disk(disks[1].clone());
+        let store = builder.allow_missing(DiskId(0)).open().unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        assert_eq!(partition.log_start_offset(), start);
+        let again = partition.append_idempotent(author, &once, Acks::All).unwrap();
+        assert_eq!((again.duplicate, again.offsets), (true, placed.offsets));
+    }
+    /// It went on with what it had been told: batches that were nowhere were answered as duplicates once it led.
+    #[test]
+    fn a_replica_that_follows_another_leader_forgets_what_that_one_lacks() {
+        let disks = [0, 1, 2, 3, 4].map(SimDisk::new);
+        let store = open(&disks);
+        let config = TopicConfig::new().replication_factor(3).min_insync_replicas(1);
+        let config = config.flush(Flush::Os).segment_bytes(4096).index_interval_bytes(256);
+        store.create_topic("t", config).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let shared = &store.handle.shared;
+        let (topic, core) = shared.cores().pop().expect("one partition");
+        let [leader, next, told] = core.replicas()[..] else { panic!("three replicas") };
+        assert_eq!(core.leader(), Some(leader));
+        let send = |sequence, acks| {
+            let author = ProducerSequence { id: ProducerId(7), epoch: ProducerEpoch(0), sequence };
+            partition.append_idempotent(author, &[Record::new("v")], acks).unwrap()
+        };
+        let fill = |end, acks| {
+            while core.log_end() < Offset(end) {
+                partition.append(&[Record::new(&[7; 200])], acks).unwrap();
+            }
+        };
+        store.stop_disk(told).unwrap();
+        let deleted = send(0, Acks::All);
+        fill(60, Acks::All);
+        // Opened anew, a log has nothing at hand for the next batch.
+        store.stop_disk(next).unwrap();
+        store.start_disk(next).unwrap();
+        send(1, Acks::Leader);
+        fill(100, Acks::Leader);
+        // Sealed segments are read from the disk from now on.
+        core.tend(leader, shared.clock.now(), false);
+        assert_eq!(partition.delete_records(Offset(50)).unwrap(), Offset(50));
+        store.start_disk(told).unwrap();
+        let mut proposal = elect(shared, &topic, &core, next, &[next]);
+        (proposal.start, proposal.high_watermark) = (Some(Offset(60)), Offset(60));
+        // What it is told is in memory; what it copies is not.
+        disks[usize::from(leader.0)].fail_from(1, Fault::Eio);
+        core.tend(told, shared.clock.now(), false);
+        core.fence_leader(leader, &Error::Closed);
+        core.install(proposal, shared.clock.now());
+        disks[usize::from(leader.0)].heal();
+        assert_eq!((core.leader(), core.log_end()), (Some(next), Offset(60)));
+
+        fill(120, Acks::All);
+        until(&store, "it is in sync", || core.in_sync().contains(&told));
+        let _ = store.stop_disk(leader);
+        store.stop_disk(next).unwrap();
+        until(&store, "it leads", || core.leader() == Some(told));
+        let again = send(0, Acks::All);
+        assert_eq!((again.duplicate, again.offsets), (true, deleted.offsets));
+        assert!(!send(1, Acks::All).duplicate, "it is nowhere");
     }
 }
