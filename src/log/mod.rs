@@ -427,6 +427,14 @@ impl Log {
         producers::remove_for_good(&self.place, &self.producers.take_foreign())
     }
 
+    /// Finds the producers again after what an opening found damaged was repaired: it had not seen who wrote that.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn count_repaired(&mut self, now: Timestamp) -> Result<(), Error> {
+        self.find_producers(now).map(drop)
+    }
+
     /// Finds the producers again in the log itself. Returns what was known of them.
     fn find_producers(&mut self, now: Timestamp) -> Result<Producers, Error> {
         let snapshots = self.producers.forget();

@@ -215,8 +215,13 @@ impl LogReader {
         let offsets = first.base_offset..fetched.next;
         let segments = self.segments();
         let begin = segments.partition_point(|segment| segment.end() <= offsets.start);
-        let mut aborted = Vec::new();
+        let (mut aborted, mut known) = (Vec::new(), offsets.start);
         for segment in &segments[begin..] {
+            if known > offsets.start && segment.base > known {
+                // What is missing may hold the marker of an abort.
+                return Err(self.missing(known, segment.base));
+            }
+            known = segment.end();
             let (found, decided) = segment.aborted_in(&offsets)?;
             aborted.extend(found);
             if decided >= offsets.end {

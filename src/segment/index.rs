@@ -33,6 +33,8 @@ pub(crate) struct SparseIndex {
     /// When the segment was sealed, everything below was decided: no marker of a later segment is about it. A lower
     /// bound; 0 where it is not known.
     pub(crate) decided: Offset,
+    /// From where on damage has kept it from being known what the markers say. No side file tells of that.
+    pub(crate) unknown_from: Option<Offset>,
 }
 
 impl SparseIndex {

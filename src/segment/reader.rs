@@ -409,19 +409,25 @@ impl Segment {
     /// changes anything.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Corrupt`] where that is damaged and may be about `offsets`; [`Error::Io`].
     pub(crate) fn aborted_in(
         &self,
         offsets: &Range<Offset>,
     ) -> Result<(Vec<AbortedRange>, Offset), Error> {
-        self.with_index(|index| {
+        let (found, decided, unknown_from) = self.with_index(|index| {
             let overlaps =
                 |range: &&AbortedRange| range.first < offsets.end && range.last > offsets.start;
             // Markers rise: those before the offsets are passed over at once.
             let begin = index.aborted.partition_point(|range| range.last <= offsets.start);
             let found = index.aborted[begin..].iter().filter(overlaps).copied().collect();
-            (found, index.decided)
-        })
+            (found, index.decided, index.unknown_from)
+        })?;
+        match unknown_from {
+            Some(from) if decided < offsets.end => {
+                Err(self.corrupt(from..self.end(), self.position(), DecodeError::Missing))
+            }
+            _ => Ok((found, decided)),
+        }
     }
 
     /// The index of a sealed segment: from memory, from its side file, or from a walk over the data.
@@ -441,7 +447,14 @@ impl Segment {
     fn rebuild_index(&self) -> Result<Arc<SparseIndex>, Error> {
         let file = self.open_file(OpenMode::Read)?;
         let mut scanner = Scanner::new(&self.place, self.base);
-        let scan = scanner.walk(&*file, self.position(), Some(self.end()))?;
+        let mut scan = scanner.walk(&*file, self.position(), Some(self.end()))?;
+        if scan.end < self.end() {
+            scan.index.unknown_from = Some(scan.end);
+            // One that was written before what comes behind was lost knows what was open there.
+            let side = Self::read_side_file(&self.place, self.base);
+            let side = side.filter(|side| side.head.end == scan.end);
+            scan.index.decided = side.map_or(Offset::ZERO, |side| side.index.decided);
+        }
         let index = Arc::new(scan.index);
         *self.index.write() = Some(Arc::clone(&index));
         if scan.end == self.end() {

@@ -646,8 +646,12 @@ impl Shared {
             if *offset >= log.end() || *offset < log.reader().log_start() {
                 continue;
             }
-            let path = log.place().full_path("");
-            let kind = match log.repair(*offset, &sources, self.clock.now()) {
+            let (path, now) = (log.place().full_path(""), self.clock.now());
+            let repaired = log.repair(*offset, &sources, now).and_then(|repaired| {
+                (repaired == Repair::Done).then(|| log.count_repaired(now)).transpose()?;
+                Ok(repaired)
+            });
+            let kind = match repaired {
                 Ok(Repair::Done) => EventKind::Repaired { path },
                 Ok(Repair::Sound | Repair::Nowhere | Repair::NotNow) => continue,
                 Err(error) => EventKind::BackgroundFailed {
