@@ -576,6 +576,13 @@ fn a_flush_of_a_follower_that_is_asked_for_amid_another_is_made_behind_that() {
     assert!(core.has_flushed(DiskId(1), Offset(3)));
 }
 
+/// The store after the process has died, without its first disk.
+fn on_the_second_alone(disks: &[SimDisk]) -> Store {
+    disks.iter().for_each(SimDisk::process_restart);
+    let builder = Store::builder().simulated_disk(disks[1].clone());
+    builder.allow_missing(DiskId(0)).open().unwrap()
+}
+
 /// What is decided while a follower cannot be told holds for it when it is back.
 #[test]
 fn s22_a_follower_that_is_busy_while_its_topic_changes_is_opened_anew_and_goes_by_the_change() {
@@ -602,10 +609,7 @@ fn s22_a_follower_that_is_busy_while_its_topic_changes_is_opened_anew_and_goes_b
     assert_eq!(append(&store).unwrap(), Offset(2));
     disks.iter().for_each(SimDisk::kill);
     drop((tail, topic, core, store));
-    disks.iter().for_each(SimDisk::process_restart);
-    let builder = Store::builder().simulated_disk(disks[1].clone());
-    let store = builder.allow_missing(DiskId(0)).open().unwrap();
-    let partition = store.partition("t", 0).unwrap();
+    let partition = on_the_second_alone(&disks).partition("t", 0).unwrap();
     assert_eq!(partition.log_end_offset(), Offset(3), "it was acknowledged");
 }
 
@@ -714,12 +718,10 @@ fn a_replica_that_is_opened_while_its_topic_changes_goes_by_the_change() {
     assert_eq!(append(&store).unwrap(), Offset(1));
     disks[0].kill();
     drop((core, returned, store));
-    disks.iter().for_each(SimDisk::process_restart);
-    let builder = Store::builder().simulated_disk(disks[1].clone());
-    let store = builder.allow_missing(DiskId(0)).open().unwrap();
-    let partition = store.partition("t", 0).unwrap();
+    let partition = on_the_second_alone(&disks).partition("t", 0).unwrap();
     assert_eq!(partition.log_end_offset(), Offset(2), "it was acknowledged");
 }
+
 /// As one that comes back: what it kept in memory was acknowledged as being in its file.
 #[test]
 fn a_replica_that_is_added_while_its_topic_changes_goes_by_the_change() {
@@ -853,14 +855,12 @@ fn a_follower_that_is_busy_while_records_are_deleted_writes_down_their_producers
     });
     disks[0].kill();
     drop((partition, topic, core, store));
-    disks.iter().for_each(SimDisk::process_restart);
-    let builder = Store::builder().simulated_disk(disks[1].clone());
-    let store = builder.allow_missing(DiskId(0)).open().unwrap();
-    let partition = store.partition("t", 0).unwrap();
+    let partition = on_the_second_alone(&disks).partition("t", 0).unwrap();
     assert_eq!(partition.log_start_offset(), start);
     let again = partition.append_idempotent(author, &once, Acks::All).unwrap();
     assert_eq!((again.duplicate, again.offsets), (true, placed.offsets));
 }
+
 /// It went on with what it had been told: batches that were nowhere were answered as duplicates once it led.
 #[test]
 fn a_replica_that_follows_another_leader_forgets_what_that_one_lacks() {
