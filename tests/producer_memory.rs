@@ -192,3 +192,75 @@ fn a_disk_that_fills_up_in_the_middle_of_a_copy_costs_nothing() {
     }
     assert!(failed > 0, "no copy met the end of the disk");
 }
+
+/// The files of segments of the only topic, in order.
+fn segments_of(disk: &SimDisk) -> Vec<String> {
+    let is_segment = |path: &String| path.ends_with(".log") && path.contains("-t/0/");
+    disk.files().into_iter().filter(is_segment).collect()
+}
+
+/// S3. After a kill, an opening walks over the headers of what no snapshot of the producers vouches for, and believes the
+/// side file of a sealed segment that its batches are sound: damage there was passed over. Whoever had written it last was
+/// not known to a replica that led then, though the other one knew, and its batch was taken a second time.
+#[test]
+fn a_batch_is_recognised_though_the_replica_that_leads_has_it_damaged() {
+    let mut damaged = 0;
+    // One that led, one that leads as the other one is shorter and has no room to be repaired, and one that will lead.
+    for (leads_damaged, is_full) in [(true, false), (true, true), (false, false)] {
+        for position in [0, 8, 20, 40, 70, 200, 1000] {
+            let disks = [SimDisk::new(1), SimDisk::new(2)];
+            let store = open(&disks);
+            store.create_topic("t", small(Flush::Os).replication_factor(2)).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            let leader = partition.leader().unwrap();
+            let once = [Record::new("once")];
+            let mut placed = Vec::new();
+            for id in 1..8 {
+                placed
+                    .push(partition.append_idempotent(numbered(id, 0), &once, Acks::All).unwrap());
+                fill(&partition, 12 * id);
+            }
+            store.run_background();
+            disks.iter().for_each(SimDisk::kill);
+            drop((partition, store));
+            let other = DiskId(1 - leader.0);
+            if is_full {
+                disks[usize::from(leader.0)].process_restart();
+                disks[usize::from(other.0)].power_loss();
+            } else {
+                disks.iter().for_each(SimDisk::process_restart);
+            }
+            let harmed = &disks[usize::from(if leads_damaged { leader.0 } else { other.0 })];
+            let segments = segments_of(harmed);
+            assert!(segments.len() > 4, "{segments:?}");
+            for path in &segments[..segments.len() / 2] {
+                let mut bytes = harmed.read_file(path);
+                let at = 64 + position; // behind the header of the file
+                if bytes.len() > at {
+                    bytes[at] ^= 1;
+                    harmed.write_file(path, &bytes);
+                    damaged += 1;
+                }
+            }
+            harmed.set_free_bytes(is_full.then_some(0));
+            let store = open(&disks);
+            let partition = store.partition("t", 0).unwrap();
+            assert!(!is_full || partition.leader() == Some(leader), "the other one is as long");
+            for _ in 0..3 {
+                store.run_background();
+            }
+            if !leads_damaged {
+                store.stop_disk(leader).unwrap();
+                store.run_background();
+                assert_eq!(partition.leader(), Some(other));
+            }
+            for (id, first) in (1..).zip(&placed) {
+                let again = partition.append_idempotent(numbered(id, 0), &once, Acks::All).unwrap();
+                let told = (again.duplicate, &again.offsets);
+                let case = (leads_damaged, is_full, position, id);
+                assert_eq!(told, (true, &first.offsets), "{case:?}");
+            }
+        }
+    }
+    assert!(damaged > 20, "{damaged}");
+}

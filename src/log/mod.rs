@@ -380,7 +380,7 @@ impl Log {
         producers::remove_snapshots(&self.place, &old)
     }
 
-    /// Whether the log went on where the leader's begins, and has to be told who wrote before.
+    /// Whether it has to be told who wrote before: it went on where the leader's log begins, or is damaged.
     pub(crate) fn lacks_past(&self) -> bool {
         self.producers.lacks_past()
     }
@@ -389,6 +389,17 @@ impl Log {
     pub(crate) fn adopt_producers(&mut self, leader: &Self) {
         assert!(leader.end >= self.end, "what is counted in is passed over later");
         self.producers.adopt(&leader.producers, self.end);
+    }
+
+    /// Takes over what another replica knows of the producers, if it is not longer and knows all of them.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn learn_producers(&mut self, other: &Self, now: Timestamp) -> Result<(), Error> {
+        if other.lacks_past() || other.producers.tells_beyond(self.end) {
+            return Ok(());
+        }
+        self.producers.learn(&other.producers, &self.reader, now)
     }
 
     /// Whether there is anything to remember of producers: an open after a clean stop looks for it.
@@ -439,7 +450,9 @@ impl Log {
     fn find_producers(&mut self, now: Timestamp) -> Result<Producers, Error> {
         let snapshots = self.producers.forget();
         let found = Producers::recover(&self.place, &self.reader, snapshots, self.end, now)?;
-        Ok(std::mem::replace(&mut self.producers, found.producers))
+        let told = std::mem::replace(&mut self.producers, found.producers);
+        self.producers.on_damaged(&found.damaged);
+        Ok(told)
     }
 
     /// Makes sure that it knows of no producer more than the log has, before it leads. A replica that was told who wrote

@@ -7,6 +7,7 @@
 //! A log without producers has no snapshots, and its appends pay one comparison.
 
 use std::io;
+use std::ops::Range;
 
 use crate::error::Error;
 use crate::protocol::producer_state::batch::{BatchFacts, Proposal};
@@ -50,7 +51,7 @@ pub(super) struct Producers {
     snapshot_bytes: u64,
     /// When ages were last looked at.
     expired_at: Timestamp,
-    /// Records before the log's start were deleted, and who wrote them is not known here: see [`Producers::adopt`].
+    /// Records are deleted or damaged, and who wrote them is not known here: see [`Producers::adopt`].
     lacks_past: bool,
 }
 
@@ -60,6 +61,8 @@ pub(super) struct Recalled {
     pub(super) producers: Producers,
     /// Below it, nothing is known of who wrote.
     pub(super) unknown: Option<Offset>,
+    /// Who wrote these is not known either: they cannot be read.
+    pub(super) damaged: Vec<Range<Offset>>,
     /// To be written down before the files of what is deleted go.
     pub(super) before: Option<ProducerSnapshot>,
 }
@@ -143,8 +146,8 @@ impl Producers {
         }
         (producers.on_disk, producers.foreign) = (snapshots, foreign);
         let from = producers.states.end();
-        reader.producer_headers(from, |header| producers.take(header, now))?;
-        Ok(Recalled { producers, unknown: unknown.then_some(start), before })
+        let damaged = reader.producer_headers(from, |header| producers.take(header, now))?;
+        Ok(Recalled { producers, unknown: unknown.then_some(start), damaged, before })
     }
 
     /// Those of what lies before the log's start, from where `known` ends: a crash came before its files were removed, and
@@ -353,6 +356,30 @@ impl Producers {
     /// Whether all that was written below `end` is known already.
     pub(super) fn counts_in(&self, end: Offset) -> bool {
         !self.lacks_past && self.states.end() >= end
+    }
+
+    /// Some of the log cannot be read, and who wrote that is not known here; other replicas may know.
+    pub(super) fn on_damaged(&mut self, damaged: &[Range<Offset>]) {
+        self.lacks_past |= !damaged.is_empty();
+    }
+
+    /// Takes over what a replica knows whose log is not longer, and counts on from there.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn learn(
+        &mut self,
+        other: &Self,
+        reader: &LogReader,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        self.states = other.states.clone();
+        self.lacks_past = false;
+        self.on_unwritten();
+        let damaged =
+            reader.producer_headers(self.states.end(), |header| self.take(header, now))?;
+        self.on_damaged(&damaged);
+        Ok(())
     }
 
     /// The log leads: nobody knows better.

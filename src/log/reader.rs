@@ -1,6 +1,7 @@
 //! The shared side of a log: which segment holds an offset, and what is in it.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +22,22 @@ pub(crate) struct LogReader {
     place: Place,
     segments: RwLock<SegmentList>,
     log_start: AtomicU64,
+}
+
+/// How far a walk that passes over damage has come, and what it passed over.
+struct Walked {
+    next: Offset,
+    damaged: Vec<Range<Offset>>,
+}
+
+impl Walked {
+    /// What comes next begins at `start`.
+    fn on(&mut self, start: Offset, end: Offset) {
+        if start > self.next {
+            self.damaged.push(self.next..start);
+        }
+        self.next = self.next.max(end);
+    }
 }
 
 impl LogReader {
@@ -248,7 +265,8 @@ impl LogReader {
         Ok(hidden.collect())
     }
 
-    /// Walks over the headers from `from` on, as far as segments may have any with a producer. Damage is passed over.
+    /// Walks over the headers from `from` on, as far as segments may have any with a producer. Damage is passed over:
+    /// returns what of the log that was, its deleted part left aside.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -256,17 +274,26 @@ impl LogReader {
         &self,
         from: Offset,
         mut take: impl FnMut(&BatchHeader),
-    ) -> Result<(), Error> {
-        for segment in self.segments().iter() {
-            if segment.end() > from && segment.knows_producers() {
-                match segment.headers(from.max(segment.base), &mut take) {
-                    // A file that is gone is damage like any other.
-                    Ok(()) | Err(Error::Corrupt { .. }) => {}
-                    Err(error) => return Err(error),
-                }
+    ) -> Result<Vec<Range<Offset>>, Error> {
+        let mut walked = Walked { next: from.max(self.log_start()), damaged: Vec::new() };
+        for segment in self.segments().iter().filter(|segment| segment.end() > from) {
+            if !segment.knows_producers() {
+                walked.on(segment.base, segment.end());
+                continue;
             }
+            walked.on(segment.base, segment.base);
+            let outcome = segment.headers(from.max(segment.base), |header| {
+                walked.on(header.base_offset, header.end_offset());
+                take(header);
+            });
+            match outcome {
+                // A file that is gone is damage like any other.
+                Ok(()) | Err(Error::Corrupt { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            walked.on(segment.end(), segment.end());
         }
-        Ok(())
+        Ok(walked.damaged)
     }
 
     /// Walks over the headers of all batches from `from` on that begin below `until`, deleted ones as well. Damage is

@@ -8,6 +8,7 @@
 //! they are served: a page that a failed flush left marked clean would otherwise be lost later.
 
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -173,6 +174,8 @@ impl Opening {
             let found = Producers::recover(&self.place, &reader, snapshots, self.end, now)?;
             losses.extend(found.unknown.map(|below| Loss::ProducersForgotten { below }));
             producers = found.producers;
+            producers.on_damaged(&found.damaged);
+            losses.extend(self.passed_over(&found.damaged));
             // Before anything is appended in their place.
             remove_for_good(&self.place, &producers.take_foreign())?;
             if let Some(snapshot) = found.before {
@@ -213,6 +216,22 @@ impl Opening {
             producers,
         };
         Ok(Recovered { log, losses, scanned_bytes: self.scanned_bytes })
+    }
+
+    /// What is damaged that nothing but the producers asked for, as it was vouched for.
+    fn passed_over(&self, damaged: &[Range<Offset>]) -> Vec<Loss> {
+        let is_news = |offsets: &&Range<Offset>| {
+            !self.losses.iter().any(|loss| {
+                matches!(loss, Loss::Damaged { from, to, .. } if (from..to).contains(&&offsets.start))
+            })
+        };
+        let losses = damaged.iter().filter(is_news).map(|offsets| {
+            let segment = self.segments.iter().rev().find(|segment| segment.base <= offsets.start);
+            let path = self.place.full_path(&log_name(segment.map_or(offsets.start, |s| s.base)));
+            let reason = DecodeError::Missing.to_string();
+            Loss::Damaged { from: offsets.start, to: offsets.end, path, reason }
+        });
+        losses.collect()
     }
 
     fn remove(&self, segment: &Segment) -> Result<(), Error> {

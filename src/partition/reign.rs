@@ -121,7 +121,8 @@ impl Core {
                 in_sync: isr.contains(&replica.disk),
                 eligible: eligible.contains(&replica.disk),
                 suspect: suspects.iter().any(|(disk, _)| *disk == replica.disk),
-                sound: true,
+                sound: !log.lacks_past()
+                    && !state.damaged.iter().any(|(disk, _)| *disk == replica.disk),
                 last_epoch,
                 end: log.end(),
             });

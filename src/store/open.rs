@@ -391,8 +391,12 @@ impl Shared {
         let (reign, leader) = if alone && described.stale.is_empty() {
             (reign_of(&described), found.first().map(|(disk, _)| disk.id))
         } else {
-            let chosen = self.choose_leader(topic, partition, &described, &config, &mut found)?;
+            let chosen =
+                self.choose_leader(topic, partition, &described, &config, &mut found, &damages)?;
             self.repair_all(partition, &mut found, &damages);
+            if let Some(leader) = chosen.1 {
+                self.tell_leader(partition, leader, &mut found);
+            }
             chosen
         };
         let Some(at) = found.iter().position(|(disk, _)| Some(disk.id) == leader) else {
@@ -528,6 +532,7 @@ impl Shared {
         described: &PartitionState,
         config: &TopicConfig,
         found: &mut Vec<(Arc<StoreDisk>, Log)>,
+        damages: &[(DiskId, Offset)],
     ) -> Result<(Reign, Option<DiskId>)> {
         let now = self.clock.now();
         let mut reign = reign_of(described);
@@ -548,7 +553,7 @@ impl Shared {
                 in_sync: described.isr.contains(&disk.id),
                 eligible: described.eligible.contains(&disk.id),
                 suspect: described.suspects.contains_key(&disk.id) && described.isr.len() > 1,
-                sound: true,
+                sound: !log.lacks_past() && !damages.iter().any(|(damaged, _)| *damaged == disk.id),
                 last_epoch,
                 end: log.end(),
             });
@@ -660,6 +665,29 @@ impl Shared {
                 },
             };
             self.events.push(self.clock.now(), kind);
+        }
+    }
+
+    /// A leader that cannot read who wrote some of its log asks a replica that knows: nobody is asked once it leads.
+    fn tell_leader(
+        &self,
+        partition: &TopicPartition,
+        leader: DiskId,
+        found: &mut [(Arc<StoreDisk>, Log)],
+    ) {
+        let Some(at) = found.iter().position(|(disk, _)| disk.id == leader) else { return };
+        let (before, rest) = found.split_at_mut(at);
+        let Some(((_, log), after)) = rest.split_first_mut() else { return };
+        let now = self.clock.now();
+        for (_, other) in before.iter().chain(&*after) {
+            if !log.lacks_past() {
+                return;
+            }
+            if let Err(error) = log.learn_producers(other, now) {
+                let reason = format!("asking who wrote what is damaged: {error}");
+                let partition = Some(partition.clone());
+                self.events.push(now, EventKind::BackgroundFailed { partition, reason });
+            }
         }
     }
 
