@@ -5,7 +5,7 @@ use crate::record::{DraftSettings, Record};
 use crate::segment::Identity;
 use crate::storage::simulated::SimDisk;
 use crate::storage::{BufferPool, Disk, MemoryDisk};
-use crate::types::{ProducerEpoch, StoreId, TopicId, TopicPartition};
+use crate::types::{ProducerEpoch, ProducerSequence, StoreId, TopicId, TopicPartition};
 
 const NOW: Timestamp = Timestamp(1000);
 const NOBODY: ProducerSequence = numbered(0);
