@@ -17,9 +17,10 @@ use parking_lot::{Mutex, ReentrantMutex};
 use crate::error::{Error, Result};
 use crate::partition::Ticket;
 use crate::store::{Chore, Chores, CommittedOffset};
-use crate::types::TopicPartition;
+use crate::types::{Offset, TopicPartition};
 
-use super::{Consumer, Mode};
+use super::slot::Slot;
+use super::{Consumer, Mode, OffsetMap};
 
 /// Who is told of a commit.
 pub(super) type Committed = Box<dyn FnOnce(Result<()>) + Send>;
@@ -117,6 +118,165 @@ impl Wake for Commits {
 }
 
 impl Consumer {
+    /// Commits what polls have returned so far, and waits until that is as safe as the store's flush level gives. What was
+    /// read of a topic that is gone is left out.
+    ///
+    /// # Errors
+    /// [`Error::RebalanceInProgress`]: poll, then try again. [`Error::UnknownMember`], [`Error::IllegalGeneration`],
+    /// [`Error::NotAssigned`]: others have taken over, and will do again what was not committed.
+    /// [`Error::InvalidConfig`] without a group; [`Error::TimedOut`] and others of an append.
+    pub fn commit(&mut self) -> Result<()> {
+        self.commit_sync_of(|_| true)
+    }
+
+    pub(super) fn commit_sync_of(
+        &mut self,
+        concerns: impl Fn(&TopicPartition) -> bool,
+    ) -> Result<()> {
+        self.group()?;
+        loop {
+            let offsets = self.uncommitted(&concerns, |slot| slot.committed);
+            match self.commit_and_note(&offsets) {
+                Err(error) if self.is_of_gone(&error, &offsets) => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn commit_and_note(&mut self, offsets: &[(TopicPartition, CommittedOffset)]) -> Result<()> {
+        // One that fails may hold all the same.
+        self.commit_slice(offsets).inspect_err(|_| self.note_unknown(offsets))?;
+        self.note_committed(offsets);
+        Ok(())
+    }
+
+    fn lost_its_place(&self) -> Error {
+        let group = self.settings.group.as_deref().unwrap_or_default().to_owned();
+        Error::UnknownMember { group, reason: "the consumer has not polled for too long".into() }
+    }
+
+    /// As [`Consumer::commit`], without waiting: `done` is called with the outcome, once, in the order of the commits and
+    /// under no lock, by this call, by a thread of the store's that may be blocked, or when the consumer is closed or
+    /// dropped, which waits for it. A panic in it is caught.
+    ///
+    /// # Errors
+    /// As for [`Consumer::commit`], known at once; `done` is then not called.
+    pub fn commit_async(&mut self, done: impl FnOnce(Result<()>) + Send + 'static) -> Result<()> {
+        self.group()?;
+        if self.commits.as_ref().is_some_and(|commits| commits.take_failed()) {
+            self.slots.values_mut().for_each(|slot| slot.asked = slot.committed);
+        }
+        loop {
+            let offsets = self.uncommitted(|_| true, |slot| slot.asked);
+            match self.begin_commit(&offsets) {
+                Err(error) if self.is_of_gone(&error, &offsets) => {}
+                begun => {
+                    let ticket = begun?;
+                    return self.follow_commit(ticket, &offsets, done);
+                }
+            }
+        }
+    }
+
+    /// As [`Consumer::commit_offsets`], as [`Consumer::commit_async`] does it.
+    ///
+    /// # Errors
+    /// As for [`Consumer::commit`], known at once; `done` is then not called.
+    pub fn commit_offsets_async(
+        &mut self,
+        offsets: &OffsetMap,
+        done: impl FnOnce(Result<()>) + Send + 'static,
+    ) -> Result<()> {
+        let offsets = self.chosen(offsets)?;
+        let ticket = self.begin_commit(&offsets)?;
+        self.follow_commit(ticket, &offsets, done)
+    }
+
+    /// Offsets that the application has chosen.
+    fn chosen(&self, offsets: &OffsetMap) -> Result<Vec<(TopicPartition, CommittedOffset)>> {
+        self.group()?;
+        let chosen = offsets.iter().map(|(name, held)| {
+            let slot = self.by_name.get(name).and_then(|key| self.slots.get(key));
+            if slot.is_some_and(|slot| slot.partition.is_gone()) {
+                return Err(Error::UnknownTopicOrPartition { partition: name.clone() });
+            }
+            Ok((name.clone(), held.clone()))
+        });
+        chosen.collect()
+    }
+
+    /// Commits these offsets: for each partition the *next* one to read (GRP-29).
+    ///
+    /// # Errors
+    /// As for [`Consumer::commit`]; [`Error::OffsetOutOfRange`] behind the end of a log;
+    /// [`Error::UnknownTopicOrPartition`] for what it reads of a topic that was deleted, whatever has its name now.
+    pub fn commit_offsets(&mut self, offsets: &OffsetMap) -> Result<()> {
+        let offsets = self.chosen(offsets)?;
+        self.commit_and_note(&offsets)
+    }
+
+    /// What has moved since it was committed last.
+    fn uncommitted(
+        &self,
+        concerns: impl Fn(&TopicPartition) -> bool,
+        committed: impl Fn(&Slot) -> Option<Offset>,
+    ) -> Vec<(TopicPartition, CommittedOffset)> {
+        // Where others commit for it, it does not know what is committed.
+        let lent = self.lent.load(Ordering::Relaxed);
+        let moved = self.slots.values();
+        let moved = moved.filter(move |slot| lent || slot.position() != committed(slot));
+        moved
+            .filter(|slot| concerns(slot.partition.name()) && !slot.partition.is_gone())
+            .filter_map(|slot| Some((slot.partition.name().clone(), slot.to_commit()?)))
+            .collect()
+    }
+
+    pub(super) fn note_committed(&mut self, offsets: &[(TopicPartition, CommittedOffset)]) {
+        self.note(offsets, |slot, offset| {
+            (slot.committed, slot.asked) = (Some(offset), Some(offset));
+        });
+        self.leave_behind(offsets);
+    }
+
+    pub(super) fn note_unknown(&mut self, offsets: &[(TopicPartition, CommittedOffset)]) {
+        self.note(offsets, |slot, _| (slot.committed, slot.asked) = (None, None));
+    }
+
+    fn note(
+        &mut self,
+        offsets: &[(TopicPartition, CommittedOffset)],
+        note: impl Fn(&mut Slot, Offset),
+    ) {
+        for (name, held) in offsets {
+            if let Some(slot) = self.by_name.get(name).and_then(|key| self.slots.get_mut(key)) {
+                note(slot, held.offset);
+            }
+        }
+    }
+
+    /// What the application has committed itself is what it leaves behind, if it is dropped now.
+    fn leave_behind(&mut self, offsets: &[(TopicPartition, CommittedOffset)]) {
+        for (name, held) in offsets {
+            let Some(key) = self.by_name.get(name) else { continue };
+            for (_, before) in self.last_poll.iter_mut().filter(|(other, _)| other == key) {
+                *before = Some(held.clone());
+            }
+        }
+    }
+
+    /// What its group has committed for these partitions; those for which it has not are left out. Waits while a
+    /// transaction is about to change it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] without a group; [`Error::UnknownTopicOrPartition`]; [`Error::TimedOut`].
+    pub fn committed(&self, partitions: &[(&str, u32)]) -> Result<OffsetMap> {
+        let names: Vec<_> =
+            partitions.iter().map(|(topic, number)| TopicPartition::new(*topic, *number)).collect();
+        let timeout = self.settings.api_timeout;
+        let found = self.store.committed_offsets(self.group()?, &names, timeout)?;
+        Ok(names.into_iter().zip(found).filter_map(|(name, held)| Some((name, held?))).collect())
+    }
+
     /// Whether a commit was refused because a topic was deleted since its offsets were collected: the next try leaves
     /// them out.
     pub(super) fn is_of_gone(

@@ -2,7 +2,8 @@
 //!
 //! - `builder`: how one is made. `slot`: one partition, as it is read.
 //! - `ready`: which partitions have something, and what ends a wait.
-//! - `recv`: polls as a future. `rebalance`: what an application is told of its group. `commits`: those that are not waited for.
+//! - `recv`: polls as a future. `rebalance`: what an application is told of its group.
+//! - `commits`: what is put down of it, waited for or not. `positions`: where it stands, and goes.
 //!
 //! A poll reads from the log itself: nothing is fetched ahead, so that a position is what polls have returned, and what
 //! was returned lies in memory that the [`Records`] hold. Threads: none of its own; callbacks run in `poll`, under no lock.
@@ -12,6 +13,7 @@
 
 mod builder;
 mod commits;
+mod positions;
 mod ready;
 mod rebalance;
 mod recv;
@@ -31,7 +33,7 @@ use crate::log::{Part, Records};
 use crate::protocol::group::assignment::Assignor;
 use crate::protocol::group::membership::Subscription;
 use crate::store::{Change, CommittedOffset, ConsumerGroupMetadata, JoinGroup, Membership, Store};
-use crate::types::{Offset, Timestamp, TopicPartition};
+use crate::types::{Offset, TopicPartition};
 
 pub use builder::ConsumerBuilder;
 pub use rebalance::{Rebalance, RebalanceKind};
@@ -39,7 +41,7 @@ pub use recv::Recv;
 
 use commits::Commits;
 use ready::{Ready, SlotKey};
-use slot::{Budget, Slot, Taken, end_of};
+use slot::{Budget, Slot, Taken};
 
 /// How often a log is looked at whose owner is another process.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
@@ -590,313 +592,6 @@ impl Consumer {
         if let Mode::Subscribed { membership: Some(membership), .. } = &self.mode {
             membership.show_waiting(waits);
         }
-    }
-
-    /// Commits what polls have returned so far, and waits until that is as safe as the store's flush level gives. What was
-    /// read of a topic that is gone is left out.
-    ///
-    /// # Errors
-    /// [`Error::RebalanceInProgress`]: poll, then try again. [`Error::UnknownMember`], [`Error::IllegalGeneration`],
-    /// [`Error::NotAssigned`]: others have taken over, and will do again what was not committed.
-    /// [`Error::InvalidConfig`] without a group; [`Error::TimedOut`] and others of an append.
-    pub fn commit(&mut self) -> Result<()> {
-        self.commit_sync_of(|_| true)
-    }
-
-    fn commit_sync_of(&mut self, concerns: impl Fn(&TopicPartition) -> bool) -> Result<()> {
-        self.group()?;
-        loop {
-            let offsets = self.uncommitted(&concerns, |slot| slot.committed);
-            match self.commit_and_note(&offsets) {
-                Err(error) if self.is_of_gone(&error, &offsets) => {}
-                outcome => return outcome,
-            }
-        }
-    }
-
-    fn commit_and_note(&mut self, offsets: &[(TopicPartition, CommittedOffset)]) -> Result<()> {
-        // One that fails may hold all the same.
-        self.commit_slice(offsets).inspect_err(|_| self.note_unknown(offsets))?;
-        self.note_committed(offsets);
-        Ok(())
-    }
-
-    fn lost_its_place(&self) -> Error {
-        let group = self.settings.group.as_deref().unwrap_or_default().to_owned();
-        Error::UnknownMember { group, reason: "the consumer has not polled for too long".into() }
-    }
-
-    /// As [`Consumer::commit`], without waiting: `done` is called with the outcome, once, in the order of the commits and
-    /// under no lock, by this call, by a thread of the store's that may be blocked, or when the consumer is closed or
-    /// dropped, which waits for it. A panic in it is caught.
-    ///
-    /// # Errors
-    /// As for [`Consumer::commit`], known at once; `done` is then not called.
-    pub fn commit_async(&mut self, done: impl FnOnce(Result<()>) + Send + 'static) -> Result<()> {
-        self.group()?;
-        if self.commits.as_ref().is_some_and(|commits| commits.take_failed()) {
-            self.slots.values_mut().for_each(|slot| slot.asked = slot.committed);
-        }
-        loop {
-            let offsets = self.uncommitted(|_| true, |slot| slot.asked);
-            match self.begin_commit(&offsets) {
-                Err(error) if self.is_of_gone(&error, &offsets) => {}
-                begun => {
-                    let ticket = begun?;
-                    return self.follow_commit(ticket, &offsets, done);
-                }
-            }
-        }
-    }
-
-    /// As [`Consumer::commit_offsets`], as [`Consumer::commit_async`] does it.
-    ///
-    /// # Errors
-    /// As for [`Consumer::commit`], known at once; `done` is then not called.
-    pub fn commit_offsets_async(
-        &mut self,
-        offsets: &OffsetMap,
-        done: impl FnOnce(Result<()>) + Send + 'static,
-    ) -> Result<()> {
-        let offsets = self.chosen(offsets)?;
-        let ticket = self.begin_commit(&offsets)?;
-        self.follow_commit(ticket, &offsets, done)
-    }
-
-    /// Offsets that the application has chosen.
-    fn chosen(&self, offsets: &OffsetMap) -> Result<Vec<(TopicPartition, CommittedOffset)>> {
-        self.group()?;
-        let chosen = offsets.iter().map(|(name, held)| {
-            let slot = self.by_name.get(name).and_then(|key| self.slots.get(key));
-            if slot.is_some_and(|slot| slot.partition.is_gone()) {
-                return Err(Error::UnknownTopicOrPartition { partition: name.clone() });
-            }
-            Ok((name.clone(), held.clone()))
-        });
-        chosen.collect()
-    }
-
-    /// Commits these offsets: for each partition the *next* one to read (GRP-29).
-    ///
-    /// # Errors
-    /// As for [`Consumer::commit`]; [`Error::OffsetOutOfRange`] behind the end of a log;
-    /// [`Error::UnknownTopicOrPartition`] for what it reads of a topic that was deleted, whatever has its name now.
-    pub fn commit_offsets(&mut self, offsets: &OffsetMap) -> Result<()> {
-        let offsets = self.chosen(offsets)?;
-        self.commit_and_note(&offsets)
-    }
-
-    /// What has moved since it was committed last.
-    fn uncommitted(
-        &self,
-        concerns: impl Fn(&TopicPartition) -> bool,
-        committed: impl Fn(&Slot) -> Option<Offset>,
-    ) -> Vec<(TopicPartition, CommittedOffset)> {
-        // Where others commit for it, it does not know what is committed.
-        let lent = self.lent.load(Ordering::Relaxed);
-        let moved = self.slots.values();
-        let moved = moved.filter(move |slot| lent || slot.position() != committed(slot));
-        moved
-            .filter(|slot| concerns(slot.partition.name()) && !slot.partition.is_gone())
-            .filter_map(|slot| Some((slot.partition.name().clone(), slot.to_commit()?)))
-            .collect()
-    }
-
-    fn note_committed(&mut self, offsets: &[(TopicPartition, CommittedOffset)]) {
-        self.note(offsets, |slot, offset| {
-            (slot.committed, slot.asked) = (Some(offset), Some(offset));
-        });
-        self.leave_behind(offsets);
-    }
-
-    fn note_unknown(&mut self, offsets: &[(TopicPartition, CommittedOffset)]) {
-        self.note(offsets, |slot, _| (slot.committed, slot.asked) = (None, None));
-    }
-
-    fn note(
-        &mut self,
-        offsets: &[(TopicPartition, CommittedOffset)],
-        note: impl Fn(&mut Slot, Offset),
-    ) {
-        for (name, held) in offsets {
-            if let Some(slot) = self.by_name.get(name).and_then(|key| self.slots.get_mut(key)) {
-                note(slot, held.offset);
-            }
-        }
-    }
-
-    /// What the application has committed itself is what it leaves behind, if it is dropped now.
-    fn leave_behind(&mut self, offsets: &[(TopicPartition, CommittedOffset)]) {
-        for (name, held) in offsets {
-            let Some(key) = self.by_name.get(name) else { continue };
-            for (_, before) in self.last_poll.iter_mut().filter(|(other, _)| other == key) {
-                *before = Some(held.clone());
-            }
-        }
-    }
-
-    /// What its group has committed for these partitions; those for which it has not are left out. Waits while a
-    /// transaction is about to change it.
-    ///
-    /// # Errors
-    /// [`Error::InvalidConfig`] without a group; [`Error::UnknownTopicOrPartition`]; [`Error::TimedOut`].
-    pub fn committed(&self, partitions: &[(&str, u32)]) -> Result<OffsetMap> {
-        let names: Vec<_> =
-            partitions.iter().map(|(topic, number)| TopicPartition::new(*topic, *number)).collect();
-        let timeout = self.settings.api_timeout;
-        let found = self.store.committed_offsets(self.group()?, &names, timeout)?;
-        Ok(names.into_iter().zip(found).filter_map(|(name, held)| Some((name, held?))).collect())
-    }
-
-    fn slot(&self, topic: &str, partition: u32) -> Result<(SlotKey, &Slot)> {
-        let name = TopicPartition::new(topic, partition);
-        let found = self.by_name.get(&name).and_then(|key| Some((*key, self.slots.get(key)?)));
-        found.ok_or(Error::NotAssigned { partition: name })
-    }
-
-    fn slot_mut(&mut self, topic: &str, partition: u32) -> Result<(SlotKey, &mut Slot)> {
-        let key = self.slot(topic, partition)?.0;
-        Ok((key, self.slots.get_mut(&key).expect("it was just found")))
-    }
-
-    /// The next offset that a poll returns of the partition. Finds out where to begin, if that is still open.
-    ///
-    /// # Errors
-    /// [`Error::NotAssigned`], [`Error::NoOffset`]; [`Error::TimedOut`] while a transaction is about to change what is
-    /// committed.
-    pub fn position(&mut self, topic: &str, partition: u32) -> Result<Offset> {
-        self.slot(topic, partition)?;
-        if !self.starting.is_empty() {
-            self.start_slots()?;
-        }
-        let key = self.slot(topic, partition)?.0;
-        let slot = self.slots.get_mut(&key).expect("it was just found");
-        if self.starting.contains(&key) {
-            let what = format!("{}: the offset that is committed", slot.partition.name());
-            return Err(Error::late(what, Duration::ZERO));
-        }
-        if slot.position().is_none() {
-            slot.start(&self.settings)?;
-        }
-        Ok(slot.position().expect("it has just been started"))
-    }
-
-    /// How far polls have come, for all partitions of which that is known and whose topics are there: what
-    /// [`Consumer::commit`] commits.
-    #[must_use]
-    pub fn position_map(&self) -> OffsetMap {
-        self.positions_of(|_| true).collect()
-    }
-
-    fn positions_of(
-        &self,
-        concerns: impl Fn(&TopicPartition) -> bool,
-    ) -> impl Iterator<Item = (TopicPartition, CommittedOffset)> {
-        let all = self.slots.values().filter(move |slot| concerns(slot.partition.name()));
-        let all = all.filter(|slot| !slot.partition.is_gone());
-        all.filter_map(|slot| Some((slot.partition.name().clone(), slot.to_commit()?)))
-    }
-
-    /// Goes on at `offset`.
-    ///
-    /// # Errors
-    /// [`Error::NotAssigned`].
-    pub fn seek(&mut self, topic: &str, partition: u32, offset: Offset) -> Result<()> {
-        let (key, slot) = self.slot_mut(topic, partition)?;
-        slot.seek(offset, None);
-        self.starting.remove(&key);
-        // Where it goes on is what it leaves behind, if it is dropped now.
-        self.last_poll.retain(|(other, _)| *other != key);
-        Ok(())
-    }
-
-    /// Goes on at the first record that there is.
-    ///
-    /// # Errors
-    /// [`Error::NotAssigned`].
-    pub fn seek_to_begin(&mut self, topic: &str, partition: u32) -> Result<()> {
-        let start = self.slot(topic, partition)?.1.partition.log_start_offset();
-        self.seek(topic, partition, start)
-    }
-
-    /// Goes on behind the last record that it can read now.
-    ///
-    /// # Errors
-    /// [`Error::NotAssigned`].
-    pub fn seek_to_end(&mut self, topic: &str, partition: u32) -> Result<()> {
-        let end = self.slot(topic, partition)?.1.end(self.settings.isolation);
-        self.seek(topic, partition, end)
-    }
-
-    /// Goes on at the first record that is not older than `time`, or behind the last one.
-    ///
-    /// # Errors
-    /// [`Error::NotAssigned`]; [`Error::Corrupt`] if damage is in the way.
-    pub fn seek_to_time(&mut self, topic: &str, partition: u32, time: Timestamp) -> Result<()> {
-        let offset = self.slot(topic, partition)?.1.at_time(time, self.settings.isolation)?;
-        self.seek(topic, partition, offset)
-    }
-
-    /// Returns nothing of these partitions until they are resumed; they stay assigned.
-    ///
-    /// # Errors
-    /// [`Error::NotAssigned`]; none is paused then.
-    pub fn pause(&mut self, partitions: &[(&str, u32)]) -> Result<()> {
-        self.set_paused(partitions, true)
-    }
-
-    /// Takes [`Consumer::pause`] back.
-    ///
-    /// # Errors
-    /// [`Error::NotAssigned`]; none is resumed then.
-    pub fn resume(&mut self, partitions: &[(&str, u32)]) -> Result<()> {
-        self.set_paused(partitions, false)
-    }
-
-    fn set_paused(&mut self, partitions: &[(&str, u32)], paused: bool) -> Result<()> {
-        for (topic, number) in partitions {
-            self.slot(topic, *number)?;
-        }
-        for (topic, number) in partitions {
-            let slot = self.slot_mut(topic, *number)?.1;
-            slot.paused = paused;
-            slot.bell.push();
-        }
-        Ok(())
-    }
-
-    /// How many offsets it is behind the end of what it may see, for each partition of which the position is known.
-    ///
-    /// # Errors
-    /// [`Error::Closed`].
-    pub fn lag(&self) -> Result<BTreeMap<TopicPartition, u64>> {
-        self.store.check_open()?;
-        let isolation = self.settings.isolation;
-        let known = self.slots.values().filter_map(|slot| {
-            let behind = slot.end(isolation).0.saturating_sub(slot.position()?.0);
-            Some((slot.partition.name().clone(), behind))
-        });
-        Ok(known.collect())
-    }
-
-    /// For each of these partitions the first offset that is not older than the time beside it; those that have none
-    /// that the consumer may see are left out. They need not be assigned.
-    ///
-    /// # Errors
-    /// [`Error::UnknownTopicOrPartition`]; [`Error::Corrupt`] if damage is in the way.
-    pub fn offsets_for_times(
-        &self,
-        times: &[(&str, u32, Timestamp)],
-    ) -> Result<BTreeMap<TopicPartition, Offset>> {
-        let mut found = BTreeMap::new();
-        for (topic, number, time) in times {
-            let partition = self.store.partition(topic, *number)?;
-            let end = end_of(&partition, self.settings.isolation);
-            if let Some(offset) = partition.offset_for_time(*time)?.filter(|offset| *offset < end) {
-                found.insert(partition.name().clone(), offset);
-            }
-        }
-        Ok(found)
     }
 
     /// Who it is, for offsets in a producer's transaction. What is sent there under the name of a consumer that has no
