@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use oncelog::simulation::{Clock, SimDisk};
 use oncelog::{
-    Acks, Error, Flush, Isolation, Offset, Partition, ProducerEpoch, ProducerId, ProducerSequence,
-    ReadOptions, Record, Store, Timestamp, TopicConfig, TopicPartition, VerifyOptions,
+    Acks, DiskId, Error, Flush, Isolation, Offset, Partition, ProducerEpoch, ProducerId,
+    ProducerSequence, ReadOptions, Record, Store, Timestamp, TopicConfig, TopicPartition,
+    VerifyOptions,
 };
 
 use random::{Random, setting};
@@ -275,6 +276,78 @@ fn s2_s6_s7_s14_s16_many_spoilt_files_of_one_disk_or_of_two_disks_logs_change_no
             let context = format!("seed {seed}, stop {how}, {flush:?}, round {round}: {spoilt:?}");
             let judged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 judge(&copies, &seen, &context);
+            }));
+            if judged.is_err() {
+                failures.push(context);
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} failed: {failures:#?}", failures.len());
+}
+
+/// A disk is taken out of service, its files are spoilt, and it comes back while the others went on. In the end it leads.
+#[test]
+fn s2_s6_s7_s14_s16_a_disk_that_comes_back_with_spoilt_files_changes_nothing() {
+    let seed = setting("ONCELOG_SEED", 1);
+    let rounds = setting("ONCELOG_ROUNDS", 1) * 40;
+    eprintln!("ONCELOG_SEED={seed}");
+    let mut failures = Vec::new();
+    for (how, flush) in STORIES {
+        let (disks, _, earlier) = stopped(how, flush);
+        for round in 0..rounds {
+            let mut random = Random(seed << 32 | round);
+            let (victim, one_in) = (random.index(3), 1 + random.below(4));
+            let copies = together(disks.iter().map(SimDisk::fork).collect());
+            let clock = Clock::manual(Timestamp(2_000_000));
+            let store = open(&copies, &clock).unwrap();
+            let id = DiskId(u16::try_from(victim).unwrap());
+            store.stop_disk(id).unwrap();
+            let mut spoilt = Vec::new();
+            for path in copies[victim].files() {
+                let is_empty = copies[victim].read_file(&path).is_empty();
+                if path == "store.id" || is_empty || !random.one_in(one_in) {
+                    continue;
+                }
+                let way = random.below(WAYS);
+                let other = &copies[(victim + 1) % 3];
+                spoil(&copies[victim], &earlier[victim], other, &path, way, &mut random);
+                spoilt.push((path, way));
+            }
+            let context =
+                format!("seed {seed}, stop {how}, {flush:?}, round {round}: {victim}: {spoilt:?}");
+            let judged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                if random.one_in(2) {
+                    work(&store, 24);
+                    pass(&store, &clock);
+                }
+                let seen = see(&store);
+                store.start_disk(id).unwrap();
+                pass(&store, &clock);
+                assert!(see(&store) == seen, "{context}: it is back");
+                store.verify(VerifyOptions::new().repair(true)).unwrap();
+                pass(&store, &clock);
+                for other in [(victim + 1) % 3, (victim + 2) % 3] {
+                    for at in 0..2 {
+                        let replicas = store.partition("t", at).unwrap().in_sync_replicas();
+                        assert!(replicas.contains(&id), "{context}: {replicas:?}");
+                    }
+                    store.stop_disk(DiskId(u16::try_from(other).unwrap())).unwrap();
+                    pass(&store, &clock);
+                    if other == (victim + 1) % 3 {
+                        assert!(see(&store) == seen, "{context}: two are left");
+                    }
+                }
+                // Alone it takes nothing, and shows everything.
+                for at in 0..2 {
+                    let partition = store.partition("t", at).unwrap();
+                    assert_eq!(partition.leader(), Some(id), "{context}");
+                    let (all, committed) = (&seen.all[at as usize], &seen.committed[at as usize]);
+                    assert!(read_all(&partition, Isolation::ReadUncommitted) == *all, "{context}");
+                    assert!(
+                        read_all(&partition, Isolation::ReadCommitted) == *committed,
+                        "{context}"
+                    );
+                }
             }));
             if judged.is_err() {
                 failures.push(context);
