@@ -276,3 +276,56 @@ fn s10_a_file_that_may_not_grow_refuses_appends_and_nothing_else() {
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
+
+/// Runs in a process that may have few files open. A flush behind a new segment, which could not open the directory,
+/// was taken for a failed one: the partition took nothing more until the next opening.
+fn without_handles(path: &Path) {
+    let store = open(path, StorageMode::Auto);
+    let partitions = ["one", "other"].map(|name| {
+        store.create_topic(name, topic(Flush::OnAck).segment_bytes(16 << 10)).unwrap();
+        store.partition(name, 0).unwrap()
+    });
+    let mut ends = [0, 0];
+    for spare in (0..4).chain(0..4) {
+        let mut hoard = Vec::new();
+        while let Ok(file) = std::fs::File::open("/dev/null") {
+            hoard.push(file);
+        }
+        hoard.truncate(hoard.len() - spare);
+        for at in (0..2).cycle().take(80) {
+            match partitions[at].append(&[Record::new(&value(ends[at]))], Acks::All) {
+                Ok(_) => ends[at] += 1,
+                Err(error) => {
+                    assert_eq!(error.class(), oncelog::ErrorClass::Retriable, "{spare}: {error}");
+                    assert_eq!(error.written(), Written::No, "{spare}: {error}");
+                }
+            }
+        }
+        drop(hoard);
+        for at in 0..2 {
+            partitions[at].append(&[Record::new(&value(ends[at]))], Acks::All).unwrap();
+            ends[at] += 1;
+        }
+    }
+    store.close(SECOND * 20).unwrap();
+    let store = open(path, StorageMode::Auto);
+    for (name, end) in ["one", "other"].into_iter().zip(ends) {
+        check(&store.partition(name, 0).unwrap(), end);
+    }
+}
+
+#[test]
+fn s11_a_shortage_of_handles_refuses_appends_for_as_long_as_it_lasts() {
+    if let Some(path) = std::env::var_os(LIMITED) {
+        return without_handles(Path::new(&path));
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -n 120; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "s11_a_shortage_of_handles_refuses_appends_for_as_long_as_it_lasts"])
+        .env(LIMITED, directory.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}

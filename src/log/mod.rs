@@ -107,7 +107,9 @@ impl FlushPlan {
             staged.write().map_err(fault)?;
         }
         if self.sync_directory {
-            self.place.disk.sync_dir(&self.place.directory).map_err(fault)?;
+            let plain = || self.place.disk.sync_dir(&self.place.directory);
+            let active = self.active.as_ref();
+            active.map_or_else(plain, |a| a.sync_directory(&self.place)).map_err(fault)?;
         }
         Ok(())
     }

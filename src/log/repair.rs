@@ -1,10 +1,10 @@
 //! Putting a damaged segment right, with batches that other replicas still hold.
 //!
-//! The segment is written anew beside the damaged one: its own batches where they are sound, another
-//! replica's where they are not. What nobody has is left out: readers find a gap there, as they found damage before, and a
-//! replica that comes back may still close it. The damaged bytes are kept aside, then the new file takes the old one's
-//! name. A crash before that leaves the damage, to be found and repaired again; after it, the repaired
-//! segment.
+//! The segment is written anew beside the damaged one: its own batches where they are sound, another replica's where they
+//! are not, and last those of a file that is still open and has lost its name. What nobody has is left out: readers find
+//! a gap there, as they found damage before, and a replica that comes back may still close it. The damaged bytes are kept
+//! aside, then the new file takes the old one's name. A crash before that leaves the damage, to be found and repaired
+//! again; after it, the repaired segment.
 //!
 //! A sealed segment does not change, so all of it is read and written under no lock; the log is asked before, and again for
 //! the new segment to take the old one's place.
@@ -41,6 +41,8 @@ pub(crate) enum Repair {
 pub(crate) struct Rewrite {
     place: Place,
     damaged: Arc<Segment>,
+    /// The damaged segment by its name, as the next opening would find it.
+    named: Segment,
     /// There is no file of it, and it is not among the log's segments.
     was_lost: bool,
     /// Where the damaged segment ended when it was looked up.
@@ -127,6 +129,7 @@ impl Log {
             offsets: base..self.end_of(&damaged, &segments),
             followed: segments.iter().any(|segment| segment.base > damaged.base),
             sources: sources.to_vec(),
+            named: damaged.by_name(),
             damaged,
         }))
     }
@@ -265,20 +268,24 @@ impl Rewrite {
         let end = self.offsets.end;
         let (mut next, mut walked) = (self.offsets.start, Walked::default());
         while next < end {
-            let own = self.damaged.read(next, end, COPY_BYTES);
+            let own = self.named.read(next, end, COPY_BYTES);
             // What cannot be read may yet be, another time.
             let may_be_lost = !matches!(own, Err(Error::Io { .. }));
             let others = self.sources.iter().map(|source| source.read(next, end, COPY_BYTES));
+            let held = std::iter::once_with(|| self.damaged.read(next, end, COPY_BYTES));
             let mut later = None;
             let fetched =
-                [own].into_iter().chain(others).enumerate().find_map(|(at, read)| match read {
-                    Ok(Some(fetched)) if begins_at(&fetched, next) => Some((at, fetched)),
-                    Err(Error::Corrupt { offsets, .. }) if offsets.end > next => {
-                        later =
-                            Some(later.map_or(offsets.end, |later: Offset| later.min(offsets.end)));
-                        None
+                [own].into_iter().chain(others).chain(held).enumerate().find_map(|(at, read)| {
+                    match read {
+                        Ok(Some(fetched)) if begins_at(&fetched, next) => Some((at, fetched)),
+                        Err(Error::Corrupt { offsets, .. }) if offsets.end > next => {
+                            later = Some(
+                                later.map_or(offsets.end, |later: Offset| later.min(offsets.end)),
+                            );
+                            None
+                        }
+                        _ => None,
                     }
-                    _ => None,
                 });
             match (fetched, later) {
                 (Some((at, fetched)), _) => {

@@ -19,6 +19,9 @@ use super::events::EventKind;
 /// Damages that are remembered, to be reported once.
 const REPORTED_MAX: usize = 256;
 
+/// Bytes that are looked at together.
+const CHECKED_BYTES: usize = 1 << 20;
+
 /// What an error says of the log that was read at `from`: where it is damaged, in which file, and how. Sectors that
 /// cannot be read are damage as well: of their segment, which a repair writes anew elsewhere on the disk.
 fn damage_of(
@@ -165,7 +168,7 @@ impl Core {
     }
 
     /// Writes the segment of the replica on `disk` that holds `offset` anew, taking what is damaged from
-    /// the other replicas.
+    /// the other replicas, or from a file that is open and was removed or replaced.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::NoSpace`].
@@ -178,7 +181,7 @@ impl Core {
         let (own, others): (Vec<_>, Vec<_>) =
             self.readers().into_iter().partition(|(other, _)| *other == disk);
         let sources: Vec<_> = others.into_iter().map(|(_, reader)| reader).collect();
-        if own.is_empty() || sources.is_empty() {
+        if own.is_empty() {
             return Ok(Repair::Nowhere);
         }
         // One at a time: they would write the same file.
@@ -224,19 +227,23 @@ impl Core {
         }
     }
 
-    /// Whether the replica on `disk` has all of these offsets.
+    /// Whether the files of the replica on `disk` have all of these offsets.
     pub(crate) fn is_sound(&self, disk: DiskId, offsets: &Range<Offset>) -> bool {
         let Some((_, reader)) = self.readers().into_iter().find(|(other, _)| *other == disk) else {
             return false;
         };
         let mut next = offsets.start.max(reader.log_start());
-        while next < offsets.end {
-            match reader.read(next, offsets.end, 1) {
-                Ok(Some(fetched)) => next = fetched.next,
-                _ => return false,
+        for segment in reader.segments().iter() {
+            let upper = segment.end().min(offsets.end);
+            let named = segment.by_name();
+            while next < upper {
+                match named.read(next, upper, CHECKED_BYTES) {
+                    Ok(Some(fetched)) if segment.base <= next => next = fetched.next,
+                    _ => return false,
+                }
             }
         }
-        true
+        next >= offsets.end
     }
 
     /// Damage on `disk` that is met from now on is news again.

@@ -163,6 +163,12 @@ impl Segment {
         segment
     }
 
+    /// The same segment as the file has it that now bears its name: this one may hold another open, which was removed
+    /// or replaced.
+    pub(crate) fn by_name(&self) -> Self {
+        Self::sealed(self.place.clone(), self.base, self.end(), self.position())
+    }
+
     fn new(place: Place, base: Offset) -> Self {
         Self {
             base,

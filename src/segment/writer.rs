@@ -208,6 +208,22 @@ pub(crate) struct Staged {
 }
 
 impl Staged {
+    /// Makes the directory durable that the file is in. A directory cannot be opened without a handle left, which is no
+    /// failed flush: then all of the file system is flushed, by the file.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn sync_directory(&self, place: &Place) -> io::Result<()> {
+        let synced = place.disk.sync_dir(&place.directory);
+        if !matches!(&synced, Err(error) if error.raw_os_error().is_some_and(is_out_of_handles)) {
+            return synced;
+        }
+        match self.file.sync_file_system() {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => synced,
+            flushed => flushed,
+        }
+    }
+
     /// Writes them and makes the file durable up to their end.
     ///
     /// # Errors
@@ -692,4 +708,9 @@ impl ActiveSegment {
     fn fault(&self, action: &'static str, error: io::Error) -> Error {
         self.segment.place.io_error(&log_name(self.segment.base), action, error)
     }
+}
+
+/// `ENFILE`, `EMFILE`.
+fn is_out_of_handles(code: i32) -> bool {
+    matches!(code, 23 | 24)
 }

@@ -127,6 +127,10 @@ pub(crate) trait File: Send + Sync + fmt::Debug {
     fn sync_data(&self) -> io::Result<()>;
     /// Writes all of `source` at `position` and makes these bytes durable, as a write and a sync do.
     fn write_durably_at(&self, position: u64, source: &[u8]) -> io::Result<()>;
+    /// Makes durable all that its file system holds, names as well: for who has no handle left for [`Disk::sync_dir`].
+    fn sync_file_system(&self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Maps the first `len` bytes, which may reach past the end of the file. Only bytes within the
     /// file's length may be touched; to store, only bytes that were allocated and written before.
     fn map(&self, len: usize, writable: bool) -> io::Result<Mapping>;

@@ -201,6 +201,16 @@ impl File for RealFile {
         Ok(self.file.metadata()?.len())
     }
 
+    #[cfg(target_os = "linux")]
+    fn sync_file_system(&self) -> io::Result<()> {
+        use std::os::fd::AsRawFd;
+        // SAFETY: the call takes a descriptor alone, which `file` keeps open.
+        match unsafe { libc::syncfs(self.file.as_raw_fd()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     #[cfg(unix)]
     fn read_at(&self, position: u64, target: &mut [u8]) -> io::Result<usize> {
         std::os::unix::fs::FileExt::read_at(&self.file, target, position)

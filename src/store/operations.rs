@@ -113,7 +113,8 @@ impl Store {
         shared.stop(&disk, "stopped by its operator")
     }
 
-    /// Brings a disk back into service, in the directory where it was.
+    /// Brings a disk back into service, in the directory where it was. One that lost its identity file is known by its
+    /// metadata, if all other disks are in service.
     ///
     /// # Errors
     /// [`Error::MissingDisk`] if the store was opened without it; [`Error::UnsupportedFormat`] if the
@@ -340,7 +341,13 @@ impl Shared {
     fn start(&self, id: DiskId, directory: Arc<dyn Disk>, fresh: bool) -> Result<()> {
         let given = disks::look(directory, false, false)?;
         let known = self.metadata.lock().state().disk(id).copied();
-        let fits = match (&given.identity, known) {
+        let identity = match given.identity {
+            IdentityFile::Absent | IdentityFile::Damaged(_) if !fresh => {
+                self.name_again(id, &given.disk)?
+            }
+            identity => identity,
+        };
+        let fits = match (&identity, known) {
             (IdentityFile::Intact(identity), Some(known)) => {
                 identity.store == self.id
                     && identity.disk == id
@@ -381,6 +388,30 @@ impl Shared {
         self.events.push(self.clock.now(), EventKind::DiskOnline { disk: id, path });
         self.settle_reigns();
         self.remove_deleted()
+    }
+
+    /// Gives a directory its identity again that lost it: it has metadata of this store, and no other disk is away that
+    /// it could be.
+    fn name_again(&self, id: DiskId, directory: &Arc<dyn Disk>) -> Result<IdentityFile> {
+        let found = Found::read(std::slice::from_ref(directory), Some(self.id))?;
+        let others: Vec<_> =
+            self.metadata.lock().state().disks().filter(|other| *other != id).collect();
+        let all_there =
+            others.iter().all(|other| self.disk(*other).is_some_and(|disk| disk.is_online()));
+        let known = self.metadata.lock().state().disk(id).copied();
+        let is_ours = found.is_some_and(|found| found.is_on(0));
+        let Some(known) = known.filter(|_| is_ours && all_there) else {
+            return Err(Error::UnsupportedFormat {
+                path: directory.root().join(layout::IDENTITY),
+                reason: format!("lost or damaged, and the directory may not be {id}"),
+            });
+        };
+        let (uuid, incarnation) = (known.uuid, known.incarnation);
+        let identity = DirectoryIdentity { disk: id, store: self.id, uuid, incarnation };
+        identity.write(&**directory)?;
+        let path = directory.root().join(layout::IDENTITY);
+        self.events.push(self.clock.now(), EventKind::Repaired { path });
+        Ok(IdentityFile::Intact(identity))
     }
 
     /// Takes a disk into service. Where that fails, its part is the caller's to undo.

@@ -153,7 +153,13 @@ impl Store {
         let slot = topic.slots.read().get(partition.partition() as usize).cloned();
         let Some(slot) = slot else { return Ok(false) };
         let core = shared.open_core(&topic, &slot)?;
-        core.repair(disk, damaged.start, shared.clock.now())?;
+        match core.repair(disk, damaged.start, shared.clock.now()) {
+            // The disk's matter; others are verified and repaired all the same.
+            Err(error @ Error::Io { .. }) if error.class() == ErrorClass::Fatal => {
+                core.background_failed("repairing a segment", &error);
+            }
+            repaired => drop(repaired?),
+        }
         Ok(core.is_sound(disk, damaged))
     }
 }
