@@ -1,0 +1,118 @@
+//! Producers at the edges: sizes and times at their limits, settings that change beneath them, callbacks that wait,
+//! clocks that jump.
+#![cfg(feature = "simulation")]
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
+use std::time::Duration;
+
+use oncelog::simulation::{Clock, SimDisk};
+use oncelog::{
+    Acks, Compression, Error, Flush, Isolation, Offset, Partition, Producer, ReadOptions, Record,
+    Store, Timestamp, TimestampType, TopicConfig, TopicUpdate, Written,
+};
+
+use random::Random;
+
+#[path = "common/random.rs"]
+mod random;
+
+const LONG: Duration = Duration::from_secs(30);
+
+const CODECS: [Compression; 4] =
+    [Compression::None, Compression::Lz4, Compression::Zstd, Compression::Snappy];
+
+/// What does not pack.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut random = Random(seed);
+    (0..len).map(|_| u8::try_from(random.below(256)).unwrap()).collect()
+}
+
+fn committed(partition: &Partition) -> Vec<Vec<u8>> {
+    let options = || ReadOptions::new().isolation(Isolation::ReadCommitted);
+    let (mut next, mut values) = (partition.log_start_offset(), Vec::new());
+    while next < partition.last_stable_offset() {
+        let records = partition.read(next, options()).unwrap();
+        values.extend(records.iter().map(|record| record.value().unwrap_or_default().to_vec()));
+        next = records.next_offset();
+    }
+    values
+}
+
+/// A batch that waited was forgotten when the wall clock was put right, and appended twice.
+#[test]
+fn s23_prod_20_a_step_of_the_clock_does_not_make_a_retry_a_second_record() {
+    let disks = [SimDisk::new(1), SimDisk::new(2)];
+    disks[1].share_process(&disks[0]);
+    let clock = Clock::manual(Timestamp(0));
+    let builder = Store::builder().clock(clock.clone());
+    let store =
+        disks.iter().cloned().fold(builder, |all, disk| all.simulated_disk(disk)).open().unwrap();
+    let config = TopicConfig::new().replication_factor(2).min_insync_replicas(2);
+    store.create_topic("t", config).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    let producer = store.producer().build().unwrap();
+    producer.send(Record::to("t").value("0")).unwrap().wait(LONG).unwrap();
+    let follower = oncelog::DiskId(1 - partition.leader().unwrap().0);
+    let sent = producer.send(Record::to("t").value("1")).unwrap();
+    disks[usize::from(follower.0)].fail_from(1, oncelog::simulation::Fault::Eio);
+    assert!(sent.wait(Duration::ZERO).is_err());
+    store.run_background();
+    assert!(sent.wait(Duration::ZERO).is_err());
+    assert_eq!((partition.log_end_offset(), producer.counters().retries), (Offset(2), 1));
+    clock.set_wall(Timestamp(1_800_000_000_000));
+    store.run_background();
+    disks[usize::from(follower.0)].heal();
+    let _ = store.start_disk(follower);
+    for _ in 0..20 {
+        clock.advance(Duration::from_millis(500));
+        store.run_background();
+        let _ = sent.wait(Duration::ZERO);
+    }
+    let told = sent.wait(Duration::ZERO);
+    assert_eq!(committed(&partition), [b"0".to_vec(), b"1".to_vec()], "{told:?}");
+    assert_eq!(told.unwrap().offset, Offset(1));
+}
+
+/// Names keep their numbers wherever the clock goes, and so do producers that are alive.
+#[test]
+fn s23_producers_of_every_kind_go_on_while_the_clock_jumps() {
+    let disk = SimDisk::new(1);
+    let clock = Clock::manual(Timestamp(1_800_000_000_000));
+    let open =
+        || Store::builder().clock(clock.clone()).simulated_disk(disk.clone()).open().unwrap();
+    let mut random = Random(7);
+    let (mut named, mut all) = (0, Vec::new());
+    for _ in 0..6 {
+        let store = open();
+        let _ = store.create_topic("t", TopicConfig::new());
+        let partition = store.partition("t", 0).unwrap();
+        let name = store.producer().name("n").build().unwrap();
+        let plain = store.producer().linger(Duration::from_secs(1)).build().unwrap();
+        let mut transactional = store.producer().transactional_id("id").build().unwrap();
+        for _ in 0..30 {
+            let years = i64::try_from(random.below(160)).unwrap() - 80;
+            clock.set_wall(Timestamp(1_800_000_000_000 + years * 31_536_000_000));
+            clock.advance(Duration::from_secs(random.below(100) * 3600));
+            assert_eq!(name.next_sequence("t", 0).unwrap(), named);
+            let later = plain.send(Record::to("t").value("plain")).unwrap();
+            name.send(Record::to("t").value("name")).unwrap().wait(LONG).unwrap();
+            named += 1;
+            store.run_background();
+            let mut transaction = transactional.begin().unwrap();
+            transaction.send(Record::to("t").value("whole")).unwrap();
+            transaction.commit(LONG).unwrap();
+            let one = [Record::new("atomic")];
+            store.append_atomic(&[("t", 0, &one), ("t", 0, &one)], LONG).unwrap();
+            plain.flush(LONG).unwrap();
+            later.wait(LONG).unwrap();
+            all.push(());
+        }
+        assert_eq!(committed(&partition).len(), all.len() * 5);
+    }
+}
