@@ -79,6 +79,39 @@ fn s23_prod_20_a_step_of_the_clock_does_not_make_a_retry_a_second_record() {
     assert_eq!(told.unwrap().offset, Offset(1));
 }
 
+/// A transaction that its producer never ended held up committed readers until the wall clock was where it had been.
+#[test]
+fn s23_coord_60_a_transaction_times_out_though_the_clock_was_set_back() {
+    for step in [-315_000_000_000_i64, 315_000_000_000] {
+        let disk = SimDisk::new(1);
+        let clock = Clock::manual(Timestamp(1_800_000_000_000));
+        let builder = Store::builder().clock(clock.clone()).simulated_disk(disk.clone());
+        let store = builder.open().unwrap();
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let mut idle = store.producer().transactional_id("idle").build().unwrap();
+        let mut producer = store.producer().transactional_id("id").build().unwrap();
+        let mut transaction = producer.begin().unwrap();
+        transaction.append("t", 0, &[Record::new("lost")]).unwrap();
+        std::mem::forget(transaction);
+        let plain = store.producer().build().unwrap();
+        plain.send(Record::to("t").value("x")).unwrap().wait(LONG).unwrap();
+        clock.set_wall(Timestamp(clock.now().0 + step));
+        for _ in 0..10 {
+            clock.advance(Duration::from_secs(30));
+            store.run_background();
+        }
+        assert_eq!(committed(&partition), [b"x".to_vec()], "step of {step}");
+        // Who is alive goes on.
+        for held in [&mut idle, &mut producer] {
+            let mut transaction = held.begin().unwrap();
+            transaction.append("t", 0, &[Record::new("y")]).unwrap();
+            transaction.commit(LONG).unwrap();
+        }
+        assert_eq!(committed(&partition).len(), 3);
+    }
+}
+
 /// Names keep their numbers wherever the clock goes, and so do producers that are alive.
 #[test]
 fn s23_producers_of_every_kind_go_on_while_the_clock_jumps() {
