@@ -44,6 +44,81 @@ fn committed(partition: &Partition) -> Vec<Vec<u8>> {
     values
 }
 
+/// A codec makes it a little larger, which was over the limit: every such transaction was aborted.
+#[test]
+fn log_01_what_does_not_pack_is_taken_up_to_the_limit_all_the_same() {
+    let mut limits = Vec::new();
+    for codec in CODECS {
+        let store = Store::in_memory(1).unwrap();
+        store.create_topic("t", TopicConfig::new().max_batch_bytes(65_536)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let builder = || store.producer().compression(codec);
+        let mut producer = builder().transactional_id("id").build().unwrap();
+        let mut sent = 0;
+        for len in (32_600..32_800).step_by(8) {
+            let values = [noise(1, len), noise(2, len)];
+            let mut transaction = producer.begin().unwrap();
+            for value in &values {
+                transaction.send(Record::to("t").value(value)).unwrap();
+            }
+            transaction.commit(LONG).unwrap_or_else(|error| panic!("{codec:?} {len}: {error}"));
+            sent += 2;
+        }
+        let producer = builder().build().unwrap();
+        let mut largest = 0;
+        for len in 65_300..65_536 {
+            let value = noise(3, len);
+            match producer.send(Record::to("t").value(&value)).map(|sent| sent.wait(LONG)) {
+                Ok(outcome) => {
+                    outcome.unwrap_or_else(|error| panic!("{codec:?} {len}: {error}"));
+                    largest = len;
+                    sent += 1;
+                }
+                Err(error) => assert!(matches!(error, Error::RecordTooLarge { .. })),
+            }
+        }
+        limits.push(largest);
+        assert_eq!(committed(&partition).len(), sent);
+    }
+    assert!(limits[0] > 65_400 && limits.iter().all(|limit| *limit == limits[0]), "{limits:?}");
+}
+
+#[test]
+fn producers_of_what_does_not_pack_deliver_each_once_at_the_limit() {
+    for codec in CODECS {
+        for kind in ["plain", "named"] {
+            let store = Store::in_memory(1).unwrap();
+            store.create_topic("t", TopicConfig::new().max_batch_bytes(4096)).unwrap();
+            let builder = store.producer().compression(codec).batch_bytes(1 << 20).linger(LONG);
+            let builder = if kind == "named" { builder.name("n") } else { builder };
+            let producer = builder.build().unwrap();
+            let mut deliveries = Vec::new();
+            let called = Arc::new(AtomicU64::new(0));
+            for nth in 0..2000 {
+                let value = noise(nth, 100 + usize::try_from(nth % 300).unwrap());
+                let record = Record::to("t").value(&value);
+                if nth % 5 == 0 {
+                    let called = Arc::clone(&called);
+                    let call = move |placed: Result<oncelog::RecordMetadata, Error>| {
+                        assert_eq!(placed.unwrap().offset, Offset(nth));
+                        called.fetch_add(1, Ordering::Relaxed);
+                    };
+                    producer.send_with(record, call).unwrap();
+                } else {
+                    deliveries.push((nth, producer.send(record).unwrap()));
+                }
+            }
+            producer.flush(LONG).unwrap();
+            for (nth, delivery) in &deliveries {
+                assert_eq!(delivery.wait(LONG).unwrap().offset, Offset(*nth), "{codec:?} {kind}");
+            }
+            let counters = producer.counters();
+            assert_eq!(called.load(Ordering::Relaxed), 400, "{counters:?}");
+            assert_eq!((counters.buffered_bytes, counters.callback_panics), (0, 0));
+        }
+    }
+}
+
 /// A batch that waited was forgotten when the wall clock was put right, and appended twice.
 #[test]
 fn s23_prod_20_a_step_of_the_clock_does_not_make_a_retry_a_second_record() {
