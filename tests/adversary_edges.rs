@@ -44,6 +44,35 @@ fn committed(partition: &Partition) -> Vec<Vec<u8>> {
     values
 }
 
+/// Its transactions were aborted for ever: what it gathered went by the limit that it had seen first.
+#[test]
+fn cli_11_a_transaction_gathers_no_more_than_a_limit_that_was_lowered() {
+    let store = Store::in_memory(1).unwrap();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    let mut producer = store.producer().transactional_id("id").build().unwrap();
+    let mut sent = 0;
+    for limit in [1 << 20, 4096, 1 << 20] {
+        store.alter_topic("t", TopicUpdate::new().max_batch_bytes(limit)).unwrap();
+        let mut transaction = producer.begin().unwrap();
+        for _ in 0..100 {
+            transaction.send(Record::to("t").value(&[b'x'; 1000])).unwrap();
+        }
+        transaction.commit(LONG).unwrap();
+        sent += 100;
+        assert_eq!(committed(&store.partition("t", 0).unwrap()).len(), sent, "{limit}");
+    }
+    // Amid one.
+    let mut transaction = producer.begin().unwrap();
+    for nth in 0..100 {
+        if nth == 30 {
+            store.alter_topic("t", TopicUpdate::new().max_batch_bytes(4096)).unwrap();
+        }
+        transaction.send(Record::to("t").value(&[b'x'; 1000])).unwrap();
+    }
+    transaction.commit(LONG).unwrap();
+    assert_eq!(committed(&store.partition("t", 0).unwrap()).len(), sent + 100);
+}
+
 /// A codec makes it a little larger, which was over the limit: every such transaction was aborted.
 #[test]
 fn log_01_what_does_not_pack_is_taken_up_to_the_limit_all_the_same() {
