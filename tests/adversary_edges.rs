@@ -44,6 +44,88 @@ fn committed(partition: &Partition) -> Vec<Vec<u8>> {
     values
 }
 
+/// The thread that drove a lane ran a callback meanwhile, and nobody could drive for it.
+#[test]
+fn a_callback_may_wait_for_its_own_lane_while_its_thread_drives_it() {
+    for round in 0..300_u64 {
+        let store = Store::in_memory(1).unwrap();
+        let flush = if round % 2 == 0 { Flush::OnAck } else { Flush::Os };
+        store.create_topic("t", TopicConfig::new().flush(flush)).unwrap();
+        let producer = store.producer().build().unwrap();
+        let (told, heard) = channel();
+        let mut last = None;
+        for nth in 0..3 {
+            let (again, told) = (producer.clone(), told.clone());
+            producer
+                .send_with(Record::to("t").value("a"), move |_| {
+                    let sent = again.send(Record::to("t").value("c")).unwrap();
+                    told.send((nth, sent.wait(Duration::from_secs(3)).map(drop))).unwrap();
+                })
+                .unwrap();
+            last = Some(producer.send(Record::to("t").value("b")).unwrap());
+        }
+        if round % 3 == 0 {
+            producer.flush(LONG).unwrap();
+        } else {
+            last.unwrap().wait(LONG).unwrap();
+        }
+        for _ in 0..3 {
+            let (nth, outcome) = heard.recv_timeout(LONG).unwrap();
+            assert!(outcome.is_ok(), "round {round}, callback {nth}: {outcome:?}");
+        }
+    }
+}
+
+/// As above, of a callback of another append, which the flush acknowledges that the thread leads for the lane.
+#[test]
+fn a_tickets_callback_may_wait_for_a_lane_that_its_thread_drives() {
+    let store = Store::in_memory(1).unwrap();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    let producer = store.producer().build().unwrap();
+    for round in 0..100 {
+        let (told, heard) = channel();
+        let again = producer.clone();
+        let ticket = partition.append_nowait(&[Record::new("a")], Acks::All).unwrap();
+        let sent = producer.send(Record::to("t").value("b")).unwrap();
+        ticket.on_complete(move |_| {
+            let sent = again.send(Record::to("t").value("c")).unwrap();
+            told.send(sent.wait(Duration::from_secs(3)).map(drop)).unwrap();
+        });
+        sent.wait(LONG).unwrap();
+        let outcome = heard.recv_timeout(LONG).unwrap();
+        assert!(outcome.is_ok(), "round {round}: {outcome:?}");
+    }
+}
+
+/// As above, of a reader's waker, which the append itself wakes.
+#[test]
+fn a_waker_may_wait_for_a_lane_to_which_its_thread_appends() {
+    struct Sends(Producer, Mutex<Sender<Result<(), Error>>>);
+    impl Wake for Sends {
+        fn wake(self: Arc<Self>) {
+            let sent = self.0.send(Record::to("t").value("c")).unwrap();
+            self.1.lock().unwrap().send(sent.wait(Duration::from_secs(3)).map(drop)).unwrap();
+        }
+    }
+    for name in [None, Some("n")] {
+        let store = Store::in_memory(1).unwrap();
+        store.create_topic("t", TopicConfig::new().flush(Flush::Os)).unwrap();
+        let builder = store.producer();
+        let builder = name.map_or_else(|| store.producer(), |name| builder.name(name));
+        let producer = builder.build().unwrap();
+        let mut consumer = store.consumer().start(oncelog::StartAt::Latest).build().unwrap();
+        consumer.assign(&[("t", 0)]).unwrap();
+        let (told, heard) = channel();
+        let waker = Waker::from(Arc::new(Sends(producer.clone(), Mutex::new(told))));
+        let mut recv = consumer.recv();
+        assert!(Pin::new(&mut recv).poll(&mut Context::from_waker(&waker)).is_pending());
+        producer.send(Record::to("t").value("b")).unwrap().wait(LONG).unwrap();
+        let outcome = heard.recv_timeout(LONG).unwrap();
+        assert!(outcome.is_ok(), "{name:?}: {outcome:?}");
+    }
+}
+
 /// Its transactions were aborted for ever: what it gathered went by the limit that it had seen first.
 #[test]
 fn cli_11_a_transaction_gathers_no_more_than_a_limit_that_was_lowered() {

@@ -12,7 +12,8 @@
 //! watched, and the store's thread for chores drives.
 //!
 //! Callbacks run under no lock, one after the other and in order; on the thread that happens to end the records:
-//! a sender's, a waiter's, or the one for chores. Never on a disk's worker.
+//! a sender's, a waiter's, or the one for chores. Never on a disk's worker, and never on a thread that drives or offers
+//! at that moment, for they may wait for the lane: nor is anybody else told there of what it appends or flushes.
 //!
 //! Lock order: a lane, then the partition's. Nothing of a partition is waited for under a lane's lock.
 //!
@@ -32,6 +33,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::config::ProducerSettings;
 use crate::error::{Error, ErrorClass, Result, Written};
+use crate::partition::{Postponed, postpone};
 use crate::record::{Record, RecordSize};
 use crate::storage::Clock;
 use crate::store::{Chore, Chores, does_chores};
@@ -220,6 +222,11 @@ impl<T: Target> State<T> {
             && self.watchers.is_empty()
     }
 
+    /// Whether there are callbacks to be called, and nobody calls any.
+    fn has_calls(&self) -> bool {
+        self.calling.is_none() && (!self.calls.is_empty() || self.window.has_calls())
+    }
+
     fn is_served(&self, number: u64, until: Until) -> bool {
         let called = || {
             self.calling.is_none_or(|calling| calling > number)
@@ -344,6 +351,8 @@ impl<T: Target> Lane<T> {
         let author = state.window.begin_single();
         drop(state);
         let settings = &self.common.settings;
+        // Whom the append wakes may wait for this lane.
+        let postponed = postpone();
         let outcome = self.target.offer(&author, std::slice::from_ref(record), settings.acks);
         let mut state = self.state.lock();
         match outcome {
@@ -365,9 +374,10 @@ impl<T: Target> Lane<T> {
                 }
                 if !state.is_quiet() {
                     let state = self.offer_due(state, false);
-                    self.leave(state);
+                    self.leave_and_tell(state, Some(postponed));
                 } else {
                     drop(state);
+                    drop(postponed);
                 }
                 self.common.memory.give_back(room);
                 Ok(Taken::Done { offset, timestamp, number })
@@ -375,7 +385,7 @@ impl<T: Target> Lane<T> {
             Err(error) if is_told_at_once(&error) => {
                 state.window.single_refused(&error, settings);
                 let state = self.offer_due(state, false);
-                self.leave(state);
+                self.leave_and_tell(state, Some(postponed));
                 self.common.memory.give_back(room);
                 Err(error)
             }
@@ -391,7 +401,7 @@ impl<T: Target> Lane<T> {
                     state.followed = state.followed.max(sent.number + 1);
                 }
                 let state = self.offer_due(state, false);
-                self.leave(state);
+                self.leave_and_tell(state, Some(postponed));
                 Ok(Taken::Pending(Shared::new(self.itself(), cell), sent))
             }
         }
@@ -493,32 +503,41 @@ impl<T: Target> Lane<T> {
             let Some(offer) = state.window.next_offer(now, settings, eager) else { break };
             self.queued.store(state.window.queued_records(), Ordering::Release);
             drop(state);
+            let postponed = postpone();
             let records = offer.content.records();
             let outcome = self.target.offer(&offer.author, &records, settings.acks);
             drop(records);
             state = self.state.lock();
             state.window.on_offered(offer, outcome, self.common.clock.elapsed(), settings);
+            if postponed.has_any() {
+                drop(state);
+                drop(postponed);
+                state = self.state.lock();
+            }
         }
         state
     }
 
-    /// Waits for the first acknowledgements, until the record `number` has ended or the time is over. The caller
-    /// has said that it drives. `blocks`: or only takes what has come.
+    /// Waits for the first acknowledgements, until the record `number` has ended, the time is over, or somebody is to
+    /// be called who may wait for this lane. The caller has said that it drives. `postponed`: none for one that only
+    /// takes what has come.
     fn drive<'a>(
         &'a self,
         mut state: MutexGuard<'a, State<T>>,
         number: u64,
-        blocks: bool,
+        postponed: Option<&Postponed>,
         left: impl Fn() -> Duration,
     ) -> MutexGuard<'a, State<T>> {
         let Common { settings, clock, .. } = &*self.common;
+        let blocks = postponed.is_some();
         loop {
             // Who has been served is company itself, and wakes the rest of it first.
             if blocks && state.window.ended() <= number {
                 state = self.wait_for_company(state);
             }
             state = self.offer_due(state, blocks);
-            if state.window.ended() > number {
+            let calls = state.has_calls() || postponed.is_some_and(Postponed::has_any);
+            if calls || state.window.ended() > number {
                 break;
             }
             let ends_at = state.window.expires_at(settings);
@@ -556,10 +575,26 @@ impl<T: Target> Lane<T> {
         state.window.end_burst();
         let mut told_to_drive = false;
         loop {
+            if state.has_calls() {
+                // Any of them may wait for this lane, so somebody else drives meanwhile.
+                state.driven &= !told_to_drive;
+                told_to_drive = false;
+                self.leave(state);
+                state = self.state.lock();
+            }
             if !state.is_served(number, until) && (told_to_drive || !state.driven) {
                 state.driven = true;
-                state = self.drive(state, number, true, left);
                 told_to_drive = false;
+                // The flush that it leads may acknowledge what others have in the log.
+                let postponed = postpone();
+                state = self.drive(state, number, Some(&postponed), left);
+                if postponed.has_any() {
+                    self.leave_and_tell(state, Some(postponed));
+                    state = self.state.lock();
+                }
+                if state.has_calls() && !state.is_served(number, until) {
+                    continue;
+                }
             }
             if told_to_drive {
                 state.driven = false;
@@ -606,7 +641,12 @@ impl<T: Target> Lane<T> {
     }
 
     /// Lets go of the lock, tells everyone what has ended, and sees to it that somebody goes on.
-    fn leave(&self, mut state: MutexGuard<'_, State<T>>) {
+    fn leave(&self, state: MutexGuard<'_, State<T>>) {
+        self.leave_and_tell(state, None);
+    }
+
+    /// As [`Lane::leave`]; those who were to be told something meanwhile are told when that is done.
+    fn leave_and_tell(&self, mut state: MutexGuard<'_, State<T>>, postponed: Option<Postponed>) {
         let Common { memory, chores, clock, settings, .. } = &*self.common;
         let freed = self.collect(&mut state);
         if !state.window.has_queue() {
@@ -648,18 +688,12 @@ impl<T: Target> Lane<T> {
                 state.timer = timer.or(state.timer);
             }
         }
-        let calls = state.calling.is_none() && !state.calls.is_empty();
-        if calls {
-            state.calling = state.calls.front().map(|(_, _, number)| *number);
-        }
+        let calls = state.has_calls();
         drop(state);
 
         memory.give_back(freed);
         for sleeper in served {
             sleeper.bed.wake();
-        }
-        for watcher in woken {
-            wake(watcher.waker);
         }
         if let Some(next) = next {
             next.bed.wake();
@@ -677,6 +711,11 @@ impl<T: Target> Lane<T> {
         {
             // Nobody else does it any more.
             lane.run();
+        }
+        // Last, those who may wait for this lane.
+        drop(postponed);
+        for watcher in woken {
+            wake(watcher.waker);
         }
         if calls {
             self.call_back();
@@ -705,10 +744,13 @@ impl<T: Target> Lane<T> {
         }
     }
 
-    /// Calls what is to be called, in order. The caller has said so in `calling`.
+    /// Calls what is to be called, in order, unless somebody does.
     fn call_back(&self) {
+        let mut state = self.state.lock();
+        if state.calling.is_some() {
+            return;
+        }
         loop {
-            let mut state = self.state.lock();
             let freed = self.collect(&mut state);
             self.common.memory.give_back(freed);
             let Some((callback, result, number)) = state.calls.pop_front() else {
@@ -724,6 +766,7 @@ impl<T: Target> Lane<T> {
                 self.common.panics.fetch_add(1, Ordering::Relaxed);
             }
             CALLING.set(before);
+            state = self.state.lock();
         }
     }
 
@@ -837,6 +880,7 @@ impl<T: Target> Chore for Lane<T> {
 
     fn run(self: Arc<Self>) {
         self.is_chore.store(false, Ordering::Release);
+        let postponed = postpone();
         let mut state = self.state.lock();
         let now = self.common.clock.elapsed();
         if state.timer.is_some_and(|at| at <= now) {
@@ -848,12 +892,12 @@ impl<T: Target> Chore for Lane<T> {
         }
         if !state.driven {
             state.driven = true;
-            state = self.drive(state, u64::MAX, false, || Duration::ZERO);
+            state = self.drive(state, u64::MAX, None, || Duration::ZERO);
         }
         if self.common.chores.have_ended() {
             state.window.abandon(&Error::Closed, &self.common.settings);
         }
-        self.leave(state);
+        self.leave_and_tell(state, Some(postponed));
     }
 }
 

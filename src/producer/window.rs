@@ -278,6 +278,10 @@ impl<P: Pending> Window<P> {
         self.freed > 0 || !self.calls.is_empty()
     }
 
+    pub(super) fn has_calls(&self) -> bool {
+        !self.calls.is_empty()
+    }
+
     /// Takes what is to be called, and how much memory came free.
     pub(super) fn take_news(&mut self) -> (Vec<Ended>, u64) {
         (std::mem::take(&mut self.calls), std::mem::take(&mut self.freed))
