@@ -126,6 +126,27 @@ fn a_waker_may_wait_for_a_lane_to_which_its_thread_appends() {
     }
 }
 
+/// The answer went by what the topic was when it was asked for, and not when the record was appended.
+#[test]
+fn log_15_a_delivery_tells_the_time_that_is_in_the_log_though_the_topic_changes_who_stamps() {
+    for first in [TimestampType::CreateTime, TimestampType::AppendTime] {
+        let store = Store::in_memory(1).unwrap();
+        store.create_topic("t", TopicConfig::new().timestamp_type(first)).unwrap();
+        let producer = store.producer().linger(LONG).build().unwrap();
+        let record = Record::to("t").value("v").timestamp(Timestamp(5));
+        let sent = producer.send(record).unwrap();
+        producer.flush(LONG).unwrap();
+        let other = match first {
+            TimestampType::CreateTime => TimestampType::AppendTime,
+            TimestampType::AppendTime => TimestampType::CreateTime,
+        };
+        store.alter_topic("t", TopicUpdate::new().timestamp_type(other)).unwrap();
+        let told = sent.wait(LONG).unwrap().timestamp;
+        let read = store.partition("t", 0).unwrap().read(Offset(0), ReadOptions::new()).unwrap();
+        assert_eq!(told, read.iter().next().unwrap().timestamp(), "{first:?}");
+    }
+}
+
 /// Its transactions were aborted for ever: what it gathered went by the limit that it had seen first.
 #[test]
 fn cli_11_a_transaction_gathers_no_more_than_a_limit_that_was_lowered() {

@@ -39,7 +39,7 @@ use crate::storage::Clock;
 use crate::store::{Chore, Chores, does_chores};
 use crate::types::{Offset, Timestamp, TopicPartition};
 
-use super::batch::memory_of;
+use super::batch::{Placed, memory_of};
 use super::delivery::{Callback, RecordMetadata, Shared};
 use super::memory::Memory;
 use super::numbers::Numbers;
@@ -292,13 +292,9 @@ impl<T: Target> Lane<T> {
         self.state.lock().window.counts
     }
 
-    pub(super) fn metadata(
-        &self,
-        (offset, appended_at): (Offset, Timestamp),
-        own: Option<Timestamp>,
-    ) -> RecordMetadata {
-        let own = own.filter(|_| !self.target.stamps_records());
-        RecordMetadata::new(&self.name, offset, own.unwrap_or(appended_at))
+    pub(super) fn metadata(&self, placed: Placed, own: Option<Timestamp>) -> RecordMetadata {
+        let own = own.filter(|_| !placed.stamped);
+        RecordMetadata::new(&self.name, placed.offset, own.unwrap_or(placed.appended_at))
     }
 
     /// Takes a record. `room`: how much of the buffer was taken for it before.
@@ -351,6 +347,7 @@ impl<T: Target> Lane<T> {
         let author = state.window.begin_single();
         drop(state);
         let settings = &self.common.settings;
+        let stamped = record.timestamp.is_some() && self.target.stamps_records();
         // Whom the append wakes may wait for this lane.
         let postponed = postpone();
         let outcome = self.target.offer(&author, std::slice::from_ref(record), settings.acks);
@@ -360,10 +357,7 @@ impl<T: Target> Lane<T> {
                 let number = state.window.ended();
                 state.window.single_done();
                 let (offset, at) = (appended.offsets.start, appended.timestamp);
-                let timestamp = match record.timestamp {
-                    None => at,
-                    own => self.metadata((offset, at), own).timestamp,
-                };
+                let timestamp = record.timestamp.filter(|_| !stamped).unwrap_or(at);
                 if let Some(callback) = callback {
                     let metadata = RecordMetadata::new(&self.name, offset, timestamp);
                     state.calls.push_back((callback, Ok(metadata), number));
@@ -395,6 +389,7 @@ impl<T: Target> Lane<T> {
                 }
                 let now = self.common.clock.elapsed();
                 let calls = callback.is_some();
+                let outcome = outcome.map(|offered| (offered, stamped));
                 let (sent, cell) =
                     state.window.single_waits(record, size, callback, outcome, now, settings);
                 if calls {
@@ -505,7 +500,10 @@ impl<T: Target> Lane<T> {
             drop(state);
             let postponed = postpone();
             let records = offer.content.records();
+            let have_times = records.iter().any(|record| record.timestamp.is_some());
+            let stamped = have_times && self.target.stamps_records();
             let outcome = self.target.offer(&offer.author, &records, settings.acks);
+            let outcome = outcome.map(|offered| (offered, stamped));
             drop(records);
             state = self.state.lock();
             state.window.on_offered(offer, outcome, self.common.clock.elapsed(), settings);
