@@ -126,6 +126,97 @@ fn a_waker_may_wait_for_a_lane_to_which_its_thread_appends() {
     }
 }
 
+#[test]
+fn times_at_their_ends_come_back_however_they_are_sent_and_packed() {
+    let times = [i64::MIN, i64::MAX, -1, 0, i64::MIN + 1, i64::MAX - 1];
+    let disk = SimDisk::new(1);
+    let clock = Clock::manual(Timestamp(1_000));
+    let open =
+        || Store::builder().simulated_disk(disk.clone()).clock(clock.clone()).open().unwrap();
+    let store = open();
+    let mut wanted = Vec::new();
+    for (at, topic_codec) in CODECS.into_iter().enumerate() {
+        for stamped in [TimestampType::CreateTime, TimestampType::AppendTime] {
+            let topic = format!("t{at}-{stamped:?}");
+            let config = TopicConfig::new().compression(topic_codec).timestamp_type(stamped);
+            store.create_topic(&topic, config.segment_bytes(4096)).unwrap();
+            let mut expected = Vec::new();
+            let want = |time: i64| if stamped == TimestampType::AppendTime { 1_000 } else { time };
+            for (nth, codec) in CODECS.into_iter().enumerate() {
+                for kind in 0..3 {
+                    let linger = Duration::from_millis(5);
+                    let builder = store.producer().compression(codec);
+                    let name = format!("{topic}-{nth}-{kind}");
+                    if kind == 2 {
+                        let mut producer = builder.transactional_id(&name).build().unwrap();
+                        let mut transaction = producer.begin().unwrap();
+                        for time in times {
+                            let record = Record::to(&topic).timestamp(Timestamp(time)).key("");
+                            transaction.send(record.header("", "").header("", "x")).unwrap();
+                        }
+                        transaction.commit(LONG).unwrap();
+                        expected.extend(times.map(want));
+                        expected.push(i64::MIN + 77); // a marker
+                        continue;
+                    }
+                    let builder = builder.linger(linger);
+                    let builder = if kind == 0 { builder } else { builder.name(name) };
+                    let producer = builder.build().unwrap();
+                    let sent: Vec<_> = times
+                        .into_iter()
+                        .map(|time| {
+                            let record = Record::to(&topic).timestamp(Timestamp(time)).key("");
+                            producer.send(record.header("", "").header("", "x")).unwrap()
+                        })
+                        .collect();
+                    producer.flush(LONG).unwrap();
+                    for (sent, time) in sent.iter().zip(times) {
+                        let told = sent.wait(LONG).unwrap();
+                        assert_eq!(told.offset, Offset(expected.len() as u64));
+                        assert_eq!(told.timestamp.0, want(time), "{topic} {codec:?} {kind}");
+                        expected.push(want(time));
+                    }
+                }
+            }
+            wanted.push((topic, expected));
+        }
+    }
+    let check = |store: &Store| {
+        for (topic, expected) in &wanted {
+            let partition = store.partition(topic, 0).unwrap();
+            let mut next = Offset(0);
+            let mut seen = 0;
+            while next < partition.high_watermark() {
+                let records = partition.read(next, ReadOptions::new()).unwrap();
+                for record in &records {
+                    let at = usize::try_from(record.offset().0).unwrap();
+                    assert_eq!(record.timestamp().0, expected[at], "{topic} {at}");
+                    assert_eq!((record.key(), record.value()), (Some(&b""[..]), None));
+                    let headers: Vec<_> = record.headers().collect();
+                    assert_eq!(headers, [("", &b""[..]), ("", &b"x"[..])]);
+                    seen += 1;
+                }
+                next = records.next_offset();
+            }
+            assert_eq!(seen, expected.iter().filter(|time| **time != i64::MIN + 77).count());
+            let first = partition.offset_for_time(Timestamp::MAX).unwrap();
+            let max = expected.iter().position(|time| *time == i64::MAX);
+            assert_eq!(first, max.map(|at| Offset(at as u64)), "{topic}");
+            assert_eq!(partition.offset_for_time(Timestamp::MIN).unwrap(), Some(Offset(0)));
+        }
+        let report = store.verify(oncelog::VerifyOptions::new()).unwrap();
+        assert!(report.damages.is_empty(), "{report:?}");
+    };
+    check(&store);
+    disk.kill();
+    drop(store);
+    disk.process_restart();
+    let store = open();
+    check(&store);
+    store.close(LONG).unwrap();
+    check(&open());
+}
+
 /// The answer went by what the topic was when it was asked for, and not when the record was appended.
 #[test]
 fn log_15_a_delivery_tells_the_time_that_is_in_the_log_though_the_topic_changes_who_stamps() {
@@ -251,6 +342,75 @@ fn producers_of_what_does_not_pack_deliver_each_once_at_the_limit() {
     }
 }
 
+#[test]
+fn what_is_larger_than_a_lowered_limit_is_still_read_recovered_and_copied() {
+    let disks = [SimDisk::new(1), SimDisk::new(2)];
+    disks[1].share_process(&disks[0]);
+    let open = || {
+        let builder = Store::builder().clock(Clock::manual(Timestamp(1)));
+        disks.iter().cloned().fold(builder, |all, disk| all.simulated_disk(disk)).open().unwrap()
+    };
+    for codec in CODECS {
+        let store = open();
+        let topic = format!("t-{codec:?}");
+        store.create_topic(&topic, TopicConfig::new().compression(codec)).unwrap();
+        let partition = store.partition(&topic, 0).unwrap();
+        let value = noise(1, 1 << 20);
+        partition.append(&[Record::new(&value)], Acks::All).unwrap();
+        store.alter_topic(&topic, TopicUpdate::new().max_batch_bytes(1024)).unwrap();
+        let refused = partition.append(&[Record::new(&value)], Acks::All);
+        assert!(matches!(refused, Err(Error::RecordTooLarge { .. })), "{refused:?}");
+        assert_eq!(committed(&partition), [value.clone()]);
+        disks[0].kill();
+        drop((partition, store));
+        disks.iter().for_each(SimDisk::process_restart);
+        let store = open();
+        let partition = store.partition(&topic, 0).unwrap();
+        assert_eq!(committed(&partition), [value.clone()]);
+        let other = oncelog::DiskId(1 - partition.leader().unwrap().0);
+        store.reassign(&topic, 0, &[other]).unwrap();
+        store.run_background();
+        assert_eq!(committed(&partition), [value.clone()]);
+        partition.append(&[Record::new("small")], Acks::All).unwrap();
+        store.close(LONG).unwrap();
+        drop((partition, store));
+        let store = open();
+        assert_eq!(committed(&store.partition(&topic, 0).unwrap()), [value, b"small".to_vec()]);
+        let report = store.verify(oncelog::VerifyOptions::new()).unwrap();
+        assert!(report.damages.is_empty(), "{report:?}");
+    }
+}
+
+#[test]
+fn a_batch_of_many_partitions_is_whole_and_refuses_what_does_not_fit_without_a_trace() {
+    let store = Store::in_memory(1).unwrap();
+    store.create_topic("t", TopicConfig::new().partitions(700).max_batch_bytes(4096)).unwrap();
+    let one = [Record::new("x")];
+    let all: Vec<_> = (0..700).map(|number| ("t", number, &one[..])).collect();
+    for _ in 0..3 {
+        let appended = store.append_atomic(&all, LONG).unwrap();
+        assert_eq!(appended.len(), 700);
+    }
+    let large = [0_u8; 5000];
+    let large = [Record::new(&large)];
+    for bad in [("t", 5, &[][..]), ("t", 700, &one[..]), ("u", 0, &one[..]), ("t", 9, &large[..])] {
+        let mut batches = all.clone();
+        batches.insert(350, bad);
+        let error = store.append_atomic(&batches, LONG).unwrap_err();
+        assert_eq!(error.written(), Written::No, "{error:?}");
+    }
+    // Twice the same.
+    let twice: Vec<_> = all.iter().chain(&all).copied().collect();
+    store.append_atomic(&twice, LONG).unwrap();
+    let snapshot_of: Vec<_> = (0..700).map(|number| ("t", number)).collect();
+    let snapshot = store.snapshot(&snapshot_of).unwrap();
+    for number in 0..700 {
+        assert_eq!(committed(&store.partition("t", number).unwrap()).len(), 5, "{number}");
+        let records = snapshot.read("t", number, Offset(0), ReadOptions::new()).unwrap();
+        assert_eq!(records.iter().count(), 5);
+    }
+}
+
 /// A batch that waited was forgotten when the wall clock was put right, and appended twice.
 #[test]
 fn s23_prod_20_a_step_of_the_clock_does_not_make_a_retry_a_second_record() {
@@ -354,5 +514,253 @@ fn s23_producers_of_every_kind_go_on_while_the_clock_jumps() {
             all.push(());
         }
         assert_eq!(committed(&partition).len(), all.len() * 5);
+    }
+}
+
+/// What is used, and let go of for the last time, within callbacks of its own.
+#[test]
+fn callbacks_may_use_and_let_go_of_producers_of_every_kind() {
+    for round in 0..60_u64 {
+        let store = Store::in_memory(1).unwrap();
+        let flush = if round % 2 == 0 { Flush::OnAck } else { Flush::Os };
+        store.create_topic("t", TopicConfig::new().flush(flush).partitions(2)).unwrap();
+        let (told, heard) = channel();
+        let producer = store.producer().build().unwrap();
+        let named = store.producer().name("n").build().unwrap();
+        let (last, copy, own) = (producer.clone(), store.clone(), named.clone());
+        producer
+            .send_with(Record::to("t").partition(0).value("1"), move |placed| {
+                placed.unwrap();
+                let mut held = copy.producer().transactional_id("id").build().unwrap();
+                let mut transaction = held.begin().unwrap();
+                transaction.send(Record::to("t").partition(0).value("2")).unwrap();
+                transaction.send(Record::to("t").partition(1).value("2")).unwrap();
+                transaction.commit(LONG).unwrap();
+                let one = [Record::new("3")];
+                copy.append_atomic(&[("t", 0, &one), ("t", 1, &one)], LONG).unwrap();
+                own.send(Record::to("t").partition(0).value("4")).unwrap().wait(LONG).unwrap();
+                let inner = told.clone();
+                own.send_with(Record::to("t").partition(1).value("5"), move |placed| {
+                    // The producer that calls, with what it has under way.
+                    last.send(Record::to("t").partition(0).value("6")).map(drop).unwrap();
+                    drop(last);
+                    inner.send(placed.is_ok()).unwrap();
+                })
+                .unwrap();
+                drop(own);
+            })
+            .unwrap();
+        drop((producer, named));
+        assert!(heard.recv_timeout(LONG).unwrap(), "round {round}");
+        let wait = Duration::from_secs(30);
+        store.partition("t", 0).unwrap().wait_for_committed(Offset(5), wait).unwrap();
+        let expected: [&[&[u8]]; 2] = [&[b"1", b"2", b"3", b"4", b"6"], &[b"2", b"3", b"5"]];
+        for (number, mut expected) in (0..).zip(expected.map(<[&[u8]]>::to_vec)) {
+            let mut values = committed(&store.partition("t", number).unwrap());
+            values.sort_unstable();
+            expected.sort_unstable();
+            assert_eq!(values, expected, "round {round}");
+        }
+        store.close(LONG).unwrap();
+    }
+}
+
+/// Flushed, closed, let go of and polled from everywhere at once: each record ends once, as it is in the log.
+#[test]
+fn of_many_who_flush_close_and_drop_at_once_each_is_told_what_is_in_the_log() {
+    for round in 0..80_u64 {
+        let store = Store::in_memory(1).unwrap();
+        let flush = if round % 2 == 0 { Flush::OnAck } else { Flush::Os };
+        store.create_topic("t", TopicConfig::new().flush(flush)).unwrap();
+        let builder = store.producer().buffer_bytes(if round % 3 == 0 { 2000 } else { 1 << 20 });
+        let builder =
+            if round % 5 == 0 { builder.linger(Duration::from_millis(1)) } else { builder };
+        let producer = builder.build().unwrap();
+        let told = Arc::new(Mutex::new(BTreeMap::new()));
+        std::thread::scope(|scope| {
+            for thread in 0..4_u64 {
+                let (producer, told, store) = (producer.clone(), Arc::clone(&told), &store);
+                scope.spawn(move || {
+                    let mut random = Random(round * 10 + thread);
+                    for nth in 0..150_u64 {
+                        let value = format!("{thread}.{nth}");
+                        let record = Record::to("t").value(&value);
+                        match random.below(4) {
+                            0 => {
+                                let (called, key) = (Arc::clone(&told), value.clone());
+                                let sent = producer.send_with(record, move |outcome| {
+                                    let before = called.lock().unwrap().insert(key, outcome);
+                                    assert!(before.is_none(), "it ends once");
+                                });
+                                if let Err(error) = sent {
+                                    told.lock().unwrap().insert(value, Err(error));
+                                }
+                            }
+                            kind => {
+                                let outcome = producer.send(record).and_then(|mut sent| {
+                                    if kind == 1 {
+                                        let mut context = Context::from_waker(Waker::noop());
+                                        let _ = Pin::new(&mut sent).poll(&mut context);
+                                        let _ = sent.outcome();
+                                    }
+                                    if kind == 2 { block_on(sent) } else { sent.wait(LONG) }
+                                });
+                                told.lock().unwrap().insert(value, outcome);
+                            }
+                        }
+                        let late = nth > 75;
+                        match random.below(60) {
+                            0 => producer.flush(LONG).unwrap(),
+                            1 if late && round % 4 == 1 => producer.close(LONG).unwrap(),
+                            2 if late && round % 4 == 2 => store.close(LONG).unwrap(),
+                            _ => {}
+                        }
+                    }
+                });
+            }
+        });
+        producer.close(LONG).ok();
+        let told = told.lock().unwrap();
+        assert_eq!(told.len(), 600, "round {round}: each ends");
+        if round % 4 == 2 {
+            continue; // The log went with the store.
+        }
+        let values = committed(&store.partition("t", 0).unwrap());
+        for (key, outcome) in told.iter() {
+            let count = values.iter().filter(|value| **value == key.as_bytes()).count();
+            match outcome {
+                Ok(placed) => {
+                    assert_eq!(count, 1, "round {round}: {key}");
+                    assert_eq!(values[usize::try_from(placed.offset.0).unwrap()], key.as_bytes());
+                }
+                Err(error) if error.written() == Written::No => assert_eq!(count, 0, "{error:?}"),
+                Err(_) => assert!(count <= 1),
+            }
+        }
+        assert_eq!(
+            (producer.counters().buffered_bytes, producer.counters().callback_panics),
+            (0, 0)
+        );
+    }
+}
+
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Polls by hand, with another waker each time, and gives up after a while.
+fn block_on(mut sent: oncelog::Delivery) -> Result<oncelog::RecordMetadata, Error> {
+    let started = std::time::Instant::now();
+    loop {
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let polled = Pin::new(&mut sent).poll(&mut Context::from_waker(&waker));
+        if let std::task::Poll::Ready(outcome) = polled {
+            return outcome;
+        }
+        assert!(started.elapsed() < LONG, "a delivery is never told");
+        std::thread::park_timeout(LONG);
+    }
+}
+
+/// Topics that go, come again and grow beneath producers of every kind.
+#[test]
+fn topics_that_come_again_and_grow_hold_what_was_acknowledged_to_each_once() {
+    let store = Store::in_memory(1).unwrap();
+    let config = || TopicConfig::new().partitions(2).flush(Flush::Os);
+    store.create_topic("t", config()).unwrap();
+    let over = AtomicBool::new(false);
+    let told = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for kind in 0..5_u64 {
+            let (store, over, told) = (&store, &over, &told);
+            scope.spawn(move || {
+                let producer = match kind {
+                    0 => Some(store.producer().build().unwrap()),
+                    1 => Some(store.producer().name("n").build().unwrap()),
+                    2 => Some(store.producer().linger(Duration::from_micros(50)).build().unwrap()),
+                    _ => None,
+                };
+                let mut held =
+                    (kind == 3).then(|| store.producer().transactional_id("id").build().unwrap());
+                let mut nth = 0_u64;
+                while !over.load(Ordering::Acquire) {
+                    nth += 1;
+                    let value = format!("{kind}.{nth}");
+                    let key = format!("{}", nth % 7);
+                    if let Some(producer) = &producer {
+                        let sent = producer.send(Record::to("t").key(&key).value(&value));
+                        let outcome = sent.and_then(|sent| sent.wait(LONG)).map(drop);
+                        if outcome.is_err() && kind == 1 {
+                            for number in 0..8 {
+                                let _ = producer.next_sequence("t", number);
+                            }
+                        }
+                        told.lock().unwrap().push((value, 1, outcome));
+                    } else if let Some(held) = &mut held {
+                        let Ok(mut transaction) = held.begin() else { continue };
+                        let sent = [0, 1].map(|number| {
+                            transaction.send(Record::to("t").partition(number).value(&value))
+                        });
+                        let outcome = sent.into_iter().collect::<Result<(), _>>();
+                        let outcome = outcome.and_then(|()| transaction.commit(LONG));
+                        told.lock().unwrap().push((value, 2, outcome));
+                    } else {
+                        let one = [Record::new(&value)];
+                        let outcome = store.append_atomic(&[("t", 0, &one), ("t", 1, &one)], LONG);
+                        told.lock().unwrap().push((value, 2, outcome.map(drop)));
+                    }
+                }
+            });
+        }
+        let mut random = Random(3);
+        for _ in 0..60 {
+            std::thread::yield_now();
+            store.add_partitions("t", 3 + u32::try_from(random.below(5)).unwrap()).unwrap();
+            let before = told.lock().unwrap().len();
+            while told.lock().unwrap().len() < before + 30 {
+                std::thread::yield_now();
+            }
+            store.delete_topic("t").unwrap();
+            store.create_topic("t", config()).unwrap();
+        }
+        // The last one stays, and all of them find it.
+        let mark = told.lock().unwrap().len();
+        let seen = |kind: &str| {
+            told.lock().unwrap()[mark..]
+                .iter()
+                .filter(|(value, _, outcome)| value.starts_with(kind) && outcome.is_ok())
+                .count()
+        };
+        let started = std::time::Instant::now();
+        while ["0.", "1.", "2.", "3.", "4."].iter().any(|kind| seen(kind) < 20) {
+            assert!(started.elapsed() < LONG, "one does not find the topic again");
+            std::thread::yield_now();
+        }
+        over.store(true, Ordering::Release);
+    });
+    let mut counts = BTreeMap::new();
+    for number in 0..2 {
+        for value in committed(&store.partition("t", number).unwrap()) {
+            *counts.entry(String::from_utf8(value).unwrap()).or_insert(0) += 1;
+        }
+    }
+    let told = told.into_inner().unwrap();
+    for (value, whole, outcome) in &told {
+        let count = counts.get(value).copied().unwrap_or(0);
+        match outcome {
+            // Or it went with an earlier topic of the name.
+            Ok(()) => assert!(count == *whole || count == 0, "{value}: {count}"),
+            Err(error) if error.written() == Written::No => {
+                assert_eq!(count, 0, "{value}: {error:?}");
+            }
+            Err(_) => assert!(count == 0 || count == *whole, "{value}: {count}"),
+        }
+    }
+    for (value, _, _) in told.iter().rev().take(20).filter(|(_, _, outcome)| outcome.is_ok()) {
+        assert!(counts.contains_key(value), "{value} was acknowledged by the topic that stays");
     }
 }
