@@ -22,6 +22,7 @@ use crate::log::FlushPlan;
 use crate::types::{Acks, DiskId, Flush, LeaderEpoch, Offset};
 
 use super::core::{Core, Ended, State};
+use super::ticket::postpone;
 
 /// How long a leader waits for as many as last time.
 const GATHER: Duration = Duration::from_micros(30);
@@ -466,6 +467,8 @@ impl Core {
             self.wake_sleepers(&mut state);
         }
         let next = self.choose_leader(&mut state);
+        // Whoever is called may wait for those that are woken here.
+        let _postponed = postpone();
         self.publish(state);
         for sleeper in served {
             sleeper.serve();

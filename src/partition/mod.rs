@@ -37,7 +37,7 @@ pub(crate) use read::Watched;
 pub(crate) use reign::Proposal;
 pub(crate) use replica::Replica;
 pub use ticket::Ticket;
-pub(crate) use ticket::{postpone, wake_all};
+pub(crate) use ticket::{Postponed, postpone, wake_all};
 
 use crate::protocol::producer_state::batch::{self, Numbering};
 use crate::types::{Compression, Isolation, Offset, ProducerSequence, Timestamp};

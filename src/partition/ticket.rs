@@ -1,6 +1,6 @@
 //! The result of an append that is waited for later: by a thread, a future, or a callback.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -43,8 +43,13 @@ impl std::fmt::Debug for Waiter {
 }
 
 thread_local! {
-    /// Those who are told later, while somebody on this thread holds a lock of the store's.
-    static POSTPONED: RefCell<Option<Vec<Done>>> = const { RefCell::new(None) };
+    /// Somebody on this thread holds a lock or a part of the store's under which nobody is told anything. By itself,
+    /// for an append of a producer looks at nothing else.
+    static POSTPONES: Cell<bool> = const { Cell::new(false) };
+    /// Those who are told later.
+    static POSTPONED: RefCell<Vec<Done>> = const { RefCell::new(Vec::new()) };
+    /// Whether there are any.
+    static ANY: Cell<bool> = const { Cell::new(false) };
 }
 
 /// As long as it lives, whoever would be told something by this thread is told when it goes. Made before a lock of the
@@ -57,22 +62,28 @@ pub(crate) struct Postponed {
 }
 
 /// Begins to postpone.
+#[inline]
 pub(crate) fn postpone() -> Postponed {
-    let begun = POSTPONED.try_with(|postponed| {
-        let mut postponed = postponed.borrow_mut();
-        let begins = postponed.is_none();
-        postponed.get_or_insert_default();
-        begins
-    });
-    // A thread that ends tells at once.
-    Postponed { is_outermost: begun.unwrap_or(false) }
+    Postponed { is_outermost: !POSTPONES.replace(true) }
+}
+
+impl Postponed {
+    /// Whether somebody is told when it goes.
+    #[inline]
+    pub(crate) fn has_any(&self) -> bool {
+        self.is_outermost && ANY.get()
+    }
 }
 
 impl Drop for Postponed {
+    #[inline]
     fn drop(&mut self) {
         if self.is_outermost {
-            let done = POSTPONED.try_with(RefCell::take);
-            complete(done.ok().flatten().unwrap_or_default());
+            POSTPONES.set(false);
+            if ANY.replace(false) {
+                let done = POSTPONED.try_with(RefCell::take);
+                complete(done.unwrap_or_default());
+            }
         }
     }
 }
@@ -88,11 +99,13 @@ pub(super) fn complete(done: Vec<Done>) {
         return;
     }
     let mut done = Some(done);
-    let _ = POSTPONED.try_with(|postponed| {
-        if let Some(postponed) = &mut *postponed.borrow_mut() {
-            postponed.extend(done.take().into_iter().flatten());
-        }
-    });
+    if POSTPONES.get() {
+        // A thread that ends tells at once.
+        let _ = POSTPONED.try_with(|postponed| {
+            postponed.borrow_mut().extend(done.take().into_iter().flatten());
+            ANY.set(true);
+        });
+    }
     for done in done.into_iter().flatten() {
         let told = catch_unwind(AssertUnwindSafe(|| match done {
             Done::Wake(waker) => waker.wake(),

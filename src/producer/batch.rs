@@ -24,11 +24,8 @@ pub(super) struct Cell(OnceLock<Outcome>);
 
 #[derive(Debug)]
 pub(super) enum Outcome {
-    Placed {
-        base: Offset,
-        /// When it was appended.
-        timestamp: Timestamp,
-    },
+    /// Where its first record is.
+    Placed(Placed),
     Failed(Error),
     /// It went on as two.
     Split {
@@ -37,12 +34,22 @@ pub(super) enum Outcome {
     },
 }
 
+/// Where the log has a record.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Placed {
+    pub(super) offset: Offset,
+    pub(super) appended_at: Timestamp,
+    /// The log has that for its time, whatever time it brought.
+    pub(super) stamped: bool,
+}
+
 impl Cell {
-    /// Where the record at `index` is, and when it was appended; `None` as long as that is not known.
-    pub(super) fn result(&self, index: u32) -> Option<Result<(Offset, Timestamp)>> {
+    /// Where the record at `index` is; `None` as long as that is not known.
+    pub(super) fn result(&self, index: u32) -> Option<Result<Placed>> {
         match self.0.get()? {
-            Outcome::Placed { base, timestamp } => {
-                Some(Ok((base.plus(u64::from(index)), *timestamp)))
+            Outcome::Placed(first) => {
+                let offset = first.offset.plus(u64::from(index));
+                Some(Ok(Placed { offset, ..*first }))
             }
             Outcome::Failed(error) => Some(Err(error.clone())),
             Outcome::Split { at, halves: [first, second] } => {
@@ -59,7 +66,7 @@ impl Cell {
     pub(super) fn has_result(&self, index: u32) -> bool {
         match self.0.get() {
             None => false,
-            Some(Outcome::Placed { .. } | Outcome::Failed(_)) => true,
+            Some(Outcome::Placed(_) | Outcome::Failed(_)) => true,
             Some(Outcome::Split { .. }) => self.result(index).is_some(),
         }
     }
@@ -312,12 +319,15 @@ mod tests {
         let [mut middle, mut last] = upper.split();
         assert_eq!(middle.content.records(), [Record::new(&values[2])]);
         assert!(cell.result(0).is_none());
-        let placed = |base| Outcome::Placed { base: Offset(base), timestamp: Timestamp(7) };
+        let placed = |base| {
+            let (offset, appended_at) = (Offset(base), Timestamp(7));
+            Outcome::Placed(Placed { offset, appended_at, stamped: false })
+        };
         assert_eq!(lower.end_with(placed(40)).len(), 2);
         assert_eq!(middle.end_with(Outcome::Failed(Error::Closed)).len(), 1);
         let calls = last.end_with(placed(50));
         assert_eq!(calls.iter().map(|call| call.index).collect::<Vec<_>>(), [0, 1]);
-        let offset = |index| cell.result(index).unwrap().map(|(offset, _)| offset.0).ok();
+        let offset = |index| cell.result(index).unwrap().map(|placed| placed.offset.0).ok();
         assert_eq!([0, 1, 2, 3, 4].map(offset), [Some(40), Some(41), None, Some(50), Some(51)]);
     }
 }

@@ -12,7 +12,8 @@
 //! watched, and the store's thread for chores drives.
 //!
 //! Callbacks run under no lock, one after the other and in order; on the thread that happens to end the records:
-//! a sender's, a waiter's, or the one for chores. Never on a disk's worker.
+//! a sender's, a waiter's, or the one for chores. Never on a disk's worker, and never on a thread that drives or offers
+//! at that moment, for they may wait for the lane: nor is anybody else told there of what it appends or flushes.
 //!
 //! Lock order: a lane, then the partition's. Nothing of a partition is waited for under a lane's lock.
 //!
@@ -32,12 +33,13 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::config::ProducerSettings;
 use crate::error::{Error, ErrorClass, Result, Written};
+use crate::partition::{Postponed, postpone};
 use crate::record::{Record, RecordSize};
 use crate::storage::Clock;
 use crate::store::{Chore, Chores, does_chores};
 use crate::types::{Offset, Timestamp, TopicPartition};
 
-use super::batch::memory_of;
+use super::batch::{Placed, memory_of};
 use super::delivery::{Callback, RecordMetadata, Shared};
 use super::memory::Memory;
 use super::numbers::Numbers;
@@ -220,6 +222,11 @@ impl<T: Target> State<T> {
             && self.watchers.is_empty()
     }
 
+    /// Whether there are callbacks to be called, and nobody calls any.
+    fn has_calls(&self) -> bool {
+        self.calling.is_none() && (!self.calls.is_empty() || self.window.has_calls())
+    }
+
     fn is_served(&self, number: u64, until: Until) -> bool {
         let called = || {
             self.calling.is_none_or(|calling| calling > number)
@@ -285,13 +292,9 @@ impl<T: Target> Lane<T> {
         self.state.lock().window.counts
     }
 
-    pub(super) fn metadata(
-        &self,
-        (offset, appended_at): (Offset, Timestamp),
-        own: Option<Timestamp>,
-    ) -> RecordMetadata {
-        let own = own.filter(|_| !self.target.stamps_records());
-        RecordMetadata::new(&self.name, offset, own.unwrap_or(appended_at))
+    pub(super) fn metadata(&self, placed: Placed, own: Option<Timestamp>) -> RecordMetadata {
+        let own = own.filter(|_| !placed.stamped);
+        RecordMetadata::new(&self.name, placed.offset, own.unwrap_or(placed.appended_at))
     }
 
     /// Takes a record. `room`: how much of the buffer was taken for it before.
@@ -344,6 +347,9 @@ impl<T: Target> Lane<T> {
         let author = state.window.begin_single();
         drop(state);
         let settings = &self.common.settings;
+        let stamped = record.timestamp.is_some() && self.target.stamps_records();
+        // Whom the append wakes may wait for this lane.
+        let postponed = postpone();
         let outcome = self.target.offer(&author, std::slice::from_ref(record), settings.acks);
         let mut state = self.state.lock();
         match outcome {
@@ -351,10 +357,7 @@ impl<T: Target> Lane<T> {
                 let number = state.window.ended();
                 state.window.single_done();
                 let (offset, at) = (appended.offsets.start, appended.timestamp);
-                let timestamp = match record.timestamp {
-                    None => at,
-                    own => self.metadata((offset, at), own).timestamp,
-                };
+                let timestamp = record.timestamp.filter(|_| !stamped).unwrap_or(at);
                 if let Some(callback) = callback {
                     let metadata = RecordMetadata::new(&self.name, offset, timestamp);
                     state.calls.push_back((callback, Ok(metadata), number));
@@ -365,9 +368,10 @@ impl<T: Target> Lane<T> {
                 }
                 if !state.is_quiet() {
                     let state = self.offer_due(state, false);
-                    self.leave(state);
+                    self.leave_and_tell(state, Some(postponed));
                 } else {
                     drop(state);
+                    drop(postponed);
                 }
                 self.common.memory.give_back(room);
                 Ok(Taken::Done { offset, timestamp, number })
@@ -375,7 +379,7 @@ impl<T: Target> Lane<T> {
             Err(error) if is_told_at_once(&error) => {
                 state.window.single_refused(&error, settings);
                 let state = self.offer_due(state, false);
-                self.leave(state);
+                self.leave_and_tell(state, Some(postponed));
                 self.common.memory.give_back(room);
                 Err(error)
             }
@@ -385,13 +389,14 @@ impl<T: Target> Lane<T> {
                 }
                 let now = self.common.clock.elapsed();
                 let calls = callback.is_some();
+                let outcome = outcome.map(|offered| (offered, stamped));
                 let (sent, cell) =
                     state.window.single_waits(record, size, callback, outcome, now, settings);
                 if calls {
                     state.followed = state.followed.max(sent.number + 1);
                 }
                 let state = self.offer_due(state, false);
-                self.leave(state);
+                self.leave_and_tell(state, Some(postponed));
                 Ok(Taken::Pending(Shared::new(self.itself(), cell), sent))
             }
         }
@@ -493,32 +498,44 @@ impl<T: Target> Lane<T> {
             let Some(offer) = state.window.next_offer(now, settings, eager) else { break };
             self.queued.store(state.window.queued_records(), Ordering::Release);
             drop(state);
+            let postponed = postpone();
             let records = offer.content.records();
+            let have_times = records.iter().any(|record| record.timestamp.is_some());
+            let stamped = have_times && self.target.stamps_records();
             let outcome = self.target.offer(&offer.author, &records, settings.acks);
+            let outcome = outcome.map(|offered| (offered, stamped));
             drop(records);
             state = self.state.lock();
             state.window.on_offered(offer, outcome, self.common.clock.elapsed(), settings);
+            if postponed.has_any() {
+                drop(state);
+                drop(postponed);
+                state = self.state.lock();
+            }
         }
         state
     }
 
-    /// Waits for the first acknowledgements, until the record `number` has ended or the time is over. The caller
-    /// has said that it drives. `blocks`: or only takes what has come.
+    /// Waits for the first acknowledgements, until the record `number` has ended, the time is over, or somebody is to
+    /// be called who may wait for this lane. The caller has said that it drives. `postponed`: none for one that only
+    /// takes what has come.
     fn drive<'a>(
         &'a self,
         mut state: MutexGuard<'a, State<T>>,
         number: u64,
-        blocks: bool,
+        postponed: Option<&Postponed>,
         left: impl Fn() -> Duration,
     ) -> MutexGuard<'a, State<T>> {
         let Common { settings, clock, .. } = &*self.common;
+        let blocks = postponed.is_some();
         loop {
             // Who has been served is company itself, and wakes the rest of it first.
             if blocks && state.window.ended() <= number {
                 state = self.wait_for_company(state);
             }
             state = self.offer_due(state, blocks);
-            if state.window.ended() > number {
+            let calls = state.has_calls() || postponed.is_some_and(Postponed::has_any);
+            if calls || state.window.ended() > number {
                 break;
             }
             let ends_at = state.window.expires_at(settings);
@@ -556,10 +573,26 @@ impl<T: Target> Lane<T> {
         state.window.end_burst();
         let mut told_to_drive = false;
         loop {
+            if state.has_calls() {
+                // Any of them may wait for this lane, so somebody else drives meanwhile.
+                state.driven &= !told_to_drive;
+                told_to_drive = false;
+                self.leave(state);
+                state = self.state.lock();
+            }
             if !state.is_served(number, until) && (told_to_drive || !state.driven) {
                 state.driven = true;
-                state = self.drive(state, number, true, left);
                 told_to_drive = false;
+                // The flush that it leads may acknowledge what others have in the log.
+                let postponed = postpone();
+                state = self.drive(state, number, Some(&postponed), left);
+                if postponed.has_any() {
+                    self.leave_and_tell(state, Some(postponed));
+                    state = self.state.lock();
+                }
+                if state.has_calls() && !state.is_served(number, until) {
+                    continue;
+                }
             }
             if told_to_drive {
                 state.driven = false;
@@ -606,7 +639,12 @@ impl<T: Target> Lane<T> {
     }
 
     /// Lets go of the lock, tells everyone what has ended, and sees to it that somebody goes on.
-    fn leave(&self, mut state: MutexGuard<'_, State<T>>) {
+    fn leave(&self, state: MutexGuard<'_, State<T>>) {
+        self.leave_and_tell(state, None);
+    }
+
+    /// As [`Lane::leave`]; those who were to be told something meanwhile are told when that is done.
+    fn leave_and_tell(&self, mut state: MutexGuard<'_, State<T>>, postponed: Option<Postponed>) {
         let Common { memory, chores, clock, settings, .. } = &*self.common;
         let freed = self.collect(&mut state);
         if !state.window.has_queue() {
@@ -648,18 +686,12 @@ impl<T: Target> Lane<T> {
                 state.timer = timer.or(state.timer);
             }
         }
-        let calls = state.calling.is_none() && !state.calls.is_empty();
-        if calls {
-            state.calling = state.calls.front().map(|(_, _, number)| *number);
-        }
+        let calls = state.has_calls();
         drop(state);
 
         memory.give_back(freed);
         for sleeper in served {
             sleeper.bed.wake();
-        }
-        for watcher in woken {
-            wake(watcher.waker);
         }
         if let Some(next) = next {
             next.bed.wake();
@@ -677,6 +709,11 @@ impl<T: Target> Lane<T> {
         {
             // Nobody else does it any more.
             lane.run();
+        }
+        // Last, those who may wait for this lane.
+        drop(postponed);
+        for watcher in woken {
+            wake(watcher.waker);
         }
         if calls {
             self.call_back();
@@ -705,10 +742,13 @@ impl<T: Target> Lane<T> {
         }
     }
 
-    /// Calls what is to be called, in order. The caller has said so in `calling`.
+    /// Calls what is to be called, in order, unless somebody does.
     fn call_back(&self) {
+        let mut state = self.state.lock();
+        if state.calling.is_some() {
+            return;
+        }
         loop {
-            let mut state = self.state.lock();
             let freed = self.collect(&mut state);
             self.common.memory.give_back(freed);
             let Some((callback, result, number)) = state.calls.pop_front() else {
@@ -724,6 +764,7 @@ impl<T: Target> Lane<T> {
                 self.common.panics.fetch_add(1, Ordering::Relaxed);
             }
             CALLING.set(before);
+            state = self.state.lock();
         }
     }
 
@@ -837,6 +878,7 @@ impl<T: Target> Chore for Lane<T> {
 
     fn run(self: Arc<Self>) {
         self.is_chore.store(false, Ordering::Release);
+        let postponed = postpone();
         let mut state = self.state.lock();
         let now = self.common.clock.elapsed();
         if state.timer.is_some_and(|at| at <= now) {
@@ -848,12 +890,12 @@ impl<T: Target> Chore for Lane<T> {
         }
         if !state.driven {
             state.driven = true;
-            state = self.drive(state, u64::MAX, false, || Duration::ZERO);
+            state = self.drive(state, u64::MAX, None, || Duration::ZERO);
         }
         if self.common.chores.have_ended() {
             state.window.abandon(&Error::Closed, &self.common.settings);
         }
-        self.leave(state);
+        self.leave_and_tell(state, Some(postponed));
     }
 }
 

@@ -41,10 +41,12 @@ const SEQUENCES_KEPT_MAX: usize = 1024;
 /// By partition.
 pub(super) type Sequences = HashMap<PartitionId, u64, Mix>;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Gathered {
     content: Content,
     bytes: u64,
+    /// How large it may become.
+    bytes_max: u64,
 }
 
 impl<'a> Transaction<'a> {
@@ -77,8 +79,8 @@ impl<'a> Transaction<'a> {
     /// After any other error, which may be that of records sent before, the transaction can only be aborted.
     pub fn send(&mut self, record: ProducerRecord<'_>) -> Result<()> {
         let name = self.producer.choose(&record)?;
-        let limit = match self.producer.used(name.topic(), name.partition()) {
-            Ok(used) => used.batch_bytes_max.min(self.producer.settings.batch_bytes),
+        let used = match self.producer.used(name.topic(), name.partition()) {
+            Ok(used) => used,
             Err(error) => {
                 self.producer.forget(name.topic());
                 return Err(error);
@@ -86,17 +88,23 @@ impl<'a> Transaction<'a> {
         };
         let size = RecordSize::of(&record.record);
         let (alone, bytes) = (size.batch_bytes(), size.bytes_max());
-        let gathered = self.gathered.get(&name).map_or(0, |gathered| gathered.bytes);
-        if gathered > 0 && gathered + alone > limit {
+        if let Some(gathered) = self.gathered.get_mut(&name) {
+            if gathered.bytes + alone <= gathered.bytes_max {
+                gathered.content.push(&record.record);
+                gathered.bytes += bytes;
+                return Ok(());
+            }
             self.append_gathered(&name)?;
         }
-        if alone > limit {
+        // Asked anew for each batch: the topic's limit may change.
+        let bytes_max = used.partition.max_batch_bytes()?.min(self.producer.settings.batch_bytes);
+        if alone > bytes_max {
             // It is a batch by itself, or is refused.
             return self.append_batch(name.topic(), name.partition(), &[record.record]).map(drop);
         }
-        let gathered = self.gathered.entry(name).or_default();
-        gathered.content.push(&record.record);
-        gathered.bytes += bytes;
+        let mut content = Content::default();
+        content.push(&record.record);
+        self.gathered.insert(name, Gathered { content, bytes, bytes_max });
         Ok(())
     }
 
@@ -145,16 +153,24 @@ impl<'a> Transaction<'a> {
     /// Appends what was sent to a partition.
     fn append_gathered(&mut self, name: &TopicPartition) -> Result<()> {
         let Some(gathered) = self.gathered.remove(name) else { return Ok(()) };
-        if gathered.bytes == 0 {
-            return Ok(());
-        }
-        let (topic, records) = (name.topic(), gathered.content.records());
-        let outcome = self.append_batch(topic, name.partition(), &records);
+        let outcome = self.append_in_pieces(name, &gathered.content.records());
         if let Err(error) = &outcome {
             // Its senders were told that it is part of the transaction.
             self.failed.get_or_insert_with(|| error.to_string());
         }
-        outcome.map(drop)
+        outcome
+    }
+
+    /// Appends records as one batch; as several if the topic's limit fell meanwhile (CLI-11).
+    fn append_in_pieces(&mut self, name: &TopicPartition, records: &[Record<'_>]) -> Result<()> {
+        match self.append_batch(name.topic(), name.partition(), records) {
+            Err(Error::RecordTooLarge { .. }) if records.len() > 1 => {
+                let (lower, upper) = records.split_at(records.len() / 2);
+                self.append_in_pieces(name, lower)?;
+                self.append_in_pieces(name, upper)
+            }
+            outcome => outcome.map(drop),
+        }
     }
 
     /// Commits offsets with the transaction: they count when it is committed, and never did when it is aborted. With

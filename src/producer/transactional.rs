@@ -111,8 +111,6 @@ impl std::fmt::Debug for TransactionalProducer {
 pub(super) struct Used {
     pub(super) partition: Partition,
     pub(super) id: PartitionId,
-    /// The largest batch that its topic takes.
-    pub(super) batch_bytes_max: u64,
 }
 
 /// A topic whose partitions it chooses from.
@@ -331,8 +329,7 @@ impl TransactionalProducer {
         }
         let partition = self.store.partition(topic, number)?;
         let id = PartitionId { topic: partition.topic_id(), partition: number };
-        let batch_bytes_max = partition.max_batch_bytes()?;
-        let used = Arc::new(Used { partition, id, batch_bytes_max });
+        let used = Arc::new(Used { partition, id });
         let numbers = self.partitions.entry(topic.into()).or_default();
         if numbers.len() <= at {
             numbers.resize(at + 1, None);

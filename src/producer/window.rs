@@ -24,7 +24,7 @@ use crate::partition::{Appended, Author};
 use crate::record::{Record, RecordSize};
 use crate::types::{Acks, Offset, TopicPartition};
 
-use super::batch::{Batch, Call, Cell, Content, Outcome, memory_of};
+use super::batch::{Batch, Call, Cell, Content, Outcome, Placed, memory_of};
 use super::delivery::Callback;
 use super::numbers::Numbers;
 use super::target::{Offered, Pending};
@@ -45,6 +45,8 @@ struct Slot<P> {
     sequence: u64,
     /// The log may have it.
     written: bool,
+    /// The log has stamped its records, or would have, when it took it.
+    stamped: bool,
     /// Where it was, when it last was in the log.
     offsets: Option<Range<Offset>>,
     /// By what it is not known whether the log has it.
@@ -73,6 +75,7 @@ impl<P> Slot<P> {
             place: Place::Out,
             sequence,
             written: false,
+            stamped: false,
             offsets: None,
             doubt: None,
             tries: 0,
@@ -278,6 +281,10 @@ impl<P: Pending> Window<P> {
         self.freed > 0 || !self.calls.is_empty()
     }
 
+    pub(super) fn has_calls(&self) -> bool {
+        !self.calls.is_empty()
+    }
+
     /// Takes what is to be called, and how much memory came free.
     pub(super) fn take_news(&mut self) -> (Vec<Ended>, u64) {
         (std::mem::take(&mut self.calls), std::mem::take(&mut self.freed))
@@ -346,7 +353,7 @@ impl<P: Pending> Window<P> {
         record: &Record<'_>,
         size: RecordSize,
         callback: Option<Callback>,
-        outcome: Result<Offered<P>>,
+        outcome: Result<(Offered<P>, bool)>,
         now: Duration,
         settings: &ProducerSettings,
     ) -> (Sent, Arc<Cell>) {
@@ -515,11 +522,11 @@ impl<P: Pending> Window<P> {
         self.slots.push_back(Slot::new(batch, sequence));
     }
 
-    /// Takes note of how an offer ended.
+    /// Takes note of how an offer ended; if well, with whether the log stamps records.
     pub(super) fn on_offered(
         &mut self,
         offer: Offer,
-        outcome: Result<Offered<P>>,
+        outcome: Result<(Offered<P>, bool)>,
         now: Duration,
         settings: &ProducerSettings,
     ) {
@@ -527,7 +534,12 @@ impl<P: Pending> Window<P> {
         let at = self.slot_of(offer.first).expect("a batch that is offered stays in the window");
         let slot = &mut self.slots[at];
         slot.batch.content = offer.content;
-        match outcome {
+        if let Ok((_, stamped)) = &outcome
+            && !slot.written
+        {
+            slot.stamped = *stamped;
+        }
+        match outcome.map(|(offered, _)| offered) {
             Ok(Offered::Done(appended)) => slot.place = Place::Acknowledged(appended),
             Ok(Offered::Waits(pending)) => {
                 slot.written = true;
@@ -837,8 +849,8 @@ impl<P: Pending> Window<P> {
                 Place::Acknowledged(appended) => {
                     self.counts.records += u64::from(count);
                     self.counts.batches += 1;
-                    let (base, timestamp) = (appended.offsets.start, appended.timestamp);
-                    Outcome::Placed { base, timestamp }
+                    let (offset, appended_at) = (appended.offsets.start, appended.timestamp);
+                    Outcome::Placed(Placed { offset, appended_at, stamped: slot.stamped })
                 }
                 Place::Failed(error) => Outcome::Failed(error),
                 _ => unreachable!("only final ones are let go"),

@@ -106,8 +106,9 @@ impl Draft {
             put_record(target, record, index, delta, settings.bytes_max)
                 .map_err(|bytes| too_large(partition, bytes, settings))?;
         }
+        let mut compression = settings.compression;
         if packs {
-            pack(plain, settings, partition, bytes)?;
+            compression = pack(plain, settings, partition, bytes)?;
         }
         let padding = bytes.len().wrapping_neg() % ALIGNMENT;
         bytes.put(&[0; ALIGNMENT][..padding]);
@@ -120,7 +121,7 @@ impl Draft {
         *header = BatchHeader {
             length,
             padding: u8::try_from(padding).expect("less than four"),
-            compression: settings.compression,
+            compression,
             append_time,
             last_offset_delta: count - 1,
             record_count: count,
@@ -181,18 +182,26 @@ impl Draft {
     }
 }
 
-/// Packs the records of `plain` behind the header's room in `target`.
+/// Packs the records of `plain` behind the header's room in `target`. What a codec would make larger than the limit
+/// stays as it is; returns which codec it was.
 fn pack(
     plain: &Buffer,
     settings: &DraftSettings,
     partition: &TopicPartition,
     target: &mut Buffer,
-) -> Result<(), Error> {
+) -> Result<Compression, Error> {
     let len = u32::try_from(plain.len())
         .map_err(|_| too_large(partition, plain.len() as u64, settings))?;
     target.put(&len.to_le_bytes());
     compression::compress(settings.compression, plain, target)
-        .map_err(|error| invalid(partition, 0, &format!("the batch does not compress: {error}")))
+        .map_err(|error| invalid(partition, 0, &format!("the batch does not compress: {error}")))?;
+    if target.len().next_multiple_of(ALIGNMENT) as u64 <= u64::from(settings.bytes_max) {
+        return Ok(settings.compression);
+    }
+    target.clear();
+    leave_room_for_header(target);
+    target.put(plain);
+    Ok(Compression::None)
 }
 
 /// The header is written last, over whatever is there.

@@ -81,6 +81,29 @@ impl Clock {
     }
 }
 
+/// Wall-clock time that never goes back, and goes on with the time that passes: for what is to be due by it.
+#[derive(Debug)]
+pub(crate) struct Onward {
+    /// What the wall clock showed when it was last ahead, and when that was.
+    showed: Timestamp,
+    at: Duration,
+}
+
+impl Onward {
+    pub(crate) fn new(clock: &Clock) -> Self {
+        Self { showed: clock.now(), at: clock.elapsed() }
+    }
+
+    pub(crate) fn now(&mut self, clock: &Clock) -> Timestamp {
+        let (wall, elapsed) = (clock.now(), clock.elapsed());
+        let due = self.showed.plus(elapsed.saturating_sub(self.at));
+        if wall > due {
+            *self = Self { showed: wall, at: elapsed };
+        }
+        wall.max(due)
+    }
+}
+
 impl fmt::Debug for Clock {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_tuple("Clock").field(&self.now()).finish()

@@ -14,6 +14,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::partition::{Attention, Core, EventKind, hangs};
 use crate::protocol::metadata::MetadataRecord;
+use crate::storage::Clock;
 use crate::types::{Offset, Timestamp};
 
 use super::chores::Chores;
@@ -32,6 +33,9 @@ const HAND_BACKS_MAX: usize = 64;
 /// A producer that has not appended to a partition for this long is forgotten there (PROD-20; Kafka's
 /// `producer.id.expiration.ms`).
 const PRODUCER_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The wall clock was set if it and the time that passed have parted by so much.
+const STEP_MIN: Duration = Duration::from_secs(60 * 60);
 
 /// The running threads.
 #[derive(Debug)]
@@ -71,6 +75,32 @@ impl Watch {
         self.looked_at = self.looked_at.max(elapsed);
         self.time = self.time.saturating_add(passed.min(step));
         self.time
+    }
+}
+
+/// Whether the wall clock tells of age. Where it was set, what was appended before seems older or younger than it is.
+#[derive(Debug)]
+pub(super) struct WallClock {
+    /// What it showed when the store was opened, or it was last set, and when that was.
+    showed: Timestamp,
+    at: Duration,
+    was_set: bool,
+}
+
+impl WallClock {
+    pub(super) fn new(clock: &Clock) -> Self {
+        Self { showed: clock.now(), at: clock.elapsed(), was_set: false }
+    }
+
+    /// Whether it has not been set for `age`.
+    fn tells_age(&mut self, now: Timestamp, elapsed: Duration, age: Duration) -> bool {
+        let passed = elapsed.saturating_sub(self.at);
+        let due = self.showed.plus(passed);
+        if now.since(due).max(due.since(now)) > STEP_MIN {
+            *self = Self { showed: now, at: elapsed, was_set: true };
+            return false;
+        }
+        !self.was_set || passed >= age
     }
 }
 
@@ -459,7 +489,7 @@ impl Shared {
     /// Removes the segments that the topic's retention lets go: first durably from the metadata, then
     /// the files, so that a missing first segment is always told from a deleted one.
     fn apply_retention(&self, core: &Arc<Core>, now: Timestamp) {
-        core.expire_producers(now, PRODUCER_AGE);
+        self.expire_producers(core);
         let Some(start) = core.retention_start(now) else {
             return;
         };
@@ -480,6 +510,18 @@ impl Shared {
             ),
             Err(Error::UnknownTopicOrPartition { .. }) => {}
             Err(error) => core.background_failed("applying retention", &error),
+        }
+    }
+
+    /// Forgets who has not appended for long; not by a clock that was set: who is alive may be about to send a batch
+    /// again (RELIABILITY S23).
+    fn expire_producers(&self, core: &Core) {
+        let mut wall = self.wall.lock();
+        let now = self.clock.now();
+        let tells_age = wall.tells_age(now, self.clock.elapsed(), PRODUCER_AGE);
+        drop(wall);
+        if tells_age {
+            core.expire_producers(now, PRODUCER_AGE);
         }
     }
 
@@ -506,6 +548,25 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn s23_a_wall_clock_that_was_set_tells_of_no_age_until_that_has_passed() {
+        let (clock, age) = (Clock::manual(Timestamp(0)), PRODUCER_AGE);
+        let mut wall = WallClock::new(&clock);
+        let mut tells_age = || wall.tells_age(clock.now(), clock.elapsed(), age);
+        clock.advance(age * 3);
+        assert!(tells_age(), "it went on, and so did time");
+        for set in [1_800_000_000_000, i64::MIN, 0, 1_000_000] {
+            clock.set_wall(Timestamp(set));
+            assert!(!tells_age(), "{set}");
+            clock.advance(age / 2);
+            assert!(!tells_age(), "{set}");
+            clock.advance(age / 2);
+            assert!(tells_age(), "{set}");
+        }
+        clock.set_wall(clock.now().plus(STEP_MIN));
+        assert!(tells_age(), "a little is no matter");
+    }
 
     #[test]
     fn s22_s23_a_watch_does_not_count_what_nobody_saw() {

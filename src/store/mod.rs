@@ -119,6 +119,7 @@ pub(crate) struct Shared {
     /// Partitions whose leader or in-sync set is to change.
     control: Arc<Attention>,
     watch: Mutex<background::Watch>,
+    wall: Mutex<background::WallClock>,
     metadata: Mutex<MetadataLog>,
     topics: RwLock<HashMap<Arc<str>, Arc<Topic>>>,
     /// Taken before the metadata.

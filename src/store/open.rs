@@ -60,6 +60,7 @@ pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) ->
         home: first.disk.root().to_owned(),
         disks: RwLock::new(members.iter().map(|disk| (disk.id, Arc::clone(disk))).collect()),
         chores: Arc::new(Chores::new(clock.clone())),
+        wall: Mutex::new(background::WallClock::new(&clock)),
         clock,
         fork: Arc::new(fork),
         buffers: BufferPool::default(),

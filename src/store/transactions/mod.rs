@@ -32,6 +32,7 @@ use crate::protocol::transaction::messages::{
     Answer, Effect, Event, Open, Refusal, RequestId, Settings,
 };
 use crate::protocol::transaction::records::TransactionRecord;
+use crate::storage::Onward;
 use crate::types::{Flush, Mix, Offset, Outcome, Timestamp, TopicId};
 
 use super::background::apart;
@@ -106,6 +107,8 @@ struct State {
     answers: Vec<(RequestId, Answer)>,
     /// Calls that nobody waits for any more.
     abandoned: BTreeSet<RequestId>,
+    /// The time that the coordinator goes by: what is due does not wait for a wall clock that was set back (S23).
+    clock: Onward,
     /// When the thread that looks after time-outs comes back by itself.
     wakes_at: Timestamp,
     /// Why a record was not written last, and of which id.
@@ -202,8 +205,9 @@ impl Transactions {
             }
             Ok(())
         })?;
+        let mut clock = Onward::new(&shared.clock);
         let (coordinator, effects) =
-            replay.open(Settings::default(), shared.clock.now()).map_err(corrupt)?;
+            replay.open(Settings::default(), clock.now(&shared.clock)).map_err(corrupt)?;
         let flush = topic.topic().config.read().flush;
         let changed = Arc::new(Attention::default());
         let transactions = Self {
@@ -213,6 +217,7 @@ impl Transactions {
             cores: Mutex::default(),
             state: Mutex::new(State {
                 coordinator,
+                clock,
                 topic,
                 table,
                 next_request: 0,
@@ -306,7 +311,8 @@ impl Transactions {
         partition: PartitionId,
     ) -> Result<()> {
         let mut state = self.state.lock();
-        let joined = state.coordinator.join(shared.clock.now(), tag, partition);
+        let now = state.clock.now(&shared.clock);
+        let joined = state.coordinator.join(now, tag, partition);
         joined.map_err(|refusal| match refusal {
             // The partition lost a marker that is being written again.
             Refusal::Busy => busy(id),
@@ -391,8 +397,10 @@ impl Transactions {
             }
         }
         self.find_unseen(shared);
-        let due = self.state.lock().coordinator.next_deadline();
-        if due.is_some_and(|due| due <= shared.clock.now()) {
+        let mut state = self.state.lock();
+        let (due, now) = (state.coordinator.next_deadline(), state.clock.now(&shared.clock));
+        drop(state);
+        if due.is_some_and(|due| due <= now) {
             self.run(shared, Event::Tick);
         }
         let mut state = self.state.lock();
@@ -400,7 +408,8 @@ impl Transactions {
         if state.wakes_at == Timestamp::MAX {
             return Duration::MAX;
         }
-        state.wakes_at.since(shared.clock.now()).max(Duration::from_millis(1))
+        let now = state.clock.now(&shared.clock);
+        state.wakes_at.since(now).max(Duration::from_millis(1))
     }
 
     /// As [`Transactions::turn`], for stores without threads.
@@ -516,8 +525,9 @@ impl Transactions {
         let mut state = self.state.lock();
         first(&mut state);
         let mut jobs = Vec::new();
+        let now = state.clock.now(&shared.clock);
         for event in events {
-            let effects = state.coordinator.step(shared.clock.now(), event);
+            let effects = state.coordinator.step(now, event);
             self.begin(shared, &mut state, effects, &mut jobs);
         }
         jobs
