@@ -1,14 +1,16 @@
 //! Batches for several partitions in one call: seen together, or never.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{ProducerSettings, TransactionSettings};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::partition::Appended;
 use crate::record::Record;
 use crate::store::Store;
 
-use super::transactional::TransactionalProducer;
+use super::transactional::{TransactionalProducer, Used};
 
 impl Store {
     /// Appends one batch to each of several partitions, all of them or none: read-committed readers see either all or
@@ -48,7 +50,7 @@ impl Store {
         }
         let mut producer = self.take_spare_producer()?;
         let outcome = append_all(&mut producer, batches, timeout);
-        let transactions = std::sync::Arc::clone(&producer.transactions);
+        let transactions = Arc::clone(&producer.transactions);
         if let Some(spare) = producer.give_up() {
             transactions.keep_spare(spare);
         }
@@ -79,12 +81,30 @@ fn append_all(
     batches: &[(&str, u32, &[Record<'_>])],
     timeout: Duration,
 ) -> Result<Vec<Appended>> {
+    let places = places_of(producer, batches)?;
     let mut transaction = producer.begin()?;
-    let appended: Result<Vec<_>> = batches
-        .iter()
-        .map(|(topic, number, records)| transaction.append_batch(topic, *number, records))
-        .collect();
+    let batches = places.iter().zip(batches);
+    let appended: Result<Vec<_>> =
+        batches.map(|(to, (_, _, records))| transaction.append_to(to, records)).collect();
     let appended = appended?;
     transaction.commit(timeout)?;
     Ok(appended)
+}
+
+/// The partitions, all of one topic where the name is one: not some of a topic that goes meanwhile, and some of the next.
+fn places_of(
+    producer: &mut TransactionalProducer,
+    batches: &[(&str, u32, &[Record<'_>])],
+) -> Result<Vec<Arc<Used>>> {
+    let (mut places, mut topics) = (Vec::with_capacity(batches.len()), HashMap::new());
+    for (topic, number, _) in batches {
+        let used = producer.used(topic, *number)?;
+        if *topics.entry(*topic).or_insert(used.id.topic) != used.id.topic {
+            return Err(Error::UnknownTopicOrPartition {
+                partition: used.partition.name().clone(),
+            });
+        }
+        places.push(used);
+    }
+    Ok(places)
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorClass, Result, Written};
@@ -18,7 +19,7 @@ use crate::store::{CommittedOffset, ConsumerGroupMetadata, Offered, busy};
 use crate::types::{Acks, Compression, Mix, Offset, Outcome, ProducerSequence, TopicPartition};
 
 use super::batch::Content;
-use super::transactional::{TransactionId, TransactionalProducer};
+use super::transactional::{TransactionId, TransactionalProducer, Used};
 
 /// A transaction that is open. Dropping it aborts it.
 #[derive(Debug)]
@@ -43,6 +44,8 @@ pub(super) type Sequences = HashMap<PartitionId, u64, Mix>;
 
 #[derive(Debug)]
 struct Gathered {
+    /// Where they were sent: a topic of that name that came later is another one.
+    to: Arc<Used>,
     content: Content,
     bytes: u64,
     /// How large it may become.
@@ -89,7 +92,7 @@ impl<'a> Transaction<'a> {
         let size = RecordSize::of(&record.record);
         let (alone, bytes) = (size.batch_bytes(), size.bytes_max());
         if let Some(gathered) = self.gathered.get_mut(&name) {
-            if gathered.bytes + alone <= gathered.bytes_max {
+            if gathered.to.id == used.id && gathered.bytes + alone <= gathered.bytes_max {
                 gathered.content.push(&record.record);
                 gathered.bytes += bytes;
                 return Ok(());
@@ -100,11 +103,11 @@ impl<'a> Transaction<'a> {
         let bytes_max = used.partition.max_batch_bytes()?.min(self.producer.settings.batch_bytes);
         if alone > bytes_max {
             // It is a batch by itself, or is refused.
-            return self.append_batch(name.topic(), name.partition(), &[record.record]).map(drop);
+            return self.append_to(&used, &[record.record]).map(drop);
         }
         let mut content = Content::default();
         content.push(&record.record);
-        self.gathered.insert(name, Gathered { content, bytes, bytes_max });
+        self.gathered.insert(name, Gathered { to: used, content, bytes, bytes_max });
         Ok(())
     }
 
@@ -125,16 +128,11 @@ impl<'a> Transaction<'a> {
         if !self.gathered.is_empty() {
             self.append_gathered(&TopicPartition::new(topic, partition))?;
         }
-        self.append_batch(topic, partition, records).map(|appended| appended.offsets)
+        let used = self.producer.used(topic, partition)?;
+        self.append_to(&used, records).map(|appended| appended.offsets)
     }
 
-    pub(super) fn append_batch(
-        &mut self,
-        topic: &str,
-        partition: u32,
-        records: &[Record<'_>],
-    ) -> Result<Appended> {
-        let used = self.producer.used(topic, partition)?;
+    pub(super) fn append_to(&mut self, used: &Used, records: &[Record<'_>]) -> Result<Appended> {
         if !self.sequences.contains_key(&used.id) {
             let producer = &*self.producer;
             producer.transactions.match_flush(producer.store.shared(), &used.partition)?;
@@ -145,7 +143,7 @@ impl<'a> Transaction<'a> {
         });
         appended.inspect_err(|error| {
             if matches!(error, Error::UnknownTopicOrPartition { .. }) {
-                self.producer.forget(topic);
+                self.producer.forget(used.partition.name().topic());
             }
         })
     }
@@ -153,7 +151,7 @@ impl<'a> Transaction<'a> {
     /// Appends what was sent to a partition.
     fn append_gathered(&mut self, name: &TopicPartition) -> Result<()> {
         let Some(gathered) = self.gathered.remove(name) else { return Ok(()) };
-        let outcome = self.append_in_pieces(name, &gathered.content.records());
+        let outcome = self.append_in_pieces(&gathered.to, &gathered.content.records());
         if let Err(error) = &outcome {
             // Its senders were told that it is part of the transaction.
             self.failed.get_or_insert_with(|| error.to_string());
@@ -162,12 +160,12 @@ impl<'a> Transaction<'a> {
     }
 
     /// Appends records as one batch; as several if the topic's limit fell meanwhile (CLI-11).
-    fn append_in_pieces(&mut self, name: &TopicPartition, records: &[Record<'_>]) -> Result<()> {
-        match self.append_batch(name.topic(), name.partition(), records) {
+    fn append_in_pieces(&mut self, to: &Used, records: &[Record<'_>]) -> Result<()> {
+        match self.append_to(to, records) {
             Err(Error::RecordTooLarge { .. }) if records.len() > 1 => {
                 let (lower, upper) = records.split_at(records.len() / 2);
-                self.append_in_pieces(name, lower)?;
-                self.append_in_pieces(name, upper)
+                self.append_in_pieces(to, lower)?;
+                self.append_in_pieces(to, upper)
             }
             outcome => outcome.map(drop),
         }
@@ -191,7 +189,7 @@ impl<'a> Transaction<'a> {
     ) -> Result<()> {
         let offsets: Vec<_> =
             offsets.into_iter().map(|(at, offset)| (at.clone(), offset.clone())).collect();
-        let shared = std::sync::Arc::clone(self.producer.store.shared());
+        let shared = Arc::clone(self.producer.store.shared());
         let offsets = shared.placed_offsets(group, &offsets)?;
         if offsets.is_empty() {
             return Ok(());
@@ -252,12 +250,7 @@ impl<'a> Transaction<'a> {
     ) -> Result<Appended> {
         let producer = &*self.producer;
         let TransactionTag { producer: id, epoch } = producer.tag;
-        producer.transactions.join(
-            producer.store.shared(),
-            &producer.id,
-            producer.tag,
-            partition,
-        )?;
+        producer.transactions.join(&producer.id, producer.tag, partition)?;
         // Until `end` says otherwise, which it does not if the transaction is forgotten.
         self.producer.in_doubt = true;
         let producer = &*self.producer;

@@ -81,26 +81,22 @@ impl Clock {
     }
 }
 
-/// Wall-clock time that never goes back, and goes on with the time that passes: for what is to be due by it.
+/// The time that passes, told as a wall clock tells it that nobody sets: for what is to be due by it.
 #[derive(Debug)]
-pub(crate) struct Onward {
-    /// What the wall clock showed when it was last ahead, and when that was.
+pub(crate) struct Steady {
+    clock: Clock,
+    /// What the wall clock showed at first, and when that was.
     showed: Timestamp,
     at: Duration,
 }
 
-impl Onward {
+impl Steady {
     pub(crate) fn new(clock: &Clock) -> Self {
-        Self { showed: clock.now(), at: clock.elapsed() }
+        Self { clock: clock.clone(), showed: clock.now(), at: clock.elapsed() }
     }
 
-    pub(crate) fn now(&mut self, clock: &Clock) -> Timestamp {
-        let (wall, elapsed) = (clock.now(), clock.elapsed());
-        let due = self.showed.plus(elapsed.saturating_sub(self.at));
-        if wall > due {
-            *self = Self { showed: wall, at: elapsed };
-        }
-        wall.max(due)
+    pub(crate) fn now(&self) -> Timestamp {
+        self.showed.plus(self.clock.elapsed().saturating_sub(self.at))
     }
 }
 

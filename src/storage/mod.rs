@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 pub(crate) use buffers::{BufferPool, PooledBuffer};
 pub use clock::Clock;
-pub(crate) use clock::Onward;
+pub(crate) use clock::Steady;
 pub(crate) use fork::ForkGuard;
 pub(crate) use mapping::Mapping;
 pub(crate) use memory::MemoryDisk;

@@ -32,7 +32,7 @@ use crate::protocol::transaction::messages::{
     Answer, Effect, Event, Open, Refusal, RequestId, Settings,
 };
 use crate::protocol::transaction::records::TransactionRecord;
-use crate::storage::Onward;
+use crate::storage::Steady;
 use crate::types::{Flush, Mix, Offset, Outcome, Timestamp, TopicId};
 
 use super::background::apart;
@@ -87,6 +87,8 @@ pub(crate) struct Transactions {
     exposure: AtomicU64,
     /// Partitions that had a marker lately: finding one by its topic takes six locks.
     cores: Mutex<HashMap<PartitionId, Weak<Core>, Mix>>,
+    /// The time that the coordinator goes by: a wall clock that is set neither ends a transaction nor holds it up (S23).
+    clock: Steady,
     /// Ids of the store's own, held and not in use.
     spares: Mutex<Spares>,
     reports: Arc<Reports>,
@@ -107,8 +109,6 @@ struct State {
     answers: Vec<(RequestId, Answer)>,
     /// Calls that nobody waits for any more.
     abandoned: BTreeSet<RequestId>,
-    /// The time that the coordinator goes by: what is due does not wait for a wall clock that was set back (S23).
-    clock: Onward,
     /// When the thread that looks after time-outs comes back by itself.
     wakes_at: Timestamp,
     /// Why a record was not written last, and of which id.
@@ -205,9 +205,9 @@ impl Transactions {
             }
             Ok(())
         })?;
-        let mut clock = Onward::new(&shared.clock);
+        let clock = Steady::new(&shared.clock);
         let (coordinator, effects) =
-            replay.open(Settings::default(), clock.now(&shared.clock)).map_err(corrupt)?;
+            replay.open(Settings::default(), clock.now()).map_err(corrupt)?;
         let flush = topic.topic().config.read().flush;
         let changed = Arc::new(Attention::default());
         let transactions = Self {
@@ -217,7 +217,6 @@ impl Transactions {
             cores: Mutex::default(),
             state: Mutex::new(State {
                 coordinator,
-                clock,
                 topic,
                 table,
                 next_request: 0,
@@ -228,6 +227,7 @@ impl Transactions {
                 halves: BTreeSet::new(),
             }),
             answered: Condvar::new(),
+            clock,
             spares: Mutex::default(),
             reports: Reports::new(&changed),
             changed,
@@ -303,16 +303,9 @@ impl Transactions {
     ///
     /// # Errors
     /// [`Error::TransactionAborted`], [`Error::ProducerFenced`], [`Error::InvalidTransactionState`].
-    pub(crate) fn join(
-        &self,
-        shared: &Arc<Shared>,
-        id: &str,
-        tag: TransactionTag,
-        partition: PartitionId,
-    ) -> Result<()> {
+    pub(crate) fn join(&self, id: &str, tag: TransactionTag, partition: PartitionId) -> Result<()> {
         let mut state = self.state.lock();
-        let now = state.clock.now(&shared.clock);
-        let joined = state.coordinator.join(now, tag, partition);
+        let joined = state.coordinator.join(self.clock.now(), tag, partition);
         joined.map_err(|refusal| match refusal {
             // The partition lost a marker that is being written again.
             Refusal::Busy => busy(id),
@@ -397,10 +390,8 @@ impl Transactions {
             }
         }
         self.find_unseen(shared);
-        let mut state = self.state.lock();
-        let (due, now) = (state.coordinator.next_deadline(), state.clock.now(&shared.clock));
-        drop(state);
-        if due.is_some_and(|due| due <= now) {
+        let due = self.state.lock().coordinator.next_deadline();
+        if due.is_some_and(|due| due <= self.clock.now()) {
             self.run(shared, Event::Tick);
         }
         let mut state = self.state.lock();
@@ -408,8 +399,7 @@ impl Transactions {
         if state.wakes_at == Timestamp::MAX {
             return Duration::MAX;
         }
-        let now = state.clock.now(&shared.clock);
-        state.wakes_at.since(now).max(Duration::from_millis(1))
+        state.wakes_at.since(self.clock.now()).max(Duration::from_millis(1))
     }
 
     /// As [`Transactions::turn`], for stores without threads.
@@ -525,7 +515,7 @@ impl Transactions {
         let mut state = self.state.lock();
         first(&mut state);
         let mut jobs = Vec::new();
-        let now = state.clock.now(&shared.clock);
+        let now = self.clock.now();
         for event in events {
             let effects = state.coordinator.step(now, event);
             self.begin(shared, &mut state, effects, &mut jobs);
