@@ -1,241 +1,44 @@
-//! Histories of many threads: producers of every kind, transactions, readers and an operator at once, the store closed, killed or
-//! without power in the middle. Each thread writes down what it was told; at the end, a judge that knows nothing else compares.
-#![cfg(feature = "simulation")]
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may fail loudly")]
+//! The threads: each does one thing again and again, and writes down what it is told.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use oncelog::simulation::{Hang, SimDisk};
 use oncelog::{
-    Acks, Compression, DiskId, Error, ErrorClass, Flush, Isolation, Offset, ProducerEpoch,
-    ProducerId, ProducerSequence, ReadOptions, Record, Store, TopicConfig, TopicUpdate,
-    TransactionId, TransactionOutcome, Written,
+    Acks, Compression, DiskId, Error, ErrorClass, Isolation, Offset, ProducerEpoch, ProducerId,
+    ProducerSequence, ReadOptions, Record, Store, TopicUpdate, Written,
 };
 
-use random::{Random, setting};
+use super::ledger::{End, Ledger, Told, Whole, parse, record, shape, text, told_error, value};
+use super::random::Random;
+use super::{APPEND, LONG, PARTITIONS};
 
-#[path = "common/random.rs"]
-mod random;
-
-const LONG: Duration = Duration::from_secs(30);
-const PARTITIONS: u32 = 3;
-
-/// What a thread was told of a record.
-#[derive(Clone, Debug)]
-#[allow(dead_code, reason = "an error is there to be printed")]
-enum Told {
-    At(u32, u64),
-    /// `Written::No`
-    No(String),
-    /// `Written::Yes`
-    Yes(String),
-    Unknown(String),
-    /// The process died before.
-    Nothing,
-}
-
-#[derive(Clone, Debug)]
-struct Attempt {
-    /// Whose, and which of his.
-    who: u64,
-    nth: u64,
-    told: Told,
-    /// It may be there twice: nobody counts.
-    unnumbered: bool,
-    transaction: Option<u64>,
-}
-
-#[derive(Clone, Debug)]
-#[allow(dead_code, reason = "an error is there to be printed")]
-enum End {
-    Open,
-    Committed,
-    /// By an error.
-    Said(String),
-    Aborted(String),
-    Unknown(String),
-}
-
-#[derive(Clone, Debug)]
-struct Whole {
-    id: Option<TransactionId>,
-    end: End,
-}
-
-#[derive(Default)]
-struct Ledger {
-    attempts: Mutex<Vec<Attempt>>,
-    wholes: Mutex<BTreeMap<u64, Whole>>,
-    faults: Mutex<Vec<String>>,
-    next_whole: AtomicU64,
-    next_who: AtomicU64,
-    dead: AtomicBool,
-    over: AtomicBool,
-    died: AtomicBool,
-    /// Offsets at which committed readers saw values.
-    seen: Mutex<HashMap<(u32, u64), Vec<u8>>>,
-    seen_committed: Mutex<HashMap<(u32, u64), Vec<u8>>>,
-    named: Mutex<BTreeMap<(String, u32), u64>>,
-    /// What snapshots showed: how many records of whom.
-    cuts: Mutex<Vec<BTreeMap<u64, usize>>>,
-}
-
-fn text(error: &Error) -> String {
-    format!("{error:?}")
-}
-
-fn told_error(error: &Error) -> Told {
-    match error.written() {
-        Written::No => Told::No(text(error)),
-        Written::Yes => Told::Yes(text(error)),
-        Written::Unknown => Told::Unknown(text(error)),
-    }
-}
-
-fn value(who: u64, nth: u64) -> Vec<u8> {
-    let mut value = format!("{who}.{nth}.").into_bytes();
-    let pad = (who * 31 + nth * 17) % 97;
-    value.extend((0..pad).map(|at| u8::try_from(b'a' as u64 + at % 26).unwrap()));
-    if nth % 211 == 5 {
-        value.extend(std::iter::repeat_n(b'z', 9000));
-    }
-    value
-}
-
-struct Shape {
-    key: Option<Vec<u8>>,
-    headers: Vec<(String, Vec<u8>)>,
-}
-
-fn shape(who: u64, nth: u64) -> Shape {
-    let key = match (who + nth) % 3 {
-        0 => None,
-        1 => Some(Vec::new()),
-        _ => Some(format!("k{nth}").into_bytes()),
-    };
-    let headers = match nth % 4 {
-        0 => vec![],
-        1 => vec![(String::new(), vec![])],
-        2 => vec![("h".into(), b"x".to_vec()), ("h".into(), vec![])],
-        _ => vec![("h".into(), vec![0; 300])],
-    };
-    Shape { key, headers }
-}
-
-fn record<'a>(value: &'a [u8], shape: &'a Shape) -> Record<'a> {
-    let mut record = Record::new(value);
-    if let Some(key) = &shape.key {
-        record = record.key(key);
-    }
-    for (name, value) in &shape.headers {
-        record = record.header(name, value);
-    }
-    record
-}
-
-fn parse(value: &[u8]) -> Option<(u64, u64)> {
-    let text = std::str::from_utf8(value).ok()?;
-    let mut parts = text.split('.');
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
-}
-
-impl Ledger {
-    fn note(&self, who: u64, nth: u64, told: Told, unnumbered: bool, transaction: Option<u64>) {
-        let told = if self.dead.load(Ordering::SeqCst) { Told::Nothing } else { told };
-        self.attempts.lock().unwrap().push(Attempt { who, nth, told, unnumbered, transaction });
-    }
-
-    fn fault(&self, what: String) {
-        if !self.dead.load(Ordering::SeqCst) {
-            self.faults.lock().unwrap().push(what);
-        }
-    }
-
-    fn who(&self) -> u64 {
-        self.next_who.fetch_add(1, Ordering::Relaxed)
-    }
-
-    fn timed<T>(&self, what: &str, limit: Duration, call: impl FnOnce() -> T) -> T {
-        let started = Instant::now();
-        let outcome = call();
-        let took = started.elapsed();
-        if took > limit + Duration::from_secs(3) {
-            self.faults.lock().unwrap().push(format!("{what} took {took:?} of {limit:?}"));
-        }
-        outcome
-    }
-}
-
-struct World {
-    seed: u64,
-    disks: Vec<SimDisk>,
-    ledger: Arc<Ledger>,
-    flush: Flush,
-}
-
-const APPEND: Duration = Duration::from_secs(3);
-
-impl World {
-    fn new(seed: u64) -> Self {
-        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        let count = if random.one_in(3) { 1 } else { 3 };
-        let flush = [Flush::OnAck, Flush::OnAck, Flush::Os][random.index(3)];
-        let disks: Vec<_> = (0..count).map(|at| SimDisk::new(seed * 10 + at)).collect();
-        for disk in &disks[1..] {
-            disk.share_process(&disks[0]);
-        }
-        Self { seed, disks, ledger: Arc::default(), flush }
-    }
-
-    fn open(&self) -> Store {
-        let builder = Store::builder()
-            .replica_lag_max(Duration::from_millis(900))
-            .append_timeout(APPEND)
-            .flush(self.flush);
-        let all = self.disks.iter().fold(builder, |all, disk| all.simulated_disk(disk.clone()));
-        let store = all.threads().open().unwrap();
-        if store.topic("t").is_err() {
-            let replicas = u16::try_from(self.disks.len()).unwrap();
-            let config = TopicConfig::new()
-                .partitions(PARTITIONS)
-                .replication_factor(replicas)
-                .min_insync_replicas(replicas.min(2))
-                .segment_bytes(64 << 10);
-            store.create_topic("t", config).unwrap();
-        }
-        store
-    }
-}
-
-// Threads.
-
-struct Actor {
-    store: Store,
-    ledger: Arc<Ledger>,
-    random: Random,
-    until: Instant,
+pub(crate) struct Actor {
+    pub(crate) store: Store,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) random: Random,
+    pub(crate) until: Instant,
 }
 
 impl Actor {
-    fn goes_on(&self) -> bool {
+    pub(crate) fn goes_on(&self) -> bool {
         Instant::now() < self.until
             && !self.ledger.dead.load(Ordering::SeqCst)
             && !self.ledger.over.load(Ordering::SeqCst)
     }
 
-    fn partition(&mut self) -> u32 {
+    pub(crate) fn partition(&mut self) -> u32 {
         u32::try_from(self.random.below(u64::from(PARTITIONS))).unwrap()
     }
 
-    fn short(&mut self) -> Duration {
+    pub(crate) fn short(&mut self) -> Duration {
         Duration::from_micros([0, 10, 300, 2000, 50_000][self.random.index(5)])
     }
 
-    fn appends(mut self) {
+    pub(crate) fn appends(mut self) {
         let who = self.ledger.who();
         let mut nth = 0;
         while self.goes_on() {
@@ -279,7 +82,7 @@ impl Actor {
     }
 
     /// Numbers its records itself, and offers each until it knows.
-    fn numbers(mut self, strict: bool) {
+    pub(crate) fn numbers(mut self, strict: bool) {
         let who = self.ledger.who();
         let number = self.partition();
         let id = ProducerId(1000 + who);
@@ -356,7 +159,7 @@ impl Actor {
         }
     }
 
-    fn sends(mut self, idempotent: bool) {
+    pub(crate) fn sends(mut self, idempotent: bool) {
         let mut builder = self
             .store
             .producer()
@@ -473,7 +276,7 @@ impl Actor {
         }
     }
 
-    fn outcome(
+    pub(crate) fn outcome(
         &self,
         who: u64,
         nth: u64,
@@ -487,7 +290,7 @@ impl Actor {
         self.ledger.note(who, nth, told, unnumbered, None);
     }
 
-    fn named(mut self, name: &str) {
+    pub(crate) fn named(mut self, name: &str) {
         while self.goes_on() {
             let Ok(producer) = self
                 .store
@@ -534,7 +337,7 @@ impl Actor {
         }
     }
 
-    fn transacts(mut self, id: &str) {
+    pub(crate) fn transacts(mut self, id: &str) {
         while self.goes_on() {
             let built = self
                 .store
@@ -558,7 +361,7 @@ impl Actor {
     }
 
     /// False: the id is another's by now.
-    fn transaction(&mut self, producer: &mut oncelog::TransactionalProducer) -> bool {
+    pub(crate) fn transaction(&mut self, producer: &mut oncelog::TransactionalProducer) -> bool {
         let ledger = Arc::clone(&self.ledger);
         let begun = ledger.timed("begin", Duration::from_secs(3), || producer.begin());
         let Ok(mut transaction) = begun else { return false };
@@ -630,7 +433,7 @@ impl Actor {
     }
 
     /// Committed, and the commit has returned.
-    fn check_seen(&self, number: u32, offset: u64, value: &[u8]) {
+    pub(crate) fn check_seen(&self, number: u32, offset: u64, value: &[u8]) {
         let Ok(partition) = self.store.partition("t", number) else { return };
         let stable = partition.last_stable_offset();
         if stable.0 <= offset {
@@ -650,7 +453,7 @@ impl Actor {
         }
     }
 
-    fn atomics(mut self) {
+    pub(crate) fn atomics(mut self) {
         while self.goes_on() {
             let whole = self.ledger.next_whole.fetch_add(1, Ordering::Relaxed);
             let who = self.ledger.who();
@@ -688,7 +491,7 @@ impl Actor {
     }
 
     /// Reads on and on, and notes what it sees where.
-    fn reads(mut self, isolation: Isolation) {
+    pub(crate) fn reads(mut self, isolation: Isolation) {
         let committed = isolation == Isolation::ReadCommitted;
         let mut next = vec![0; PARTITIONS as usize];
         while self.goes_on() {
@@ -742,7 +545,7 @@ impl Actor {
     }
 
     /// What a snapshot shows of a transaction, it shows in all partitions.
-    fn snapshots(mut self) {
+    pub(crate) fn snapshots(mut self) {
         let names: Vec<_> = (0..PARTITIONS).map(|number| ("t", number)).collect();
         while self.goes_on() {
             match self.store.snapshot(&names) {
@@ -772,7 +575,7 @@ impl Actor {
     }
 
     /// An operator who leaves nothing as it is.
-    fn operates(mut self, disks: &[SimDisk]) {
+    pub(crate) fn operates(mut self, disks: &[SimDisk]) {
         let mut stopped = None;
         let mut hung: Option<usize> = None;
         while self.goes_on() {
@@ -841,317 +644,5 @@ impl Actor {
         if let Some(disk) = hung {
             disks[disk].answer();
         }
-    }
-}
-
-// The judge.
-
-fn all_of(store: &Store, isolation: Isolation) -> BTreeMap<(u32, u64), Vec<u8>> {
-    let mut found = BTreeMap::new();
-    for number in 0..PARTITIONS {
-        let partition = store.partition("t", number).unwrap();
-        let started = Instant::now();
-        while partition.last_stable_offset() < partition.log_end_offset() {
-            assert!(started.elapsed() < LONG, "the LSO stands still");
-            thread::sleep(Duration::from_millis(5));
-        }
-        let mut next = Offset(0);
-        while next < partition.high_watermark() {
-            let records = partition.read(next, ReadOptions::new().isolation(isolation)).unwrap();
-            for one in &records {
-                let value = one.value().unwrap();
-                found.insert((number, one.offset().0), value.to_vec());
-                if let Some((who, nth)) = parse(value) {
-                    check_shape(who, nth, &one);
-                }
-            }
-            if records.next_offset() == next {
-                thread::sleep(Duration::from_millis(1));
-            }
-            assert!(started.elapsed() < LONG * 2, "a read that does not go on");
-            next = records.next_offset();
-        }
-    }
-    found
-}
-
-fn check_shape(who: u64, nth: u64, one: &oncelog::RecordView<'_>) {
-    assert_eq!(one.value().unwrap(), value(who, nth), "bytes of {who}.{nth}");
-    if one.headers().count() > 0 {
-        let shape = shape(who, nth);
-        assert_eq!(one.key(), shape.key.as_deref());
-        let headers: Vec<_> =
-            one.headers().map(|(name, value)| (name.to_string(), value.to_vec())).collect();
-        assert_eq!(headers, shape.headers);
-    }
-}
-
-impl World {
-    fn judge(&self, store: &Store) -> Vec<String> {
-        let plain = all_of(store, Isolation::ReadUncommitted);
-        let committed = all_of(store, Isolation::ReadCommitted);
-        let mut faults = std::mem::take(&mut *self.ledger.faults.lock().unwrap());
-        let places = |found: &BTreeMap<(u32, u64), Vec<u8>>| {
-            let mut places: BTreeMap<(u64, u64), Vec<(u32, u64)>> = BTreeMap::new();
-            for (at, value) in found {
-                if let Some(name) = parse(value) {
-                    places.entry(name).or_default().push(*at);
-                }
-            }
-            places
-        };
-        let (in_log, in_committed) = (places(&plain), places(&committed));
-        let attempts = self.ledger.attempts.lock().unwrap().clone();
-        let wholes = self.ledger.wholes.lock().unwrap().clone();
-        let cuts = std::mem::take(&mut *self.ledger.cuts.lock().unwrap());
-        let empty = Vec::new();
-        let mut of_wholes: BTreeMap<u64, (usize, usize)> = BTreeMap::new();
-        let mut who_sent = BTreeMap::new();
-        let mut order: BTreeMap<(u64, u32), BTreeMap<u64, u64>> = BTreeMap::new();
-        for one in &attempts {
-            let name = (one.who, one.nth);
-            let at = in_log.get(&name).unwrap_or(&empty);
-            let seen = in_committed.get(&name).unwrap_or(&empty);
-            if at.len() > 1 && !one.unnumbered {
-                faults.push(format!("twice: {one:?} at {at:?}"));
-            }
-            for place in at {
-                order.entry((one.who, place.0)).or_default().entry(one.nth).or_insert(place.1);
-            }
-            if let Some(whole) = one.transaction {
-                let entry = of_wholes.entry(whole).or_default();
-                entry.0 += 1;
-                who_sent.insert(whole, one.who);
-                entry.1 += usize::from(!seen.is_empty());
-                continue;
-            }
-            if at.len() != seen.len() {
-                faults.push(format!("{one:?}: {at:?} uncommitted, {seen:?} committed"));
-            }
-            match &one.told {
-                Told::At(number, offset) if !at.contains(&(*number, *offset)) => {
-                    faults.push(format!("lost: {one:?}, it is at {at:?}"));
-                }
-                Told::No(_) if !at.is_empty() => {
-                    faults.push(format!("said not to be written: {one:?} at {at:?}"));
-                }
-                // What was not acknowledged may go with a leader, or the power.
-                Told::Yes(_)
-                    if at.is_empty()
-                        && self.disks.len() == 1
-                        && !self.ledger.died.load(Ordering::SeqCst) =>
-                {
-                    faults.push(format!("said to be written: {one:?}"));
-                }
-                _ => {}
-            }
-        }
-        for ((who, number), places) in order {
-            let offsets: Vec<_> = places.values().collect();
-            if !offsets.is_sorted() {
-                faults.push(format!("order of {who} in {number}: {places:?}"));
-            }
-        }
-        for (number, (count, seen)) in of_wholes {
-            let whole = &wholes[&number];
-            let told = match whole.end {
-                End::Committed | End::Said(_) => Some(true),
-                End::Aborted(_) => Some(false),
-                _ => None,
-            };
-            if seen != 0 && seen != count {
-                faults.push(format!("torn: {whole:?}: {seen} of {count}"));
-            } else if told.is_some_and(|told| told != (seen > 0)) {
-                faults.push(format!("{whole:?}, and {seen} of {count} are seen"));
-            }
-            for cut in &cuts {
-                let shown = cut.get(&who_sent[&number]).copied().unwrap_or(0);
-                if shown != 0 && (shown != count || seen == 0) {
-                    faults.push(format!("a snapshot shows {shown} of {count} of {whole:?}"));
-                }
-            }
-            if let Some(id) = whole.id {
-                match store.transaction_outcome(id) {
-                    Ok(TransactionOutcome::Aborted) if seen > 0 => {
-                        faults.push(format!("{whole:?} is called aborted, and seen"));
-                    }
-                    Ok(TransactionOutcome::Open) => {
-                        faults.push(format!("{whole:?} is called open"));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        for (what, seen, kept) in [
-            ("read", &self.ledger.seen, &plain),
-            ("read committed", &self.ledger.seen_committed, &committed),
-        ] {
-            for (at, value) in &*seen.lock().unwrap() {
-                if kept.get(at) != Some(value) {
-                    let text = String::from_utf8_lossy(&value[..value.len().min(20)]).to_string();
-                    faults.push(format!("{what} and gone: {at:?} {text}"));
-                }
-            }
-        }
-        self.judge_named(&plain, &mut faults);
-        faults
-    }
-
-    fn judge_named(&self, plain: &BTreeMap<(u32, u64), Vec<u8>>, faults: &mut Vec<String>) {
-        let mut next: BTreeMap<(String, u32), u64> = BTreeMap::new();
-        for ((number, offset), value) in plain {
-            let text = String::from_utf8_lossy(value);
-            let parts: Vec<_> = text.split('/').collect();
-            if let [name, of, nth] = parts[..] {
-                let nth: u64 = nth.parse().unwrap();
-                let expected = next.entry((name.into(), *number)).or_insert(0);
-                if *expected != nth || of != number.to_string() {
-                    faults.push(format!("{name}: {nth} for {expected} at {number}@{offset}"));
-                }
-                *expected = nth + 1;
-            }
-        }
-        for ((name, number), known) in &*self.ledger.named.lock().unwrap() {
-            let have = next.get(&(name.clone(), *number)).copied().unwrap_or(0);
-            if have < *known {
-                faults.push(format!("{name} in {number}: {have} of {known}"));
-            }
-        }
-    }
-
-    fn round(&self, random: &mut Random, span: Duration) {
-        let store = self.open();
-        // A partition that is opened while its disk hangs waits for the disk.
-        for number in 0..PARTITIONS {
-            store.partition("t", number).unwrap();
-        }
-        store.snapshot(&[("t", 0)]).unwrap();
-        self.ledger.dead.store(false, Ordering::SeqCst);
-        self.ledger.over.store(false, Ordering::SeqCst);
-        let until = Instant::now() + span;
-        let mut threads = Vec::new();
-        let ends_by = random.below(4);
-        let mut start = |name: &str, run: Box<dyn FnOnce(Actor) + Send>| {
-            let actor = Actor {
-                store: store.clone(),
-                ledger: Arc::clone(&self.ledger),
-                random: Random(random.below(u64::MAX)),
-                // Those who are to meet the end go on behind it.
-                until: until + if ends_by == 0 { Duration::ZERO } else { LONG },
-            };
-            let thread = thread::Builder::new().name(name.into());
-            threads.push(thread.spawn(move || run(actor)).unwrap());
-        };
-        start("appends", Box::new(Actor::appends));
-        start("numbers", Box::new(|actor| actor.numbers(false)));
-        start("numbers-strict", Box::new(|actor| actor.numbers(true)));
-        start("sends", Box::new(|actor| actor.sends(true)));
-        start("sends2", Box::new(|actor| actor.sends(true)));
-        start("sends-plain", Box::new(|actor| actor.sends(false)));
-        start("named-1", Box::new(|actor| actor.named("n")));
-        start("named-2", Box::new(|actor| actor.named("n")));
-        start("transacts-1", Box::new(|actor| actor.transacts("a")));
-        start("transacts-2", Box::new(|actor| actor.transacts("a")));
-        start("transacts-3", Box::new(|actor| actor.transacts("b")));
-        start("atomics", Box::new(Actor::atomics));
-        start("reads", Box::new(|actor| actor.reads(Isolation::ReadUncommitted)));
-        start("reads-c", Box::new(|actor| actor.reads(Isolation::ReadCommitted)));
-        start("snapshots", Box::new(Actor::snapshots));
-        let disks = self.disks.clone();
-        start("operates", Box::new(move |actor| actor.operates(&disks)));
-        thread::sleep(span);
-        match ends_by {
-            0 => {}
-            1 => {
-                self.disks.iter().for_each(SimDisk::answer);
-                let _ = store.close(LONG);
-                // Handles answer, and nobody hangs.
-                thread::sleep(Duration::from_millis(10));
-                self.ledger.over.store(true, Ordering::SeqCst);
-            }
-            _ => {
-                self.ledger.dead.store(true, Ordering::SeqCst);
-                self.ledger.died.store(true, Ordering::SeqCst);
-                self.disks[0].kill();
-                self.disks.iter().for_each(SimDisk::answer);
-                // An append that is awaited has no time-out of its own.
-                let _ = store.close(LONG);
-            }
-        }
-        let stop = Instant::now();
-        for thread in threads {
-            let name = thread.thread().name().unwrap_or_default().to_string();
-            while !thread.is_finished() {
-                assert!(
-                    stop.elapsed() < LONG,
-                    "seed {}: {name} hangs at the end by {ends_by}",
-                    self.seed
-                );
-                thread::sleep(Duration::from_millis(1));
-            }
-            if ends_by == 1 && stop.elapsed() > Duration::from_millis(1500) {
-                self.ledger
-                    .faults
-                    .lock()
-                    .unwrap()
-                    .push(format!("slow end: {name} {:?} behind close", stop.elapsed()));
-            }
-            if let Err(panic) = thread.join() {
-                self.ledger.faults.lock().unwrap().push(format!("{name} panicked: {panic:?}"));
-            }
-        }
-        let _ = store.close(LONG);
-        drop(store);
-        for disk in &self.disks {
-            disk.heal();
-        }
-        match ends_by {
-            2 if self.flush == Flush::OnAck => self.disks.iter().for_each(SimDisk::power_loss),
-            2 | 3 => self.disks.iter().for_each(SimDisk::process_restart),
-            _ => {}
-        }
-    }
-}
-
-fn tell(seed: u64, rounds: u64, span: Duration) {
-    let world = World::new(seed);
-    let mut random = Random(seed.wrapping_mul(77) + 5);
-    for round in 0..rounds {
-        world.round(&mut random, span);
-        let store = world.open();
-        let faults = world.judge(&store);
-        store.close(LONG).unwrap();
-        let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
-        for fault in &faults {
-            let kind: String = fault.chars().take(20).collect();
-            let count = kinds.entry(kind).or_default();
-            *count += 1;
-            if *count < 8 {
-                eprintln!("  {fault}");
-            }
-        }
-        if !faults.is_empty() {
-            eprintln!("{kinds:?}");
-        }
-        let counts = world.ledger.attempts.lock().unwrap().len();
-        let wholes = world.ledger.wholes.lock().unwrap().len();
-        assert!(
-            faults.is_empty(),
-            "seed {seed}, round {round}, {} disks, {:?}: {} faults of {counts} records, {wholes} transactions",
-            world.disks.len(),
-            world.flush,
-            faults.len()
-        );
-        if setting("HISTORY_TRACE", 0) > 0 {
-            eprintln!("seed {seed} round {round}: {counts} records, {wholes} transactions");
-        }
-    }
-}
-
-#[test]
-fn histories_of_many_threads_hold_what_each_of_them_was_told() {
-    let first = setting("HISTORY_SEED", 1);
-    for seed in first..first + setting("HISTORIES", 3) {
-        tell(seed, setting("HISTORY_ROUNDS", 2), Duration::from_millis(setting("HISTORY_MS", 400)));
     }
 }
