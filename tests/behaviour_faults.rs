@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use oncelog::simulation::{Clock, Fault, SimDisk};
 use oncelog::{
-    Acks, Error, ErrorClass, EventKind, Flush, Offset, Partition, ReadOptions, Record, Retention,
-    Store, Timestamp, TopicConfig, Written,
+    Acks, Error, ErrorClass, EventKind, Flush, Offset, Partition, ProducerEpoch, ProducerId,
+    ProducerSequence, ReadOptions, Record, Retention, Store, Timestamp, TopicConfig, Written,
 };
 
 const NOW: Timestamp = Timestamp(1_000_000);
@@ -254,6 +254,84 @@ fn s11_no_handles_or_memory_left_is_passing() {
         append(&partition, 100..101);
     }
     assert!(refused > 0, "a file had to be opened");
+}
+
+/// From any call on, and whatever is asked meanwhile: nothing stays out of service, nothing acknowledged is lost.
+#[test]
+fn s11_a_shortage_of_handles_that_begins_at_any_call_passes() {
+    for (replicas, flush) in [(1, Flush::OnAck), (1, Flush::Os), (3, Flush::OnAck), (3, Flush::Os)]
+    {
+        for n in (1..).step_by(if replicas == 1 { 1 } else { 3 }) {
+            let case = format!("{replicas} replicas, {flush:?}, from call {n}");
+            let disks: Vec<_> = (0..replicas).map(|at| SimDisk::new(11 + at)).collect();
+            let clock = Clock::manual(NOW);
+            let builder = Store::builder().clock(clock.clone()).append_timeout(Duration::ZERO);
+            let store = disks.iter().fold(builder, |all, disk| all.simulated_disk(disk.clone()));
+            let store = store.open().unwrap();
+            let config = || small_segments().replication_factor(u16::try_from(replicas).unwrap());
+            store.create_topic("t", config().flush(flush)).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            append(&partition, 0..20);
+            let before = disks[0].calls();
+            disks.iter().for_each(|disk| disk.fail_from(n, Fault::TooManyFiles));
+            let mut acknowledged = Vec::new();
+            let passing = |what: &str, outcome: Result<(), Error>| {
+                if let Err(error) = &outcome {
+                    assert_ne!(error.class(), ErrorClass::Fatal, "{case}: {what}: {error:?}");
+                }
+                outcome.is_ok()
+            };
+            let author =
+                |at| ProducerSequence { id: ProducerId(7), epoch: ProducerEpoch(0), sequence: at };
+            let mut next = 0;
+            for round in 0..4 {
+                for at in 0..12 {
+                    let value = value(1000 * round + at);
+                    let record = [Record::new(&value)];
+                    let appended = partition.append_idempotent(author(next), &record, Acks::All);
+                    if let Ok(appended) = &appended {
+                        next += 1;
+                        acknowledged.push((appended.offsets.start.0, value.clone()));
+                    }
+                    passing("append", appended.map(drop));
+                }
+                let start = Offset(round * 10);
+                passing("delete", partition.delete_records(start).map(drop));
+                passing("create", store.create_topic(&format!("u{round}"), config()));
+                clock.advance(Duration::from_millis(200));
+                store.run_background();
+            }
+            let over = disks[0].calls() - before < n;
+            disks.iter().for_each(SimDisk::heal);
+            for _ in 0..20 {
+                clock.advance(Duration::from_secs(2));
+                store.run_background();
+            }
+            assert_eq!(partition.in_sync_replicas().len(), disks.len(), "{case}");
+            append(&partition, 0..40);
+            for reopened in [false, true] {
+                let store = if reopened {
+                    disks.iter().for_each(SimDisk::kill);
+                    disks.iter().for_each(SimDisk::process_restart);
+                    let builder = Store::builder().clock(clock.clone());
+                    let all = disks.iter();
+                    all.fold(builder, |all, disk| all.simulated_disk(disk.clone())).open().unwrap()
+                } else {
+                    store.clone()
+                };
+                let partition = store.partition("t", 0).unwrap();
+                let (found, damages) = contents(&partition);
+                assert_eq!(damages, [], "{case}");
+                let start = partition.log_start_offset().0;
+                for (offset, value) in acknowledged.iter().filter(|(at, _)| *at >= start) {
+                    assert_eq!(found.get(offset), Some(value), "{case}: {reopened}");
+                }
+            }
+            if over {
+                break;
+            }
+        }
+    }
 }
 
 #[test]

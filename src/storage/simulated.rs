@@ -344,14 +344,20 @@ enum Call {
     /// Makes names or room.
     Grow,
     Sync,
+    /// Opens a directory, and makes its names durable.
+    SyncNames,
 }
 
 impl Call {
+    fn is_sync(self) -> bool {
+        matches!(self, Self::Sync | Self::SyncNames)
+    }
+
     fn can_meet(self, fault: Fault) -> bool {
         match fault {
             Fault::Eio => true,
-            Fault::Enospc => matches!(self, Self::Write | Self::Grow | Self::Make | Self::Sync),
-            Fault::TooManyFiles => matches!(self, Self::Open | Self::Make),
+            Fault::Enospc => !matches!(self, Self::Look | Self::Open | Self::Read),
+            Fault::TooManyFiles => matches!(self, Self::Open | Self::Make | Self::SyncNames),
             Fault::ShortIo | Fault::Interrupted => matches!(self, Self::Read | Self::Write),
         }
     }
@@ -499,6 +505,15 @@ impl World {
         for number in left {
             self.release(number);
         }
+    }
+
+    /// Makes everything durable: bytes and names.
+    fn sync_everything(&mut self) {
+        self.images.values_mut().for_each(Image::sync);
+        for change in std::mem::take(&mut self.unsynced).iter().flatten() {
+            self.durable.apply(change);
+        }
+        self.release_all();
     }
 
     /// Makes the names in a directory durable, and with them every earlier change of the same names.
@@ -695,7 +710,7 @@ impl Disk for SimDisk {
     }
 
     fn sync_dir(&self, path: &str) -> io::Result<()> {
-        let mut world = self.enter(Call::Sync)?;
+        let mut world = self.enter(Call::SyncNames)?;
         let directory = world.live.resolve_directory(path)?;
         world.sync_names(directory);
         Ok(())

@@ -168,6 +168,11 @@ impl File for SimFile {
         Ok(())
     }
 
+    fn sync_file_system(&self) -> io::Result<()> {
+        self.handle.enter(Call::Sync)?.sync_everything();
+        Ok(())
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         drop(wait_at_gate(&self.handle.world, Call::Sync));
         let mut world = self.handle.world().ok_or_else(crashed)?;

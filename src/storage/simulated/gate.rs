@@ -46,7 +46,7 @@ impl Gate {
         state.held += 1;
         self.opened.wait_while(&mut state, |state| {
             state.hang == Some(Hang::Everything)
-                || (state.hang == Some(Hang::Syncs) && call == Call::Sync)
+                || (state.hang == Some(Hang::Syncs) && call.is_sync())
         });
         state.held -= 1;
     }
