@@ -229,7 +229,9 @@ impl<T: Target> State<T> {
 
     fn is_served(&self, number: u64, until: Until) -> bool {
         let called = || {
-            self.calling.is_none_or(|calling| calling > number)
+            // What was not collected yet may be of this record.
+            !self.window.has_calls()
+                && self.calling.is_none_or(|calling| calling > number)
                 && self.calls.front().is_none_or(|(_, _, first)| *first > number)
         };
         self.window.ended() > number && (until == Until::Ended || called())
