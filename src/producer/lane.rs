@@ -368,6 +368,8 @@ impl<T: Target> Lane<T> {
                 if state.singles >= BURST {
                     self.look_for_burst(&mut state);
                 }
+                // Before anybody is called, who may send and need it.
+                self.common.memory.give_back(room);
                 if !state.is_quiet() {
                     let state = self.offer_due(state, false);
                     self.leave_and_tell(state, Some(postponed));
@@ -375,14 +377,13 @@ impl<T: Target> Lane<T> {
                     drop(state);
                     drop(postponed);
                 }
-                self.common.memory.give_back(room);
                 Ok(Taken::Done { offset, timestamp, number })
             }
             Err(error) if is_told_at_once(&error) => {
                 state.window.single_refused(&error, settings);
+                self.common.memory.give_back(room);
                 let state = self.offer_due(state, false);
                 self.leave_and_tell(state, Some(postponed));
-                self.common.memory.give_back(room);
                 Err(error)
             }
             outcome => {

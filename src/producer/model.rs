@@ -826,6 +826,19 @@ impl<F: Fn() + Send + Sync> std::task::Wake for Caller<F> {
     }
 }
 
+/// The room of a record that had to wait for it was held while callbacks ran, which may need it.
+#[test]
+fn cli_05_a_callback_finds_the_room_that_its_record_gave_back() {
+    let world = World::plain();
+    world.fates(vec![Fate::Acknowledged]);
+    let (tells, told) = channel();
+    let common = Arc::clone(&world.common);
+    let callback = move |_| tells.send(common.memory.used()).unwrap();
+    assert!(world.common.memory.try_take(100));
+    drop(world.lane.send(&Record::new("0"), Some(Box::new(callback)), 100).unwrap());
+    assert_eq!(told.recv(), Ok(0));
+}
+
 #[test]
 fn a_name_counts_on_and_is_not_taken_for_new() {
     let author = Numbers::new(Identity::Named(ID, ProducerEpoch(1)), 0, None).author(4);
