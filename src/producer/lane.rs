@@ -227,6 +227,13 @@ impl<T: Target> State<T> {
         self.calling.is_none() && (!self.calls.is_empty() || self.window.has_calls())
     }
 
+    /// Whether the application is to be called: by callbacks, or wakers of records that have ended.
+    fn calls_anybody(&self) -> bool {
+        let ended = self.window.ended();
+        let wakes = ended > self.told && self.watchers.iter().any(|one| one.number < ended);
+        wakes || self.has_calls()
+    }
+
     fn is_served(&self, number: u64, until: Until) -> bool {
         let called = || {
             // What was not collected yet may be of this record.
@@ -537,7 +544,7 @@ impl<T: Target> Lane<T> {
                 state = self.wait_for_company(state);
             }
             state = self.offer_due(state, blocks);
-            let calls = state.has_calls() || postponed.is_some_and(Postponed::has_any);
+            let calls = state.calls_anybody() || postponed.is_some_and(Postponed::has_any);
             if calls || state.window.ended() > number {
                 break;
             }
@@ -576,7 +583,7 @@ impl<T: Target> Lane<T> {
         state.window.end_burst();
         let mut told_to_drive = false;
         loop {
-            if state.has_calls() {
+            if state.calls_anybody() {
                 // Any of them may wait for this lane, so somebody else drives meanwhile.
                 state.driven &= !told_to_drive;
                 told_to_drive = false;
@@ -593,7 +600,7 @@ impl<T: Target> Lane<T> {
                     self.leave_and_tell(state, Some(postponed));
                     state = self.state.lock();
                 }
-                if state.has_calls() && !state.is_served(number, until) {
+                if state.calls_anybody() && !state.is_served(number, until) {
                     continue;
                 }
             }

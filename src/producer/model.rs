@@ -818,6 +818,26 @@ fn cli_22_a_flush_waits_for_callbacks_that_another_thread_calls() {
     drop(release);
 }
 
+/// Who drove the lane woke it, and nobody could drive for what it waited for.
+#[test]
+fn a_waker_may_wait_for_the_lane_of_its_record_while_that_is_driven() {
+    let mut world = World::plain();
+    world.fates(vec![Fate::Waits, Fate::Waits]);
+    world.sent = 1; // without callbacks
+    world.send();
+    world.send();
+    let (tells, told) = channel();
+    let (lane, log) = (Arc::clone(&world.lane), Arc::clone(&world.log));
+    let waker = Waker::from(Arc::new(Caller(move || {
+        log.lock().acknowledge();
+        tells.send(lane.wait(1, Duration::ZERO, Until::Ended)).unwrap();
+    })));
+    world.lane.watch(0, None, &waker);
+    world.log.lock().acknowledged = 1;
+    assert!(world.lane.wait(1, SECOND, Until::Ended));
+    assert_eq!(told.recv(), Ok(true));
+}
+
 struct Caller<F>(F);
 
 impl<F: Fn() + Send + Sync> std::task::Wake for Caller<F> {
