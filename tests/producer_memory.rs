@@ -264,3 +264,40 @@ fn a_batch_is_recognised_though_the_replica_that_leads_has_it_damaged() {
     }
     assert!(damaged > 20, "{damaged}");
 }
+
+/// Of a replica whose segments are all gone, nothing shows that something is missing but the end that is proven. It was
+/// taken for one that knows all of its producers, and led later.
+#[test]
+fn a_batch_is_recognised_though_all_segments_were_lost_where_it_leads_later() {
+    for records in [5, 40] {
+        let disks = [SimDisk::new(1), SimDisk::new(2)];
+        let store = open(&disks);
+        store.create_topic("t", small(Flush::Os).replication_factor(2)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let leader = partition.leader().unwrap();
+        let other = DiskId(1 - leader.0);
+        let once = [Record::new("once")];
+        let placed = partition.append_idempotent(numbered(7, 0), &once, Acks::All).unwrap();
+        fill(&partition, records);
+        store.run_background();
+        disks.iter().for_each(SimDisk::kill);
+        drop((partition, store));
+        disks.iter().for_each(SimDisk::process_restart);
+        let harmed = &disks[usize::from(leader.0)];
+        segments_of(harmed).iter().for_each(|path| harmed.remove_file(path));
+        // It cannot be repaired at the opening, for want of space.
+        harmed.set_free_bytes(Some(0));
+        let store = open(&disks);
+        let partition = store.partition("t", 0).unwrap();
+        assert_eq!(partition.leader(), Some(other), "it is sound");
+        harmed.set_free_bytes(None);
+        for _ in 0..3 {
+            store.run_background();
+        }
+        store.stop_disk(other).unwrap();
+        store.run_background();
+        assert_eq!(partition.leader(), Some(leader));
+        let again = partition.append_idempotent(numbered(7, 0), &once, Acks::All).unwrap();
+        assert_eq!((again.duplicate, again.offsets), (true, placed.offsets), "{records}");
+    }
+}

@@ -109,7 +109,7 @@ impl Log {
         if other.lacks_past() || other.producers.tells_beyond(self.end) {
             return Ok(());
         }
-        self.producers.learn(&other.producers, &self.reader, now)
+        self.producers.learn(&other.producers, &self.reader, self.end, now)
     }
 
     /// Whether there is anything to remember of producers: an open after a clean stop looks for it.

@@ -146,7 +146,7 @@ impl Producers {
         }
         (producers.on_disk, producers.foreign) = (snapshots, foreign);
         let from = producers.states.end();
-        let damaged = reader.producer_headers(from, |header| producers.take(header, now))?;
+        let damaged = reader.producer_headers(from, end, |header| producers.take(header, now))?;
         Ok(Recalled { producers, unknown: unknown.then_some(start), damaged, before })
     }
 
@@ -363,7 +363,7 @@ impl Producers {
         self.lacks_past |= !damaged.is_empty();
     }
 
-    /// Takes over what a replica knows whose log is not longer, and counts on from there.
+    /// Takes over what a replica knows whose log is not longer, and counts on from there to `end`.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -371,13 +371,14 @@ impl Producers {
         &mut self,
         other: &Self,
         reader: &LogReader,
+        end: Offset,
         now: Timestamp,
     ) -> Result<(), Error> {
         self.states = other.states.clone();
         self.lacks_past = false;
         self.on_unwritten();
-        let damaged =
-            reader.producer_headers(self.states.end(), |header| self.take(header, now))?;
+        let from = self.states.end();
+        let damaged = reader.producer_headers(from, end, |header| self.take(header, now))?;
         self.on_damaged(&damaged);
         Ok(())
     }

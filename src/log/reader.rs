@@ -265,7 +265,7 @@ impl LogReader {
         Ok(hidden.collect())
     }
 
-    /// Walks over the headers from `from` on, as far as segments may have any with a producer. Damage is passed over:
+    /// Walks over the headers from `from` to `end`, where segments may have any with a producer. Damage is passed over:
     /// returns what of the log that was, its deleted part left aside.
     ///
     /// # Errors
@@ -273,6 +273,7 @@ impl LogReader {
     pub(super) fn producer_headers(
         &self,
         from: Offset,
+        end: Offset,
         mut take: impl FnMut(&BatchHeader),
     ) -> Result<Vec<Range<Offset>>, Error> {
         let mut walked = Walked { next: from.max(self.log_start()), damaged: Vec::new() };
@@ -293,6 +294,8 @@ impl LogReader {
             }
             walked.on(segment.end(), segment.end());
         }
+        // The last segment may be gone.
+        walked.on(end, end);
         Ok(walked.damaged)
     }
 
