@@ -95,6 +95,11 @@ impl Log {
         self.producers.lacks_past()
     }
 
+    /// What it was told is not durable: it is to be told again before anybody relies on it.
+    pub(crate) fn ask_for_past(&mut self) {
+        self.producers.on_untold();
+    }
+
     /// Takes over what the leader's log, which is not shorter, knows of the producers.
     pub(crate) fn adopt_producers(&mut self, leader: &Self) {
         assert!(leader.end >= self.end, "what is counted in is passed over later");

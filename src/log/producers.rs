@@ -363,6 +363,11 @@ impl Producers {
         self.lacks_past |= !damaged.is_empty();
     }
 
+    /// What was told is known until the log is closed, and no longer.
+    pub(super) fn on_untold(&mut self) {
+        self.lacks_past = true;
+    }
+
     /// Takes over what a replica knows whose log is not longer, and counts on from there to `end`.
     ///
     /// # Errors
