@@ -349,3 +349,39 @@ fn what_a_replica_is_told_of_producers_is_durable_before_it_is_in_sync() {
         assert_eq!((again.duplicate, &again.offsets), (true, &first.offsets), "{id}");
     }
 }
+
+/// A sector that cannot be read is damage like any other, also for who looks for producers at an opening.
+#[test]
+fn a_bad_sector_keeps_no_replica_from_being_opened() {
+    for replicas in [1_u16, 2] {
+        let disks: Vec<_> = (1..=replicas).map(|seed| SimDisk::new(seed.into())).collect();
+        let store = open(&disks);
+        let config = small(Flush::Os).replication_factor(replicas);
+        store.create_topic("t", config).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let once = [Record::new("once")];
+        let mut placed = Vec::new();
+        for id in 1..8 {
+            placed.push(partition.append_idempotent(numbered(id, 0), &once, Acks::All).unwrap());
+            fill(&partition, 12 * id);
+        }
+        store.run_background();
+        disks.iter().for_each(SimDisk::kill);
+        drop((partition, store));
+        disks.iter().for_each(SimDisk::process_restart);
+        let harmed = disks.last().unwrap();
+        harmed.break_sector(&segments_of(harmed)[1], 1);
+        let store = open(&disks);
+        let partition = store.partition("t", 0).unwrap();
+        for _ in 0..3 {
+            store.run_background();
+        }
+        assert_eq!(partition.in_sync_replicas().len(), disks.len());
+        // Who wrote in that segment, an only replica does not know any more.
+        let known = Offset(if replicas > 1 { 0 } else { 40 });
+        for (id, first) in (1..).zip(&placed).filter(|(_, first)| first.offsets.start >= known) {
+            let again = partition.append_idempotent(numbered(id, 0), &once, Acks::All).unwrap();
+            assert_eq!((again.duplicate, &again.offsets), (true, &first.offsets), "{id}");
+        }
+    }
+}

@@ -21,6 +21,7 @@ use crate::storage::{read_small, replace_file};
 use crate::types::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, ProducerSequence, Timestamp};
 
 use super::LogReader;
+use super::reader::is_damage;
 
 const SUFFIX: &str = ".producers";
 /// Snapshots that are kept.
@@ -437,7 +438,7 @@ fn belongs(states: &ProducerStates, reader: &LogReader, end: Offset) -> Result<b
             ))
         }
         // What is damaged was there when the snapshot was written.
-        Err(Error::Corrupt { .. }) => Ok(true),
+        Err(error) if is_damage(&error) => Ok(true),
         Err(error) => Err(error),
     }
 }
