@@ -264,3 +264,124 @@ fn a_batch_is_recognised_though_the_replica_that_leads_has_it_damaged() {
     }
     assert!(damaged > 20, "{damaged}");
 }
+
+/// Of a replica whose segments are all gone, nothing shows that something is missing but the end that is proven. It was
+/// taken for one that knows all of its producers, and led later.
+#[test]
+fn a_batch_is_recognised_though_all_segments_were_lost_where_it_leads_later() {
+    for records in [5, 40] {
+        let disks = [SimDisk::new(1), SimDisk::new(2)];
+        let store = open(&disks);
+        store.create_topic("t", small(Flush::Os).replication_factor(2)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let leader = partition.leader().unwrap();
+        let other = DiskId(1 - leader.0);
+        let once = [Record::new("once")];
+        let placed = partition.append_idempotent(numbered(7, 0), &once, Acks::All).unwrap();
+        fill(&partition, records);
+        store.run_background();
+        disks.iter().for_each(SimDisk::kill);
+        drop((partition, store));
+        disks.iter().for_each(SimDisk::process_restart);
+        let harmed = &disks[usize::from(leader.0)];
+        segments_of(harmed).iter().for_each(|path| harmed.remove_file(path));
+        // It cannot be repaired at the opening, for want of space.
+        harmed.set_free_bytes(Some(0));
+        let store = open(&disks);
+        let partition = store.partition("t", 0).unwrap();
+        assert_eq!(partition.leader(), Some(other), "it is sound");
+        harmed.set_free_bytes(None);
+        for _ in 0..3 {
+            store.run_background();
+        }
+        store.stop_disk(other).unwrap();
+        store.run_background();
+        assert_eq!(partition.leader(), Some(leader));
+        let again = partition.append_idempotent(numbered(7, 0), &once, Acks::All).unwrap();
+        assert_eq!((again.duplicate, again.offsets), (true, placed.offsets), "{records}");
+    }
+}
+
+/// A replica that is told who wrote what it has damaged, and cannot write that down for want of space, came into sync all
+/// the same, and did not know it any more at its next opening.
+#[test]
+fn what_a_replica_is_told_of_producers_is_durable_before_it_is_in_sync() {
+    let disks = [SimDisk::new(1), SimDisk::new(2)];
+    let store = open(&disks);
+    store.create_topic("t", small(Flush::Os).replication_factor(2)).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    let leader = partition.leader().unwrap();
+    let other = DiskId(1 - leader.0);
+    let once = [Record::new("once")];
+    let mut placed = Vec::new();
+    for id in 1..8 {
+        placed.push(partition.append_idempotent(numbered(id, 0), &once, Acks::All).unwrap());
+        fill(&partition, 12 * id);
+    }
+    store.run_background();
+    disks.iter().for_each(SimDisk::kill);
+    drop((partition, store));
+    disks.iter().for_each(SimDisk::process_restart);
+    let harmed = &disks[usize::from(other.0)];
+    let segments = segments_of(harmed);
+    for path in &segments[..segments.len() / 2] {
+        let mut bytes = harmed.read_file(path);
+        bytes[64 + 8] ^= 1; // in the first batch, behind the header of the file
+        harmed.write_file(path, &bytes);
+    }
+    harmed.set_free_bytes(Some(0));
+    let store = open(&disks);
+    let partition = store.partition("t", 0).unwrap();
+    store.run_background();
+    harmed.set_free_bytes(None);
+    for _ in 0..3 {
+        store.run_background();
+    }
+    assert_eq!(partition.in_sync_replicas().len(), 2);
+    disks.iter().for_each(SimDisk::kill);
+    drop((partition, store));
+    harmed.process_restart();
+    let builder = Store::builder().simulated_disk(harmed.clone()).allow_missing(leader);
+    let store = builder.open().unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    for (id, first) in (1..).zip(&placed) {
+        let again = partition.append_idempotent(numbered(id, 0), &once, Acks::All).unwrap();
+        assert_eq!((again.duplicate, &again.offsets), (true, &first.offsets), "{id}");
+    }
+}
+
+/// A sector that cannot be read is damage like any other, also for who looks for producers at an opening.
+#[test]
+fn a_bad_sector_keeps_no_replica_from_being_opened() {
+    for replicas in [1_u16, 2] {
+        let disks: Vec<_> = (1..=replicas).map(|seed| SimDisk::new(seed.into())).collect();
+        let store = open(&disks);
+        let config = small(Flush::Os).replication_factor(replicas);
+        store.create_topic("t", config).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let once = [Record::new("once")];
+        let mut placed = Vec::new();
+        for id in 1..8 {
+            placed.push(partition.append_idempotent(numbered(id, 0), &once, Acks::All).unwrap());
+            fill(&partition, 12 * id);
+        }
+        store.run_background();
+        disks.iter().for_each(SimDisk::kill);
+        drop((partition, store));
+        disks.iter().for_each(SimDisk::process_restart);
+        let harmed = disks.last().unwrap();
+        harmed.break_sector(&segments_of(harmed)[1], 1);
+        let store = open(&disks);
+        let partition = store.partition("t", 0).unwrap();
+        for _ in 0..3 {
+            store.run_background();
+        }
+        assert_eq!(partition.in_sync_replicas().len(), disks.len());
+        // Who wrote in that segment, an only replica does not know any more.
+        let known = Offset(if replicas > 1 { 0 } else { 40 });
+        for (id, first) in (1..).zip(&placed).filter(|(_, first)| first.offsets.start >= known) {
+            let again = partition.append_idempotent(numbered(id, 0), &once, Acks::All).unwrap();
+            assert_eq!((again.duplicate, &again.offsets), (true, &first.offsets), "{id}");
+        }
+    }
+}

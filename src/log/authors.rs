@@ -95,6 +95,11 @@ impl Log {
         self.producers.lacks_past()
     }
 
+    /// What it was told is not durable: it is to be told again before anybody relies on it.
+    pub(crate) fn ask_for_past(&mut self) {
+        self.producers.on_untold();
+    }
+
     /// Takes over what the leader's log, which is not shorter, knows of the producers.
     pub(crate) fn adopt_producers(&mut self, leader: &Self) {
         assert!(leader.end >= self.end, "what is counted in is passed over later");
@@ -109,7 +114,7 @@ impl Log {
         if other.lacks_past() || other.producers.tells_beyond(self.end) {
             return Ok(());
         }
-        self.producers.learn(&other.producers, &self.reader, now)
+        self.producers.learn(&other.producers, &self.reader, self.end, now)
     }
 
     /// Whether there is anything to remember of producers: an open after a clean stop looks for it.

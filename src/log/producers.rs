@@ -21,6 +21,7 @@ use crate::storage::{read_small, replace_file};
 use crate::types::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, ProducerSequence, Timestamp};
 
 use super::LogReader;
+use super::reader::is_damage;
 
 const SUFFIX: &str = ".producers";
 /// Snapshots that are kept.
@@ -146,7 +147,7 @@ impl Producers {
         }
         (producers.on_disk, producers.foreign) = (snapshots, foreign);
         let from = producers.states.end();
-        let damaged = reader.producer_headers(from, |header| producers.take(header, now))?;
+        let damaged = reader.producer_headers(from, end, |header| producers.take(header, now))?;
         Ok(Recalled { producers, unknown: unknown.then_some(start), damaged, before })
     }
 
@@ -363,7 +364,12 @@ impl Producers {
         self.lacks_past |= !damaged.is_empty();
     }
 
-    /// Takes over what a replica knows whose log is not longer, and counts on from there.
+    /// What was told is known until the log is closed, and no longer.
+    pub(super) fn on_untold(&mut self) {
+        self.lacks_past = true;
+    }
+
+    /// Takes over what a replica knows whose log is not longer, and counts on from there to `end`.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -371,13 +377,14 @@ impl Producers {
         &mut self,
         other: &Self,
         reader: &LogReader,
+        end: Offset,
         now: Timestamp,
     ) -> Result<(), Error> {
         self.states = other.states.clone();
         self.lacks_past = false;
         self.on_unwritten();
-        let damaged =
-            reader.producer_headers(self.states.end(), |header| self.take(header, now))?;
+        let from = self.states.end();
+        let damaged = reader.producer_headers(from, end, |header| self.take(header, now))?;
         self.on_damaged(&damaged);
         Ok(())
     }
@@ -431,7 +438,7 @@ fn belongs(states: &ProducerStates, reader: &LogReader, end: Offset) -> Result<b
             ))
         }
         // What is damaged was there when the snapshot was written.
-        Err(Error::Corrupt { .. }) => Ok(true),
+        Err(error) if is_damage(&error) => Ok(true),
         Err(error) => Err(error),
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
-use crate::error::{DecodeError, Error};
+use crate::error::{DecodeError, Error, ErrorClass};
 use crate::record::BatchHeader;
 use crate::segment::batches::Batches;
 use crate::segment::{Fetched, Place, Segment, log_name};
@@ -37,6 +37,15 @@ impl Walked {
             self.damaged.push(self.next..start);
         }
         self.next = self.next.max(end);
+    }
+}
+
+/// A file that is gone, and sectors that cannot be read, are damage like any other.
+pub(super) fn is_damage(error: &Error) -> bool {
+    match error {
+        Error::Corrupt { .. } => true,
+        Error::Io { .. } => error.class() == ErrorClass::Fatal,
+        _ => false,
     }
 }
 
@@ -265,7 +274,7 @@ impl LogReader {
         Ok(hidden.collect())
     }
 
-    /// Walks over the headers from `from` on, as far as segments may have any with a producer. Damage is passed over:
+    /// Walks over the headers from `from` to `end`, where segments may have any with a producer. Damage is passed over:
     /// returns what of the log that was, its deleted part left aside.
     ///
     /// # Errors
@@ -273,6 +282,7 @@ impl LogReader {
     pub(super) fn producer_headers(
         &self,
         from: Offset,
+        end: Offset,
         mut take: impl FnMut(&BatchHeader),
     ) -> Result<Vec<Range<Offset>>, Error> {
         let mut walked = Walked { next: from.max(self.log_start()), damaged: Vec::new() };
@@ -287,12 +297,13 @@ impl LogReader {
                 take(header);
             });
             match outcome {
-                // A file that is gone is damage like any other.
-                Ok(()) | Err(Error::Corrupt { .. }) => {}
-                Err(error) => return Err(error),
+                Err(error) if !is_damage(&error) => return Err(error),
+                _ => {}
             }
             walked.on(segment.end(), segment.end());
         }
+        // The last segment may be gone.
+        walked.on(end, end);
         Ok(walked.damaged)
     }
 
@@ -315,8 +326,8 @@ impl LogReader {
         for segment in self.segments().iter().filter(|segment| segment.base < until) {
             if segment.end() > from {
                 match segment.headers(from.max(segment.base), &mut below) {
-                    Ok(()) | Err(Error::Corrupt { .. }) => {}
-                    Err(error) => return Err(error),
+                    Err(error) if !is_damage(&error) => return Err(error),
+                    _ => {}
                 }
             }
         }

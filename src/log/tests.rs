@@ -46,9 +46,18 @@ fn open_from(disk: &MemoryDisk, log_start: Offset) -> Log {
 }
 
 fn recover(disk: Arc<dyn Disk>, log_start: Offset, same_boot: bool) -> Recovered {
+    recover_proven(disk, log_start, same_boot, Offset::ZERO)
+}
+
+fn recover_proven(
+    disk: Arc<dyn Disk>,
+    log_start: Offset,
+    same_boot: bool,
+    proven_end: Offset,
+) -> Recovered {
     let settings = settings(WriteHow::Map { chunk_bytes: 4096 });
     let evidence = Evidence {
-        proven_end: Offset::ZERO,
+        proven_end,
         clean: false,
         same_boot,
         log_start,
@@ -480,5 +489,28 @@ fn s4_a_power_loss_takes_nothing_of_a_log_that_has_passed_over_what_is_lost() {
         let held = log.reader().read(Offset(0), Offset(5), 1000);
         assert_eq!(held.ok().flatten().map(|held| held.next), Some(Offset(5)), "seed {seed}");
         assert!(recovered.losses.len() <= 1, "seed {seed}: {:?}", recovered.losses);
+    }
+}
+
+/// Nothing behind them shows that something is missing, but the end that is proven.
+#[test]
+fn a_log_whose_last_segments_are_gone_lacks_what_they_told_of_producers() {
+    for kept in 0..2 {
+        let disk = MemoryDisk::new();
+        let mut log = open(&disk);
+        (0..60).for_each(|at| _ = append(&mut log, &[at]));
+        append_by(&mut log, numbered(7), &[60]);
+        let (end, segments) = (log.end(), log.reader().segments());
+        assert!(segments.len() > kept);
+        drop(log);
+        for segment in &segments[kept..] {
+            disk.remove(&format!("t/0/{}", log_name(segment.base))).unwrap();
+        }
+        let Recovered { log, losses, .. } =
+            recover_proven(Arc::new(disk.clone()), Offset::ZERO, true, end);
+        assert_eq!(log.end(), end);
+        assert!(log.producer(ProducerId(7)).is_none() && log.lacks_past(), "{kept}");
+        let [Loss::Damaged { from, to, .. }] = &losses[..] else { panic!("{kept}: {losses:?}") };
+        assert_eq!((*from, *to), (segments[kept].base, end));
     }
 }

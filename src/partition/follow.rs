@@ -185,6 +185,9 @@ impl Core {
             if let Some(log) = replica.state.lock().log.as_mut() {
                 // What is left over is removed with the next one.
                 let _ = log.on_producer_snapshot(&snapshot, written.is_ok());
+                if written.is_err() {
+                    log.ask_for_past();
+                }
             }
             if let Err(error) = written {
                 return self.follower_failed(replica, &error);

@@ -227,9 +227,18 @@ impl<T: Target> State<T> {
         self.calling.is_none() && (!self.calls.is_empty() || self.window.has_calls())
     }
 
+    /// Whether the application is to be called: by callbacks, or wakers of records that have ended.
+    fn calls_anybody(&self) -> bool {
+        let ended = self.window.ended();
+        let wakes = ended > self.told && self.watchers.iter().any(|one| one.number < ended);
+        wakes || self.has_calls()
+    }
+
     fn is_served(&self, number: u64, until: Until) -> bool {
         let called = || {
-            self.calling.is_none_or(|calling| calling > number)
+            // What was not collected yet may be of this record.
+            !self.window.has_calls()
+                && self.calling.is_none_or(|calling| calling > number)
                 && self.calls.front().is_none_or(|(_, _, first)| *first > number)
         };
         self.window.ended() > number && (until == Until::Ended || called())
@@ -366,6 +375,8 @@ impl<T: Target> Lane<T> {
                 if state.singles >= BURST {
                     self.look_for_burst(&mut state);
                 }
+                // Before anybody is called, who may send and need it.
+                self.common.memory.give_back(room);
                 if !state.is_quiet() {
                     let state = self.offer_due(state, false);
                     self.leave_and_tell(state, Some(postponed));
@@ -373,14 +384,13 @@ impl<T: Target> Lane<T> {
                     drop(state);
                     drop(postponed);
                 }
-                self.common.memory.give_back(room);
                 Ok(Taken::Done { offset, timestamp, number })
             }
             Err(error) if is_told_at_once(&error) => {
                 state.window.single_refused(&error, settings);
+                self.common.memory.give_back(room);
                 let state = self.offer_due(state, false);
                 self.leave_and_tell(state, Some(postponed));
-                self.common.memory.give_back(room);
                 Err(error)
             }
             outcome => {
@@ -534,7 +544,7 @@ impl<T: Target> Lane<T> {
                 state = self.wait_for_company(state);
             }
             state = self.offer_due(state, blocks);
-            let calls = state.has_calls() || postponed.is_some_and(Postponed::has_any);
+            let calls = state.calls_anybody() || postponed.is_some_and(Postponed::has_any);
             if calls || state.window.ended() > number {
                 break;
             }
@@ -573,7 +583,7 @@ impl<T: Target> Lane<T> {
         state.window.end_burst();
         let mut told_to_drive = false;
         loop {
-            if state.has_calls() {
+            if state.calls_anybody() {
                 // Any of them may wait for this lane, so somebody else drives meanwhile.
                 state.driven &= !told_to_drive;
                 told_to_drive = false;
@@ -590,7 +600,7 @@ impl<T: Target> Lane<T> {
                     self.leave_and_tell(state, Some(postponed));
                     state = self.state.lock();
                 }
-                if state.has_calls() && !state.is_served(number, until) {
+                if state.calls_anybody() && !state.is_served(number, until) {
                     continue;
                 }
             }

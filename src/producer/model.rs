@@ -5,7 +5,8 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::channel;
 use std::task::Waker;
 use std::time::Duration;
 
@@ -780,6 +781,82 @@ fn cli_22_a_flush_waits_for_what_was_sent_before_it() {
     world.log.lock().acknowledge();
     assert!(world.lane.wait(0, Duration::ZERO, Until::Called));
     assert_eq!(world.called.lock().len(), 1);
+}
+
+/// Between the end of a flush's records and their callbacks, another thread may have begun to call them.
+#[test]
+fn cli_22_a_flush_waits_for_callbacks_that_another_thread_calls() {
+    let world = World::plain();
+    world.fates(vec![Fate::Waits]);
+    let (begins, begun) = channel();
+    let (release, released) = channel::<()>();
+    let has_returned = Arc::new(AtomicBool::new(false));
+    let returned = Arc::clone(&has_returned);
+    let callback = move |_| {
+        begins.send(()).unwrap();
+        // Until the flush is over, which is too early; or for a while.
+        let _ = released.recv_timeout(Duration::from_millis(100));
+        returned.store(true, Ordering::Release);
+    };
+    drop(world.lane.send(&Record::new("0"), Some(Box::new(callback)), 0).unwrap());
+    // Called by whoever ends the record, before its callback.
+    let (asks, asked) = channel();
+    let other = Mutex::new(Some((asks, begun)));
+    let waker = Waker::from(Arc::new(Caller(move || {
+        if let Some((asks, begun)) = other.lock().take() {
+            asks.send(()).unwrap();
+            begun.recv().unwrap();
+        }
+    })));
+    world.lane.watch(0, None, &waker);
+    world.log.lock().acknowledge();
+    std::thread::scope(|scope| {
+        scope.spawn(|| asked.into_iter().for_each(|()| world.lane.ask()));
+        assert!(world.lane.wait(0, Duration::from_secs(60), Until::Called));
+        assert!(has_returned.load(Ordering::Acquire), "it is not over");
+    });
+    drop(release);
+}
+
+/// Who drove the lane woke it, and nobody could drive for what it waited for.
+#[test]
+fn a_waker_may_wait_for_the_lane_of_its_record_while_that_is_driven() {
+    let mut world = World::plain();
+    world.fates(vec![Fate::Waits, Fate::Waits]);
+    world.sent = 1; // without callbacks
+    world.send();
+    world.send();
+    let (tells, told) = channel();
+    let (lane, log) = (Arc::clone(&world.lane), Arc::clone(&world.log));
+    let waker = Waker::from(Arc::new(Caller(move || {
+        log.lock().acknowledge();
+        tells.send(lane.wait(1, Duration::ZERO, Until::Ended)).unwrap();
+    })));
+    world.lane.watch(0, None, &waker);
+    world.log.lock().acknowledged = 1;
+    assert!(world.lane.wait(1, SECOND, Until::Ended));
+    assert_eq!(told.recv(), Ok(true));
+}
+
+struct Caller<F>(F);
+
+impl<F: Fn() + Send + Sync> std::task::Wake for Caller<F> {
+    fn wake(self: Arc<Self>) {
+        (self.0)();
+    }
+}
+
+/// The room of a record that had to wait for it was held while callbacks ran, which may need it.
+#[test]
+fn cli_05_a_callback_finds_the_room_that_its_record_gave_back() {
+    let world = World::plain();
+    world.fates(vec![Fate::Acknowledged]);
+    let (tells, told) = channel();
+    let common = Arc::clone(&world.common);
+    let callback = move |_| tells.send(common.memory.used()).unwrap();
+    assert!(world.common.memory.try_take(100));
+    drop(world.lane.send(&Record::new("0"), Some(Box::new(callback)), 100).unwrap());
+    assert_eq!(told.recv(), Ok(0));
 }
 
 #[test]
