@@ -141,15 +141,19 @@ impl Opening {
                 break;
             }
         }
-        let proven = self.evidence.proven_end;
+        let (proven, left) = (self.evidence.proven_end, self.end);
         if self.end < proven {
-            self.damaged(self.end.max(log_start), proven, self.end, &DecodeError::Missing);
+            let from = self.end.max(log_start);
+            if from < proven {
+                self.damaged(from, proven, self.end, &DecodeError::Missing);
+            }
             self.end = proven;
             self.retire_active();
         }
-        if self.end < log_start {
-            // What is left lies before the start: it was deleted (RECOV-15).
-            self.end = log_start;
+        if left < log_start {
+            // What is left lies before the start: it was deleted (RECOV-15). The proof may be younger than it, if a power
+            // loss brought its file back.
+            self.end = self.end.max(log_start);
             self.active = None;
             self.sealed.clear();
             for segment in std::mem::take(&mut self.segments) {

@@ -678,6 +678,12 @@ impl Core {
         all.find(|replica| replica.disk == disk).cloned()
     }
 
+    /// Whether it is still to be written down that the tail on `disk` is not to be believed. Who holds the metadata misses
+    /// none that is on its way there.
+    pub(crate) fn has_unwritten_suspect(&self, disk: DiskId) -> bool {
+        self.state.lock().suspects.iter().any(|(suspect, _)| *suspect == disk)
+    }
+
     pub(super) fn weak(&self) -> Weak<Self> {
         self.this.clone()
     }

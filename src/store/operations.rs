@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use parking_lot::MutexGuard;
 
 use crate::error::{Error, Result};
-use crate::partition::{EventKind, postpone};
-use crate::protocol::metadata::MetadataRecord;
+use crate::partition::{Core, EventKind, postpone};
+use crate::protocol::metadata::{MetadataRecord, PartitionState};
 use crate::storage::{Disk, RealDisk};
 use crate::types::{DiskId, TopicPartition};
 
@@ -519,10 +519,9 @@ impl Shared {
         &self,
         topic: &Topic,
         slot: &Slot,
-        core: &crate::partition::Core,
+        core: &Arc<Core>,
         disk: &Arc<StoreDisk>,
     ) -> Result<()> {
-        let number = slot.partition.partition();
         // Whom the replica's return wakes may want what is held here.
         let _postponed = postpone();
         // One at a time: two would write to the same files.
@@ -537,8 +536,7 @@ impl Shared {
             let timeout = Duration::ZERO;
             return Err(Error::late(what, timeout));
         }
-        let described = self.metadata.lock().state().partition(topic.id, number).cloned();
-        let Some(described) = described else { return Ok(()) };
+        let Some(described) = self.described_for(topic, core, disk.id)? else { return Ok(()) };
         let config = Arc::clone(&*topic.config.read());
         let opened = self.open_replica(topic, &slot.partition, disk, &described, &config, false);
         let returned = opened.and_then(|(opened, damaged)| {
@@ -550,6 +548,33 @@ impl Shared {
             core.repair_later(disk.id, offset);
         }
         Ok(())
+    }
+
+    /// What the metadata say of a partition whose replica on `disk` is to be opened: also that its tail is not to be
+    /// believed. Said later, that would be of what was appended since, and the next opening would cut it.
+    fn described_for(
+        &self,
+        topic: &Topic,
+        core: &Arc<Core>,
+        disk: DiskId,
+    ) -> Result<Option<PartitionState>> {
+        let number = core.partition().partition();
+        let look = || {
+            let metadata = self.metadata.lock();
+            let described = metadata.state().partition(topic.id, number).cloned();
+            (described, core.has_unwritten_suspect(disk))
+        };
+        let (described, unwritten) = look();
+        if !unwritten {
+            return Ok(described);
+        }
+        self.settle_one(core);
+        let (described, unwritten) = look();
+        if unwritten {
+            let what = format!("{}: writing down that {disk} failed", core.partition());
+            return Err(Error::late(what, Duration::ZERO));
+        }
+        Ok(described)
     }
 
     /// Makes an empty directory a disk of the store. It counts only when it has all that it needs; until then it is a
@@ -642,7 +667,7 @@ impl Shared {
         &self,
         topic: &Topic,
         slot: &Slot,
-        core: &Arc<crate::partition::Core>,
+        core: &Arc<Core>,
         replicas: &[DiskId],
     ) -> Result<()> {
         let (id, partition) = (topic.id, slot.partition.partition());
