@@ -514,3 +514,16 @@ fn a_log_whose_last_segments_are_gone_lacks_what_they_told_of_producers() {
         assert_eq!((*from, *to), (segments[kept].base, end));
     }
 }
+
+/// The proof of the last stop is younger than a file that a power loss brought back: it lies before the start, and goes.
+#[test]
+fn log_19_a_file_before_the_start_that_a_power_loss_brought_back_is_in_nobodys_way() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk);
+    (0..10).for_each(|at| _ = append(&mut log, &[at]));
+    drop(log);
+    let start = Offset(15);
+    let Recovered { log, losses, .. } = recover_proven(Arc::new(disk), start, true, start);
+    assert_eq!((log.end(), log.reader().segments().len()), (start, 0));
+    assert!(losses.is_empty(), "{losses:?}");
+}
