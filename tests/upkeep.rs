@@ -380,3 +380,21 @@ fn what_waited_for_a_flush_is_flushed_at_a_looser_level_as_well() {
         check(&partition, 2);
     }
 }
+
+#[test]
+fn a_verification_goes_on_when_a_topic_is_deleted_under_it() {
+    for disks in [1, 2] {
+        let world = World::filled(disks);
+        let at = world.data_file(0, 0).1.len() / 8;
+        world.flip(0, 0, at);
+        let store = world.open(0);
+        store.create_topic("z", TopicConfig::new()).unwrap();
+        let inner = store.clone();
+        let options = VerifyOptions::new().repair(true).progress(move |_| {
+            let _ = inner.delete_topic("t");
+        });
+        let report = store.verify(options).unwrap();
+        assert_eq!(report.partitions, 2, "{report:?}");
+        assert!(report.damages.iter().all(|damage| !damage.repaired), "{report:?}");
+    }
+}

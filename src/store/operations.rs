@@ -105,7 +105,8 @@ impl Store {
     /// no other wait for the disk's return.
     ///
     /// # Errors
-    /// [`Error::MissingDisk`] if there is no such disk in service, or too few would be left.
+    /// [`Error::MissingDisk`] if there is no such disk in service, or none would be left. While half of the disks or more
+    /// are out of service, nothing about topics and leaders can be written down.
     pub fn stop_disk(&self, disk: DiskId) -> Result<()> {
         let shared = self.shared();
         shared.check_writable()?;

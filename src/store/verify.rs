@@ -103,14 +103,18 @@ impl Store {
     /// they add after the start is not looked at.
     ///
     /// # Errors
-    /// [`Error::Io`] when the process has too few handles. Damage is no error here; it is in the report: sectors that
-    /// cannot be read as well.
+    /// [`Error::Io`] when the process has too few handles; [`Error::NoLeader`] for a partition that nobody can lead now.
+    /// Damage is no error here; it is in the report: sectors that cannot be read as well.
     pub fn verify(&self, mut options: VerifyOptions) -> Result<VerifyReport> {
         let mut report = VerifyReport::default();
         let mut readers = Vec::new();
         for topic in self.topics() {
             for number in 0..topic.partitions {
-                let partition = self.partition(&topic.name, number)?;
+                let partition = match self.partition(&topic.name, number) {
+                    // Its topic was deleted meanwhile.
+                    Err(Error::UnknownTopicOrPartition { .. }) => break,
+                    found => found?,
+                };
                 report.partitions += 1;
                 let name = partition.name().clone();
                 let logs = partition.log_readers().into_iter();
@@ -149,7 +153,8 @@ impl Store {
     ) -> Result<bool> {
         let shared = self.shared();
         shared.check_writable()?;
-        let topic = shared.topic(partition.topic())?;
+        // Deleted meanwhile, there is nothing to repair.
+        let Ok(topic) = shared.topic(partition.topic()) else { return Ok(false) };
         let slot = topic.slots.read().get(partition.partition() as usize).cloned();
         let Some(slot) = slot else { return Ok(false) };
         let core = shared.open_core(&topic, &slot)?;
