@@ -7,24 +7,12 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::bare::{BareLog, Frame};
+use common::bare::BareLog;
 use common::histogram::{Histogram, clock_cost};
 use common::ours::{self, Shape};
+use common::work::Work;
 use common::{Bench, Goal, Line, Outcome, Unit, noise, timed};
-use oncelog::{Acks, Flush, Partition, Record, Retention, Store};
-
-/// Files of a log, the growing one included, before the oldest goes.
-const SEGMENTS_KEPT: u64 = 4;
-
-/// One workload of appends.
-#[derive(Clone, Copy)]
-struct Work {
-    value_bytes: usize,
-    batch: usize,
-    segment_bytes: u64,
-    /// What goes into each log.
-    bytes_total: u64,
-}
+use oncelog::{Acks, Flush, Partition, Record, Store};
 
 impl Work {
     fn new(bench: &Bench, value_bytes: usize, batch: usize) -> Self {
@@ -32,20 +20,9 @@ impl Work {
             value_bytes,
             batch,
             segment_bytes: bench.amount(256 << 20, 1 << 20),
+            segments_kept: 4,
             bytes_total: bench.amount(4 << 30, 6 << 20),
         }
-    }
-
-    fn frame(&self) -> Frame {
-        Frame::new(self.batch, self.value_bytes)
-    }
-
-    fn appends(&self) -> u64 {
-        self.bytes_total / self.frame().len() as u64
-    }
-
-    fn records(&self) -> u64 {
-        self.appends() * self.batch as u64
     }
 
     fn store(&self, directory: &Path, partitions: u32) -> Outcome<Store> {
@@ -53,15 +30,10 @@ impl Work {
             partitions,
             flush: Flush::Os,
             segment_bytes: self.segment_bytes,
-            retention: Retention::bytes(self.segment_bytes * (SEGMENTS_KEPT - 1)),
+            retention: self.retention(),
             replicas: 1,
         };
         ours::create(directory, &shape)
-    }
-
-    fn bare(&self, directory: &Path) -> Outcome<BareLog> {
-        let segment_bytes = usize::try_from(self.segment_bytes)?;
-        Ok(BareLog::create(directory, segment_bytes, usize::try_from(SEGMENTS_KEPT)?)?)
     }
 
     fn run_bare(&self, log: &mut BareLog) -> Outcome<()> {
@@ -84,7 +56,7 @@ impl Work {
     }
 
     fn limit(&self, bench: &Bench) -> Outcome<f64> {
-        let mut log = self.bare(&bench.fresh("bare")?)?;
+        let mut log = self.bare_log(&bench.fresh("bare")?)?;
         let figure = timed(self.records(), || self.run_bare(&mut log))?;
         drop(log);
         bench.fresh("bare")?;
@@ -104,7 +76,7 @@ impl Work {
     fn bare_threads(&self, bench: &Bench, threads: usize) -> Outcome<f64> {
         let mut logs = Vec::new();
         for number in 0..threads {
-            logs.push(self.bare(&bench.fresh(&format!("bare-{number}"))?)?);
+            logs.push(self.bare_log(&bench.fresh(&format!("bare-{number}"))?)?);
         }
         timed(self.records() * threads as u64, || {
             thread::scope(|scope| {
@@ -230,7 +202,7 @@ fn latencies(bench: &mut Bench, work: &Work, line: &Line<'_>) -> Outcome<()> {
         let line =
             Line { name, unit: Unit::Time, goal: Goal::Max(5e-6), limit: "copy and CRCs", ..*line };
         let limit = |bench: &Bench| {
-            let mut log = work.bare(&bench.fresh("bare")?)?;
+            let mut log = work.bare_log(&bench.fresh("bare")?)?;
             let mut frame = work.frame();
             slowest(calls, pace, || Ok(log.append(&mut frame)?))
         };

@@ -2,16 +2,12 @@
 
 mod common;
 
-use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use common::bare::{BareDurable, Frame};
 use common::bare_group::BareGroup;
 use common::ours::{self, Shape};
-use common::{Bench, Goal, Line, Outcome, Unit, noise, rate};
+use common::{Bench, Goal, Line, Outcome, Unit, noise, rate, repeated_by};
 use oncelog::{Acks, Flush, Record};
 
 const VALUE_BYTES: usize = 100;
@@ -66,36 +62,6 @@ fn repeated(span: Duration, mut work: impl FnMut() -> Outcome<()>) -> Outcome<f6
         count += 1;
     }
     Ok(rate(count, started.elapsed()))
-}
-
-/// How often a second `work` is done by all threads together.
-fn repeated_by(
-    threads: usize,
-    span: Duration,
-    work: impl Fn(&Arc<AtomicBool>) -> Outcome<()> + Sync,
-) -> Outcome<f64> {
-    let stop = AtomicBool::new(false);
-    let count = AtomicU64::new(0);
-    let run = || {
-        let called = Arc::new(AtomicBool::new(false));
-        while !stop.load(Ordering::Relaxed) {
-            work(&called)?;
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-        Ok(())
-    };
-    thread::scope(|scope| {
-        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
-        thread::sleep(span / 10);
-        let (before, started) = (count.load(Ordering::Relaxed), Instant::now());
-        thread::sleep(span);
-        let (after, elapsed) = (count.load(Ordering::Relaxed), started.elapsed());
-        stop.store(true, Ordering::Relaxed);
-        let ended: Outcome<()> = handles
-            .into_iter()
-            .try_for_each(|handle| handle.join().map_err(|_| io::Error::other("a thread died"))?);
-        ended.map(|()| rate(after - before, elapsed))
-    })
 }
 
 fn bare_group(bench: &Bench, threads: usize) -> Outcome<f64> {

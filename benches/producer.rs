@@ -3,16 +3,12 @@
 mod common;
 
 use std::hint::black_box;
-use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use common::bare::{BareDurable, BareLog, Frame};
 use common::bare_group::BareGroup;
 use common::ours::{self, Shape};
-use common::{Bench, Goal, Line, Outcome, Unit, noise, rate, timed};
+use common::{Bench, Goal, Line, Outcome, Unit, noise, rate, repeated_by, timed};
 use oncelog::{Acks, Flush, Producer, Record, Retention, Store};
 
 const VALUE_BYTES: usize = 100;
@@ -60,7 +56,7 @@ fn main() -> Outcome<()> {
             |bench| {
                 let bytes = Frame::new(1, VALUE_BYTES).len();
                 let log = BareGroup::create(&bench.fresh("bare")?, bytes)?;
-                repeated(threads, span(bench), |called| Ok(log.append(called)?))
+                repeated_by(threads, span(bench), |called| Ok(log.append(called)?))
             },
             |bench| waiting(bench, threads),
         )?;
@@ -145,7 +141,7 @@ fn bare_durable(bench: &Bench) -> Outcome<f64> {
 fn waiting(bench: &Bench, threads: usize) -> Outcome<f64> {
     let (store, producer) = producer(bench, Flush::OnAck)?;
     let value = noise(VALUE_BYTES);
-    let figure = repeated(threads, span(bench), |_| {
+    let figure = repeated_by(threads, span(bench), |_| {
         producer.send(Record::to(ours::TOPIC).value(&value))?.wait(WAIT)?;
         Ok(())
     })?;
@@ -158,33 +154,4 @@ fn waiting(bench: &Bench, threads: usize) -> Outcome<f64> {
     drop((producer, store));
     bench.fresh("ours")?;
     Ok(figure)
-}
-
-/// How often a second `work` is done by all threads together.
-fn repeated(
-    threads: usize,
-    span: Duration,
-    work: impl Fn(&Arc<AtomicBool>) -> Outcome<()> + Sync,
-) -> Outcome<f64> {
-    let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
-    let run = || {
-        let called = Arc::new(AtomicBool::new(false));
-        while !stop.load(Ordering::Relaxed) {
-            work(&called)?;
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-        Ok(())
-    };
-    thread::scope(|scope| {
-        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
-        thread::sleep(span / 10);
-        let (before, started) = (count.load(Ordering::Relaxed), Instant::now());
-        thread::sleep(span);
-        let (after, elapsed) = (count.load(Ordering::Relaxed), started.elapsed());
-        stop.store(true, Ordering::Relaxed);
-        let ended: Outcome<()> = handles
-            .into_iter()
-            .try_for_each(|handle| handle.join().map_err(|_| io::Error::other("a thread died"))?);
-        ended.map(|()| rate(after - before, elapsed))
-    })
 }

@@ -11,53 +11,27 @@ use std::sync::{Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::bare::{BareDurable, BareLog, Frame};
+use common::bare::{BareDurable, Frame};
 use common::ours::{self, Shape};
+use common::work::Work;
 use common::{Bench, Goal, Line, Outcome, Unit, noise, rate, timed};
-use oncelog::{Acks, DiskId, Flush, Partition, Record, Retention, Store};
+use oncelog::{Acks, DiskId, Flush, Partition, Record, Store};
 
 const REPLICAS: u16 = 3;
-/// Files of a log, the growing one included, before the oldest goes.
-const SEGMENTS_KEPT: u64 = 3;
-
-/// One workload of appends.
-#[derive(Clone, Copy)]
-struct Work {
-    value_bytes: usize,
-    batch: usize,
-    segment_bytes: u64,
-    /// What goes into each replica.
-    bytes_total: u64,
-}
-
 impl Work {
     fn new(bench: &Bench, value_bytes: usize, batch: usize) -> Self {
         Self {
             value_bytes,
             batch,
             segment_bytes: bench.amount(128 << 20, 1 << 20),
+            segments_kept: 3,
             bytes_total: bench.amount(1 << 30, 6 << 20),
         }
     }
 
-    fn frame(&self) -> Frame {
-        Frame::new(self.batch, self.value_bytes)
-    }
-
-    fn appends(&self) -> u64 {
-        self.bytes_total / self.frame().len() as u64
-    }
-
-    fn records(&self) -> u64 {
-        self.appends() * self.batch as u64
-    }
-
     fn ours(&self, bench: &Bench, replicas: u16) -> Outcome<f64> {
-        let shape = Shape {
-            retention: Retention::bytes(self.segment_bytes * (SEGMENTS_KEPT - 1)),
-            replicas,
-            ..Shape::plain(self.segment_bytes)
-        };
+        let shape =
+            Shape { retention: self.retention(), replicas, ..Shape::plain(self.segment_bytes) };
         let store = ours::create(&bench.fresh("ours")?, &shape)?;
         let partition = store.partition(ours::TOPIC, 0)?;
         let value = noise(self.value_bytes);
@@ -79,8 +53,7 @@ impl Work {
         let mut logs = Vec::new();
         for number in 0..REPLICAS {
             let directory = bench.fresh(&format!("bare-{number}"))?;
-            let segment_bytes = usize::try_from(self.segment_bytes)?;
-            logs.push(BareLog::create(&directory, segment_bytes, usize::try_from(SEGMENTS_KEPT)?)?);
+            logs.push(self.bare_log(&directory)?);
         }
         let mut frame = self.frame();
         let figure = timed(self.records(), || {

@@ -18,9 +18,14 @@ pub(crate) mod counting;
 pub(crate) mod handover;
 pub(crate) mod histogram;
 pub(crate) mod ours;
+pub(crate) mod work;
 
 use std::error::Error;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -345,7 +350,7 @@ impl Drop for Directory {
 /// Removes a directory with what is in it, if it is there.
 pub(crate) fn remove(path: &Path) -> Outcome<()> {
     match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
     }
 }
@@ -373,6 +378,35 @@ pub(crate) fn timed(count: u64, work: impl FnOnce() -> Outcome<()>) -> Outcome<f
     let started = Instant::now();
     work()?;
     Ok(rate(count, started.elapsed()))
+}
+
+/// How often a second `work` is done by all threads together.
+pub(crate) fn repeated_by(
+    threads: usize,
+    span: Duration,
+    work: impl Fn(&Arc<AtomicBool>) -> Outcome<()> + Sync,
+) -> Outcome<f64> {
+    let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
+    let run = || {
+        let called = Arc::new(AtomicBool::new(false));
+        while !stop.load(Ordering::Relaxed) {
+            work(&called)?;
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
+        thread::sleep(span / 10);
+        let (before, started) = (count.load(Ordering::Relaxed), Instant::now());
+        thread::sleep(span);
+        let (after, elapsed) = (count.load(Ordering::Relaxed), started.elapsed());
+        stop.store(true, Ordering::Relaxed);
+        let ended: Outcome<()> = handles
+            .into_iter()
+            .try_for_each(|handle| handle.join().map_err(|_| io::Error::other("a thread died"))?);
+        ended.map(|()| rate(after - before, elapsed))
+    })
 }
 
 /// Bytes that do not repeat: a fixed sequence of xorshift.

@@ -8,11 +8,9 @@
 //! A leader waits for company while that pays: until as many are queued as the last round served or
 //! left behind, at most [`GATHER`]. At two threads this makes the rate 1.4 times as high.
 
-use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::thread::Thread;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
@@ -21,6 +19,7 @@ use crate::error::{Error, Written};
 use crate::log::FlushPlan;
 use crate::types::{Acks, DiskId, Flush, LeaderEpoch, Offset};
 
+use super::bed::{Bed, News};
 use super::core::{Core, Ended, State};
 use super::ticket::postpone;
 
@@ -75,7 +74,7 @@ pub(super) struct Sleeper {
 
 impl Sleeper {
     pub(super) fn serve(self) {
-        self.bed.tell(SERVED);
+        self.bed.tell(News::Served);
     }
 }
 
@@ -123,48 +122,6 @@ impl Durable {
     /// Whether nobody sleeps.
     pub(super) fn is_idle(&self) -> bool {
         self.sleepers.is_empty()
-    }
-}
-
-/// Where one thread sleeps; used again for its next sleep.
-#[derive(Debug)]
-struct Bed {
-    thread: Thread,
-    told: AtomicU8,
-}
-
-thread_local! {
-    static BED: RefCell<Arc<Bed>> = RefCell::new(Bed::made());
-}
-
-const NOTHING: u8 = 0;
-const SERVED: u8 = 1;
-const LEAD: u8 = 2;
-const LOOK: u8 = 3;
-
-impl Bed {
-    fn made() -> Arc<Self> {
-        Arc::new(Self { thread: std::thread::current(), told: AtomicU8::new(NOTHING) })
-    }
-
-    /// The calling thread's. Another one, if somebody still holds the last one to tell its news.
-    fn of_this_thread() -> Arc<Self> {
-        let used = BED.try_with(|bed| {
-            let mut bed = bed.borrow_mut();
-            if let Some(bed) = Arc::get_mut(&mut bed) {
-                *bed.told.get_mut() = NOTHING;
-            } else {
-                *bed = Self::made();
-            }
-            Arc::clone(&bed)
-        });
-        // A thread that ends has none left to use again.
-        used.unwrap_or_else(|_| Self::made())
-    }
-
-    fn tell(&self, news: u8) {
-        self.told.store(news, Ordering::Release);
-        self.thread.unpark();
     }
 }
 
@@ -262,23 +219,18 @@ impl Core {
             state.durable.sleepers.push(Sleeper { wait: wait.clone(), bed: Arc::clone(&bed) });
             self.group.sleeping.fetch_add(1, Ordering::AcqRel);
             drop(state);
-            let news = sleep(&bed, started, timeout);
-            if news == SERVED {
+            let mut news = bed.sleep(started, timeout);
+            if news == Some(News::Served) {
                 return Ok(Waited::Acknowledged);
             }
             state = self.state.lock();
-            if news == NOTHING {
+            if news.is_none() {
                 self.forget(&mut state, &bed);
-                match bed.told.load(Ordering::Acquire) {
-                    NOTHING => {
-                        return Err(self.unacknowledged(wait, timeout));
-                    }
-                    // The news came with the end of the time.
-                    news => told_to_lead = news == LEAD,
-                }
-            } else {
-                told_to_lead = news == LEAD;
+                // It may have come with the end of the time.
+                news = bed.news();
             }
+            let news = news.ok_or_else(|| self.unacknowledged(wait, timeout))?;
+            told_to_lead = news == News::Lead;
         }
     }
 
@@ -362,7 +314,7 @@ impl Core {
         let sleepers = std::mem::take(&mut state.durable.sleepers);
         self.group.sleeping.store(0, Ordering::Release);
         for sleeper in sleepers {
-            sleeper.bed.tell(LOOK);
+            sleeper.bed.tell(News::Look);
         }
     }
 
@@ -474,7 +426,7 @@ impl Core {
             sleeper.serve();
         }
         if let Some(next) = next {
-            next.bed.tell(LEAD);
+            next.bed.tell(News::Lead);
         }
     }
 
@@ -492,7 +444,7 @@ impl Core {
             self.group.sleeping.fetch_sub(1, Ordering::AcqRel);
             let chosen = state.durable.sleepers.remove(at);
             // Under the lock: one whose time ends now finds it, and hands the lead on.
-            chosen.bed.told.store(LEAD, Ordering::Release);
+            chosen.bed.leave_word(News::Lead);
             chosen
         })
     }
@@ -502,7 +454,7 @@ impl Core {
         let next = self.choose_leader(&mut state);
         drop(state);
         if let Some(next) = next {
-            next.bed.tell(LEAD);
+            next.bed.tell(News::Lead);
         }
     }
 
@@ -568,21 +520,6 @@ fn is_acknowledged(state: &State, wait: &Wait) -> bool {
         Until::Leader => {
             state.fenced.is_none() && state.progress.leader_acknowledged(state.flush) >= end
         }
-    }
-}
-
-/// Sleeps until there is news, or the time is over.
-fn sleep(bed: &Bed, started: Instant, timeout: Duration) -> u8 {
-    loop {
-        let news = bed.told.load(Ordering::Acquire);
-        if news != NOTHING {
-            return news;
-        }
-        let left = timeout.saturating_sub(started.elapsed());
-        if left.is_zero() {
-            return NOTHING;
-        }
-        std::thread::park_timeout(left);
     }
 }
 

@@ -12,6 +12,7 @@
 //! append is accepted and none is acknowledged, and what was read before can still be read.
 
 mod attention;
+mod bed;
 mod core;
 mod damage;
 mod events;
@@ -28,6 +29,7 @@ mod tend;
 mod ticket;
 
 pub(crate) use attention::Attention;
+pub(crate) use bed::{Bed, News};
 pub(crate) use core::{Core, CoreParts, CoreSettings, Placed, Reign, Waiting};
 pub(crate) use events::EventLog;
 pub use events::{Event, EventKind, Events};

@@ -20,20 +20,19 @@
 //! Invariant: while somebody sleeps, somebody drives or offers, or nothing can be done before a time that the
 //! sleeper knows.
 
-use std::cell::{Cell as ThreadCell, RefCell};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Wake, Waker};
-use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::config::ProducerSettings;
 use crate::error::{Error, ErrorClass, Result, Written};
-use crate::partition::{Postponed, postpone};
+use crate::partition::{Bed, News, Postponed, postpone};
 use crate::record::{Record, RecordSize};
 use crate::storage::Clock;
 use crate::store::{Chore, Chores, does_chores};
@@ -148,64 +147,8 @@ struct Watcher {
     waker: Waker,
 }
 
-/// Where a thread sleeps.
-struct Bed {
-    thread: Thread,
-    told: AtomicU8,
-}
-
-const NOTHING: u8 = 0;
-const SERVED: u8 = 1;
-const DRIVE: u8 = 2;
-
 thread_local! {
-    static CALLING: ThreadCell<bool> = const { ThreadCell::new(false) };
-    static BED: RefCell<Arc<Bed>> = RefCell::new(Bed::made());
-}
-
-impl Bed {
-    fn made() -> Arc<Self> {
-        Arc::new(Self { thread: std::thread::current(), told: AtomicU8::new(NOTHING) })
-    }
-
-    /// The calling thread's; another one if somebody still holds the last one.
-    fn of_this_thread() -> Arc<Self> {
-        let used = BED.try_with(|bed| {
-            let mut bed = bed.borrow_mut();
-            if let Some(bed) = Arc::get_mut(&mut bed) {
-                *bed.told.get_mut() = NOTHING;
-            } else {
-                *bed = Self::made();
-            }
-            Arc::clone(&bed)
-        });
-        // A thread that ends has none left to use again.
-        used.unwrap_or_else(|_| Self::made())
-    }
-
-    /// Leaves word, under the lane's lock: a sleeper whose time is over finds it, or is on the list still.
-    fn tell(&self, news: u8) {
-        self.told.store(news, Ordering::Release);
-    }
-
-    fn news(&self) -> u8 {
-        self.told.load(Ordering::Acquire)
-    }
-
-    fn wake(&self) {
-        self.thread.unpark();
-    }
-
-    fn sleep(&self, span: Duration) {
-        let started = Instant::now();
-        while self.news() == NOTHING {
-            let left = span.saturating_sub(started.elapsed());
-            if left.is_zero() {
-                return;
-            }
-            std::thread::park_timeout(left);
-        }
-    }
+    static CALLING: Cell<bool> = const { Cell::new(false) };
 }
 
 impl<T: Target> State<T> {
@@ -619,14 +562,13 @@ impl<T: Target> Lane<T> {
             let bed = Bed::of_this_thread();
             state.sleepers.push(Sleeper { number, until, bed: Arc::clone(&bed) });
             self.leave(state);
-            bed.sleep(nap);
-            if bed.news() == SERVED {
+            if bed.sleep(Instant::now(), nap) == Some(News::Served) {
                 return true;
             }
             state = self.state.lock();
             match bed.news() {
-                SERVED => return true,
-                DRIVE => told_to_drive = true,
+                Some(News::Served) => return true,
+                Some(News::Lead) => told_to_drive = true,
                 _ => state.sleepers.retain(|other| !Arc::ptr_eq(&other.bed, &bed)),
             }
         }
@@ -668,7 +610,7 @@ impl<T: Target> Lane<T> {
             (served, state.sleepers) = sleepers
                 .into_iter()
                 .partition(|sleeper| state.is_served(sleeper.number, sleeper.until));
-            served.iter().for_each(|sleeper: &Sleeper| sleeper.bed.tell(SERVED));
+            served.iter().for_each(|sleeper: &Sleeper| sleeper.bed.leave_word(News::Served));
             woken = state.watchers.extract_if(.., |one| one.number < ended).collect();
         }
         self.stuck.store(state.window.is_stuck(), Ordering::Relaxed);
@@ -680,7 +622,7 @@ impl<T: Target> Lane<T> {
             if !state.sleepers.is_empty() && (offers || state.window.front_waits()) {
                 state.driven = true;
                 let chosen = state.sleepers.remove(0);
-                chosen.bed.tell(DRIVE);
+                chosen.bed.leave_word(News::Lead);
                 next = Some(chosen);
             } else {
                 let mut due = None;
