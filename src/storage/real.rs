@@ -159,21 +159,40 @@ fn open_regular(mut options: fs::OpenOptions, path: &Path) -> io::Result<fs::Fil
     Ok(file)
 }
 
-/// Makes a directory and those that it is in, each durable in the one above: a store is no safer
-/// than the name of its directory.
+/// Makes a directory, and those above it that are missing. Each is durable before the next is made, so that of what a crash
+/// leaves only the last can be in doubt; whoever finds that one missing its successor, or empty, makes it durable.
 fn create_directories(path: &Path) -> io::Result<()> {
-    let missing: Vec<&Path> = path
-        .ancestors()
-        .take_while(|ancestor| !ancestor.as_os_str().is_empty() && !ancestor.exists())
-        .collect();
-    fs::create_dir_all(path)?;
-    for made in missing.iter().rev() {
-        match made.parent() {
-            Some(above) if !above.as_os_str().is_empty() => sync_directory(above)?,
-            _ => sync_directory(Path::new("."))?,
+    let named = || path.ancestors().take_while(|ancestor| !ancestor.as_os_str().is_empty());
+    let missing: Vec<&Path> = named().take_while(|ancestor| !ancestor.exists()).collect();
+    if missing.is_empty() && fs::read_dir(path)?.next().is_some() {
+        return Ok(());
+    }
+    if let Some(last) = named().nth(missing.len()) {
+        use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
+        match sync_directory_of(last).map_err(|error| error.kind()) {
+            // Where it cannot be done, nobody has made the last one just now.
+            Err(PermissionDenied | ReadOnlyFilesystem | InvalidInput | Unsupported) | Ok(()) => {}
+            Err(kind) => return Err(kind.into()),
         }
     }
+    for made in missing.into_iter().rev() {
+        match fs::create_dir(made) {
+            // Somebody else was quicker, or it is `..`.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && made.is_dir() => {}
+            outcome => outcome?,
+        }
+        sync_directory_of(made)?;
+    }
     Ok(())
+}
+
+/// Has the name of a directory on stable storage.
+fn sync_directory_of(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(above) if !above.as_os_str().is_empty() => sync_directory(above),
+        Some(_) => sync_directory(Path::new(".")),
+        None => Ok(()),
+    }
 }
 
 fn sync_directory(path: &Path) -> io::Result<()> {
