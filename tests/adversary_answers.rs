@@ -8,10 +8,10 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use oncelog::simulation::{Fault, Hang, SimDisk};
+use oncelog::simulation::{Clock, Fault, Hang, SimDisk};
 use oncelog::{
-    Acks, DiskId, Error, ErrorClass, Offset, Record, Store, TopicConfig, TransactionOutcome,
-    Written,
+    Acks, Consumer, DiskId, Error, ErrorClass, Offset, Record, StartAt, Store, Timestamp,
+    TopicConfig, TransactionOutcome, Written,
 };
 
 use common::{Hanging, LONG};
@@ -176,4 +176,68 @@ fn a_holder_that_lost_its_name_is_told_so_by_next_sequence() {
     let told = first.next_sequence("t", 0);
     assert!(matches!(told, Err(Error::ProducerFenced { .. })), "{told:?}");
     assert_eq!(second.next_sequence("t", 0).unwrap(), 1);
+}
+
+/// A store without threads, so that nothing is flushed which nobody waits for.
+fn open_still(disk: &SimDisk) -> Store {
+    let builder = Store::builder().clock(Clock::manual(Timestamp(1_000_000)));
+    builder.simulated_disk(disk.clone()).open().unwrap()
+}
+
+/// With all handles still there.
+fn lose_power<T>(disk: &SimDisk, handles: T) {
+    disk.kill();
+    drop(handles);
+    disk.power_loss();
+}
+
+/// It counted records that no disk had yet: a source that let go of what lies before had lost them.
+#[test]
+fn where_a_source_is_to_go_on_no_power_loss_takes_back() {
+    let disk = SimDisk::new(1);
+    let store = open_still(&disk);
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    let first = store.producer().name("meter").build().unwrap();
+    let sent = first.send(Record::to("t").value("21.5")).unwrap();
+    let second = store.producer().name("meter").build().unwrap();
+    assert_eq!(second.next_sequence("t", 0).unwrap(), 1);
+    lose_power(&disk, (sent, first, second, store));
+    let store = open_still(&disk);
+    let third = store.producer().name("meter").build().unwrap();
+    assert_eq!(third.next_sequence("t", 0).unwrap(), 1);
+}
+
+fn reader(store: &Store) -> Consumer {
+    let mut reader = store.consumer().group("g").start(StartAt::Earliest).build().unwrap();
+    reader.assign(&[("t", 0)]).unwrap();
+    reader
+}
+
+fn committed(reader: &Consumer) -> Option<Offset> {
+    reader.committed(&[("t", 0)]).unwrap().into_values().next().map(|held| held.offset)
+}
+
+/// Of a commit that nobody had waited for, the next consumer was told, and its own, which had nothing to add, was `Ok`: the
+/// records came again after a power loss, or from another leader.
+#[test]
+fn what_is_told_of_commits_no_power_loss_takes_back() {
+    for commits in [true, false] {
+        let disk = SimDisk::new(1);
+        let store = open_still(&disk);
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        store.partition("t", 0).unwrap().append(&[Record::new("x")], Acks::All).unwrap();
+        let mut first = reader(&store);
+        assert_eq!(first.poll(Duration::ZERO).unwrap().count(), 1);
+        first.commit_async(|_| ()).unwrap();
+        let mut second = reader(&store);
+        assert_eq!(second.poll(Duration::ZERO).unwrap().count(), 0, "it goes on behind that");
+        if commits {
+            second.commit().unwrap();
+        } else {
+            assert_eq!(committed(&second), Some(Offset(1)));
+        }
+        lose_power(&disk, (first, second, store));
+        let store = open_still(&disk);
+        assert_eq!(committed(&reader(&store)), Some(Offset(1)), "commits: {commits}");
+    }
 }

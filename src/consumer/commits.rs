@@ -265,7 +265,7 @@ impl Consumer {
     }
 
     /// What its group has committed for these partitions; those for which it has not are left out. Waits while a
-    /// transaction is about to change it.
+    /// transaction is about to change it, and until what is in the log is acknowledged.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] without a group; [`Error::UnknownTopicOrPartition`]; [`Error::TimedOut`].

@@ -32,7 +32,9 @@ use crate::error::{Error, Result};
 use crate::log::{Part, Records};
 use crate::protocol::group::assignment::Assignor;
 use crate::protocol::group::membership::Subscription;
-use crate::store::{Change, CommittedOffset, ConsumerGroupMetadata, JoinGroup, Membership, Store};
+use crate::store::{
+    Change, CommittedOffset, ConsumerGroupMetadata, Held, JoinGroup, Membership, Store,
+};
 use crate::types::{Offset, TopicPartition};
 
 pub use builder::ConsumerBuilder;
@@ -570,10 +572,11 @@ impl Consumer {
         for (key, committed) in keys.into_iter().zip(committed) {
             let slot = self.slots.get_mut(&key).expect("what is starting is assigned");
             match committed {
-                Some(held) => {
-                    slot.committed = Some(held.offset);
+                Some(Held { committed, acknowledged }) => {
+                    // One that may still be lost is committed anew.
+                    slot.committed = acknowledged.then_some(committed.offset);
                     slot.asked = slot.committed;
-                    slot.seek(held.offset, held.leader_epoch);
+                    slot.seek(committed.offset, committed.leader_epoch);
                 }
                 // One that cannot begin says so when it is its turn, and the others go on.
                 None => {

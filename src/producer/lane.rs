@@ -126,6 +126,8 @@ struct State<T: Target> {
     called: bool,
     /// How many records the last round ended or left behind.
     company: u32,
+    /// What the log had of the producer when the lane was made is acknowledged.
+    begins_safely: bool,
     /// When the lane is next among the chores.
     timer: Option<Duration>,
     /// How many records had ended when those that gather were last left to their senders.
@@ -218,6 +220,7 @@ impl<T: Target> Lane<T> {
                 told: 0,
                 called: false,
                 company: 0,
+                begins_safely: false,
                 timer: None,
                 left_at: None,
                 singles: 0,
@@ -803,23 +806,31 @@ impl<T: Target> Lane<T> {
         self.this.upgrade().expect("a lane that is used is held")
     }
 
-    /// The sequence of the next record that will be sent; asks the log where to go on if a record failed.
+    /// The sequence of the next record that will be sent. Where the lane goes on, at its beginning and after a record failed,
+    /// the log says; nobody is told before that is acknowledged, for whoever is told lets go of what lies before.
     ///
     /// # Errors
     /// What the log answers; [`Error::TimedOut`] as long as older records are under way behind one that failed.
     pub(super) fn next_sequence(&self) -> Result<u64> {
-        let mut state = self.state.lock();
-        if let Some(next) = state.window.next_sequence() {
-            return Ok(next);
+        loop {
+            let state = self.state.lock();
+            let next = state.window.next_sequence();
+            if next.is_none() && !state.window.is_idle() {
+                let what = format!("{}: ending the records behind one that failed", self.name);
+                return Err(Error::late(what, Duration::ZERO));
+            }
+            if let Some(next) = next.filter(|_| state.begins_safely) {
+                return Ok(next);
+            }
+            drop(state);
+            let next = self.target.settled_sequence(self.common.settings.acks)?;
+            let mut state = self.state.lock();
+            state.begins_safely = true;
+            let is_fresh = state.window.sent() == 0;
+            if state.window.is_idle() && (is_fresh || state.window.next_sequence().is_none()) {
+                state.window.mend(next);
+            }
         }
-        if !state.window.is_idle() {
-            let what = format!("{}: ending the records behind one that failed", self.name);
-            let timeout = Duration::ZERO;
-            return Err(Error::late(what, timeout));
-        }
-        let next = self.target.next_sequence()?;
-        state.window.mend(next);
-        Ok(next)
     }
 }
 

@@ -227,7 +227,8 @@ impl Producer {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] for a producer without a name; [`Error::UnknownTopicOrPartition`];
-    /// [`Error::ProducerFenced`]; [`Error::TimedOut`] while records behind one that failed are under way: flush first.
+    /// [`Error::ProducerFenced`]; [`Error::TimedOut`] while records behind one that failed are under way: flush first; and if what
+    /// was sent before is not acknowledged in time.
     ///
     /// # Examples
     /// ```

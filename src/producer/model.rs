@@ -229,6 +229,11 @@ impl Target for Fake {
         let log = self.0.lock();
         Ok(log.states.producer(ID).map_or(0, |producer| producer.next_sequence))
     }
+
+    /// Time stands still: what has not come does not come.
+    fn settled_sequence(&self, _acks: Acks) -> Result<u64> {
+        self.next_sequence()
+    }
 }
 
 impl Pending for Ack {

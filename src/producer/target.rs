@@ -38,8 +38,11 @@ pub(super) trait Target: Send + Sync + 'static {
     /// Whether the log stamps the records, whatever time they bring.
     fn stamps_records(&self) -> bool;
 
-    /// Where the producer of that author goes on, by what the log remembers.
+    /// Where the producer goes on, by what the log remembers.
     fn next_sequence(&self) -> Result<u64>;
+
+    /// As [`Target::next_sequence`], once what that counts is acknowledged. Waits.
+    fn settled_sequence(&self, acks: Acks) -> Result<u64>;
 }
 
 /// An acknowledgement that is still to come.
@@ -104,6 +107,15 @@ impl Target for LogTarget {
         let Some(holder) = &self.holder else { return Ok(0) };
         let _reigns = holder.reigns()?;
         let known = self.partition.producer(holder.id);
+        Ok(known.map_or(0, |producer| producer.next_sequence))
+    }
+
+    fn settled_sequence(&self, acks: Acks) -> Result<u64> {
+        let Some(holder) = &self.holder else { return Ok(0) };
+        // Whoever is to acknowledge may want the name.
+        drop(holder.reigns()?);
+        let known = self.partition.settled_producer(holder.id, acks)?;
+        drop(holder.reigns()?);
         Ok(known.map_or(0, |producer| producer.next_sequence))
     }
 }

@@ -2,12 +2,13 @@
 //! longer than the application must not be the one that closes the store.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::partition::{Appended, Author, Core, Placed, Ticket};
+use crate::partition::{Appended, Author, Core, Placed, Ticket, Wait};
 use crate::protocol::producer_state::states::ProducerView;
 use crate::record::Record;
-use crate::types::{Acks, ProducerId, TimestampType};
+use crate::types::{Acks, Offset, ProducerId, TimestampType};
 
 use super::Shared;
 
@@ -70,9 +71,43 @@ impl Appender {
     pub(crate) fn producer(&self, id: ProducerId) -> Option<ProducerView> {
         self.core.producer(id)
     }
+
+    /// As [`Appender::producer`], once all that is known of it is acknowledged: until then, another leader may lack it.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`]; others as for an append.
+    pub(crate) fn settled_producer(
+        &self,
+        id: ProducerId,
+        acks: Acks,
+    ) -> Result<Option<ProducerView>> {
+        let timeout = self.shared.patience();
+        loop {
+            let reign = self.core.leader_epoch();
+            let known = self.core.producer(id);
+            let Some(end) = known.and_then(|producer| producer.end) else { return Ok(known) };
+            let wait = Wait::new(Offset(end.0 - 1)..end, acks, reign);
+            match self.core.wait_settled(&wait, timeout, &|| self.shared.settle_one(&self.core)) {
+                Ok(()) => return Ok(known),
+                // Its last records are not in the log of the next leader.
+                Err(Error::NoLeader { .. }) if self.core.leader_epoch() != reign => {}
+                Err(Error::TimedOut { .. }) => {
+                    let what = format!("{}: acknowledging what was sent", self.core.partition());
+                    return Err(Error::late(what, timeout));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
 }
 
 impl Shared {
+    /// How long an acknowledgement of what is in a log is waited for. Without threads, nobody is at work meanwhile.
+    pub(super) fn patience(&self) -> Duration {
+        let timeout = self.options.append_timeout;
+        if self.options.background { timeout } else { timeout.min(Duration::from_millis(1)) }
+    }
+
     /// Appends a batch whose author is likely to wait for it at once.
     #[inline(always)]
     pub(super) fn offer(

@@ -197,10 +197,7 @@ impl InternalTopic {
             let last = Offset(end.0 - 1);
             let wait = Wait::new(last..end, Acks::All, self.core.leader_epoch());
             let core = &self.core;
-            // Without threads, nobody is at work meanwhile.
-            let threads = shared.options.background;
-            let timeout = if threads { core.append_timeout() } else { Duration::from_millis(1) };
-            core.wait_settled(&wait, timeout, &|| shared.settle_one(core))?;
+            core.wait_settled(&wait, shared.patience(), &|| shared.settle_one(core))?;
         }
         self.log_bytes = 0;
         let mut offset = self.core.log_start();

@@ -56,7 +56,7 @@ pub(crate) use appender::{Appender, Offered};
 pub use backup::BackupReport;
 pub use builder::StoreBuilder;
 pub(crate) use chores::{Chore, Chores, does_chores};
-pub(crate) use groups::{Change, Groups, JoinGroup, Membership};
+pub(crate) use groups::{Change, Groups, Held, JoinGroup, Membership};
 pub use groups::{
     CommittedOffset, ConsumerGroupMetadata, GroupDescription, GroupMember, GroupOffset, GroupPhase,
     ResetTo,

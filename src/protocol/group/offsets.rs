@@ -140,13 +140,14 @@ impl OffsetTable {
         }
     }
 
-    /// What the group has committed for the partition; an unknown group has committed nothing (GRP-07).
+    /// What the group has committed for the partition, and where its record stands; an unknown group has committed nothing
+    /// (GRP-07).
     pub(crate) fn committed(
         &self,
         group: &str,
         partition: PartitionId,
-    ) -> Option<&CommittedOffset> {
-        self.groups.get(group)?.committed.get(&partition).map(|held| &held.value)
+    ) -> Option<(Offset, &CommittedOffset)> {
+        self.groups.get(group)?.committed.get(&partition).map(|held| (held.at, &held.value))
     }
 
     /// As [`OffsetTable::committed`], for one who must not read what a transaction is about to move past.
@@ -157,7 +158,7 @@ impl OffsetTable {
         &self,
         group: &str,
         partition: PartitionId,
-    ) -> Result<Option<&CommittedOffset>, Unstable> {
+    ) -> Result<Option<(Offset, &CommittedOffset)>, Unstable> {
         let pending = self.groups.get(group).is_some_and(|group| group.is_pending(partition));
         if pending { Err(Unstable) } else { Ok(self.committed(group, partition)) }
     }
@@ -317,7 +318,7 @@ mod tests {
         }
 
         fn read(&self, partition: PartitionId) -> Option<u64> {
-            self.0.committed("g", partition).map(|committed| committed.offset.0)
+            self.0.committed("g", partition).map(|(_, committed)| committed.offset.0)
         }
     }
 
@@ -494,7 +495,7 @@ mod tests {
             };
             for partition in [PEAR, PLUM] {
                 let last = counting(partition).next_back().and_then(|(_, value)| value);
-                let read = table.committed("g", partition).map(|held| held.offset.0);
+                let read = table.committed("g", partition).map(|(_, held)| held.offset.0);
                 prop_assert_eq!(read, last, "GRP-22, GRP-28");
             }
             // Below the last stable offset, compaction keeps the last record of a key that counts.
@@ -509,7 +510,7 @@ mod tests {
             let compacted: Vec<_> = log.iter().filter(kept).cloned().collect();
             let again = replay(&compacted);
             for partition in [PEAR, PLUM] {
-                let read = |table: &OffsetTable| table.committed_stable("g", partition).map(|held| held.cloned());
+                let read = |table: &OffsetTable| table.committed_stable("g", partition).map(|held| held.map(|(at, held)| (at, held.clone())));
                 prop_assert_eq!(read(&again), read(&table), "INV-11, GRP-28");
             }
         }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::types::{LeaderEpoch, Offset, Outcome, ProducerEpoch, ProducerId, Timestamp};
 
 use super::batch::{BatchFacts, Content, Proposal};
-use super::entry::{self, Entry};
+use super::entry::{self, Entry, Remembered};
 use super::recency::Producers;
 use super::transactions::{EndedTransaction, OpenTransaction, Transactions};
 use super::verdict::{Refusal, TransactionFault, Verdict};
@@ -38,6 +38,8 @@ pub(crate) struct ProducerView {
     pub(crate) epoch: ProducerEpoch,
     /// Where a producer whose numbering continues goes on.
     pub(crate) next_sequence: u64,
+    /// End of its last batch, if one is remembered.
+    pub(crate) end: Option<Offset>,
     pub(crate) open_since: Option<Offset>,
     pub(crate) appended_at: Timestamp,
 }
@@ -86,6 +88,7 @@ impl ProducerStates {
         self.producers.get(id).map(|entry| ProducerView {
             epoch: entry.epoch,
             next_sequence: entry.next,
+            end: entry.batches().last().map(Remembered::end_offset),
             open_since: entry.open,
             appended_at: entry.appended_at,
         })

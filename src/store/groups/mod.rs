@@ -82,6 +82,14 @@ pub struct CommittedOffset {
     pub metadata: String,
 }
 
+/// What a group has committed for a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) committed: CommittedOffset,
+    /// No other leader lacks it.
+    pub(crate) acknowledged: bool,
+}
+
 impl From<Offset> for CommittedOffset {
     fn from(offset: Offset) -> Self {
         Self { offset, leader_epoch: None, metadata: String::new() }
@@ -345,8 +353,8 @@ impl Store {
         shared.groups()?.commit(shared, None, metadata, &offsets).map(Some)
     }
 
-    /// As [`Store::committed_offsets`], without waiting. `None`: a transaction is about to change it, and has `waker`
-    /// woken when it has.
+    /// As [`Store::committed_offsets`], without waiting; with whether each is acknowledged. `None`: a transaction is about to
+    /// change it, and has `waker` woken when it has.
     ///
     /// # Errors
     /// [`Error::UnknownTopicOrPartition`]; what reading the table runs into.
@@ -355,15 +363,15 @@ impl Store {
         group: &str,
         partitions: &[TopicPartition],
         waker: &Waker,
-    ) -> Result<Option<Vec<Option<CommittedOffset>>>> {
+    ) -> Result<Option<Vec<Option<Held>>>> {
         let shared = self.shared();
         let ids: Result<Vec<_>> =
             partitions.iter().map(|partition| shared.partition_id(partition)).collect();
-        let found = shared.groups()?.offsets.committed_now(shared, group, &ids?, waker)?;
-        Ok(found.map(|found| found.into_iter().map(|held| held.map(shown)).collect()))
+        shared.groups()?.offsets.committed_now(shared, group, &ids?, waker)
     }
 
-    /// What the group has committed, in the order of `partitions`. Waits while a transaction is about to change it.
+    /// What the group has committed, in the order of `partitions`. Waits while a transaction is about to change it, and
+    /// for what is not acknowledged.
     ///
     /// # Errors
     /// [`Error::TimedOut`], [`Error::UnknownTopicOrPartition`].

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::error::{Error, Result, Written};
-use crate::partition::{Author, Core, EventKind, Placed, Ticket, Waiting, postpone, wake_all};
+use crate::partition::{
+    Author, Core, EventKind, Placed, Ticket, Wait, Waiting, postpone, wake_all,
+};
 use crate::protocol::group::assignment::PartitionId;
 use crate::protocol::group::offsets::{OffsetTable, RecordPlace};
 use crate::protocol::group::records::{CommittedOffset, GroupRecord};
@@ -20,7 +22,7 @@ use crate::store::Shared;
 use crate::store::internal_topic::{Entry, InternalTopic, Live, Rewritten};
 use crate::types::{Acks, LeaderEpoch, Offset, Outcome, ProducerSequence, TopicPartition};
 
-use super::GROUP_TOPIC;
+use super::{GROUP_TOPIC, Held, shown};
 
 /// Records in one batch, about: far below what a batch may have.
 const BATCH_BYTES: usize = 1 << 20;
@@ -185,10 +187,11 @@ impl Offsets {
         Ok(placed)
     }
 
-    /// What the group has committed. Waits while a transaction is about to change it (GRP-21).
+    /// What the group has committed. Waits while a transaction is about to change it (GRP-21), and until a commit that is in
+    /// the log is acknowledged: what another leader could lack is told to nobody.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] when it is open for longer than `wait`.
+    /// [`Error::TimedOut`] when that takes longer than `wait`.
     pub(super) fn committed(
         &self,
         shared: &Shared,
@@ -200,7 +203,15 @@ impl Offsets {
         let mut table = self.lock(shared)?;
         loop {
             if let Some(found) = table.stable(group, partitions) {
-                return Ok(found);
+                let Some(last) = self.last_unsafe(&found) else {
+                    return Ok(found.into_iter().map(|held| held.map(|(_, held)| held)).collect());
+                };
+                let reign = self.core.leader_epoch();
+                drop(table);
+                let left = deadline.map_or(wait, |at| at.saturating_duration_since(Instant::now()));
+                self.wait_for(shared, last, reign, left)?;
+                table = self.lock(shared)?;
+                continue;
             }
             shared.check_open()?;
             let late = !shared.options.background
@@ -220,20 +231,50 @@ impl Offsets {
         }
     }
 
-    /// As [`Offsets::committed`]; instead of waiting, has `waker` woken when something was decided.
+    /// As [`Offsets::committed`]; instead of waiting for a transaction, has `waker` woken when something was decided; instead of
+    /// waiting for an acknowledgement, tells whether each is acknowledged.
     pub(super) fn committed_now(
         &self,
         shared: &Shared,
         group: &str,
         partitions: &[PartitionId],
         waker: &Waker,
-    ) -> Result<Option<Vec<Option<CommittedOffset>>>> {
+    ) -> Result<Option<Vec<Option<Held>>>> {
         let mut table = self.lock(shared)?;
-        let found = table.stable(group, partitions);
-        if found.is_none() && !table.wakers.iter().any(|known| known.will_wake(waker)) {
-            table.wakers.push(waker.clone());
+        let Some(found) = table.stable(group, partitions) else {
+            if !table.wakers.iter().any(|known| known.will_wake(waker)) {
+                table.wakers.push(waker.clone());
+            }
+            return Ok(None);
+        };
+        let safe = self.core.high_watermark();
+        let held = |(at, committed)| Held { committed: shown(committed), acknowledged: at < safe };
+        Ok(Some(found.into_iter().map(|found| found.map(held)).collect()))
+    }
+
+    /// Which of the records that were found is the last that is not acknowledged.
+    fn last_unsafe(&self, found: &[Option<(Offset, CommittedOffset)>]) -> Option<Offset> {
+        let safe = self.core.high_watermark();
+        found.iter().flatten().map(|(at, _)| *at).filter(|at| *at >= safe).max()
+    }
+
+    /// Waits until the record at `last` is acknowledged, or is not in the log of another leader.
+    fn wait_for(
+        &self,
+        shared: &Shared,
+        last: Offset,
+        reign: LeaderEpoch,
+        wait: Duration,
+    ) -> Result<()> {
+        shared.check_open()?;
+        // Without threads, nobody is at work meanwhile.
+        let wait =
+            if shared.options.background { wait } else { wait.min(Duration::from_millis(1)) };
+        let acknowledged = Wait::new(last..last.next(), Acks::All, reign);
+        match self.core.wait_settled(&acknowledged, wait, &|| shared.settle_one(&self.core)) {
+            Err(Error::NoLeader { .. }) if self.core.leader_epoch() != reign => Ok(()),
+            outcome => outcome,
         }
-        Ok(found)
     }
 
     /// Another leader may lack what was pending, and get no marker for it: who waits looks again.
@@ -301,15 +342,15 @@ impl Table {
         Ok(placed)
     }
 
-    /// What is committed; `None` while any of it is about to change.
+    /// What is committed, and where its records stand; `None` while any of it is about to change.
     fn stable(
         &self,
         group: &str,
         partitions: &[PartitionId],
-    ) -> Option<Vec<Option<CommittedOffset>>> {
-        let found = partitions.iter().map(|at| {
-            let held = self.offsets.committed_stable(group, *at).ok()?;
-            Some(held.cloned())
+    ) -> Option<Vec<Option<(Offset, CommittedOffset)>>> {
+        let found = partitions.iter().map(|partition| {
+            let held = self.offsets.committed_stable(group, *partition).ok()?;
+            Some(held.map(|(at, held)| (at, held.clone())))
         });
         found.collect()
     }
@@ -442,6 +483,7 @@ mod tests {
         store.stop_disk(groups.offsets.core.leader().unwrap()).unwrap();
         store.run_background();
         assert!(woken.0.load(Ordering::Relaxed));
-        assert_eq!(ask(), Some(vec![Some(Offset(0).into())]));
+        let held = Held { committed: Offset(0).into(), acknowledged: true };
+        assert_eq!(ask(), Some(vec![Some(held)]));
     }
 }
