@@ -241,3 +241,22 @@ fn what_is_told_of_commits_no_power_loss_takes_back() {
         assert_eq!(committed(&reader(&store)), Some(Offset(1)), "commits: {commits}");
     }
 }
+
+/// The second, which had nothing to add to the first, was told `Ok`, though the first had failed.
+#[test]
+fn a_commit_that_adds_nothing_to_one_that_failed_has_failed_as_well() {
+    let disk = SimDisk::new(1);
+    let store = open_still(&disk);
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    store.partition("t", 0).unwrap().append(&[Record::new("x")], Acks::All).unwrap();
+    let mut reader = reader(&store);
+    assert_eq!(reader.poll(Duration::ZERO).unwrap().count(), 1);
+    let (tell, told) = channel();
+    for _ in 0..2 {
+        let tell = tell.clone();
+        reader.commit_async(move |outcome| tell.send(outcome.is_ok()).unwrap()).unwrap();
+    }
+    disk.fail_from(1, Fault::Eio);
+    drop(reader);
+    assert_eq!(told.try_iter().collect::<Vec<_>>(), [false, false]);
+}

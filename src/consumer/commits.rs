@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
@@ -31,8 +31,8 @@ pub(super) struct Commits {
     pending: Mutex<VecDeque<(Option<Ticket>, Committed)>>,
     /// Held by whoever tells; he may be told to let go of the consumer meanwhile.
     telling: ReentrantMutex<()>,
-    /// One has failed since this was asked last.
-    failed: AtomicBool,
+    /// How the last one failed that did, since this was asked last.
+    failed: Mutex<Option<Error>>,
 }
 
 impl std::fmt::Debug for Commits {
@@ -44,12 +44,12 @@ impl std::fmt::Debug for Commits {
 impl Commits {
     pub(super) fn new(chores: Arc<Chores>) -> Arc<Self> {
         let (pending, telling) = (Mutex::default(), ReentrantMutex::default());
-        Arc::new(Self { chores, pending, telling, failed: AtomicBool::new(false) })
+        Arc::new(Self { chores, pending, telling, failed: Mutex::default() })
     }
 
     /// Whether one has failed since the last call.
     pub(super) fn take_failed(&self) -> bool {
-        self.failed.swap(false, Ordering::AcqRel)
+        self.failed.lock().take().is_some()
     }
 
     /// Has `done` told how the commit of `ticket` ends; now, if that is known and it is its turn.
@@ -81,7 +81,8 @@ impl Commits {
         loop {
             let Some((ticket, done)) = self.pending.lock().pop_front() else { return };
             let outcome = match (ticket, left) {
-                (None, _) => Ok(()),
+                // There was nothing to add to those before it.
+                (None, _) => self.failed.lock().clone().map_or(Ok(()), Err),
                 (Some(ticket), Some(left)) => ticket.wait(left()).map(drop),
                 (Some(mut ticket), None) => {
                     match Pin::new(&mut ticket).poll(&mut Context::from_waker(&waker)) {
@@ -93,8 +94,8 @@ impl Commits {
                     }
                 }
             };
-            if outcome.is_err() {
-                self.failed.store(true, Ordering::Release);
+            if let Err(error) = &outcome {
+                *self.failed.lock() = Some(error.clone());
             }
             // The hook has reported a panic; there is nobody else to tell.
             let _ = catch_unwind(AssertUnwindSafe(|| done(outcome)));
