@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use oncelog::simulation::{Clock, Fault, Hang, SimDisk};
 use oncelog::{
-    Acks, Consumer, DiskId, Error, ErrorClass, Offset, Record, StartAt, Store, Timestamp,
+    Acks, Consumer, DiskId, Error, ErrorClass, Flush, Offset, Record, StartAt, Store, Timestamp,
     TopicConfig, TransactionOutcome, Written,
 };
 
@@ -259,4 +259,18 @@ fn a_commit_that_adds_nothing_to_one_that_failed_has_failed_as_well() {
     disk.fail_from(1, Fault::Eio);
     drop(reader);
     assert_eq!(told.try_iter().collect::<Vec<_>>(), [false, false]);
+}
+
+/// The second was `Ok`, and the records were gone.
+#[test]
+fn whoever_closes_a_store_that_could_not_be_flushed_is_told_so() {
+    let disk = SimDisk::new(1);
+    let store = open_still(&disk);
+    store.create_topic("t", TopicConfig::new().flush(Flush::Os)).unwrap();
+    store.partition("t", 0).unwrap().append(&[Record::new("x")], Acks::All).unwrap();
+    disk.fail_from(1, Fault::Eio);
+    for _ in 0..2 {
+        let told = store.close(LONG).unwrap_err();
+        assert!(matches!(told, Error::DiskOffline { .. }), "{told:?}");
+    }
 }

@@ -38,16 +38,16 @@ impl Drop for IsOwn {
     }
 }
 
-/// Whether the store has been closed, for those who find that somebody else is about it.
+/// How the store was closed, for those who find that somebody else is about it.
 #[derive(Debug, Default)]
 pub(super) struct Closing {
-    is_done: Mutex<bool>,
+    outcome: Mutex<Option<Result<()>>>,
     bell: Condvar,
 }
 
 impl Closing {
-    fn done(&self) {
-        *self.is_done.lock() = true;
+    fn done(&self, outcome: &Result<()>) {
+        self.outcome.lock().get_or_insert_with(|| outcome.clone());
         self.bell.notify_all();
     }
 
@@ -55,12 +55,9 @@ impl Closing {
         if IS_OWN.get() {
             return Ok(());
         }
-        let mut is_done = self.is_done.lock();
-        self.bell.wait_while_for(&mut is_done, |is_done| !*is_done, timeout);
-        if *is_done {
-            return Ok(());
-        }
-        Err(Error::late("closing the store", timeout))
+        let mut outcome = self.outcome.lock();
+        self.bell.wait_while_for(&mut outcome, |outcome| outcome.is_none(), timeout);
+        outcome.clone().unwrap_or_else(|| Err(Error::late("closing the store", timeout)))
     }
 }
 
@@ -77,7 +74,7 @@ impl Shared {
         let _closes = IsOwn::mark();
         let outcome = self.close_first(timeout);
         if !matches!(outcome, Err(Error::TimedOut { .. })) {
-            self.closing.done();
+            self.closing.done(&outcome);
         }
         outcome
     }
@@ -95,7 +92,7 @@ impl Shared {
                 let shared = Arc::clone(self);
                 workers.finish(timeout, move || {
                     let outcome = shared.close_all();
-                    shared.closing.done();
+                    shared.closing.done(&outcome);
                     outcome
                 })?
             }

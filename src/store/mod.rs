@@ -214,7 +214,8 @@ impl Store {
     }
 
     /// Flushes everything, writes down how far each log reaches, and lets go of the directory. Every
-    /// handle is closed with it. A second call waits until the first is done, unless it is made in a callback.
+    /// handle is closed with it. A second call waits until the first is done, and is told the same, unless it is made in a
+    /// callback.
     ///
     /// # Errors
     /// [`Error::TimedOut`] when the disk does not answer in time; whatever a flush ran into. The store
