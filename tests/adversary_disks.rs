@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use oncelog::simulation::{Clock, Fault, SimDisk, SyncFault};
@@ -719,4 +720,37 @@ fn tell_story(seed: u64) {
 fn random_stories_of_moved_partitions_and_replaced_disks_lose_nothing_and_repeat_nothing() {
     let (first, count) = (setting("ONCELOG_SEED", 1), setting("ONCELOG_STORIES", 50));
     (first..first + count).for_each(tell_story);
+}
+
+/// A leader that had records of its own failed. When its follower came back, the watermark was counted without either, those
+/// records were acknowledged, and the follower, which may lead and lacked them, did.
+#[test]
+fn what_a_leader_had_alone_is_not_acknowledged_once_it_has_failed() {
+    let (disks, clock) = (disks(5), clock());
+    let store = open(&disks, &clock).unwrap();
+    store.create_topic("t", small(2)).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    append(&partition, 1);
+    let leader = partition.leader().unwrap();
+    let follower = partition.replicas().into_iter().find(|disk| *disk != leader).unwrap();
+    let others: Vec<_> = (0..5).map(DiskId).filter(|d| *d != leader && *d != follower).collect();
+    // Too few are left to write down that the follower is gone.
+    for disk in [others[0], others[1], follower] {
+        store.stop_disk(disk).unwrap();
+    }
+    let (tell, told) = channel();
+    let alone = partition.append_nowait(&[Record::new("alone")], Acks::All).unwrap();
+    alone.on_complete(move |outcome| tell.send(outcome.is_ok()).unwrap());
+    quiet(&store, &clock);
+    store.stop_disk(leader).unwrap();
+    for disk in [others[0], others[1]] {
+        store.start_disk(disk).unwrap();
+        quiet(&store, &clock);
+    }
+    store.start_disk(follower).unwrap();
+    quiet(&store, &clock);
+    store.start_disk(leader).unwrap();
+    quiet(&store, &clock);
+    let found = read_all(&partition).len();
+    assert!(!told.recv().unwrap() || found == 2, "it was acknowledged");
 }

@@ -383,6 +383,7 @@ impl Users {
             for record in &records {
                 let place = (record.topic().to_string(), record.partition());
                 let (at, value) = (record.offset().0, text_of(record.value()));
+                world.note(|| format!("read: {place:?} {at} {value}"));
                 world.heard(|ledger| {
                     ledger.keep(&place, at, &value);
                     let known = ledger.delivered.entry(place.clone()).or_default();
@@ -809,6 +810,15 @@ impl World {
                         })
                     })
                     .collect();
+                if self.trace {
+                    scope.spawn(|| {
+                        let mut events = store.events();
+                        while !self.done.load(Ordering::Acquire) && !self.ledger.is_poisoned() {
+                            events.by_ref().for_each(|event| eprintln!("event: {event}"));
+                            thread::sleep(Duration::from_millis(1));
+                        }
+                    });
+                }
                 let span = 200 + random.below(1200);
                 thread::sleep(Duration::from_millis(span));
                 if random.one_in(2) {

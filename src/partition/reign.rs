@@ -219,7 +219,10 @@ impl Core {
                     proposal.isr.iter().copied().filter(|disk| *disk != leader).collect();
                 state.progress.on_isr(&followers, flush);
             }
-            (None, _) => state.leader = None,
+            (None, _) => {
+                state.leader = None;
+                state.progress.on_leaderless();
+            }
             _ => {}
         }
         if state.progress.proposal().is_some() {
@@ -388,7 +391,14 @@ impl Core {
         let min_insync = state.min_insync;
         let mut progress =
             Progress::recovered(reader.log_start(), state.log.end(), state.log.flushed_end());
-        progress.begin_reign(start, high_watermark, min_insync, &starts, state.flush);
+        progress.begin_reign(
+            state.leader.is_some(),
+            start,
+            high_watermark,
+            min_insync,
+            &starts,
+            state.flush,
+        );
         state.progress = progress;
         *self.reader.write() = reader;
         self.show_epoch(state.epoch);

@@ -70,6 +70,8 @@ pub(crate) struct Progress {
     flushed: Offset,
     /// Where the leader's reign begins.
     epoch_start: Offset,
+    /// Somebody leads. Until then the watermark stands still: what the last leader had alone, the next may lack.
+    led: bool,
     min_insync: u16,
     followers: Vec<Follower>,
     /// Where the leader stood at the last tick, and when that was.
@@ -86,6 +88,7 @@ impl Progress {
             log_end,
             flushed: flushed.min(log_end),
             epoch_start: log_start,
+            led: true,
             min_insync: 1,
             followers: Vec::new(),
             seen: (log_end, flushed.min(log_end), None),
@@ -95,14 +98,17 @@ impl Progress {
     }
 
     /// A reign begins: what is known to have been readable stays so, the rest is for the replicas to say.
+    /// Without a leader, replicas are counted all the same, for the election.
     pub(crate) fn begin_reign(
         &mut self,
+        led: bool,
         epoch_start: Offset,
         high_watermark: Offset,
         min_insync: u16,
         followers: &[FollowerStart],
         flush: Flush,
     ) {
+        self.led = led;
         self.epoch_start = epoch_start;
         self.min_insync = min_insync;
         self.high_watermark = high_watermark.min(self.log_end).max(self.log_start);
@@ -331,6 +337,11 @@ impl Progress {
         }
     }
 
+    /// The leader failed, and nobody takes over.
+    pub(crate) fn on_leaderless(&mut self) {
+        self.led = false;
+    }
+
     /// The topic's `min.insync.replicas` was changed.
     pub(crate) fn set_min_insync(&mut self, min_insync: u16, flush: Flush) {
         self.min_insync = min_insync;
@@ -340,6 +351,9 @@ impl Progress {
     /// Raises the high watermark as far as the in-sync replicas acknowledge.
     #[inline]
     pub(crate) fn advance(&mut self, flush: Flush) {
+        if !self.led {
+            return;
+        }
         let mut acknowledged = self.leader_acknowledged(flush);
         if !self.followers.is_empty() {
             let mut in_sync = 1;
@@ -412,7 +426,7 @@ mod tests {
     fn three(min_insync: u16, flush: Flush) -> Progress {
         let mut progress = Progress::recovered(Offset(0), Offset(0), Offset(0));
         let followers = [in_sync(1), in_sync(2)];
-        progress.begin_reign(Offset(0), Offset(0), min_insync, &followers, flush);
+        progress.begin_reign(true, Offset(0), Offset(0), min_insync, &followers, flush);
         progress
     }
 
@@ -537,7 +551,7 @@ mod tests {
     fn repl_14_one_that_lacks_the_start_of_the_reign_does_not_join() {
         let mut progress = Progress::recovered(Offset(0), Offset(8), Offset(8));
         let out = FollowerStart { in_sync: false, end: Offset(5), ..in_sync(1) };
-        progress.begin_reign(Offset(8), Offset(5), 1, &[out], Flush::Os);
+        progress.begin_reign(true, Offset(8), Offset(5), 1, &[out], Flush::Os);
         assert!(!progress.tick(NOW, LAG, Flush::Os));
         progress.on_followed(DiskId(1), Offset(8), Flush::Os);
         assert!(progress.tick(NOW, LAG, Flush::Os));
@@ -548,7 +562,7 @@ mod tests {
     fn repl_14_one_that_had_the_start_of_the_reign_and_lost_it_does_not_join() {
         let mut progress = Progress::recovered(Offset(0), Offset(8), Offset(8));
         let out = FollowerStart { in_sync: false, end: Offset(5), ..in_sync(1) };
-        progress.begin_reign(Offset(8), Offset(5), 2, &[out], Flush::Os);
+        progress.begin_reign(true, Offset(8), Offset(5), 2, &[out], Flush::Os);
         progress.on_followed(DiskId(1), Offset(8), Flush::Os);
         assert!(progress.tick(NOW, LAG, Flush::Os));
         progress.on_failed(DiskId(1));
@@ -559,12 +573,28 @@ mod tests {
         assert!(progress.tick(NOW, LAG, Flush::Os));
     }
 
+    /// A leader with a record of its own failed, and its follower came back without it: the record was acknowledged, and lost with
+    /// the election.
+    #[test]
+    fn inv_02_without_a_leader_the_watermark_stands_still() {
+        let mut progress = three(1, Flush::OnAck);
+        progress.on_appended(Offset(2));
+        progress.on_flushed(Offset(2), Flush::OnAck);
+        assert_eq!(progress.high_watermark(), Offset(0));
+        progress.on_leaderless();
+        let back = FollowerStart { in_sync: false, ..in_sync(1) };
+        progress.begin_reign(false, Offset(0), Offset(0), 1, &[back], Flush::OnAck);
+        assert_eq!(progress.high_watermark(), Offset(0));
+        progress.begin_reign(true, Offset(2), Offset(0), 1, &[back], Flush::OnAck);
+        assert_eq!(progress.high_watermark(), Offset(2), "one that leads counts");
+    }
+
     /// Others go by the metadata: it could be elected, and lacks what was acknowledged without it.
     #[test]
     fn repl_09_one_that_failed_while_it_joined_counts_until_it_has_left() {
         let mut progress = Progress::recovered(Offset(0), Offset(0), Offset(0));
         let out = FollowerStart { in_sync: false, ..in_sync(1) };
-        progress.begin_reign(Offset(0), Offset(0), 1, &[out], Flush::Os);
+        progress.begin_reign(true, Offset(0), Offset(0), 1, &[out], Flush::Os);
         assert!(progress.tick(NOW, LAG, Flush::Os));
         let joins = progress.proposal().unwrap();
         progress.on_failed(DiskId(1));
@@ -601,7 +631,7 @@ mod tests {
     fn repl_09_one_that_joins_holds_the_watermark_already() {
         let mut progress = Progress::recovered(Offset(0), Offset(0), Offset(0));
         let out = FollowerStart { in_sync: false, ..in_sync(1) };
-        progress.begin_reign(Offset(0), Offset(0), 1, &[out], Flush::Os);
+        progress.begin_reign(true, Offset(0), Offset(0), 1, &[out], Flush::Os);
         assert!(progress.tick(NOW, LAG, Flush::Os));
         progress.on_appended(Offset(4));
         progress.advance(Flush::Os);

@@ -130,7 +130,7 @@ impl World {
             })
             .collect();
         let known = self.metadata_watermark;
-        self.progress.begin_reign(log_end, known, self.min_insync, &starts, self.flush);
+        self.progress.begin_reign(true, log_end, known, self.min_insync, &starts, self.flush);
         self.check();
     }
 
