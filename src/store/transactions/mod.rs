@@ -282,8 +282,12 @@ impl Transactions {
         self.tighten(shared, partition.flush_level()?)
     }
 
+    /// A partition that takes part, or may, is flushed like that.
+    ///
+    /// # Errors
+    /// As for [`Transactions::match_flush`].
     #[cold]
-    fn tighten(&self, shared: &Shared, flush: Flush) -> Result<()> {
+    pub(super) fn tighten(&self, shared: &Shared, flush: Flush) -> Result<()> {
         // Whom the change tells something may run a transaction, which comes here as well.
         let _postponed = postpone();
         let mut current = self.flush.lock();
