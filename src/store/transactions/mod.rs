@@ -264,7 +264,11 @@ impl Transactions {
                 {
                     self.pause(shared)?;
                 }
-                Answer::Refused(refusal) => return Err(refused(&id_of(renews), refusal, renews)),
+                Answer::Refused(refusal @ Refusal::BadTimeout { .. }) => {
+                    let (key, value) = ("transaction.timeout.ms".into(), format!("{timeout:?}"));
+                    return Err(Error::InvalidConfig { key, value, reason: refusal.to_string() });
+                }
+                Answer::Refused(refusal) => return Err(refused(id, refusal, renews)),
                 Answer::Failed | Answer::Ended { .. } => return Err(self.in_doubt(id, wait)),
             }
         }
@@ -310,11 +314,7 @@ impl Transactions {
     pub(crate) fn join(&self, id: &str, tag: TransactionTag, partition: PartitionId) -> Result<()> {
         let mut state = self.state.lock();
         let joined = state.coordinator.join(self.clock.now(), tag, partition);
-        joined.map_err(|refusal| match refusal {
-            // The partition lost a marker that is being written again.
-            Refusal::Busy => busy(id),
-            refusal => refused(id, refusal, Some(tag)),
-        })
+        joined.map_err(|refusal| refused(id, refusal, Some(tag)))
     }
 
     /// Ends the transaction, and returns when readers can see how. What it says is how it *did* end.
@@ -689,10 +689,6 @@ pub(crate) fn busy(id: &str) -> Error {
     Error::late(format!("settling an earlier transaction of {id}"), Duration::ZERO)
 }
 
-fn id_of(tag: Option<TransactionTag>) -> String {
-    tag.map_or_else(String::new, |tag| format!("of producer {}", tag.producer))
-}
-
 fn corrupt(source: crate::error::DecodeError) -> Error {
     let partition = crate::types::TopicPartition::new(TRANSACTION_TOPIC, 0);
     let (start, end) = (Offset::ZERO, Offset::MAX);
@@ -712,9 +708,8 @@ fn refused(id: &str, refusal: Refusal, tag: Option<TransactionTag>) -> Error {
         Refusal::BadId | Refusal::Full { .. } => {
             Error::InvalidConfig { key: "transactional.id".into(), value: id, reason }
         }
-        Refusal::BadTimeout { .. } => {
-            Error::InvalidConfig { key: "transaction.timeout.ms".into(), value: id, reason }
-        }
+        // Something is settled, or a partition has lost a marker that is being written again.
+        Refusal::Busy => busy(&id),
         _ => Error::InvalidTransactionState { id, reason },
     }
 }
