@@ -14,7 +14,8 @@ use oncelog::simulation::{Clock, Fault, SimDisk};
 use oncelog::{
     Acks, CommittedOffset, Consumer, ConsumerGroupMetadata, DiskId, Error, Flush, Isolation,
     LeaderEpoch, Offset, ReadOptions, Record, ResetTo, StartAt, Store, Timestamp, TopicConfig,
-    TopicPartition, Transaction, TransactionId, TransactionOutcome, TransactionalProducer,
+    TopicPartition, TopicUpdate, Transaction, TransactionId, TransactionOutcome,
+    TransactionalProducer,
 };
 
 const LONG: Duration = Duration::from_secs(10);
@@ -804,4 +805,95 @@ fn a_waker_that_the_first_settling_wakes_may_begin_a_transaction() {
         }
     });
     assert!(heard.recv_timeout(LONG).expect("it is woken, and comes back"));
+}
+
+/// It was told again and again that its transaction was aborted, and never that it has no id any more.
+#[test]
+fn coord_05_a_holder_that_was_taken_over_before_its_first_record_learns_it() {
+    let (disks, clock) = one_disk();
+    let store = open(&disks, &clock, Flush::OnAck);
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    let mut old = producer(&store, "id");
+    let mut new = producer(&store, "id");
+    let mut transaction = old.begin().unwrap();
+    transaction.send(Record::to("t").partition(0).value("sent")).unwrap();
+    let ended = transaction.commit(LONG);
+    assert!(matches!(ended, Err(Error::ProducerFenced { .. })), "{ended:?}");
+    let begun = old.begin().map(drop);
+    assert!(matches!(begun, Err(Error::ProducerFenced { .. })), "{begun:?}");
+
+    let mut newest = producer(&store, "id");
+    let mut transaction = new.begin().unwrap();
+    let refused = transaction.append("t", 0, &[Record::new("appended")]);
+    assert!(matches!(refused, Err(Error::ProducerFenced { .. })), "{refused:?}");
+    let ended = transaction.commit(LONG);
+    assert!(matches!(ended, Err(Error::ProducerFenced { .. })), "{ended:?}");
+    put(&mut newest, &["t"], "newest");
+    assert_eq!(committed_values(&store, "t"), ["newest"]);
+}
+
+/// The decision stayed as loose as the topics had been when their first batches came.
+#[test]
+fn a_commit_over_topics_that_become_stricter_meanwhile_is_as_safe_as_they_are() {
+    for call in 0.. {
+        let (disks, clock) = one_disk();
+        let store = open(&disks, &clock, Flush::Os);
+        for topic in ["t", "u"] {
+            store.create_topic(topic, TopicConfig::new()).unwrap();
+        }
+        let mut held = producer(&store, "id");
+        let mut transaction = held.begin().unwrap();
+        for topic in ["t", "u"] {
+            transaction.append(topic, 0, &[Record::new("x")]).unwrap();
+        }
+        for topic in ["t", "u"] {
+            store.alter_topic(topic, TopicUpdate::new().flush(Flush::OnAck)).unwrap();
+            // With it, what came before it is on stable storage.
+            let partition = store.partition(topic, 0).unwrap();
+            partition.append(&[Record::new("plain")], Acks::All).unwrap();
+        }
+        disks[0].crash_at(call + 1);
+        let told = transaction.commit(LONG).is_ok();
+        store.run_background();
+        let is_over = !disks[0].is_dead();
+        disks[0].kill();
+        drop((held, store));
+        let store = opened_after(true, &disks, &clock);
+        store.run_background();
+        let (t, u) = (committed_values(&store, "t"), committed_values(&store, "u"));
+        assert_eq!(t, u, "call {call}: all or nothing");
+        if is_over {
+            assert!(told);
+            assert_eq!(t, ["x", "plain"], "it was acknowledged");
+            break;
+        }
+    }
+}
+
+/// It was told that the transaction's state does not fit, as a mistake of its own would be.
+#[test]
+fn an_id_that_is_busy_for_too_long_is_late() {
+    let (disks, clock) = one_disk();
+    let store = open(&disks, &clock, Flush::OnAck);
+    for topic in ["t", "u"] {
+        store.create_topic(topic, TopicConfig::new()).unwrap();
+    }
+    let mut held = producer(&store, "id");
+    // Nobody flushes its marker.
+    put(&mut held, &["t"], "x");
+    let busy = loop {
+        let mut transaction = held.begin().unwrap();
+        transaction.append("u", 0, &[Record::new("x")]).unwrap();
+        if let Err(busy) = transaction.commit(LONG) {
+            break busy;
+        }
+    };
+    assert!(matches!(busy, Error::TimedOut { .. }), "{busy:?}");
+    let settled = held.begin().map(drop);
+    assert!(matches!(settled, Err(Error::TimedOut { .. })), "{settled:?}");
+    let opened = store.producer().transactional_id("id").build();
+    assert!(matches!(opened, Err(Error::TimedOut { .. })), "{opened:?}");
+    quiet(&store, &clock);
+    put(&mut held, &["t"], "later");
+    assert_eq!(committed_values(&store, "t"), ["x", "later"]);
 }
