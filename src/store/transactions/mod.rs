@@ -113,9 +113,9 @@ struct State {
     wakes_at: Timestamp,
     /// Why a record was not written last, and of which id.
     last_error: Option<(Arc<str>, Error)>,
-    /// Committed transactions of which some markers are written and others could not be. What an aborted one has written is
-    /// seen nowhere, with its markers and without.
-    halves: BTreeSet<TransactionTag>,
+    /// Where markers of committed transactions could not be written, and others of them may be. What an aborted one has
+    /// written is seen nowhere, with its markers and without.
+    halves: BTreeSet<(TransactionTag, PartitionId)>,
 }
 
 #[derive(Debug, Default)]
@@ -371,13 +371,24 @@ impl Transactions {
     ///
     /// # Errors
     /// [`Error::TimedOut`] while a transaction cannot be settled.
-    pub(super) fn hold(&self, wait: Duration) -> Result<RwLockWriteGuard<'_, ()>> {
+    pub(super) fn hold(
+        &self,
+        shared: &Arc<Shared>,
+        wait: Duration,
+    ) -> Result<RwLockWriteGuard<'_, ()>> {
         let late = |what| Error::late(format!("waiting for {what}"), wait);
-        let cut = self.cut.try_write_for(wait).ok_or_else(|| late("transactions to settle"))?;
-        if !self.state.lock().halves.is_empty() {
-            return Err(late("a transaction whose partitions are not all there"));
+        let mut patience = Patience::new(shared, wait);
+        loop {
+            let cut = self.cut.try_write_for(wait).ok_or_else(|| late("transactions to settle"))?;
+            if self.state.lock().halves.is_empty() {
+                return Ok(cut);
+            }
+            drop(cut);
+            if !patience.lasts() {
+                return Err(late("a transaction whose partitions are not all there"));
+            }
+            self.pause(shared)?;
         }
-        Ok(cut)
     }
 
     /// Looks at partitions that have changed, and does what is due by time. Returns when to come back.
@@ -513,17 +524,17 @@ impl Transactions {
         &self,
         shared: &Arc<Shared>,
         events: impl IntoIterator<Item = Event>,
-        first: impl FnOnce(&mut State),
+        last: impl FnOnce(&mut State),
     ) -> Vec<Job> {
         let _postponed = postpone();
         let mut state = self.state.lock();
-        first(&mut state);
         let mut jobs = Vec::new();
         let now = self.clock.now();
         for event in events {
             let effects = state.coordinator.step(now, event);
             self.begin(shared, &mut state, effects, &mut jobs);
         }
+        last(&mut state);
         jobs
     }
 
