@@ -897,3 +897,26 @@ fn an_id_that_is_busy_for_too_long_is_late() {
     put(&mut held, &["t"], "later");
     assert_eq!(committed_values(&store, "t"), ["x", "later"]);
 }
+
+#[test]
+fn offsets_of_which_a_part_is_refused_are_not_committed_without_it() {
+    let (disks, clock) = one_disk();
+    let store = open(&disks, &clock, Flush::OnAck);
+    store.create_topic("t", TopicConfig::new().partitions(80)).unwrap();
+    let metadata = "\u{10ffff}".repeat(4096);
+    // More than a batch takes; the last one lies behind its log's end.
+    let offset = |number| CommittedOffset {
+        offset: Offset(if number == 79 { 1 } else { 0 }),
+        metadata: metadata.clone(),
+        ..CommittedOffset::default()
+    };
+    let offsets: BTreeMap<_, _> = (0..80).map(|number| (at(number), offset(number))).collect();
+    let mut held = producer(&store, "id");
+    let mut transaction = held.begin().unwrap();
+    let group = ConsumerGroupMetadata::of_group("g");
+    let refused = transaction.send_offsets(&offsets, &group);
+    assert!(matches!(refused, Err(Error::OffsetOutOfRange { .. })), "{refused:?}");
+    let ended = transaction.commit(LONG);
+    assert!(matches!(ended, Err(Error::TransactionAborted { .. })), "{ended:?}");
+    assert_eq!(all_committed(&store, "g", 80), BTreeSet::from([None]));
+}
