@@ -579,6 +579,45 @@ fn a_commit_of_more_than_fits_into_a_batch_that_fails_halfway_leaves_what_was_co
     assert!(failed_halfway > 0);
 }
 
+#[test]
+fn a_commit_of_more_than_fits_into_a_batch_holds_whole_or_not_at_all_whoever_leads_next() {
+    const PARTITIONS: u32 = 70;
+    for call in 1..20 {
+        let disks: Vec<_> = (1..=3).map(SimDisk::new).collect();
+        let clock = Clock::manual(Timestamp(1_000_000));
+        let store = open(&disks, &clock, Flush::OnAck);
+        let config = TopicConfig::new().partitions(PARTITIONS).replication_factor(3);
+        store.create_topic("t", config).unwrap();
+        let commit = |metadata: &str| {
+            let held = CommittedOffset { metadata: metadata.to_owned(), ..Default::default() };
+            let all: BTreeMap<_, _> =
+                (0..PARTITIONS).map(|number| (at(number), held.clone())).collect();
+            grouped(&store, "g").commit_offsets(&all)
+        };
+        let names: Vec<_> = (0..PARTITIONS).map(|number| ("t", number)).collect();
+        let lengths = |store: &Store| {
+            let held = grouped(store, "g").committed(&names).unwrap();
+            assert_eq!(held.len(), names.len());
+            held.values().map(|held| held.metadata.len()).collect::<BTreeSet<_>>()
+        };
+        commit("first").unwrap();
+        let held = producer(&store, "id");
+        let internal = store.partition("__consumer_offsets", 0).unwrap();
+        let leader = usize::from(internal.leader().unwrap().0);
+        disks[leader].fail_call(call, Fault::Eio);
+        let done = commit(&"\u{10ffff}".repeat(4096));
+        quiet(&store, &clock);
+        let found = lengths(&store);
+        let note = format!("call {call}: {done:?}, {found:?}");
+        assert_eq!(found.len(), 1, "{note}");
+        assert!(done.is_err() || found == BTreeSet::from([4 * 4096]), "{note}");
+        disks.iter().for_each(SimDisk::kill);
+        drop((internal, held, store));
+        let store = opened_after(false, &disks, &clock);
+        assert_eq!(lengths(&store), found, "{note}");
+    }
+}
+
 /// It was waited for in vain: no marker can be written while too few replicas are there.
 #[test]
 fn an_aborted_transaction_that_cannot_be_settled_keeps_nobody_from_a_snapshot() {

@@ -8,7 +8,7 @@
 //! left (`settle.rs`).
 //!
 //! The internal topics are flushed at least as strictly as any partition that takes part: they are made stricter when the
-//! first such partition does. Else a power loss could leave a durable marker in one partition and no decision for the next.
+//! first such partition does, and before a topic becomes stricter. Else a power loss could leave a durable marker in one partition and no decision for the next.
 //!
 //! Lock order: `Transactions::flush`; `Transactions::cut`, `Transactions::state`, then the partition of the topic. While markers are written,
 //! `cut` is held shared; who holds it alone sees no transaction by halves.
