@@ -383,6 +383,50 @@ fn an_atomic_append_of_one_batch_ends_in_its_time() {
     leader.join().unwrap().unwrap();
 }
 
+/// It was refused at once, for a marker that the next leader was about to take.
+#[test]
+fn a_snapshot_waits_for_a_commit_whose_partitions_are_back_in_its_time() {
+    let disks = [SimDisk::new(1), SimDisk::new(2), SimDisk::new(3)];
+    let store = threaded(&disks, LONG);
+    let config = TopicConfig::new().replication_factor(2).min_insync_replicas(2);
+    store.create_topic("t", config).unwrap();
+    let away = store.partition("t", 0).unwrap().replicas()[1];
+    let mut held = store.producer().transactional_id("id").build().unwrap();
+    let mut transaction = held.begin().unwrap();
+    transaction.append("t", 0, &[Record::new("x")]).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    partition.append(&[Record::new("plain")], Acks::All).unwrap();
+    store.stop_disk(away).unwrap();
+    transaction.commit(Duration::from_millis(50)).unwrap_err();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(300));
+            store.start_disk(away).unwrap();
+        });
+        let snapshot = store.snapshot(&[("t", 0)]).unwrap();
+        let read = snapshot.read("t", 0, Offset(0), ReadOptions::new()).unwrap();
+        assert_eq!(texts(&read), ["x", "plain"]);
+    });
+}
+
+/// It was offered again for two minutes, whatever the caller had said.
+#[test]
+fn an_atomic_append_of_several_batches_ends_in_its_time() {
+    let disks = [SimDisk::new(1), SimDisk::new(2)];
+    let store = threaded(&disks, LONG);
+    let config = TopicConfig::new().partitions(2).replication_factor(2).min_insync_replicas(2);
+    store.create_topic("t", config).unwrap();
+    append(&store, &["first"]);
+    let away = store.partition("t", 0).unwrap().replicas()[1];
+    store.stop_disk(away).unwrap();
+    let records = [Record::new("x")];
+    let begun = Instant::now();
+    let span = Duration::from_millis(50);
+    let refused = store.append_atomic(&[("t", 0, &records), ("t", 1, &records)], span);
+    assert!(matches!(refused, Err(Error::NotEnoughReplicas { .. })), "{refused:?}");
+    assert!(begun.elapsed() < LONG, "{:?}", begun.elapsed());
+}
+
 /// The worker that was to come back after such a span was no more.
 #[test]
 fn spans_without_an_end_stop_no_worker() {

@@ -14,7 +14,8 @@ use oncelog::simulation::{Clock, Fault, SimDisk};
 use oncelog::{
     Acks, CommittedOffset, Consumer, ConsumerGroupMetadata, DiskId, Error, Flush, Isolation,
     LeaderEpoch, Offset, ReadOptions, Record, ResetTo, StartAt, Store, Timestamp, TopicConfig,
-    TopicPartition, Transaction, TransactionId, TransactionOutcome, TransactionalProducer,
+    TopicPartition, TopicUpdate, Transaction, TransactionId, TransactionOutcome,
+    TransactionalProducer,
 };
 
 const LONG: Duration = Duration::from_secs(10);
@@ -578,6 +579,45 @@ fn a_commit_of_more_than_fits_into_a_batch_that_fails_halfway_leaves_what_was_co
     assert!(failed_halfway > 0);
 }
 
+#[test]
+fn a_commit_of_more_than_fits_into_a_batch_holds_whole_or_not_at_all_whoever_leads_next() {
+    const PARTITIONS: u32 = 70;
+    for call in 1..20 {
+        let disks: Vec<_> = (1..=3).map(SimDisk::new).collect();
+        let clock = Clock::manual(Timestamp(1_000_000));
+        let store = open(&disks, &clock, Flush::OnAck);
+        let config = TopicConfig::new().partitions(PARTITIONS).replication_factor(3);
+        store.create_topic("t", config).unwrap();
+        let commit = |metadata: &str| {
+            let held = CommittedOffset { metadata: metadata.to_owned(), ..Default::default() };
+            let all: BTreeMap<_, _> =
+                (0..PARTITIONS).map(|number| (at(number), held.clone())).collect();
+            grouped(&store, "g").commit_offsets(&all)
+        };
+        let names: Vec<_> = (0..PARTITIONS).map(|number| ("t", number)).collect();
+        let lengths = |store: &Store| {
+            let held = grouped(store, "g").committed(&names).unwrap();
+            assert_eq!(held.len(), names.len());
+            held.values().map(|held| held.metadata.len()).collect::<BTreeSet<_>>()
+        };
+        commit("first").unwrap();
+        let held = producer(&store, "id");
+        let internal = store.partition("__consumer_offsets", 0).unwrap();
+        let leader = usize::from(internal.leader().unwrap().0);
+        disks[leader].fail_call(call, Fault::Eio);
+        let done = commit(&"\u{10ffff}".repeat(4096));
+        quiet(&store, &clock);
+        let found = lengths(&store);
+        let note = format!("call {call}: {done:?}, {found:?}");
+        assert_eq!(found.len(), 1, "{note}");
+        assert!(done.is_err() || found == BTreeSet::from([4 * 4096]), "{note}");
+        disks.iter().for_each(SimDisk::kill);
+        drop((internal, held, store));
+        let store = opened_after(false, &disks, &clock);
+        assert_eq!(lengths(&store), found, "{note}");
+    }
+}
+
 /// It was waited for in vain: no marker can be written while too few replicas are there.
 #[test]
 fn an_aborted_transaction_that_cannot_be_settled_keeps_nobody_from_a_snapshot() {
@@ -804,4 +844,118 @@ fn a_waker_that_the_first_settling_wakes_may_begin_a_transaction() {
         }
     });
     assert!(heard.recv_timeout(LONG).expect("it is woken, and comes back"));
+}
+
+/// It was told again and again that its transaction was aborted, and never that it has no id any more.
+#[test]
+fn coord_05_a_holder_that_was_taken_over_before_its_first_record_learns_it() {
+    let (disks, clock) = one_disk();
+    let store = open(&disks, &clock, Flush::OnAck);
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    let mut old = producer(&store, "id");
+    let mut new = producer(&store, "id");
+    let mut transaction = old.begin().unwrap();
+    transaction.send(Record::to("t").partition(0).value("sent")).unwrap();
+    let ended = transaction.commit(LONG);
+    assert!(matches!(ended, Err(Error::ProducerFenced { .. })), "{ended:?}");
+    let begun = old.begin().map(drop);
+    assert!(matches!(begun, Err(Error::ProducerFenced { .. })), "{begun:?}");
+
+    let mut newest = producer(&store, "id");
+    let mut transaction = new.begin().unwrap();
+    let refused = transaction.append("t", 0, &[Record::new("appended")]);
+    assert!(matches!(refused, Err(Error::ProducerFenced { .. })), "{refused:?}");
+    let ended = transaction.commit(LONG);
+    assert!(matches!(ended, Err(Error::ProducerFenced { .. })), "{ended:?}");
+    put(&mut newest, &["t"], "newest");
+    assert_eq!(committed_values(&store, "t"), ["newest"]);
+}
+
+/// The decision stayed as loose as the topics had been when their first batches came.
+#[test]
+fn a_commit_over_topics_that_become_stricter_meanwhile_is_as_safe_as_they_are() {
+    for call in 0.. {
+        let (disks, clock) = one_disk();
+        let store = open(&disks, &clock, Flush::Os);
+        for topic in ["t", "u"] {
+            store.create_topic(topic, TopicConfig::new()).unwrap();
+        }
+        let mut held = producer(&store, "id");
+        let mut transaction = held.begin().unwrap();
+        for topic in ["t", "u"] {
+            transaction.append(topic, 0, &[Record::new("x")]).unwrap();
+        }
+        for topic in ["t", "u"] {
+            store.alter_topic(topic, TopicUpdate::new().flush(Flush::OnAck)).unwrap();
+            // With it, what came before it is on stable storage.
+            let partition = store.partition(topic, 0).unwrap();
+            partition.append(&[Record::new("plain")], Acks::All).unwrap();
+        }
+        disks[0].crash_at(call + 1);
+        let told = transaction.commit(LONG).is_ok();
+        store.run_background();
+        let is_over = !disks[0].is_dead();
+        disks[0].kill();
+        drop((held, store));
+        let store = opened_after(true, &disks, &clock);
+        store.run_background();
+        let (t, u) = (committed_values(&store, "t"), committed_values(&store, "u"));
+        assert_eq!(t, u, "call {call}: all or nothing");
+        if is_over {
+            assert!(told);
+            assert_eq!(t, ["x", "plain"], "it was acknowledged");
+            break;
+        }
+    }
+}
+
+/// It was told that the transaction's state does not fit, as a mistake of its own would be.
+#[test]
+fn an_id_that_is_busy_for_too_long_is_late() {
+    let (disks, clock) = one_disk();
+    let store = open(&disks, &clock, Flush::OnAck);
+    for topic in ["t", "u"] {
+        store.create_topic(topic, TopicConfig::new()).unwrap();
+    }
+    let mut held = producer(&store, "id");
+    // Nobody flushes its marker.
+    put(&mut held, &["t"], "x");
+    let busy = loop {
+        let mut transaction = held.begin().unwrap();
+        transaction.append("u", 0, &[Record::new("x")]).unwrap();
+        if let Err(busy) = transaction.commit(LONG) {
+            break busy;
+        }
+    };
+    assert!(matches!(busy, Error::TimedOut { .. }), "{busy:?}");
+    let settled = held.begin().map(drop);
+    assert!(matches!(settled, Err(Error::TimedOut { .. })), "{settled:?}");
+    let opened = store.producer().transactional_id("id").build();
+    assert!(matches!(opened, Err(Error::TimedOut { .. })), "{opened:?}");
+    quiet(&store, &clock);
+    put(&mut held, &["t"], "later");
+    assert_eq!(committed_values(&store, "t"), ["x", "later"]);
+}
+
+#[test]
+fn offsets_of_which_a_part_is_refused_are_not_committed_without_it() {
+    let (disks, clock) = one_disk();
+    let store = open(&disks, &clock, Flush::OnAck);
+    store.create_topic("t", TopicConfig::new().partitions(80)).unwrap();
+    let metadata = "\u{10ffff}".repeat(4096);
+    // More than a batch takes; the last one lies behind its log's end.
+    let offset = |number| CommittedOffset {
+        offset: Offset(if number == 79 { 1 } else { 0 }),
+        metadata: metadata.clone(),
+        ..CommittedOffset::default()
+    };
+    let offsets: BTreeMap<_, _> = (0..80).map(|number| (at(number), offset(number))).collect();
+    let mut held = producer(&store, "id");
+    let mut transaction = held.begin().unwrap();
+    let group = ConsumerGroupMetadata::of_group("g");
+    let refused = transaction.send_offsets(&offsets, &group);
+    assert!(matches!(refused, Err(Error::OffsetOutOfRange { .. })), "{refused:?}");
+    let ended = transaction.commit(LONG);
+    assert!(matches!(ended, Err(Error::TransactionAborted { .. })), "{ended:?}");
+    assert_eq!(all_committed(&store, "g", 80), BTreeSet::from([None]));
 }

@@ -45,6 +45,7 @@ cells! {
     s04_bad_sector_met_by_a_copy: with_three_replicas 3;
     s04_rot_is_never_copied: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s04_a_gap_that_one_who_is_away_could_fill: with_three_replicas 3;
+    s04_what_cannot_be_read_now_is_not_given_up: with_two_replicas 2, with_three_replicas 3;
     s04_a_repair_outlasts_a_power_loss: with_two_replicas 2, with_three_replicas 3;
     s05_misdirected_write: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s06_side_files: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
@@ -577,6 +578,28 @@ fn s04_a_gap_that_one_who_is_away_could_fill(replicas: u16) {
     assert_eq!(partition.in_sync_replicas(), [leader]);
     store.start_disk(others[1]).unwrap();
     world.assert_heals(&store, &partition, 200);
+}
+
+/// Nobody has the records at this moment: one cannot read them, and the others' are rotten.
+fn s04_what_cannot_be_read_now_is_not_given_up(replicas: u16) {
+    for holder in (0..replicas).map(DiskId) {
+        let world = World::closed_with(replicas, 200);
+        let name = world.logs(holder).swap_remove(0);
+        let starts = batches(&world.disk(holder).read_file(&name));
+        let broken = starts.iter().position(|start| *start > 3 * 512).unwrap();
+        for id in world.ids().filter(|id| *id != holder) {
+            world.rot(id, broken);
+        }
+        world.disk(holder).break_sector(&name, 3);
+        let (store, partition) = world.reopen();
+        store.verify(VerifyOptions::new().repair(true)).unwrap();
+        partition.read(Offset(broken as u64), ReadOptions::new()).unwrap_err();
+        world.pass(&store, SECOND);
+        world.disk(holder).heal();
+        store.verify(VerifyOptions::new().repair(true)).unwrap();
+        world.pass(&store, SECOND);
+        assert_kept(&partition, 200);
+    }
 }
 
 /// The new segment, and then its name: S20.

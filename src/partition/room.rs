@@ -213,3 +213,28 @@ impl Core {
         self.room_made(&mut state, disk);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Duration;
+
+    use crate::config::TopicConfig;
+    use crate::store::Store;
+
+    #[test]
+    fn a_close_waits_for_space_that_is_made_for_its_zeroes_would_lie_over_what_comes_next() {
+        let store = Store::in_memory(1).unwrap();
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let core = partition.core().unwrap();
+        let disk = core.leader().unwrap();
+        core.state.lock().making_room.push((disk, None));
+        thread::scope(|scope| {
+            let stopping = scope.spawn(|| core.stop_appends());
+            thread::sleep(Duration::from_millis(50));
+            assert!(!stopping.is_finished());
+            core.room_made(&mut core.state.lock(), disk);
+        });
+    }
+}

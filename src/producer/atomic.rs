@@ -48,7 +48,7 @@ impl Store {
             }
             _ => {}
         }
-        let mut producer = self.take_spare_producer()?;
+        let mut producer = self.take_spare_producer(timeout)?;
         let outcome = append_all(&mut producer, batches, timeout);
         let transactions = Arc::clone(&producer.transactions);
         if let Some(spare) = producer.give_up() {
@@ -57,9 +57,14 @@ impl Store {
         outcome
     }
 
-    fn take_spare_producer(&self) -> Result<TransactionalProducer> {
+    fn take_spare_producer(&self, timeout: Duration) -> Result<TransactionalProducer> {
         let transactions = self.shared().transactions()?;
-        let (settings, transaction) = (ProducerSettings::default(), TransactionSettings::default());
+        let settings = ProducerSettings {
+            delivery_timeout: timeout,
+            max_block: timeout,
+            ..ProducerSettings::default()
+        };
+        let transaction = TransactionSettings::default();
         let store = self.clone();
         match transactions.take_spare() {
             Ok((id, tag)) => Ok(TransactionalProducer::held(

@@ -248,13 +248,13 @@ impl<'a> Transaction<'a> {
         count: usize,
         append: impl Fn(&Author) -> Result<Offered>,
     ) -> Result<Appended> {
+        // Until `end` says otherwise, which it does not if the transaction is forgotten. It is asked also if nothing can
+        // be written, for somebody else may have the id.
+        self.producer.in_doubt = true;
+        let sequence = self.sequences.entry(partition).or_insert(0);
         let producer = &*self.producer;
         let TransactionTag { producer: id, epoch } = producer.tag;
         producer.transactions.join(&producer.id, producer.tag, partition)?;
-        // Until `end` says otherwise, which it does not if the transaction is forgotten.
-        self.producer.in_doubt = true;
-        let producer = &*self.producer;
-        let sequence = self.sequences.entry(partition).or_insert(0);
         let author = Author {
             producer: ProducerSequence { id, epoch, sequence: *sequence },
             transactional: true,

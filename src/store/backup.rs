@@ -112,7 +112,7 @@ impl Store {
 }
 
 impl Shared {
-    fn copy_to(&self, target: &Arc<dyn Disk>) -> Result<BackupReport> {
+    fn copy_to(self: &Arc<Self>, target: &Arc<dyn Disk>) -> Result<BackupReport> {
         let (state, cuts) = self.cut()?;
         let mut report = BackupReport::default();
         let mut logs = BTreeMap::new();
@@ -143,7 +143,7 @@ impl Shared {
     }
 
     /// What there is to copy, as of one moment.
-    fn cut(&self) -> Result<(MetadataState, Vec<Cut>)> {
+    fn cut(self: &Arc<Self>) -> Result<(MetadataState, Vec<Cut>)> {
         for _ in 0..CUTS_MAX {
             let mut topics: Vec<_> = self.topics.read().values().cloned().collect();
             topics.sort_by_key(|topic| (!topic.name.starts_with(INTERNAL_PREFIX), topic.id));
@@ -157,7 +157,7 @@ impl Shared {
                 }
             }
             let transactions = self.known_transactions();
-            let held = transactions.as_ref().map(|all| all.hold(self.options.append_timeout));
+            let held = transactions.as_ref().map(|all| all.hold(self, self.options.append_timeout));
             let held = held.transpose()?;
             for cut in &mut cuts {
                 (cut.start, cut.end) = (cut.core.log_start(), cut.core.high_watermark());

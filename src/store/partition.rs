@@ -487,7 +487,7 @@ impl Partition {
     }
 
     /// What is behind it, if that is in this process.
-    pub(super) fn core(&self) -> Option<&Arc<Core>> {
+    pub(crate) fn core(&self) -> Option<&Arc<Core>> {
         match &self.inner {
             Inner::Live(core) | Inner::Internal(core) => Some(core),
             Inner::View(_) => None,

@@ -96,7 +96,7 @@ impl Transactions {
         let mut patience = Patience::new(shared, SETTLE_TIMEOUT);
         loop {
             {
-                let _cut = self.hold(SETTLE_TIMEOUT)?;
+                let _cut = self.hold(shared, SETTLE_TIMEOUT)?;
                 let lost = |open: &OpenTransaction, partition| {
                     let tag = TransactionTag { producer: open.producer, epoch: open.epoch };
                     self.lost_marker(tag, partition)

@@ -84,6 +84,15 @@ impl Store {
         shared.check_writable()?;
         check_not_internal(name)?;
         let topic = shared.topic(name)?;
+        let flush = {
+            let config = topic.config.read();
+            let flush = update.apply(&config).flush;
+            (flush.exposure() < config.flush.exposure()).then_some(flush)
+        };
+        // Before it: what is decided about its records from then on.
+        if let (Some(flush), Some(transactions)) = (flush, shared.known_transactions()) {
+            transactions.tighten(shared, flush)?;
+        }
         shared.alter(&topic, &update)
     }
 

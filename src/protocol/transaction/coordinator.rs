@@ -182,6 +182,12 @@ impl Coordinator {
         id.is_some_and(|id| self.entries[id].awaits_marker(tag, partition))
     }
 
+    /// Whether the decided transaction's marker is yet to be appended in the partition, or has to be once more.
+    pub(crate) fn lacks_marker(&self, tag: TransactionTag, partition: PartitionId) -> bool {
+        let id = self.by_producer.get(&tag.producer);
+        id.is_some_and(|id| self.entries[id].lacks_marker(tag, partition))
+    }
+
     /// When [`Event::Tick`] is due next, if nothing else happens; maybe earlier than needed.
     pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
         let timer = self.timers.first().map(|(at, _)| *at);

@@ -187,6 +187,11 @@ impl Entry {
         is_last && self.awaits(partition)
     }
 
+    /// Whether its marker is yet to be appended in the partition, or has to be once more.
+    pub(super) fn lacks_marker(&self, tag: TransactionTag, partition: PartitionId) -> bool {
+        self.awaits_marker(tag, partition) || self.strays.contains_key(&(tag, partition))
+    }
+
     fn awaits(&self, partition: PartitionId) -> bool {
         matches!(&self.phase, Phase::Settling { pending, .. } if pending.contains(&partition))
     }

@@ -265,7 +265,7 @@ impl Groups {
         if !known && !self.cells.lock().contains_key(name) {
             return Err(Error::UnknownGroup { group: name.to_owned() });
         }
-        let ticket = self.in_group(shared, &name.into(), |_, state| {
+        let tickets = self.in_group(shared, &name.into(), |_, state| {
             if !state.group.is_empty() {
                 return Err(Error::GroupNotEmpty { group: name.to_owned() });
             }
@@ -273,14 +273,12 @@ impl Groups {
                 table.partitions_of(name).into_iter().map(|at| taken_back(name, at)).collect()
             })?;
             gone.push(GroupRecord::Group { group: name.to_owned(), state: None });
-            let ticket = self.offsets.take_back(shared, &gone)?;
+            let tickets = self.offsets.take_back(shared, &gone)?;
             state.is_gone = true;
-            Ok(ticket)
+            Ok(tickets)
         })?;
         self.cells.lock().retain(|_, cell| !cell.state.lock().is_gone);
-        match ticket {
-            Some(ticket) => ticket.wait(shared.options.append_timeout).map(drop),
-            None => Ok(()),
-        }
+        let timeout = shared.options.append_timeout;
+        tickets.into_iter().try_for_each(|ticket| ticket.wait(timeout).map(drop))
     }
 }

@@ -154,8 +154,8 @@ impl Offsets {
         Ok(shared.ticket_of(&self.core, placed, Acks::All))
     }
 
-    /// Appends tombstones, in as many batches as they take. Returns the last, behind which all are. After a failure some
-    /// may be there, and may be appended again.
+    /// Appends tombstones, in as many batches as they take. The caller waits for all: another leader may lack the first of
+    /// them and have the last. After a failure some may be there, and may be appended again.
     ///
     /// # Errors
     /// As for an append.
@@ -163,12 +163,8 @@ impl Offsets {
         &self,
         shared: &Arc<Shared>,
         tombstones: &[GroupRecord],
-    ) -> Result<Option<Ticket>> {
-        let mut last = None;
-        for batch in batches(tombstones) {
-            last = Some(self.append(shared, None, batch.to_vec())?);
-        }
-        Ok(last)
+    ) -> Result<Vec<Ticket>> {
+        batches(tombstones).map(|batch| self.append(shared, None, batch.to_vec())).collect()
     }
 
     /// Appends the end of a transaction, which decides about the offsets that it has sent.
@@ -485,5 +481,24 @@ mod tests {
         assert!(woken.0.load(Ordering::Relaxed));
         let held = Held { committed: Offset(0).into(), acknowledged: true };
         assert_eq!(ask(), Some(vec![Some(held)]));
+    }
+
+    /// The last was waited for: another leader could lack those before it, and the group's offsets came back.
+    #[test]
+    fn every_batch_of_a_deletion_is_waited_for() {
+        let store = Store::in_memory(1).unwrap();
+        store.create_topic("t", TopicConfig::new().partitions(70)).unwrap();
+        let groups = store.shared().groups().unwrap();
+        let topic = store.shared().topic("t").unwrap().id;
+        let name = "g".repeat(30_000);
+        let gone = |partition| taken_back(&name, PartitionId { topic, partition });
+        let tombstones: Vec<_> = (0..70).map(gone).collect();
+        let tickets = groups.offsets.take_back(store.shared(), &tombstones).unwrap();
+        let records = tickets.iter().map(|ticket| {
+            let offsets = &ticket.appended().offsets;
+            offsets.end.0 - offsets.start.0
+        });
+        assert!(tickets.len() > 1);
+        assert_eq!(records.sum::<u64>(), 70);
     }
 }

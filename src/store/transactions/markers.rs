@@ -16,7 +16,7 @@ use crate::protocol::transaction::messages::Event;
 use crate::record::Marker;
 use crate::types::{Acks, Outcome};
 
-use super::{Job, Shared, Transactions};
+use super::{Job, Shared, State, Transactions};
 
 /// Partitions that are found at once.
 const CORES_KEPT_MAX: usize = 4096;
@@ -49,7 +49,7 @@ impl Transactions {
             .map(|partition| (partition, self.begin_marker(shared, partition, &marker)))
             .collect();
         let (mut reports, mut unsafe_yet) = (Vec::with_capacity(begun.len()), Vec::new());
-        let mut failed = false;
+        let mut halves = Vec::new();
         for (partition, begun) in begun {
             let written = match begun {
                 Ok(Some(ticket)) if outcome == Outcome::Committed => {
@@ -61,18 +61,19 @@ impl Transactions {
                 Ok(None) => Ok(()),
                 Err(error) => Err(error),
             };
-            failed |= written.is_err();
+            if written.is_err() && outcome == Outcome::Committed {
+                halves.push((tag, partition));
+            }
             reports.push(match written {
                 Ok(()) => Event::MarkerWritten { tag, partition },
                 Err(_) => Event::MarkerFailed { tag, partition },
             });
         }
         let jobs = self.steps(shared, reports, |state| {
-            if failed && outcome == Outcome::Committed {
-                state.halves.insert(tag);
-            } else {
-                state.halves.remove(&tag);
-            }
+            // Somebody else may have succeeded meanwhile.
+            state.halves.extend(halves);
+            let State { halves, coordinator, .. } = state;
+            halves.retain(|(tag, partition)| coordinator.lacks_marker(*tag, *partition));
             drop(cut);
         });
         for (partition, ticket) in unsafe_yet {
@@ -188,7 +189,7 @@ mod tests {
     use crate::record::Record;
     use crate::storage::Clock;
     use crate::storage::simulated::SimDisk;
-    use crate::store::Store;
+    use crate::store::{Store, StoreBuilder};
     use crate::types::{Flush, Timestamp};
 
     /// It went to nobody: the marker lagged for ever, and after 32 more transactions its id was busy.
@@ -214,5 +215,29 @@ mod tests {
         }
         let told = begun.reports.take();
         assert!(matches!(told[..], [Event::MarkerWritten { .. }]), "{told:?}");
+    }
+
+    /// The attempt was noted after the one that succeeded: from then on there was no snapshot and no backup.
+    #[test]
+    fn a_marker_that_one_attempt_writes_is_not_lacked_for_another_that_failed() {
+        let disks: Vec<_> = (1..=3).map(SimDisk::new).collect();
+        let all = |builder: StoreBuilder, disk: &SimDisk| builder.simulated_disk(disk.clone());
+        let store = disks.iter().fold(Store::builder(), all).open().unwrap();
+        let config = TopicConfig::new().replication_factor(2).min_insync_replicas(2);
+        store.create_topic("t", config).unwrap();
+        let mut held = store.producer().transactional_id("id").build().unwrap();
+        let mut transaction = held.begin().unwrap();
+        let id = transaction.id();
+        transaction.append("t", 0, &[Record::new("x")]).unwrap();
+        transaction.commit(Duration::from_secs(1)).unwrap();
+        store.run_background();
+        let shared = store.shared();
+        let partition = PartitionId { topic: shared.topic("t").unwrap().id, partition: 0 };
+        store.stop_disk(store.partition("t", 0).unwrap().replicas()[1]).unwrap();
+        let tag = TransactionTag { producer: id.producer, epoch: id.epoch };
+        let transactions = shared.transactions().unwrap();
+        let jobs = transactions.write_markers(shared, tag, Outcome::Committed, vec![partition]);
+        transactions.finish(shared, jobs);
+        store.snapshot(&[("t", 0)]).unwrap();
     }
 }

@@ -8,7 +8,7 @@
 //! left (`settle.rs`).
 //!
 //! The internal topics are flushed at least as strictly as any partition that takes part: they are made stricter when the
-//! first such partition does. Else a power loss could leave a durable marker in one partition and no decision for the next.
+//! first such partition does, and before a topic becomes stricter. Else a power loss could leave a durable marker in one partition and no decision for the next.
 //!
 //! Lock order: `Transactions::flush`; `Transactions::cut`, `Transactions::state`, then the partition of the topic. While markers are written,
 //! `cut` is held shared; who holds it alone sees no transaction by halves.
@@ -113,9 +113,9 @@ struct State {
     wakes_at: Timestamp,
     /// Why a record was not written last, and of which id.
     last_error: Option<(Arc<str>, Error)>,
-    /// Committed transactions of which some markers are written and others could not be. What an aborted one has written is
-    /// seen nowhere, with its markers and without.
-    halves: BTreeSet<TransactionTag>,
+    /// Where markers of committed transactions could not be written, and others of them may be. What an aborted one has
+    /// written is seen nowhere, with its markers and without.
+    halves: BTreeSet<(TransactionTag, PartitionId)>,
 }
 
 #[derive(Debug, Default)]
@@ -264,7 +264,11 @@ impl Transactions {
                 {
                     self.pause(shared)?;
                 }
-                Answer::Refused(refusal) => return Err(refused(&id_of(renews), refusal, renews)),
+                Answer::Refused(refusal @ Refusal::BadTimeout { .. }) => {
+                    let (key, value) = ("transaction.timeout.ms".into(), format!("{timeout:?}"));
+                    return Err(Error::InvalidConfig { key, value, reason: refusal.to_string() });
+                }
+                Answer::Refused(refusal) => return Err(refused(id, refusal, renews)),
                 Answer::Failed | Answer::Ended { .. } => return Err(self.in_doubt(id, wait)),
             }
         }
@@ -282,8 +286,12 @@ impl Transactions {
         self.tighten(shared, partition.flush_level()?)
     }
 
+    /// A partition that takes part, or may, is flushed like that.
+    ///
+    /// # Errors
+    /// As for [`Transactions::match_flush`].
     #[cold]
-    fn tighten(&self, shared: &Shared, flush: Flush) -> Result<()> {
+    pub(super) fn tighten(&self, shared: &Shared, flush: Flush) -> Result<()> {
         // Whom the change tells something may run a transaction, which comes here as well.
         let _postponed = postpone();
         let mut current = self.flush.lock();
@@ -306,11 +314,7 @@ impl Transactions {
     pub(crate) fn join(&self, id: &str, tag: TransactionTag, partition: PartitionId) -> Result<()> {
         let mut state = self.state.lock();
         let joined = state.coordinator.join(self.clock.now(), tag, partition);
-        joined.map_err(|refusal| match refusal {
-            // The partition lost a marker that is being written again.
-            Refusal::Busy => busy(id),
-            refusal => refused(id, refusal, Some(tag)),
-        })
+        joined.map_err(|refusal| refused(id, refusal, Some(tag)))
     }
 
     /// Ends the transaction, and returns when readers can see how. What it says is how it *did* end.
@@ -367,13 +371,24 @@ impl Transactions {
     ///
     /// # Errors
     /// [`Error::TimedOut`] while a transaction cannot be settled.
-    pub(super) fn hold(&self, wait: Duration) -> Result<RwLockWriteGuard<'_, ()>> {
+    pub(super) fn hold(
+        &self,
+        shared: &Arc<Shared>,
+        wait: Duration,
+    ) -> Result<RwLockWriteGuard<'_, ()>> {
         let late = |what| Error::late(format!("waiting for {what}"), wait);
-        let cut = self.cut.try_write_for(wait).ok_or_else(|| late("transactions to settle"))?;
-        if !self.state.lock().halves.is_empty() {
-            return Err(late("a transaction whose partitions are not all there"));
+        let mut patience = Patience::new(shared, wait);
+        loop {
+            let cut = self.cut.try_write_for(wait).ok_or_else(|| late("transactions to settle"))?;
+            if self.state.lock().halves.is_empty() {
+                return Ok(cut);
+            }
+            drop(cut);
+            if !patience.lasts() {
+                return Err(late("a transaction whose partitions are not all there"));
+            }
+            self.pause(shared)?;
         }
-        Ok(cut)
     }
 
     /// Looks at partitions that have changed, and does what is due by time. Returns when to come back.
@@ -509,17 +524,17 @@ impl Transactions {
         &self,
         shared: &Arc<Shared>,
         events: impl IntoIterator<Item = Event>,
-        first: impl FnOnce(&mut State),
+        last: impl FnOnce(&mut State),
     ) -> Vec<Job> {
         let _postponed = postpone();
         let mut state = self.state.lock();
-        first(&mut state);
         let mut jobs = Vec::new();
         let now = self.clock.now();
         for event in events {
             let effects = state.coordinator.step(now, event);
             self.begin(shared, &mut state, effects, &mut jobs);
         }
+        last(&mut state);
         jobs
     }
 
@@ -685,10 +700,6 @@ pub(crate) fn busy(id: &str) -> Error {
     Error::late(format!("settling an earlier transaction of {id}"), Duration::ZERO)
 }
 
-fn id_of(tag: Option<TransactionTag>) -> String {
-    tag.map_or_else(String::new, |tag| format!("of producer {}", tag.producer))
-}
-
 fn corrupt(source: crate::error::DecodeError) -> Error {
     let partition = crate::types::TopicPartition::new(TRANSACTION_TOPIC, 0);
     let (start, end) = (Offset::ZERO, Offset::MAX);
@@ -708,9 +719,8 @@ fn refused(id: &str, refusal: Refusal, tag: Option<TransactionTag>) -> Error {
         Refusal::BadId | Refusal::Full { .. } => {
             Error::InvalidConfig { key: "transactional.id".into(), value: id, reason }
         }
-        Refusal::BadTimeout { .. } => {
-            Error::InvalidConfig { key: "transaction.timeout.ms".into(), value: id, reason }
-        }
+        // Something is settled, or a partition has lost a marker that is being written again.
+        Refusal::Busy => busy(&id),
         _ => Error::InvalidTransactionState { id, reason },
     }
 }
