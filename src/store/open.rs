@@ -34,11 +34,15 @@ use super::metadata_log::{Found, MetadataLog};
 use super::session::{self, LogEnd, Session};
 use super::{Handle, Shared, Slot, Store, Topic, background};
 
-/// Opens or makes the store on `disks`.
-pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) -> Result<Store> {
-    let alone = disks.len() == 1;
+/// Opens or makes the store on `disks`. `unreadable`: further directories, of which nothing can be told.
+pub(super) fn open(
+    disks: Vec<Arc<dyn Disk>>,
+    mut unreadable: Vec<LeftOut>,
+    options: Options,
+    clock: Clock,
+) -> Result<Store> {
+    let alone = disks.len() + unreadable.len() == 1;
     let mut given = Vec::new();
-    let mut unreadable = Vec::new();
     for disk in disks {
         let path = disk.root().to_owned();
         match disks::look(disk, options.read_only, alone) {
