@@ -598,8 +598,10 @@ impl Shared {
                 let required =
                     usize::from(config.min_insync_replicas).clamp(1, described.replicas.len());
                 let high_watermark = described.high_watermark.min(elected.end);
-                let lost = (!elected.clean && elected.end < described.high_watermark)
-                    .then_some(elected.end..described.high_watermark);
+                // Those who had what is missing are away: how far it went, the metadata need not know.
+                let missing = elected.end < described.high_watermark || !no_better;
+                let lost = (!elected.clean && missing)
+                    .then_some(elected.end..described.high_watermark.max(elected.end));
                 let proposal = Proposal {
                     leader: Some(elected.disk),
                     epoch: LeaderEpoch(described.leader_epoch.0.saturating_add(1)),
@@ -617,6 +619,7 @@ impl Shared {
                 reign.history.begin(proposal.epoch, elected.end);
                 reign.isr = proposal.isr;
                 reign.eligible = proposal.eligible;
+                reign.stale.retain(|disk| !reign.isr.contains(disk));
                 reign.high_watermark = high_watermark;
                 self.events.push(
                     now,
@@ -770,6 +773,7 @@ fn reign_of(described: &PartitionState) -> Reign {
         history: described.history.clone(),
         isr: described.isr.clone(),
         eligible: described.eligible.clone(),
+        stale: described.stale.iter().copied().collect(),
         preference: described.replicas.clone(),
         high_watermark: described.high_watermark,
     }
