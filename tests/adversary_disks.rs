@@ -720,3 +720,66 @@ fn random_stories_of_moved_partitions_and_replaced_disks_lose_nothing_and_repeat
     let (first, count) = (setting("ONCELOG_SEED", 1), setting("ONCELOG_STORIES", 50));
     (first..first + count).for_each(tell_story);
 }
+
+/// It has the name of the disk, in an incarnation that no metadata know, and a copy of the metadata.
+#[test]
+fn what_a_replacement_without_a_quorum_leaves_is_no_disk_in_any_company() {
+    let (first, clock) = (disks(3), clock());
+    let store = open(&first, &clock).unwrap();
+    store.create_topic("t", small(3)).unwrap();
+    store.create_topic("two", small(1)).unwrap();
+    store.reassign("two", 0, &[DiskId(2)]).unwrap();
+    let [all, two] = ["t", "two"].map(|name| store.partition(name, 0).unwrap());
+    append(&all, 20);
+    append(&two, 20);
+    store.stop_disk(DiskId(2)).unwrap();
+    append(&all, 20);
+    store.stop_disk(DiskId(1)).unwrap();
+    let spare = SimDisk::new(9);
+    spare.share_process(&first[0]);
+    let replaced = store.replace_simulated_disk(DiskId(2), spare.clone());
+    assert!(matches!(replaced, Err(Error::MissingDisk { .. })), "{replaced:?}");
+    assert!(spare.files().iter().any(|file| file == "metadata.0"), "it got that far");
+    first[0].kill();
+    drop((all, two, store));
+    for company in [&[0, 1, 2, 3][..], &[3, 2, 1, 0], &[1, 2, 3], &[3, 2, 0], &[0, 1, 3], &[3, 0]] {
+        for power in [false, true] {
+            let forked: Vec<_> = first.iter().chain([&spare]).map(SimDisk::fork).collect();
+            forked[1..].iter().for_each(|disk| disk.share_process(&forked[0]));
+            let restart = || {
+                let again = if power { SimDisk::power_loss } else { SimDisk::process_restart };
+                forked.iter().for_each(again);
+            };
+            restart();
+            let given: Vec<_> = company.iter().map(|at| forked[*at].clone()).collect();
+            let opened = open(&given, &clock);
+            if company.len() == 2 {
+                assert!(matches!(opened, Err(Error::MissingDisk { .. })), "{opened:?}");
+                continue;
+            }
+            let store = opened.unwrap();
+            quiet(&store, &clock);
+            let all = store.partition("t", 0).unwrap();
+            assert_eq!(read_all(&all).len(), 40, "{company:?}, power {power}");
+            append(&all, 10);
+            if let Ok(two) = store.partition("two", 0) {
+                assert_eq!(read_all(&two).len(), 20, "{company:?}, power {power}");
+                append(&two, 10);
+            } else {
+                assert!(!company.contains(&2), "{company:?}, power {power}");
+            }
+            forked[0].kill();
+            drop((all, store));
+            restart();
+            let store = open(&forked[..3], &clock).unwrap();
+            quiet(&store, &clock);
+            assert_eq!(read_all(&store.partition("t", 0).unwrap()).len(), 50, "{company:?}");
+            let expected = if company.contains(&2) { 30 } else { 20 };
+            assert_eq!(read_all(&store.partition("two", 0).unwrap()).len(), expected);
+            store.reassign("two", 0, &[DiskId(0)]).unwrap();
+            store.replace_simulated_disk(DiskId(2), forked[3].clone()).unwrap();
+            quiet(&store, &clock);
+            assert_eq!(store.partition("t", 0).unwrap().in_sync_replicas().len(), 3);
+        }
+    }
+}
