@@ -65,7 +65,7 @@ fn child() {
     create(&store, segment_bytes);
     println!("ready");
     std::thread::scope(|scope| {
-        for (name, _) in TOPICS {
+        for (name, flush) in TOPICS {
             let partition = store.partition(name, 0).unwrap();
             let open = |kind: &str| {
                 let path = scratch.join(format!("{name}.{kind}"));
@@ -87,6 +87,9 @@ fn child() {
                                 return;
                             }
                             at += 1;
+                            if flush == Flush::Os {
+                                std::thread::sleep(Duration::from_millis(1));
+                            }
                         }
                         Err(error) => {
                             let _ = writeln!(errors, "{at}: {error} {:?}", error.written());
@@ -251,34 +254,32 @@ fn s13_a_directory_that_goes_while_it_is_in_use_takes_nothing_along() {
     if killed::is_child() {
         return child();
     }
-    for (what, act, undo) in MISDEEDS {
-        for at in 0..2 {
-            let what = format!("disk {at}: {what}");
-            let temporary = tempfile::tempdir().unwrap();
-            let scratch = temporary.path();
-            let test = "s13_a_directory_that_goes_while_it_is_in_use_takes_nothing_along";
-            let child = start(test, scratch, 64 << 10, None);
-            wait_for_more(scratch, 50, &what);
-            let (disk, aside) = (scratch.join(format!("disk-{at}")), scratch.join("aside"));
-            act(&disk, &aside);
-            // Several segments.
-            wait_for_more(scratch, 500, &what);
-            killed::kill_after(child, Duration::ZERO);
-            undo(&disk, &aside);
-            let store = builder(scratch).open().unwrap_or_else(|error| panic!("{what}: {error}"));
-            check(scratch, &store, &what);
-            let whole = store.disks().iter().all(|disk| disk.state == oncelog::DiskState::Online);
-            eprintln!("{what}: whole {whole}");
-            if whole {
-                wait_for_all(&store, &what);
-                let report = store.verify(VerifyOptions::new().repair(true)).unwrap();
-                assert!(report.damages.iter().all(|damage| damage.repaired), "{what}");
-                check(scratch, &store, &what);
-            }
-            store.close(SECOND * 20).unwrap();
-            let store = builder(scratch).open().unwrap_or_else(|error| panic!("{what}: {error}"));
+    for (nth, (what, act, undo)) in MISDEEDS.into_iter().enumerate() {
+        let at = nth % 2;
+        let what = format!("disk {at}: {what}");
+        let temporary = tempfile::tempdir().unwrap();
+        let scratch = temporary.path();
+        let test = "s13_a_directory_that_goes_while_it_is_in_use_takes_nothing_along";
+        let child = start(test, scratch, 64 << 10, None);
+        wait_for_more(scratch, 50, &what);
+        let (disk, aside) = (scratch.join(format!("disk-{at}")), scratch.join("aside"));
+        act(&disk, &aside);
+        // Several segments.
+        wait_for_more(scratch, 500, &what);
+        killed::kill_after(child, Duration::ZERO);
+        undo(&disk, &aside);
+        let store = builder(scratch).open().unwrap_or_else(|error| panic!("{what}: {error}"));
+        check(scratch, &store, &what);
+        let whole = store.disks().iter().all(|disk| disk.state == oncelog::DiskState::Online);
+        if whole {
+            wait_for_all(&store, &what);
+            let report = store.verify(VerifyOptions::new().repair(true)).unwrap();
+            assert!(report.damages.iter().all(|damage| damage.repaired), "{what}");
             check(scratch, &store, &what);
         }
+        store.close(LONG).unwrap();
+        let store = builder(scratch).open().unwrap_or_else(|error| panic!("{what}: {error}"));
+        check(scratch, &store, &what);
     }
 }
 
@@ -299,11 +300,6 @@ fn s10_s11_limits_of_the_process_take_nothing_of_three_replicas() {
         let child = start(test, scratch, segment_bytes, Some(limits));
         wait_for_more(scratch, 50, limits);
         killed::kill_after(child, SECOND * 2);
-        for (name, _) in TOPICS {
-            let errors = fs::read_to_string(scratch.join(format!("{name}.errors"))).unwrap();
-            let last: Vec<_> = errors.lines().rev().take(2).collect();
-            eprintln!("{limits}: {name}: {} acknowledged, {last:?}", journal(scratch, name).len());
-        }
         let store = builder(scratch).open().unwrap();
         check(scratch, &store, limits);
         wait_for_all(&store, limits);
@@ -318,7 +314,7 @@ fn s10_s11_limits_of_the_process_take_nothing_of_three_replicas() {
             );
             assert_eq!(placed.unwrap().offsets.start.0, next);
         }
-        store.close(SECOND * 20).unwrap();
+        store.close(LONG).unwrap();
     }
 }
 
@@ -349,24 +345,74 @@ fn s12_a_file_where_one_directory_should_be_is_a_missing_disk() {
         }
     };
     append(&store, 0..20);
-    store.close(SECOND * 20).unwrap();
+    store.close(LONG).unwrap();
     fs::rename(&file, scratch.join("aside")).unwrap();
     fs::write(&file, "no directory").unwrap();
     let store = builder(scratch).open().unwrap();
     append(&store, 20..40);
     assert!(store.events().any(|event| event.to_string().contains("disk-1")), "it is told");
-    store.close(SECOND * 20).unwrap();
+    store.close(LONG).unwrap();
     fs::remove_file(&file).unwrap();
     fs::rename(scratch.join("aside"), &file).unwrap();
     let store = builder(scratch).open().unwrap();
     wait_for_all(&store, "back");
     append(&store, 40..60);
-    store.close(SECOND * 20).unwrap();
+    store.close(LONG).unwrap();
     for path in directories(scratch) {
         fs::remove_dir_all(&path).unwrap();
         fs::write(&path, "no directory").unwrap();
     }
     assert!(matches!(builder(scratch).open(), Err(Error::Io { .. })));
+}
+
+/// What was copied anew to the mount point of a disk that was unmounted counted as on that disk, and was not there when it
+/// was mounted again.
+#[test]
+fn s12_an_empty_directory_in_the_place_of_a_disk_gets_nothing_of_its_replicas() {
+    let temporary = tempfile::tempdir().unwrap();
+    let scratch = temporary.path();
+    let store = builder(scratch).open().unwrap();
+    create(&store, 16 << 10);
+    let (disk, aside) = (scratch.join("disk-1"), scratch.join("aside"));
+    let append = |store: &Store, range: std::ops::Range<u64>| {
+        for (name, _) in TOPICS {
+            let partition = store.partition(name, 0).unwrap();
+            for at in range.clone() {
+                let record = value(at);
+                partition
+                    .append_idempotent(numbered(at), &[Record::new(&record)], Acks::All)
+                    .unwrap();
+            }
+        }
+    };
+    append(&store, 0..50);
+    fs::rename(&disk, &aside).unwrap();
+    fs::create_dir(&disk).unwrap();
+    append(&store, 50..150);
+    // Replicas that failed are tried again each second.
+    std::thread::sleep(SECOND * 3);
+    append(&store, 150..200);
+    assert!(!disk.join("topics").exists());
+    for (name, _) in TOPICS {
+        let in_sync = store.partition(name, 0).unwrap().in_sync_replicas();
+        assert!(!in_sync.contains(&oncelog::DiskId(1)), "{name}: {in_sync:?}");
+    }
+    let _ = store.close(LONG);
+    drop(store);
+    let store = builder(scratch).open().unwrap();
+    append(&store, 200..210);
+    store.close(LONG).unwrap();
+    fs::remove_dir_all(&disk).unwrap();
+    fs::rename(&aside, &disk).unwrap();
+    let store = builder(scratch).open().unwrap();
+    wait_for_all(&store, "mounted again");
+    for (name, _) in TOPICS {
+        let found = contents(&store.partition(name, 0).unwrap());
+        assert_eq!(found.len(), 210);
+    }
+    store.stop_disk(oncelog::DiskId(1)).unwrap();
+    store.start_disk(oncelog::DiskId(1)).unwrap();
+    wait_for_all(&store, "started again");
 }
 
 /// Files of a disk, below its directory.
@@ -409,56 +455,44 @@ fn s15_a_directory_where_a_file_should_be_takes_nothing_along() {
         if clean {
             let store = builder(&pristine).open().unwrap();
             wait_for_all(&store, "first");
-            store.close(SECOND * 20).unwrap();
+            store.close(LONG).unwrap();
         }
-        let mut refused = BTreeMap::<String, usize>::new();
-        for name in files(&pristine.join("disk-0")) {
-            for full in [false, true] {
-                let scratch = temporary.path().join("scratch");
-                copy(&pristine, &scratch);
-                let victim = scratch.join("disk-0").join(&name);
-                fs::remove_file(&victim).unwrap();
-                fs::create_dir(&victim).unwrap();
-                if full {
-                    fs::write(victim.join("something"), "of somebody else").unwrap();
-                }
-                let what = format!("{}, full {full}, clean {clean}", name.display());
-                for _ in 0..2 {
-                    let opened = builder(&scratch).open();
-                    let store = match opened {
-                        Ok(store) => store,
-                        Err(error) => {
-                            *refused.entry(format!("{what}: {error}")).or_default() += 1;
-                            break;
-                        }
-                    };
-                    check(&scratch, &store, &what);
-                    for (topic, _) in TOPICS {
-                        let partition = store.partition(topic, 0).unwrap();
-                        let next = partition.high_watermark().0;
-                        let record = value(next);
-                        let placed = partition.append_idempotent(
-                            numbered(next),
-                            &[Record::new(&record)],
-                            Acks::All,
-                        );
-                        let placed = placed.unwrap_or_else(|error| panic!("{what}: {error}"));
-                        assert_eq!(placed.offsets.start.0, next, "{what}");
-                    }
-                    if let Err(error) = store.close(SECOND * 20) {
-                        eprintln!("{what}: close: {error}");
-                    }
-                }
-                if full && victim.is_dir() {
-                    assert!(victim.join("something").exists(), "{what}: not ours to remove");
-                }
-                fs::remove_dir_all(&scratch).unwrap();
+        for (nth, name) in files(&pristine.join("disk-0")).into_iter().enumerate() {
+            // Some of the many.
+            if name.starts_with("topics") && nth % 5 > 0 {
+                continue;
             }
+            let scratch = temporary.path().join("scratch");
+            copy(&pristine, &scratch);
+            let victim = scratch.join("disk-0").join(&name);
+            fs::remove_file(&victim).unwrap();
+            fs::create_dir(&victim).unwrap();
+            fs::write(victim.join("something"), "of somebody else").unwrap();
+            let what = format!("{}, clean {clean}", name.display());
+            for _ in 0..2 {
+                let opened = builder(&scratch).open();
+                let store = opened.unwrap_or_else(|error| panic!("{what}: {error}"));
+                check(&scratch, &store, &what);
+                for (topic, _) in TOPICS {
+                    let partition = store.partition(topic, 0).unwrap();
+                    let next = partition.high_watermark().0;
+                    let record = value(next);
+                    let placed = partition.append_idempotent(
+                        numbered(next),
+                        &[Record::new(&record)],
+                        Acks::All,
+                    );
+                    let placed = placed.unwrap_or_else(|error| panic!("{what}: {error}"));
+                    assert_eq!(placed.offsets.start.0, next, "{what}");
+                }
+                // What cannot be written there is told.
+                let _ = store.close(LONG);
+            }
+            if victim.is_dir() {
+                assert!(victim.join("something").exists(), "{what}: not ours to remove");
+            }
+            fs::remove_dir_all(&scratch).unwrap();
         }
-        for error in refused.keys() {
-            eprintln!("refused: {error}");
-        }
-        assert_eq!(refused.len(), 0);
     }
 }
 
@@ -478,7 +512,7 @@ fn s15_a_directory_where_a_file_of_the_only_disk_should_be_is_told() {
                 .append_idempotent(numbered(at), &[Record::new(&value(at))], Acks::All)
                 .unwrap();
         }
-        store.close(SECOND * 20).unwrap();
+        store.close(LONG).unwrap();
     }
     for name in files(&pristine.join("disk-0")) {
         for unclean in [false, true] {
@@ -495,7 +529,7 @@ fn s15_a_directory_where_a_file_of_the_only_disk_should_be_is_told() {
             match open(&scratch) {
                 Ok(store) => {
                     let partition = store.partition("t", 0).unwrap();
-                    let (mut offset, mut damaged) = (Offset(0), 0);
+                    let mut offset = Offset(0);
                     while offset < partition.high_watermark() {
                         match partition.read(offset, ReadOptions::new()) {
                             Ok(records) => {
@@ -506,7 +540,6 @@ fn s15_a_directory_where_a_file_of_the_only_disk_should_be_is_told() {
                                 }
                             }
                             Err(Error::Corrupt { .. } | Error::Io { .. }) => {
-                                damaged += 1;
                                 offset = Offset(offset.0 + 1);
                             }
                             Err(error) => panic!("{what}: at {offset}: {error}"),
@@ -515,14 +548,12 @@ fn s15_a_directory_where_a_file_of_the_only_disk_should_be_is_told() {
                     // Nobody else knows of the last segment.
                     let last = name.ends_with("00000000000000000093.log");
                     assert!(offset.0 >= 100 || unclean && last, "{what}: ends at {offset}");
-                    let appended = partition.append(&[Record::new("more")], Acks::All);
-                    let closed = store.close(SECOND * 20);
-                    eprintln!(
-                        "{what}: {damaged} damaged, {:?}, {closed:?}",
-                        appended.map(|a| a.offsets)
-                    );
+                    // Or refused, where its file should go.
+                    let _ = partition.append(&[Record::new("more")], Acks::All);
+                    // What cannot be written there is told.
+                    let _ = store.close(LONG);
                 }
-                Err(error) => eprintln!("{what}: refused: {error}"),
+                Err(error) => assert!(matches!(error, Error::Io { .. }), "{what}: {error}"),
             }
             fs::remove_dir_all(&scratch).unwrap();
         }

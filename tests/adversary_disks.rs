@@ -721,6 +721,43 @@ fn random_stories_of_moved_partitions_and_replaced_disks_lose_nothing_and_repeat
     (first..first + count).for_each(tell_story);
 }
 
+/// Partitions that had been opened already went on with a disk whose threads had never begun: appends waited in vain.
+#[test]
+fn s12_a_disk_that_dies_at_any_call_of_an_opening_keeps_nobody_waiting() {
+    for clean in [false, true] {
+        let (first, clock) = (disks(3), clock());
+        let store = open(&first, &clock).unwrap();
+        for name in ["one", "other"] {
+            store.create_topic(name, small(3).min_insync_replicas(2)).unwrap();
+            append(&store.partition(name, 0).unwrap(), 30);
+        }
+        if clean {
+            store.close(SECOND).unwrap();
+        } else {
+            first[0].kill();
+        }
+        drop(store);
+        for call in (1..).step_by(3) {
+            let forked: Vec<_> = first.iter().map(SimDisk::fork).collect();
+            forked[1..].iter().for_each(|disk| disk.share_process(&forked[0]));
+            forked.iter().for_each(SimDisk::process_restart);
+            let before = forked[0].calls();
+            forked[0].fail_from(call, Fault::Eio);
+            let builder = forked.iter().fold(Store::builder(), |b, d| b.simulated_disk(d.clone()));
+            let store = builder.threads().append_timeout(SECOND * 10).open().unwrap();
+            let over = forked[0].calls() - before < call;
+            for name in ["one", "other"] {
+                let partition = store.partition(name, 0).unwrap();
+                append(&partition, 1);
+                assert_eq!(read_all(&partition).len(), 31, "{name}, clean {clean}, call {call}");
+            }
+            if over {
+                break;
+            }
+        }
+    }
+}
+
 /// It has the name of the disk, in an incarnation that no metadata know, and a copy of the metadata.
 #[test]
 fn what_a_replacement_without_a_quorum_leaves_is_no_disk_in_any_company() {

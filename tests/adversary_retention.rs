@@ -386,7 +386,10 @@ impl World {
                     assert_eq!(placed, offset);
                 } else {
                     known.possible.entry(offset).or_default().push(attempt);
-                    known.kept.entry(offset).or_insert((attempt, now));
+                    // It may have been deleted before it was acknowledged.
+                    if offset >= known.start {
+                        known.kept.entry(offset).or_insert((attempt, now));
+                    }
                     known.numbered = Some((given, attempt, Some(offset)));
                 }
             }

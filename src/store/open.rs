@@ -248,19 +248,20 @@ impl Shared {
             metadata.commit(&MetadataRecord::Opened { clean })?;
         }
         let position = metadata.witnessed();
+        drop(metadata);
         for disk in disks.iter().filter(|disk| disk.session.lock().clean) {
             if let Err(error) = disk.write_unclean(self.id, position) {
-                self.lose_disk_at_open(&mut metadata, disk, error)?;
+                self.lose_disk_at_open(disk, error)?;
             }
         }
         if !clean {
+            let mut metadata = self.metadata.lock();
             let stale = disks.iter().filter(|disk| disk.is_stale());
             let mut records: Vec<_> =
                 stale.flat_map(|disk| stale_replicas(metadata.state(), disk.id)).collect();
             records.push(MetadataRecord::Opened { clean });
             metadata.commit_all(&records)?;
         }
-        drop(metadata);
         self.remove_deleted()?;
         let position = self.metadata.lock().witnessed();
         let scanned = AtomicU64::new(0);
@@ -271,7 +272,7 @@ impl Shared {
             for disk in self.online_disks() {
                 disk.session.lock().stale = false;
                 if let Err(error) = disk.write_unclean(self.id, position) {
-                    self.lose_disk_at_open(&mut self.metadata.lock(), &disk, error)?;
+                    self.lose_disk_at_open(&disk, error)?;
                 }
             }
         }
@@ -297,7 +298,7 @@ impl Shared {
                     Err(error) => {
                         let path = disk.disk.root().join(&directory);
                         let error = Error::io(path, "list", error);
-                        self.lose_disk_at_open(&mut self.metadata.lock(), &disk, error)?;
+                        self.lose_disk_at_open(&disk, error)?;
                         continue;
                     }
                 };
@@ -335,19 +336,14 @@ impl Shared {
         Ok(())
     }
 
-    /// A disk that fails while the store is opened is done without, if the others are enough.
-    fn lose_disk_at_open(
-        &self,
-        metadata: &mut MetadataLog,
-        disk: &StoreDisk,
-        error: Error,
-    ) -> Result<()> {
+    /// A disk that fails while the store is opened is done without, if the others are enough; also by partitions that are
+    /// open already.
+    fn lose_disk_at_open(&self, disk: &Arc<StoreDisk>, error: Error) -> Result<()> {
         let others = self.online_disks().len() > 1;
         if !others || error.class() == ErrorClass::Retriable {
             return Err(error);
         }
-        metadata.remove_disk(disk.id);
-        self.note_offline(disk, &error.to_string());
+        self.lose_disk(disk, &error);
         Ok(())
     }
 
