@@ -754,3 +754,103 @@ fn what_a_leader_had_alone_is_not_acknowledged_once_it_has_failed() {
     let found = read_all(&partition).len();
     assert!(!told.recv().unwrap() || found == 2, "it was acknowledged");
 }
+
+/// Partitions that had been opened already went on with a disk whose threads had never begun: appends waited in vain.
+#[test]
+fn s12_a_disk_that_dies_at_any_call_of_an_opening_keeps_nobody_waiting() {
+    for clean in [false, true] {
+        let (first, clock) = (disks(3), clock());
+        let store = open(&first, &clock).unwrap();
+        for name in ["one", "other"] {
+            store.create_topic(name, small(3).min_insync_replicas(2)).unwrap();
+            append(&store.partition(name, 0).unwrap(), 30);
+        }
+        if clean {
+            store.close(SECOND).unwrap();
+        } else {
+            first[0].kill();
+        }
+        drop(store);
+        for call in (1..).step_by(3) {
+            let forked: Vec<_> = first.iter().map(SimDisk::fork).collect();
+            forked[1..].iter().for_each(|disk| disk.share_process(&forked[0]));
+            forked.iter().for_each(SimDisk::process_restart);
+            let before = forked[0].calls();
+            forked[0].fail_from(call, Fault::Eio);
+            let builder = forked.iter().fold(Store::builder(), |b, d| b.simulated_disk(d.clone()));
+            let store = builder.threads().append_timeout(SECOND * 10).open().unwrap();
+            let over = forked[0].calls() - before < call;
+            for name in ["one", "other"] {
+                let partition = store.partition(name, 0).unwrap();
+                append(&partition, 1);
+                assert_eq!(read_all(&partition).len(), 31, "{name}, clean {clean}, call {call}");
+            }
+            if over {
+                break;
+            }
+        }
+    }
+}
+
+/// It has the name of the disk, in an incarnation that no metadata know, and a copy of the metadata.
+#[test]
+fn what_a_replacement_without_a_quorum_leaves_is_no_disk_in_any_company() {
+    let (first, clock) = (disks(3), clock());
+    let store = open(&first, &clock).unwrap();
+    store.create_topic("t", small(3)).unwrap();
+    store.create_topic("two", small(1)).unwrap();
+    store.reassign("two", 0, &[DiskId(2)]).unwrap();
+    let [all, two] = ["t", "two"].map(|name| store.partition(name, 0).unwrap());
+    append(&all, 20);
+    append(&two, 20);
+    store.stop_disk(DiskId(2)).unwrap();
+    append(&all, 20);
+    store.stop_disk(DiskId(1)).unwrap();
+    let spare = SimDisk::new(9);
+    spare.share_process(&first[0]);
+    let replaced = store.replace_simulated_disk(DiskId(2), spare.clone());
+    assert!(matches!(replaced, Err(Error::MissingDisk { .. })), "{replaced:?}");
+    assert!(spare.files().iter().any(|file| file == "metadata.0"), "it got that far");
+    first[0].kill();
+    drop((all, two, store));
+    for company in [&[0, 1, 2, 3][..], &[3, 2, 1, 0], &[1, 2, 3], &[3, 2, 0], &[0, 1, 3], &[3, 0]] {
+        for power in [false, true] {
+            let forked: Vec<_> = first.iter().chain([&spare]).map(SimDisk::fork).collect();
+            forked[1..].iter().for_each(|disk| disk.share_process(&forked[0]));
+            let restart = || {
+                let again = if power { SimDisk::power_loss } else { SimDisk::process_restart };
+                forked.iter().for_each(again);
+            };
+            restart();
+            let given: Vec<_> = company.iter().map(|at| forked[*at].clone()).collect();
+            let opened = open(&given, &clock);
+            if company.len() == 2 {
+                assert!(matches!(opened, Err(Error::MissingDisk { .. })), "{opened:?}");
+                continue;
+            }
+            let store = opened.unwrap();
+            quiet(&store, &clock);
+            let all = store.partition("t", 0).unwrap();
+            assert_eq!(read_all(&all).len(), 40, "{company:?}, power {power}");
+            append(&all, 10);
+            if let Ok(two) = store.partition("two", 0) {
+                assert_eq!(read_all(&two).len(), 20, "{company:?}, power {power}");
+                append(&two, 10);
+            } else {
+                assert!(!company.contains(&2), "{company:?}, power {power}");
+            }
+            forked[0].kill();
+            drop((all, store));
+            restart();
+            let store = open(&forked[..3], &clock).unwrap();
+            quiet(&store, &clock);
+            assert_eq!(read_all(&store.partition("t", 0).unwrap()).len(), 50, "{company:?}");
+            let expected = if company.contains(&2) { 30 } else { 20 };
+            assert_eq!(read_all(&store.partition("two", 0).unwrap()).len(), expected);
+            store.reassign("two", 0, &[DiskId(0)]).unwrap();
+            store.replace_simulated_disk(DiskId(2), forked[3].clone()).unwrap();
+            quiet(&store, &clock);
+            assert_eq!(store.partition("t", 0).unwrap().in_sync_replicas().len(), 3);
+        }
+    }
+}

@@ -356,11 +356,11 @@ impl Opening {
         let since = self.evidence.sealed_since;
         let mut scanner = Scanner::new(&place, found.base).sealed_since(since);
         let mut proven = self.evidence.proven_end;
-        let mut last_append = None;
+        let mut told = None;
         let mut producers = false;
         if let Some(head) = head {
             proven = proven.max(head.end);
-            last_append = Some(head.last_append);
+            told = Some((head.end, head.last_append));
             let side = Segment::read_side_file(&self.place, found.base);
             if let Some(side) = side.filter(|side| side.head == head && found.len >= head.position)
             {
@@ -381,13 +381,13 @@ impl Opening {
         let finding = self.look_behind(&mut scanner, &*file, &scan, proven, later)?;
         match judge(&finding) {
             Verdict::Whole => {
-                self.go_on(found, &scan, last_append)?;
+                self.go_on(found, &scan, told)?;
                 self.set_aside(later)?;
                 Ok(false)
             }
             Verdict::Torn => {
                 self.cut(found, &scan, finding.end, later)?;
-                self.go_on(found, &scan, last_append)?;
+                self.go_on(found, &scan, told)?;
                 Ok(false)
             }
             Verdict::Damaged { resume } => {
@@ -521,12 +521,13 @@ impl Opening {
         Ok(())
     }
 
-    /// The last segment: appends go on in it.
+    /// The last segment: appends go on in it. `told`: up to where a side file vouches for it, and when the last batch before
+    /// that was appended.
     fn go_on(
         &mut self,
         found: Found,
         scan: &Scan,
-        last_append: Option<Timestamp>,
+        told: Option<(Offset, Timestamp)>,
     ) -> Result<(), Error> {
         self.end = scan.end;
         if !self.evidence.repair {
@@ -537,7 +538,9 @@ impl Opening {
         self.secure(found.base, scan)?;
         let active = self.reopen(found, scan, scan.end)?;
         active.segment().set_producers(scan.producers);
-        active.segment().assume_last_append(last_append.unwrap_or(self.evidence.now));
+        // Of what was appended since, nobody knows the time: it must not go too early.
+        let whole = told.filter(|(end, _)| *end >= scan.end);
+        active.segment().assume_last_append(whole.map_or(self.evidence.now, |(_, at)| at));
         self.segments.push(Arc::clone(active.segment()));
         self.active = Some(active);
         Ok(())

@@ -105,15 +105,22 @@ impl Log {
         sources: &[Arc<LogReader>],
         now: Timestamp,
     ) -> Result<Result<Rewrite, Repair>, Error> {
-        if self.active.as_ref().is_some_and(|active| active.segment().base <= offset) {
-            if self.rolls || self.active.as_ref().is_some_and(|active| active.is_in_flight()) {
+        // Below the log start nothing is asked for, and nobody may have it.
+        let offset = offset.max(self.reader.log_start());
+        if let Some(active) = self.active.as_ref().filter(|active| active.segment().base <= offset)
+        {
+            if self.rolls || active.is_in_flight() {
                 return Ok(Err(Repair::NotNow));
+            }
+            if active.segment().is_empty() {
+                // The next append makes it anew, under the same name.
+                self.active = None;
+                self.reader.pop();
+                return Ok(Err(Repair::Sound));
             }
             self.seal(now)?;
         }
         let segments = self.reader.segments();
-        // Below the log start nothing is asked for, and nobody may have it.
-        let offset = offset.max(self.reader.log_start());
         let held = segments.iter().rev().find(|segment| segment.base <= offset).cloned();
         let was_lost = held.is_none();
         let Some(damaged) = held.or_else(|| self.lost_first(&segments, sources)) else {

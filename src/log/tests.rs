@@ -527,3 +527,26 @@ fn log_19_a_file_before_the_start_that_a_power_loss_brought_back_is_in_nobodys_w
     assert_eq!((log.end(), log.reader().segments().len()), (start, 0));
     assert!(losses.is_empty(), "{losses:?}");
 }
+
+/// An empty segment was sealed, and the one that followed had its name: when the log's start was raised next, the file of
+/// that one was removed.
+#[test]
+fn a_repair_of_an_empty_segment_leaves_the_next_one_its_file() {
+    for asked in [0, 5, 7] {
+        let disk = MemoryDisk::new();
+        let mut log = open(&disk);
+        (0..8).for_each(|at| _ = append(&mut log, &[at]));
+        log.truncate(Offset(5), NOW).unwrap();
+        log.raise_log_start(Offset(5)).iter().for_each(|segment| {
+            remove_segment_files(log.place(), segment.base).unwrap();
+        });
+        assert_eq!(log.repair(Offset(asked), &[], NOW).unwrap(), Repair::Sound);
+        append(&mut log, &[5]);
+        for segment in log.raise_log_start(Offset(5)) {
+            remove_segment_files(log.place(), segment.base).unwrap();
+        }
+        append(&mut log, &[6]);
+        drop(log);
+        assert_eq!(values(&open_from(&disk, Offset(5))), [5, 6], "asked for {asked}");
+    }
+}

@@ -69,6 +69,8 @@ pub(crate) struct Reign {
     pub(crate) history: EpochHistory,
     pub(crate) isr: Vec<DiskId>,
     pub(crate) eligible: Vec<DiskId>,
+    /// Replicas that lack what they once held.
+    pub(crate) stale: Vec<DiskId>,
     /// All replicas, the preferred leader first.
     pub(crate) preference: Vec<DiskId>,
     pub(crate) high_watermark: Offset,
@@ -150,6 +152,7 @@ pub(super) struct State {
     pub(super) history: EpochHistory,
     pub(super) isr: Vec<DiskId>,
     pub(super) eligible: Vec<DiskId>,
+    pub(super) stale: Vec<DiskId>,
     pub(super) preference: Vec<DiskId>,
     pub(super) replicas: usize,
     pub(super) min_insync: u16,
@@ -248,6 +251,7 @@ impl Core {
                 history: reign.history,
                 isr: reign.isr,
                 eligible: reign.eligible,
+                stale: reign.stale,
                 replicas: reign.preference.len(),
                 preference: reign.preference,
                 min_insync,
@@ -843,9 +847,14 @@ impl Core {
 
     /// Takes the replica out of service. The caller holds the lock in which the fault was learnt.
     pub(super) fn fence(&self, state: &mut State, cause: &Error) {
-        if state.fenced.is_some() {
-            return;
+        if state.fenced.is_none() {
+            state.suspects.push((state.leading.disk, state.progress.flushed()));
+            self.take_out(state, cause);
         }
+    }
+
+    /// As [`Core::fence`], of a replica that nothing has failed in: its tail is believed when it is back.
+    pub(super) fn take_out(&self, state: &mut State, cause: &Error) {
         self.room_made.notify_all();
         let words = words_of(cause);
         let at_risk = state.progress.flushed()..state.progress.log_end();
@@ -854,7 +863,6 @@ impl Core {
         }
         state.fenced = Some(Fenced { cause: words.as_str().into(), at_risk: at_risk.clone() });
         let disk = state.leading.disk;
-        state.suspects.push((disk, at_risk.start));
         self.report(EventKind::ReplicaFenced {
             partition: self.partition.clone(),
             disk,

@@ -90,7 +90,8 @@ pub enum EventKind {
         leader: Option<DiskId>,
         /// Its reign.
         epoch: LeaderEpoch,
-        /// Acknowledged records that nobody has any more: the topic allowed an unclean election.
+        /// Acknowledged records that nobody has any more: the topic allowed an unclean election. Empty where those who had
+        /// them are away, and it is not known how far they went.
         lost: Option<Range<Offset>>,
     },
     /// Other replicas of a partition are in sync than before.
@@ -189,6 +190,13 @@ impl fmt::Display for Event {
                     None => write!(out, "{partition}: no replica can lead")?,
                 }
                 lost.as_ref().map_or(Ok(()), |lost| {
+                    if lost.is_empty() {
+                        return write!(
+                            out,
+                            "; what there was from offset {} on is lost",
+                            lost.start
+                        );
+                    }
                     write!(out, "; offsets {}..{} are lost", lost.start, lost.end)
                 })
             }

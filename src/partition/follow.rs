@@ -112,34 +112,13 @@ impl Core {
             return Followed::Waits;
         }
         let Some(log) = follower.log.as_mut() else { return Followed::Idle };
-        if log.end() < start
-            && let Err(error) = log.restart(start)
-        {
+        if let Err(error) = self.begin_with_leader(log, start) {
             drop(follower);
             return self.follower_failed(replica, &error);
         }
-        // It was busy when the start was raised. Who wrote what goes now stays known here as well.
-        if let Some(snapshot) = log.producer_snapshot_before(start) {
-            let written = snapshot.write();
-            let noted = log.on_producer_snapshot(&snapshot, written.is_ok());
-            if let Err(error) = written.and(noted) {
-                drop(follower);
-                return self.follower_failed(replica, &error);
-            }
-        }
-        let place = log.place().clone();
-        for segment in log.raise_log_start(start) {
-            if let Err(error) = crate::log::remove_segment_files(&place, segment.base) {
-                self.background_failed("removing a segment", &error);
-            }
-        }
         if log.lacks_past() {
-            let made = log.make_directory();
             drop(follower);
-            return match made {
-                Ok(()) => self.tell_past(replica),
-                Err(error) => self.follower_failed(replica, &error),
-            };
+            return self.tell_past(replica);
         }
         let end = log.end();
         // The leader's disk is waited for under no lock.
@@ -157,6 +136,26 @@ impl Core {
             }
         }
         self.follow_closely(replica, now)
+    }
+
+    /// Lets a follower's log begin where the leader's does, if it was busy, away or shorter when that start was raised. Who
+    /// wrote what goes now stays known here as well.
+    fn begin_with_leader(&self, log: &mut Log, start: Offset) -> Result<(), Error> {
+        if log.end() < start {
+            log.restart(start)?;
+        }
+        if let Some(snapshot) = log.producer_snapshot_before(start) {
+            let written = snapshot.write();
+            let noted = log.on_producer_snapshot(&snapshot, written.is_ok());
+            written.and(noted)?;
+        }
+        let place = log.place().clone();
+        for segment in log.raise_log_start(start) {
+            if let Err(error) = crate::log::remove_segment_files(&place, segment.base) {
+                self.background_failed("removing a segment", &error);
+            }
+        }
+        if log.lacks_past() { log.make_directory() } else { Ok(()) }
     }
 
     /// Tells a follower that begins where the leader's log begins now who wrote before. It is written down before it is
@@ -252,7 +251,12 @@ impl Core {
         }
         let mut followers = state.followers.clone();
         followers.retain(|replica| state.progress.is_online(replica.disk));
+        let start = state.progress.log_start();
         followers.retain(|replica| {
+            let begins_apart = |log: &Log| log.reader().log_start() < start || log.lacks_past();
+            if replica.brief().is_some_and(|held| held.log.as_ref().is_some_and(begins_apart)) {
+                return true;
+            }
             let copied = self.copy_rest(&mut state, replica, now);
             // What hangs or fails already is asked for nothing.
             matches!(copied, Ok(Rest::Calls(_) | Rest::Reads))
@@ -265,15 +269,30 @@ impl Core {
     /// that one's. An error of the leader's disk is no news.
     pub(crate) fn drain(&self, disk: DiskId, now: Timestamp) {
         let Some(replica) = self.replica(disk) else { return };
-        let (reader, written, unwritten, epoch) = {
+        let (reader, written, unwritten, start, epoch) = {
             let state = self.state.lock();
             if !Self::is_current(&state, &replica) {
                 return;
             }
             let unwritten = state.log.unwritten().map(<[u8]>::to_vec);
             let reader = Arc::clone(state.log.reader());
-            (reader, state.log.written_end(), unwritten, state.epoch)
+            let start = state.progress.log_start();
+            (reader, state.log.written_end(), unwritten, start, state.epoch)
         };
+        {
+            // What was deleted stays so, whoever leads next.
+            let mut follower = replica.state.lock();
+            let current = follower.epoch == epoch;
+            let Some(log) = follower.log.as_mut().filter(|_| current) else { return };
+            if self.begin_with_leader(log, start).is_err() {
+                return;
+            }
+            let lacks_past = log.lacks_past();
+            drop(follower);
+            if lacks_past && self.tell_past(&replica) != Followed::More {
+                return;
+            }
+        }
         loop {
             let end = replica.state.lock().log.as_ref().map(Log::end);
             let Some(end) = end.filter(|end| *end < written) else { break };

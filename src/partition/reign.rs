@@ -114,7 +114,11 @@ impl Core {
                 continue;
             }
             let Some(follower) = replica.brief() else { continue };
-            let Some(log) = &follower.log else { continue };
+            // One that ends before the log's start cannot lead: its offsets would be below it.
+            let log = follower.log.as_ref();
+            let Some(log) = log.filter(|log| log.end() >= state.progress.log_start()) else {
+                continue;
+            };
             let last_epoch = log.last_epoch().ok().flatten().unwrap_or_default();
             candidates.push(Candidate {
                 disk: replica.disk,
@@ -130,7 +134,13 @@ impl Core {
         candidates.sort_by_key(|candidate| {
             state.preference.iter().position(|disk| *disk == candidate.disk)
         });
-        let unclean = self.settings().topic.unclean_leader_election && state.fenced.is_some();
+        // All replicas have failed, and all are there again: no more can be hoped for.
+        let no_better = state.stale.is_empty()
+            && isr.is_empty()
+            && eligible.is_empty()
+            && candidates.len() == state.replicas;
+        let allowed = self.settings().topic.unclean_leader_election || no_better;
+        let unclean = allowed && state.fenced.is_some();
         let handed = state.hand_to.filter(|_| state.fenced.is_none());
         // One that steps down gives nothing up: who has not all of it does not take over.
         let whole = |end| state.fenced.is_some() || end == state.log.end();
@@ -209,6 +219,7 @@ impl Core {
         let before = (state.leader, state.isr.clone());
         state.isr.clone_from(&proposal.isr);
         state.eligible.clone_from(&proposal.eligible);
+        state.stale.retain(|disk| !proposal.isr.contains(disk));
         match (proposal.leader, proposal.start) {
             (Some(leader), Some(start)) => {
                 self.begin_reign(&mut state, leader, start, &proposal, now);
@@ -277,6 +288,8 @@ impl Core {
             return;
         };
         log.set_epoch(proposal.epoch);
+        // It was busy when the start was raised. Files that this leaves are removed by the next opening.
+        log.raise_log_start(state.progress.log_start());
         // Before another disk leads: what was asked for is counted by disk.
         state.forget_errand();
         state.making_page = false;
@@ -520,13 +533,14 @@ impl Core {
         let mut state = self.state.lock();
         state.isr.retain(|other| *other != disk);
         state.eligible.retain(|other| *other != disk);
+        state.stale.push(disk);
     }
 
-    /// A leader whose disk is gone is not asked: it is fenced where it stands.
-    pub(crate) fn fence_leader(&self, disk: DiskId, cause: &Error) {
+    /// A leader whose disk is stopped, and in whose place nobody can lead.
+    pub(crate) fn stop_leader(&self, disk: DiskId, cause: &Error) {
         let mut state = self.state.lock();
         if state.leading.disk == disk && state.fenced.is_none() {
-            self.fence(&mut state, cause);
+            self.take_out(&mut state, cause);
             self.publish(state);
         }
     }

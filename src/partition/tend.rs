@@ -271,7 +271,10 @@ impl Core {
                 bytes: segment.position(),
                 base: segment.base,
                 end: segment.end(),
-                last_append: segment.last_append_or_load().unwrap_or(now),
+                last_append: segment.last_append_or_load().unwrap_or_else(|| {
+                    segment.assume_last_append(now);
+                    now
+                }),
             })
             .collect();
         let count = segments_to_delete(&ages, policy, now, self.high_watermark(), self.log_start());

@@ -260,6 +260,10 @@ impl Segment {
     pub(crate) fn last_append_or_load(&self) -> Option<Timestamp> {
         self.last_append().or_else(|| {
             let head = Self::read_side_head(&self.place, self.base)?;
+            // One of its beginning does not tell of the rest.
+            if head.end < self.end() {
+                return None;
+            }
             self.assume_last_append(head.last_append);
             self.last_append()
         })

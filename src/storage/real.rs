@@ -5,6 +5,8 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 #[cfg(not(target_os = "linux"))]
 use super::write_all_at;
 use super::{Disk, DiskLock, Entry, EntryKind, File, Mapping, OpenMode};
@@ -14,6 +16,8 @@ use super::{Disk, DiskLock, Entry, EntryKind, File, Mapping, OpenMode};
 pub(crate) struct RealDisk {
     root: PathBuf,
     boot: u128,
+    /// Which directory was locked, by device and inode: another may take its place.
+    locked: Mutex<Option<(u64, u64)>>,
 }
 
 impl RealDisk {
@@ -27,7 +31,7 @@ impl RealDisk {
         if !fs::metadata(&root)?.is_dir() {
             return Err(io::ErrorKind::NotADirectory.into());
         }
-        Ok(Self { root, boot: boot_id() })
+        Ok(Self { root, boot: boot_id(), locked: Mutex::default() })
     }
 
     fn full(&self, path: &str) -> PathBuf {
@@ -48,6 +52,11 @@ impl Disk for RealDisk {
     }
 
     fn create_dir(&self, path: &str) -> io::Result<()> {
+        // Where a disk was unmounted, its mount point is there: what is written to that is not on the disk.
+        if self.locked.lock().is_some_and(|locked| number_of(&self.root).ok() != Some(locked)) {
+            let reason = "another directory is in the place of the disk's";
+            return Err(io::Error::new(io::ErrorKind::NotConnected, reason));
+        }
         fs::create_dir(self.full(path))
     }
 
@@ -106,6 +115,7 @@ impl Disk for RealDisk {
         if file.set_len(0).is_ok() {
             let _ = file.write_all(note.as_bytes());
         }
+        *self.locked.lock() = number_of(&self.root).ok();
         Ok(Box::new(RealLock { file, owner: std::process::id() }))
     }
 
@@ -120,6 +130,18 @@ impl Disk for RealDisk {
     fn entropy(&self) -> u128 {
         entropy()
     }
+}
+
+/// What tells a directory from another in its place.
+#[cfg(unix)]
+fn number_of(directory: &Path) -> io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(directory).map(|found| (found.dev(), found.ino()))
+}
+
+#[cfg(not(unix))]
+fn number_of(directory: &Path) -> io::Result<(u64, u64)> {
+    fs::metadata(directory).map(|_| (0, 0))
 }
 
 /// A lock on a file, which every forked child of its process holds as well.

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{Properties, TopicConfig};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorClass, Result};
 use crate::storage::{Clock, Disk, MemoryDisk, RealDisk, temporary_directory};
 use crate::types::{DiskId, Flush, StorageMode};
 
 use super::Store;
+use super::disks::LeftOut;
 use super::open::open;
 
 /// More directories than that are no store.
@@ -248,7 +249,7 @@ impl StoreBuilder {
         self.options.scrub_rate = self.properties.scrub_rate().unwrap_or(self.options.scrub_rate);
         self.options.offsets_retention =
             self.properties.offsets_retention().or(self.options.offsets_retention);
-        let mut absent = Vec::new();
+        let (mut absent, mut unreadable) = (Vec::new(), Vec::new());
         if self.disks.is_empty() || self.disks.len() > DISKS_MAX {
             return Err(Error::InvalidConfig {
                 key: "log.dirs".into(),
@@ -268,21 +269,36 @@ impl StoreBuilder {
                         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !alone => {
                             absent.push((disks.len() + absent.len(), path));
                         }
-                        Err(error) => return Err(Error::io(path, "open directory", error)),
+                        Err(error) => match Error::io(&path, "open directory", error) {
+                            error if alone || error.class() == ErrorClass::Retriable => {
+                                return Err(error);
+                            }
+                            error => unreadable.push((path, error)),
+                        },
                     }
                 }
             }
         }
         // A new store makes its directories; one that exists does not, for a lost mount point must not
         // be taken for an empty disk.
-        if disks.is_empty() || disks.iter().all(|disk| super::disks::is_blank(&**disk)) {
+        let blank = disks.iter().all(|disk| super::disks::is_blank(&**disk));
+        if disks.is_empty()
+            && let Some((_, error)) = unreadable.pop()
+        {
+            return Err(error);
+        }
+        if blank && unreadable.is_empty() {
             for (at, path) in absent {
                 let made = RealDisk::open(&path, true)
                     .map_err(|error| Error::io(path, "open directory", error))?;
                 disks.insert(at, Arc::new(made));
             }
         }
-        open(disks, self.options, self.clock)
+        let unreadable = unreadable.into_iter().map(|(path, error)| {
+            let reason = error.to_string();
+            LeftOut { path, reason }
+        });
+        open(disks, unreadable.collect(), self.options, self.clock)
     }
 }
 

@@ -34,11 +34,15 @@ use super::metadata_log::{Found, MetadataLog};
 use super::session::{self, LogEnd, Session};
 use super::{Handle, Shared, Slot, Store, Topic, background};
 
-/// Opens or makes the store on `disks`.
-pub(super) fn open(disks: Vec<Arc<dyn Disk>>, options: Options, clock: Clock) -> Result<Store> {
-    let alone = disks.len() == 1;
+/// Opens or makes the store on `disks`. `unreadable`: further directories, of which nothing can be told.
+pub(super) fn open(
+    disks: Vec<Arc<dyn Disk>>,
+    mut unreadable: Vec<LeftOut>,
+    options: Options,
+    clock: Clock,
+) -> Result<Store> {
+    let alone = disks.len() + unreadable.len() == 1;
     let mut given = Vec::new();
-    let mut unreadable = Vec::new();
     for disk in disks {
         let path = disk.root().to_owned();
         match disks::look(disk, options.read_only, alone) {
@@ -244,19 +248,20 @@ impl Shared {
             metadata.commit(&MetadataRecord::Opened { clean })?;
         }
         let position = metadata.witnessed();
+        drop(metadata);
         for disk in disks.iter().filter(|disk| disk.session.lock().clean) {
             if let Err(error) = disk.write_unclean(self.id, position) {
-                self.lose_disk_at_open(&mut metadata, disk, error)?;
+                self.lose_disk_at_open(disk, error)?;
             }
         }
         if !clean {
+            let mut metadata = self.metadata.lock();
             let stale = disks.iter().filter(|disk| disk.is_stale());
             let mut records: Vec<_> =
                 stale.flat_map(|disk| stale_replicas(metadata.state(), disk.id)).collect();
             records.push(MetadataRecord::Opened { clean });
             metadata.commit_all(&records)?;
         }
-        drop(metadata);
         self.remove_deleted()?;
         let position = self.metadata.lock().witnessed();
         let scanned = AtomicU64::new(0);
@@ -267,7 +272,7 @@ impl Shared {
             for disk in self.online_disks() {
                 disk.session.lock().stale = false;
                 if let Err(error) = disk.write_unclean(self.id, position) {
-                    self.lose_disk_at_open(&mut self.metadata.lock(), &disk, error)?;
+                    self.lose_disk_at_open(&disk, error)?;
                 }
             }
         }
@@ -293,7 +298,7 @@ impl Shared {
                     Err(error) => {
                         let path = disk.disk.root().join(&directory);
                         let error = Error::io(path, "list", error);
-                        self.lose_disk_at_open(&mut self.metadata.lock(), &disk, error)?;
+                        self.lose_disk_at_open(&disk, error)?;
                         continue;
                     }
                 };
@@ -331,19 +336,14 @@ impl Shared {
         Ok(())
     }
 
-    /// A disk that fails while the store is opened is done without, if the others are enough.
-    fn lose_disk_at_open(
-        &self,
-        metadata: &mut MetadataLog,
-        disk: &StoreDisk,
-        error: Error,
-    ) -> Result<()> {
+    /// A disk that fails while the store is opened is done without, if the others are enough; also by partitions that are
+    /// open already.
+    fn lose_disk_at_open(&self, disk: &Arc<StoreDisk>, error: Error) -> Result<()> {
         let others = self.online_disks().len() > 1;
         if !others || error.class() == ErrorClass::Retriable {
             return Err(error);
         }
-        metadata.remove_disk(disk.id);
-        self.note_offline(disk, &error.to_string());
+        self.lose_disk(disk, &error);
         Ok(())
     }
 
@@ -594,8 +594,10 @@ impl Shared {
                 let required =
                     usize::from(config.min_insync_replicas).clamp(1, described.replicas.len());
                 let high_watermark = described.high_watermark.min(elected.end);
-                let lost = (!elected.clean && elected.end < described.high_watermark)
-                    .then_some(elected.end..described.high_watermark);
+                // Those who had what is missing are away: how far it went, the metadata need not know.
+                let missing = elected.end < described.high_watermark || !no_better;
+                let lost = (!elected.clean && missing)
+                    .then_some(elected.end..described.high_watermark.max(elected.end));
                 let proposal = Proposal {
                     leader: Some(elected.disk),
                     epoch: LeaderEpoch(described.leader_epoch.0.saturating_add(1)),
@@ -613,6 +615,7 @@ impl Shared {
                 reign.history.begin(proposal.epoch, elected.end);
                 reign.isr = proposal.isr;
                 reign.eligible = proposal.eligible;
+                reign.stale.retain(|disk| !reign.isr.contains(disk));
                 reign.high_watermark = high_watermark;
                 self.events.push(
                     now,
@@ -766,6 +769,7 @@ fn reign_of(described: &PartitionState) -> Reign {
         history: described.history.clone(),
         isr: described.isr.clone(),
         eligible: described.eligible.clone(),
+        stale: described.stale.iter().copied().collect(),
         preference: described.replicas.clone(),
         high_watermark: described.high_watermark,
     }

@@ -328,7 +328,7 @@ impl Shared {
         };
         for core in &cores {
             if !core.stop_replica(disk.id, cause) {
-                core.fence_leader(disk.id, &stopped);
+                core.stop_leader(disk.id, &stopped);
             }
         }
         disk.attention.abandon();

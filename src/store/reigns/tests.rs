@@ -71,7 +71,7 @@ fn elected_and_gone(gone: &[DiskId], fails: fn(&Core)) {
 #[test]
 fn epoch_02_a_leader_that_fails_before_it_begins_uses_up_its_epoch() {
     let failed = |core: &Core| {
-        core.fence_leader(DiskId(0), &Error::Closed);
+        core.fence_replica(DiskId(0), &Error::Closed);
     };
     elected_and_gone(&[DiskId(1)], failed);
 }
@@ -125,7 +125,7 @@ fn a_follower_that_is_to_be_cut_while_its_flush_is_on_its_way_is_opened_anew() {
         while disks[2].held_calls() == 0 {
             thread::yield_now();
         }
-        core.fence_leader(DiskId(0), &Error::Closed);
+        core.fence_replica(DiskId(0), &Error::Closed);
         let install = AssertUnwindSafe(|| core.install(proposal, shared.clock.now()));
         let installed = catch_unwind(install);
         let is_free = core.is_free(DiskId(2));
@@ -320,7 +320,7 @@ fn s8_a_second_flush_that_fails_after_its_leader_was_fenced_takes_back_no_more()
             assert!(!tended.is_finished(), "it settles a segment");
             thread::yield_now();
         }
-        core.fence_leader(DiskId(0), &Error::Closed);
+        core.fence_replica(DiskId(0), &Error::Closed);
         disks[0].fail_sync(1, SyncFault::CleanedPages);
         disks[0].answer();
     });
@@ -409,7 +409,7 @@ fn s8_repl_24_who_may_lack_what_was_acknowledged_does_not_stay_eligible() {
     };
     assert_eq!(two_that_are_required(behind), [], "one that was eligible");
     let leads = |_: &Store, core: &Core, _: &[SimDisk]| {
-        core.fence_leader(DiskId(0), &Error::Closed);
+        core.fence_replica(DiskId(0), &Error::Closed);
     };
     let gone = |_: &Store, core: &Core, _: &[SimDisk]| {
         core.fence_replica(DiskId(1), &Error::Closed);
@@ -538,7 +538,7 @@ fn inv_03_what_was_read_of_a_leader_is_not_copied_under_the_next() {
             assert!(!follows.is_finished(), "it reads the leader's log");
             thread::yield_now();
         }
-        core.fence_leader(DiskId(0), &Error::Closed);
+        core.fence_replica(DiskId(0), &Error::Closed);
         core.install(proposal, shared.clock.now());
         disks[0].heal();
     });
@@ -655,7 +655,7 @@ fn a_leader_that_fails_and_is_back_before_another_is_elected_follows_that_one() 
     append(&store).unwrap();
     let shared = &store.handle.shared;
     let (topic, core) = shared.cores().pop().expect("one partition");
-    core.fence_leader(DiskId(0), &Error::Closed);
+    core.fence_replica(DiskId(0), &Error::Closed);
     let returned = opened_anew(shared, &topic, &core, DiskId(0));
     core.return_replica(&returned, shared.clock.now()).unwrap();
     let proposal = elect(shared, &topic, &core, DiskId(1), &[DiskId(0), DiskId(1)]);
@@ -770,7 +770,7 @@ fn inv_03_a_replica_that_comes_back_while_a_reign_begins_agrees_with_that() {
             assert!(!returns.is_finished(), "it asks its disk");
             thread::yield_now();
         }
-        core.fence_leader(DiskId(0), &Error::Closed);
+        core.fence_replica(DiskId(0), &Error::Closed);
         core.install(proposal, shared.clock.now());
         disks[2].heal();
         returns.join().unwrap().unwrap();
@@ -900,7 +900,7 @@ fn a_replica_that_follows_another_leader_forgets_what_that_one_lacks() {
     // What it is told is in memory; what it copies is not.
     disks[usize::from(leader.0)].fail_from(1, Fault::Eio);
     core.tend(told, shared.clock.now(), false);
-    core.fence_leader(leader, &Error::Closed);
+    core.fence_replica(leader, &Error::Closed);
     core.install(proposal, shared.clock.now());
     disks[usize::from(leader.0)].heal();
     assert_eq!((core.leader(), core.log_end()), (Some(next), Offset(60)));
