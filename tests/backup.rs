@@ -5,10 +5,11 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use oncelog::simulation::{Clock, Fault, SimDisk};
+use oncelog::simulation::{Clock, Fault, Hang, SimDisk};
 use oncelog::{
-    Acks, DiskId, Error, Flush, Isolation, Offset, Partition, ReadOptions, Record, Store,
-    Timestamp, TopicConfig, VerifyOptions,
+    Acks, BackupReport, DiskId, Error, Flush, Isolation, Offset, Partition, ProducerEpoch,
+    ProducerId, ProducerSequence, ReadOptions, Record, Store, Timestamp, TopicConfig,
+    VerifyOptions,
 };
 
 const NOW: Timestamp = Timestamp(1_000_000);
@@ -374,4 +375,111 @@ fn a_backup_has_all_of_a_transaction_or_nothing() {
         }
         done.store(true, Ordering::Release);
     });
+}
+
+/// Backs the store up to a disk that hangs in the first flush, which comes when the first partition has been read for the
+/// most part; `meanwhile` happens then.
+fn back_up_while(store: &Store, target: &SimDisk, meanwhile: impl FnOnce()) -> BackupReport {
+    target.hang(Hang::Syncs);
+    std::thread::scope(|scope| {
+        let backup = scope.spawn(|| store.backup_to_simulated_disk(target.clone()));
+        while target.held_calls() == 0 {
+            std::thread::yield_now();
+        }
+        meanwhile();
+        target.answer();
+        backup.join().unwrap().unwrap()
+    })
+}
+
+/// It was in the copy, with all of it damaged.
+#[test]
+fn a_topic_that_is_deleted_while_it_is_copied_is_left_out() {
+    for again in [false, true] {
+        let (_disks, clock, store) = filled(1);
+        store.create_topic("u", TopicConfig::new()).unwrap();
+        append(&store.partition("u", 0).unwrap(), 0..20);
+        let target = SimDisk::new(9);
+        let report = back_up_while(&store, &target, || {
+            store.delete_topic("t").unwrap();
+            if again {
+                store.create_topic("t", TopicConfig::new().partitions(3)).unwrap();
+                append(&store.partition("t", 0).unwrap(), 0..5);
+            }
+        });
+        assert_eq!((report.partitions, report.damages.as_slice()), (1, &[][..]));
+        assert!(!target.files().iter().any(|name| name.contains("-t/")), "{:?}", target.files());
+        let copy = open(&[target], &clock).unwrap();
+        let names: Vec<_> = copy.topics().into_iter().map(|topic| topic.name).collect();
+        assert_eq!(names, ["u"]);
+        assert_eq!(check(&copy.partition("u", 0).unwrap()), 20);
+        copy.create_topic("t", TopicConfig::new()).unwrap();
+        append(&copy.partition("t", 0).unwrap(), 0..5);
+        assert_eq!(copy.verify(VerifyOptions::new()).unwrap().damages, []);
+    }
+}
+
+/// The cut was that of the moment before; what came since is not in the copy.
+#[test]
+fn topics_and_partitions_that_come_while_others_are_copied_are_not_in_the_copy() {
+    let (_disks, clock, store) = filled(1);
+    let target = SimDisk::new(9);
+    let report = back_up_while(&store, &target, || {
+        store.create_topic("u", TopicConfig::new()).unwrap();
+        append(&store.partition("u", 0).unwrap(), 0..5);
+        store.add_partitions("t", 4).unwrap();
+        append(&store.partition("t", 3).unwrap(), 0..5);
+    });
+    assert_eq!((report.partitions, report.damages.as_slice()), (2, &[][..]));
+    let copy = open(&[target], &clock).unwrap();
+    let topics: Vec<_> = copy.topics().into_iter().map(|t| (t.name, t.partitions)).collect();
+    assert_eq!(topics, [("t".to_owned(), 2)]);
+    copy.add_partitions("t", 3).unwrap();
+    append(&copy.partition("t", 2).unwrap(), 0..5);
+    copy.create_topic("u", TopicConfig::new()).unwrap();
+    append(&copy.partition("u", 0).unwrap(), 0..5);
+}
+
+/// What told of them was written down behind the cut by the time their partition was copied: the copy knew no producer
+/// whose records retention had taken, and a named one began anew.
+#[test]
+fn a_copy_knows_the_producers_of_records_that_retention_takes_while_it_is_made() {
+    let (disks, clock, store) = filled(1);
+    store.create_topic("u", config(&disks).partitions(1)).unwrap();
+    let partition = store.partition("u", 0).unwrap();
+    let large = "x".repeat(1500);
+    let id = ProducerId(77);
+    let as_device = |partition: &Partition, sequence| {
+        let producer = ProducerSequence { id, epoch: ProducerEpoch(0), sequence };
+        partition.append_idempotent(producer, &[Record::new(&large)], Acks::All).unwrap()
+    };
+    let named = store.producer().name("n").build().unwrap();
+    for at in 0..10 {
+        named.send(Record::to("u").partition(0).value(&large)).unwrap().wait(SECOND).unwrap();
+        as_device(&partition, at);
+    }
+    // Others go on, so that what is written down next tells of more than the cut.
+    for round in 0..3 {
+        partition.append(&[Record::new(&large)], Acks::All).unwrap();
+        partition.delete_records(Offset(15 + round)).unwrap();
+    }
+    let cut = partition.high_watermark();
+    let target = SimDisk::new(9);
+    let report = back_up_while(&store, &target, || {
+        for round in 1..4 {
+            for at in 0..10 {
+                partition.append(&[Record::new(&large)], Acks::All).unwrap();
+                as_device(&partition, round * 10 + at);
+            }
+            partition.delete_records(partition.high_watermark()).unwrap();
+        }
+    });
+    assert_eq!(report.damages, []);
+    let copy = open(&[target], &clock).unwrap();
+    let copied = copy.partition("u", 0).unwrap();
+    assert_eq!(copied.high_watermark(), cut);
+    let named = copy.producer().name("n").build().unwrap();
+    assert_eq!(named.next_sequence("u", 0).unwrap(), 10);
+    assert!(as_device(&copied, 9).duplicate, "it is in the copy's past");
+    assert_eq!(as_device(&copied, 10).offsets.start, cut);
 }

@@ -55,11 +55,6 @@ impl LogReader {
         Self { place, segments, log_start: AtomicU64::new(log_start.0) }
     }
 
-    /// Where it is.
-    pub(crate) fn place(&self) -> &Place {
-        &self.place
-    }
-
     /// The segments as they are now, oldest first.
     pub(crate) fn segments(&self) -> SegmentList {
         Arc::clone(&self.segments.read())

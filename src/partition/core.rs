@@ -915,7 +915,7 @@ impl Core {
 }
 
 /// An error and what caused it, in one line.
-pub(super) fn words_of(cause: &Error) -> String {
+pub(crate) fn words_of(cause: &Error) -> String {
     let mut words = cause.to_string();
     let mut source = std::error::Error::source(cause);
     while let Some(inner) = source {

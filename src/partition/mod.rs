@@ -28,12 +28,12 @@ mod tend;
 mod ticket;
 
 pub(crate) use attention::Attention;
-pub(crate) use core::{Core, CoreParts, CoreSettings, Placed, Reign, Waiting};
+pub(crate) use core::{Core, CoreParts, CoreSettings, Placed, Reign, Waiting, words_of};
 pub(crate) use events::EventLog;
 pub use events::{Event, EventKind, Events};
 pub(crate) use flush::Wait;
 pub(crate) use hang::hangs;
-pub(crate) use read::Watched;
+pub(crate) use read::{CoreCut, Watched};
 pub(crate) use reign::Proposal;
 pub(crate) use replica::Replica;
 pub use ticket::Ticket;
