@@ -13,6 +13,7 @@
 
 mod attention;
 mod core;
+mod cut;
 mod damage;
 mod events;
 mod flush;
@@ -29,11 +30,12 @@ mod ticket;
 
 pub(crate) use attention::Attention;
 pub(crate) use core::{Core, CoreParts, CoreSettings, Placed, Reign, Waiting, words_of};
+pub(crate) use cut::CoreCut;
 pub(crate) use events::EventLog;
 pub use events::{Event, EventKind, Events};
 pub(crate) use flush::Wait;
 pub(crate) use hang::hangs;
-pub(crate) use read::{CoreCut, Watched};
+pub(crate) use read::Watched;
 pub(crate) use reign::Proposal;
 pub(crate) use replica::Replica;
 pub use ticket::Ticket;

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::log::{LogReader, Part};
-use crate::protocol::producer_state::states::ProducerStates;
 use crate::record::BatchHeader;
 use crate::segment::Fetched;
 use crate::types::{Isolation, LeaderEpoch, Offset, ProducerId, Timestamp};
@@ -35,24 +34,7 @@ pub(crate) enum Watched {
     Unwatchable,
 }
 
-/// A partition at one moment.
-#[derive(Debug)]
-pub(crate) struct CoreCut {
-    pub(crate) start: Offset,
-    /// How far it can be read.
-    pub(crate) end: Offset,
-    /// What is known of its producers, also behind the end. `None`: there are none.
-    pub(crate) producers: Option<ProducerStates>,
-}
-
 impl Core {
-    /// How it is now, for a copy of it.
-    pub(crate) fn cut(&self) -> CoreCut {
-        let state = self.state.lock();
-        let (start, end) = (self.log_start(), self.high_watermark());
-        CoreCut { start, end, producers: state.log.known_producers() }
-    }
-
     /// Has `waker` woken, once, when the record at `offset` can be read, or never will be. A second wish with the
     /// same waker takes the place of the first.
     ///

@@ -1,13 +1,13 @@
 //! A copy of the store in another directory, while appends go on.
 //!
 //! First the *cut*: of each partition, what could be read at one moment, between transactions. The tables of the store
-//! itself (offsets, transactions) are cut first, so that they never speak of records which the copy lacks. What is known of
+//! itself are cut first, decisions before offsets, so that they never speak of records which the copy lacks. What is known of
 //! each partition's producers is taken then as well: by the time it is copied, who wrote what was deleted may be told by
 //! nothing that ends before the cut. Then the batches are copied as they are, every checksum looked at, from whichever
 //! replica has them sound. The copy is on one disk: its metadata are the store's with one replica a partition.
 //!
-//! A topic that is deleted meanwhile is left out. A table of the store itself that is written again meanwhile, behind the
-//! cut, is no more to be had as it was: the cut is made anew.
+//! Until it is copied, a partition keeps the files of what is deleted meanwhile: how far a group was at the cut counts on
+//! the records from there on. A topic that is deleted meanwhile is left out.
 //!
 //! The directory becomes a store with its identity, which is written last: a backup that was cut short is none, and is
 //! refused. What it leaves is removed where that is possible.
@@ -32,10 +32,11 @@ use super::metadata_log::MetadataLog;
 use super::operations::{open_directory, vacant};
 use super::session::{self, LogEnd, Session};
 use super::topics::remove_tree;
+use super::transactions::TRANSACTION_TOPIC;
 use super::{Shared, Store, Topic};
 
 const COPY_BYTES: usize = 1 << 20;
-/// Attempts at a cut while topics come and go, and internal ones are written again.
+/// Attempts at a cut while topics come and go.
 const CUTS_MAX: u32 = 16;
 /// The disk of the copy.
 const DISK: DiskId = DiskId(0);
@@ -54,7 +55,6 @@ pub struct BackupReport {
 /// What is to be copied of a partition.
 struct Cut {
     topic: Arc<Topic>,
-    core: Arc<Core>,
     at: CoreCut,
 }
 
@@ -64,8 +64,6 @@ type InUse = Vec<(Arc<Topic>, Arc<Core>)>;
 enum Lost {
     /// Its topic was deleted.
     Gone,
-    /// The table in it was written again, behind the cut.
-    Rewritten,
     Failed(Error),
 }
 
@@ -78,8 +76,10 @@ impl From<Error> for Lost {
 impl Store {
     /// Copies the store into a directory, which is made if need be and must be empty. Appends go on meanwhile. The copy
     /// holds, of every partition, all that could be read at one moment after the call, and of a transaction everything
-    /// or nothing; a topic that is deleted meanwhile may be left out. It opens as a store on one disk, to which others can be
-    /// added. It has the store's id: do not give its directory to the store as one of its disks.
+    /// or nothing; a topic that is deleted meanwhile may be left out. Files of records that retention or
+    /// [`Partition::delete_records`](crate::Partition::delete_records) takes stay until their partition is copied. It opens as
+    /// a store on one disk, to which others can be added. It has the store's id: do not give its directory to the store as one
+    /// of its disks.
     ///
     /// # Errors
     /// [`Error::UnsupportedFormat`] if the directory is not empty; [`Error::NoSpace`] if it has too little room;
@@ -135,55 +135,32 @@ impl Store {
 
 impl Shared {
     fn copy_to(&self, target: &Arc<dyn Disk>) -> Result<BackupReport> {
-        for _ in 0..CUTS_MAX {
-            let (state, cuts) = self.cut()?;
-            if let Some(report) = self.copy_cut(target, state, &cuts)? {
-                return Ok(report);
-            }
-            remove_tree(&**target, layout::TOPICS)
-                .map_err(|error| Error::io(target.root().join(layout::TOPICS), "remove", error))?;
-        }
-        Err(self.no_moment())
-    }
-
-    fn no_moment(&self) -> Error {
-        let what = "waiting for a moment in which no topic comes, goes or is written again";
-        Error::late(what, self.options.append_timeout)
-    }
-
-    /// Makes the copy. `None`: the cut is to be made anew.
-    fn copy_cut(
-        &self,
-        target: &Arc<dyn Disk>,
-        mut state: MetadataState,
-        cuts: &[Cut],
-    ) -> Result<Option<BackupReport>> {
-        let mut report = BackupReport::default();
+        let (mut state, cuts) = self.cut()?;
+        let mut reports: BTreeMap<_, BackupReport> = BTreeMap::new();
         let mut logs = BTreeMap::new();
         let mut ends = BTreeMap::new();
-        for of_topic in cuts.chunk_by(|one, next| one.topic.id == next.topic.id) {
-            let (topic, before) = (&of_topic[0].topic, report.clone());
-            for cut in of_topic {
-                let key = (topic.id, cut.core.partition().partition());
-                match self.copy_partition(cut, target, &mut report) {
-                    Ok((copied, producers)) => {
-                        logs.insert(key, copied);
-                        ends.insert(key, LogEnd { end: copied.end, producers });
-                        report.partitions += 1;
-                    }
-                    Err(Lost::Rewritten) => return Ok(None),
-                    Err(Lost::Failed(error)) => return Err(error),
-                    Err(Lost::Gone) => {
-                        report = before;
-                        ends.retain(|(id, _), _| *id != topic.id);
-                        let directory = layout::topic_directory(topic.id, &topic.name);
-                        remove_tree(&**target, &directory).map_err(|error| {
-                            Error::io(target.root().join(&directory), "remove", error)
-                        })?;
-                        let deleted = MetadataRecord::TopicDeleted { id: topic.id };
-                        state.apply(&deleted).expect("what was cut is in the metadata");
-                        break;
-                    }
+        for cut in cuts {
+            let (topic, number) = (Arc::clone(&cut.topic), cut.at.core().partition().partition());
+            if state.partition(topic.id, number).is_none() {
+                continue; // another of its partitions has shown that it is gone
+            }
+            let report = reports.entry(topic.id).or_default();
+            match self.copy_partition(&cut, target, report) {
+                Ok((copied, producers)) => {
+                    logs.insert((topic.id, number), copied);
+                    ends.insert((topic.id, number), LogEnd { end: copied.end, producers });
+                    report.partitions += 1;
+                }
+                Err(Lost::Failed(error)) => return Err(error),
+                Err(Lost::Gone) => {
+                    reports.remove(&topic.id);
+                    ends.retain(|(id, _), _| *id != topic.id);
+                    let directory = layout::topic_directory(topic.id, &topic.name);
+                    remove_tree(&**target, &directory).map_err(|error| {
+                        Error::io(target.root().join(&directory), "remove", error)
+                    })?;
+                    let deleted = MetadataRecord::TopicDeleted { id: topic.id };
+                    state.apply(&deleted).expect("it is in the metadata");
                 }
             }
         }
@@ -201,7 +178,12 @@ impl Shared {
         };
         session.write(&**target, self.id)?;
         DirectoryIdentity { store: self.id, disk: DISK, uuid, incarnation: 1 }.write(&**target)?;
-        Ok(Some(report))
+        Ok(reports.into_values().fold(BackupReport::default(), |mut all, mut one| {
+            all.partitions += one.partitions;
+            all.bytes += one.bytes;
+            all.damages.append(&mut one.damages);
+            all
+        }))
     }
 
     /// What there is to copy, as of one moment.
@@ -211,27 +193,29 @@ impl Shared {
             let transactions = self.known_transactions();
             let held = transactions.as_ref().map(|all| all.hold(self.options.append_timeout));
             let held = held.transpose()?;
-            let cuts: Vec<_> = in_use
-                .into_iter()
-                .map(|(topic, core)| Cut { at: core.cut(), topic, core })
-                .collect();
+            let cuts: Vec<_> =
+                in_use.into_iter().map(|(topic, core)| Cut { topic, at: core.cut() }).collect();
             let state = self.metadata.lock().state().clone();
             drop(held);
             let same = state.topics().map(|topic| topic.partitions.len()).sum::<usize>();
             let known = |cut: &Cut| {
-                state.partition(cut.topic.id, cut.core.partition().partition()).is_some()
+                let number = cut.at.core().partition().partition();
+                state.partition(cut.topic.id, number).is_some()
             };
             if same == cuts.len() && cuts.iter().all(known) {
                 return Ok((state, cuts));
             }
         }
-        Err(self.no_moment())
+        Err(Error::late(
+            "waiting for a moment in which no topic comes or goes",
+            self.options.append_timeout,
+        ))
     }
 
-    /// All partitions, those of the store's own tables first. `None`: a topic was deleted meanwhile.
+    /// All partitions, in the order in which they are cut. `None`: a topic was deleted meanwhile.
     fn open_all(&self) -> Result<Option<InUse>> {
         let mut topics: Vec<_> = self.topics.read().values().cloned().collect();
-        topics.sort_by_key(|topic| (!is_internal(&topic.name), topic.id));
+        topics.sort_by_key(|topic| (rank(&topic.name), topic.id));
         let mut in_use = Vec::new();
         for topic in &topics {
             let slots = topic.slots.read().clone();
@@ -253,29 +237,24 @@ impl Shared {
         report: &mut BackupReport,
     ) -> Result<(Copied, bool), Lost> {
         let now = self.clock.now();
-        let partition = cut.core.partition();
-        let CoreCut { start, end, producers } = &cut.at;
+        let partition = cut.at.core().partition();
+        let (start, end) = (cut.at.start, cut.at.end);
         let place = self.place(&cut.topic, partition, target);
         let mut log = self.open_target(cut, place)?;
-        let mut next = *start;
+        let mut next = start;
         log.restart(next)?;
-        while next < *end {
-            let (fetched, error) = self.read_somewhere(&cut.core, next, *end);
+        while next < end {
+            let (fetched, error) = read_somewhere(&cut.at, next);
             // What is read of a store that is closed may be another's by now.
             self.check_open()?;
-            let start = cut.core.log_start();
+            if cut.topic.is_gone.load(Ordering::Acquire) {
+                return Err(Lost::Gone);
+            }
             if let Some(bytes) = fetched {
                 log.append_batches(&bytes, now)?;
                 report.bytes += bytes.len() as u64;
-            } else if cut.topic.is_gone.load(Ordering::Acquire) {
-                return Err(Lost::Gone);
-            } else if start > next && is_internal(&cut.topic.name) {
-                return Err(Lost::Rewritten);
-            } else if start > next {
-                // Retention passed by: the copy begins where the log does now.
-                log.restart(start.min(*end))?;
             } else if let Some(Error::Corrupt { offsets, .. }) = error {
-                let to = offsets.end.clamp(next.next(), *end);
+                let to = offsets.end.clamp(next.next(), end);
                 report.damages.push((partition.clone(), next..to));
                 log.pass_over(to, now)?;
             } else {
@@ -291,40 +270,16 @@ impl Shared {
         }
         log.finish(now);
         settle_sealed(&mut log)?;
-        if let Some(producers) = producers {
+        if let Some(producers) = &cut.at.producers {
             log.keep_producers(producers);
         }
         if let Some(snapshot) = log.producer_snapshot(true) {
-            // Retention may have taken all the rest.
+            // Who wrote what was deleted is known, also where nothing else is left.
             log.make_directory()?;
             snapshot.write()?;
         }
         let copied = Copied { start: log.reader().log_start(), end: log.end() };
         Ok((copied, log.has_producers()))
-    }
-
-    /// Whole batches from one of the replicas, or why there are none.
-    fn read_somewhere(
-        &self,
-        core: &Core,
-        next: Offset,
-        end: Offset,
-    ) -> (Option<Vec<u8>>, Option<Error>) {
-        let mut first = None;
-        for (_, reader) in core.readers() {
-            match reader.read(next, end, COPY_BYTES) {
-                Ok(Some(fetched)) => return (Some(fetched.bytes.to_vec()), None),
-                Ok(None) => {}
-                Err(error) => {
-                    // What is damaged on one disk and unreadable on another is damaged.
-                    let corrupt = matches!(error, Error::Corrupt { .. });
-                    if corrupt || first.is_none() {
-                        first = Some(error);
-                    }
-                }
-            }
-        }
-        (None, first)
     }
 
     fn open_target(&self, cut: &Cut, place: Place) -> Result<Log> {
@@ -346,6 +301,36 @@ impl Shared {
         };
         Ok(Log::open(place, settings, evidence)?.log)
     }
+}
+
+/// In this order topics are cut. A decision is made after all that it decides about was written, offsets of groups as well;
+/// and offsets are committed after the records before them.
+fn rank(topic: &str) -> u8 {
+    match topic {
+        TRANSACTION_TOPIC => 0,
+        other if is_internal(other) => 1,
+        _ => 2,
+    }
+}
+
+/// Whole batches from one of the replicas as they are, or as they were, or why there are none.
+fn read_somewhere(cut: &CoreCut, next: Offset) -> (Option<Vec<u8>>, Option<Error>) {
+    let mut first = None;
+    let now = cut.core().readers();
+    for reader in now.iter().map(|(_, reader)| &**reader).chain(&cut.logs) {
+        match reader.read(next, cut.end, COPY_BYTES) {
+            Ok(Some(fetched)) => return (Some(fetched.bytes.to_vec()), None),
+            Ok(None) => {}
+            Err(error) => {
+                // What is damaged on one disk and unreadable on another is damaged.
+                let corrupt = matches!(error, Error::Corrupt { .. });
+                if corrupt || first.is_none() {
+                    first = Some(error);
+                }
+            }
+        }
+    }
+    (None, first)
 }
 
 /// Makes what is sealed durable, with its side file, and closes it.
@@ -371,7 +356,7 @@ mod tests {
 
     /// Its copy began where the new table does, which is behind the cut: it had none of the offsets.
     #[test]
-    fn a_table_that_is_written_again_while_it_is_copied_is_cut_anew() {
+    fn a_table_that_is_written_again_while_it_is_copied_is_in_the_copy_as_it_was() {
         let clock = Clock::manual(Timestamp(1_000_000));
         let open = |disk: &SimDisk| {
             Store::builder().clock(clock.clone()).simulated_disk(disk.clone()).open().unwrap()
@@ -400,18 +385,15 @@ mod tests {
         shared.alter(&topic, &update).unwrap();
         clock.advance(second * 2);
         commit(100);
-        let (state, cuts) = shared.cut().unwrap();
+        let cut = topic.slots.read()[0].core.lock().as_ref().unwrap().cut();
         commit(1200);
-        assert!(cuts[0].core.log_start() > cuts[0].at.end, "it was not written again");
+        assert!(cut.core().log_start() > cut.end, "it was not written again");
         let disk = SimDisk::new(2);
         let target = Arc::new(disk.clone()) as Arc<dyn Disk>;
-        assert!(shared.copy_cut(&target, state, &cuts).unwrap().is_none());
-        remove_tree(&*target, layout::TOPICS).unwrap();
-        assert_eq!(shared.copy_to(&target).unwrap().damages, []);
-        drop(target);
-        let copy = open(&disk);
-        let consumer = copy.consumer().group("g").build().unwrap();
-        let known = consumer.committed(&[("t", 0)]).unwrap();
-        assert_eq!(known[partition.name()].offset, Offset(1301));
+        let (first, end) = (cut.start, cut.end);
+        let (copied, _) = shared
+            .copy_partition(&Cut { topic, at: cut }, &target, &mut BackupReport::default())
+            .unwrap_or_else(|_| panic!("it was not copied"));
+        assert_eq!((copied.start, copied.end), (first, end));
     }
 }
