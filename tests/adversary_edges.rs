@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use oncelog::simulation::{Clock, SimDisk};
 use oncelog::{
-    Acks, Compression, Error, Flush, Isolation, Offset, Partition, Producer, ReadOptions, Record,
-    Store, Timestamp, TimestampType, TopicConfig, TopicUpdate, Written,
+    Acks, Compression, Error, Flush, Isolation, Offset, Partition, Producer, ProducerEpoch,
+    ProducerId, ProducerSequence, ReadOptions, Record, Store, Timestamp, TimestampType,
+    TopicConfig, TopicUpdate, Written,
 };
 
 use random::Random;
@@ -790,5 +791,50 @@ fn topics_that_come_again_and_grow_hold_what_was_acknowledged_to_each_once() {
     }
     for (value, _, _) in told.iter().rev().take(20).filter(|(_, _, outcome)| outcome.is_ok()) {
         assert!(counts.contains_key(value), "{value} was acknowledged by the topic that stays");
+    }
+}
+
+/// What was appended while the clock showed a time that was long ago seemed old when it was put right, and was forgotten:
+/// a batch that was sent again was appended twice.
+#[test]
+fn s23_prod_20_a_clock_that_goes_away_and_comes_back_between_two_looks_ages_nobody() {
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    for (away, power) in [(-3, false), (3, false), (-3, true)] {
+        let disk = SimDisk::new(1);
+        let start = Timestamp(1_000_000_000_000);
+        let clock = Clock::manual(start);
+        let builder = || Store::builder().clock(clock.clone()).simulated_disk(disk.clone());
+        let mut store = builder().open().unwrap();
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        let append = |store: &Store, id, sequence| {
+            let (id, epoch) = (ProducerId(id), ProducerEpoch(0));
+            let producer = ProducerSequence { id, epoch, sequence };
+            let partition = store.partition("t", 0).unwrap();
+            partition.append_idempotent(producer, &[Record::new("x")], Acks::All).unwrap()
+        };
+        append(&store, 1, 0);
+        store.run_background();
+        if power {
+            drop(store);
+            disk.process_restart();
+            store = builder().open().unwrap();
+            drop(store.partition("t", 0).unwrap());
+        }
+        clock.set_wall(Timestamp(start.0 + away * 24 * 60 * 60 * 1000));
+        append(&store, 1, 1);
+        append(&store, 2, 0);
+        clock.set_wall(start);
+        for _ in 0..3 {
+            clock.advance(DAY / 40);
+            store.run_background();
+        }
+        assert!(append(&store, 1, 1).duplicate, "{away} {power}");
+        assert!(append(&store, 2, 0).duplicate, "{away} {power}");
+        // Who is silent for a day is forgotten all the same.
+        for _ in 0..if away < 0 { 60 } else { 0 } {
+            clock.advance(DAY / 40);
+            store.run_background();
+        }
+        assert_eq!(append(&store, 2, 0).duplicate, away > 0);
     }
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use oncelog::simulation::{Clock, SimDisk};
 use oncelog::{
-    DiskId, Error, Flush, Isolation, Offset, Partition, ReadOptions, Record, Store, Timestamp,
-    TopicConfig, TopicPartition, VerifyOptions,
+    DiskId, Error, Event, Flush, Isolation, Offset, Partition, ReadOptions, Record, Store,
+    Timestamp, TopicConfig, TopicPartition, VerifyOptions,
 };
 
 use random::{Random, setting};
@@ -304,4 +304,35 @@ fn s2_a_segment_that_cannot_be_written_anew_keeps_no_other_from_its_repair() {
     assert!(see(&store) == seen);
     disks[0].remove_file("topics/00000001-t/0/00000000000000000000.log/not ours");
     pass(&store, &clock);
+}
+
+/// It was tried once, and then not before somebody read there.
+#[test]
+fn s2_a_repair_that_fails_when_a_store_is_opened_is_tried_again() {
+    let (disks, clock, store) = set_up(1, Flush::OnAck);
+    work(&store, 12);
+    let seen = see(&store);
+    let partition = store.partition("t", 0).unwrap();
+    let leader = partition.leader().unwrap();
+    let followers: Vec<_> =
+        partition.replicas().into_iter().filter(|disk| *disk != leader).collect();
+    for disk in &followers {
+        let disk = &disks[usize::from(disk.0)];
+        let path = "topics/00000001-t/0/00000000000000000000";
+        disk.remove_file(&format!("{path}.index"));
+        let mut bytes = disk.read_file(&format!("{path}.log"));
+        bytes[500] ^= 1;
+        disk.write_file(&format!("{path}.log"), &bytes);
+    }
+    disks[0].kill();
+    drop((partition, store));
+    disks.iter().for_each(SimDisk::process_restart);
+    followers.iter().for_each(|disk| disks[usize::from(disk.0)].set_free_bytes(Some(0)));
+    let store = open(&disks, &clock).unwrap();
+    let failed = |event: &Event| event.to_string().contains("repairing");
+    assert_eq!(store.events().filter(failed).count(), 2, "no repair was tried");
+    disks.iter().for_each(|disk| disk.set_free_bytes(None));
+    pass(&store, &clock);
+    assert_eq!(store.verify(VerifyOptions::new()).unwrap().damages, []);
+    assert!(see(&store) == seen);
 }

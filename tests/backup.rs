@@ -5,10 +5,11 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use oncelog::simulation::{Clock, Fault, SimDisk};
+use oncelog::simulation::{Clock, Fault, Hang, SimDisk};
 use oncelog::{
-    Acks, DiskId, Error, Flush, Isolation, Offset, Partition, ReadOptions, Record, Store,
-    Timestamp, TopicConfig, VerifyOptions,
+    Acks, BackupReport, DiskId, Error, Flush, Isolation, Offset, Partition, ProducerEpoch,
+    ProducerId, ProducerSequence, ReadOptions, Record, StartAt, Store, Timestamp, TopicConfig,
+    VerifyOptions,
 };
 
 const NOW: Timestamp = Timestamp(1_000_000);
@@ -374,4 +375,255 @@ fn a_backup_has_all_of_a_transaction_or_nothing() {
         }
         done.store(true, Ordering::Release);
     });
+}
+
+/// Backs the store up to a disk that hangs in the first flush, which comes when the first partition has been read for the
+/// most part; `meanwhile` happens then.
+fn back_up_while(store: &Store, target: &SimDisk, meanwhile: impl FnOnce()) -> BackupReport {
+    target.hang(Hang::Syncs);
+    std::thread::scope(|scope| {
+        let backup = scope.spawn(|| store.backup_to_simulated_disk(target.clone()));
+        while target.held_calls() == 0 {
+            std::thread::yield_now();
+        }
+        meanwhile();
+        target.answer();
+        backup.join().unwrap().unwrap()
+    })
+}
+
+/// It was in the copy, with all of it damaged.
+#[test]
+fn a_topic_that_is_deleted_while_it_is_copied_is_left_out() {
+    for again in [false, true] {
+        let (_disks, clock, store) = filled(1);
+        store.create_topic("u", TopicConfig::new()).unwrap();
+        append(&store.partition("u", 0).unwrap(), 0..20);
+        let target = SimDisk::new(9);
+        let report = back_up_while(&store, &target, || {
+            store.delete_topic("t").unwrap();
+            if again {
+                store.create_topic("t", TopicConfig::new().partitions(3)).unwrap();
+                append(&store.partition("t", 0).unwrap(), 0..5);
+            }
+        });
+        assert_eq!((report.partitions, report.damages.as_slice()), (1, &[][..]));
+        assert!(!target.files().iter().any(|name| name.contains("-t/")), "{:?}", target.files());
+        let copy = open(&[target], &clock).unwrap();
+        let names: Vec<_> = copy.topics().into_iter().map(|topic| topic.name).collect();
+        assert_eq!(names, ["u"]);
+        assert_eq!(check(&copy.partition("u", 0).unwrap()), 20);
+        copy.create_topic("t", TopicConfig::new()).unwrap();
+        append(&copy.partition("t", 0).unwrap(), 0..5);
+        assert_eq!(copy.verify(VerifyOptions::new()).unwrap().damages, []);
+    }
+}
+
+/// The cut was that of the moment before; what came since is not in the copy.
+#[test]
+fn topics_and_partitions_that_come_while_others_are_copied_are_not_in_the_copy() {
+    let (_disks, clock, store) = filled(1);
+    let target = SimDisk::new(9);
+    let report = back_up_while(&store, &target, || {
+        store.create_topic("u", TopicConfig::new()).unwrap();
+        append(&store.partition("u", 0).unwrap(), 0..5);
+        store.add_partitions("t", 4).unwrap();
+        append(&store.partition("t", 3).unwrap(), 0..5);
+    });
+    assert_eq!((report.partitions, report.damages.as_slice()), (2, &[][..]));
+    let copy = open(&[target], &clock).unwrap();
+    let topics: Vec<_> = copy.topics().into_iter().map(|t| (t.name, t.partitions)).collect();
+    assert_eq!(topics, [("t".to_owned(), 2)]);
+    copy.add_partitions("t", 3).unwrap();
+    append(&copy.partition("t", 2).unwrap(), 0..5);
+    copy.create_topic("u", TopicConfig::new()).unwrap();
+    append(&copy.partition("u", 0).unwrap(), 0..5);
+}
+
+/// What told of them was written down behind the cut by the time their partition was copied: the copy knew no producer
+/// whose records retention had taken, and a named one began anew.
+#[test]
+fn a_copy_knows_the_producers_of_records_that_retention_takes_while_it_is_made() {
+    let (disks, clock, store) = filled(1);
+    store.create_topic("u", config(&disks).partitions(1)).unwrap();
+    let partition = store.partition("u", 0).unwrap();
+    let large = "x".repeat(1500);
+    let id = ProducerId(77);
+    let as_device = |partition: &Partition, sequence| {
+        let producer = ProducerSequence { id, epoch: ProducerEpoch(0), sequence };
+        partition.append_idempotent(producer, &[Record::new(&large)], Acks::All).unwrap()
+    };
+    let named = store.producer().name("n").build().unwrap();
+    for at in 0..10 {
+        named.send(Record::to("u").partition(0).value(&large)).unwrap().wait(SECOND).unwrap();
+        as_device(&partition, at);
+    }
+    // Others go on, so that what is written down next tells of more than the cut.
+    for round in 0..3 {
+        partition.append(&[Record::new(&large)], Acks::All).unwrap();
+        partition.delete_records(Offset(15 + round)).unwrap();
+    }
+    let cut = partition.high_watermark();
+    let target = SimDisk::new(9);
+    let report = back_up_while(&store, &target, || {
+        for round in 1..4 {
+            for at in 0..10 {
+                partition.append(&[Record::new(&large)], Acks::All).unwrap();
+                as_device(&partition, round * 10 + at);
+            }
+            partition.delete_records(partition.high_watermark()).unwrap();
+        }
+    });
+    assert_eq!(report.damages, []);
+    let copy = open(&[target], &clock).unwrap();
+    let copied = copy.partition("u", 0).unwrap();
+    assert_eq!(copied.high_watermark(), cut);
+    let named = copy.producer().name("n").build().unwrap();
+    assert_eq!(named.next_sequence("u", 0).unwrap(), 10);
+    assert!(as_device(&copied, 9).duplicate, "it is in the copy's past");
+    assert_eq!(as_device(&copied, 10).offsets.start, cut);
+}
+
+/// All values of a partition from the first that is there on, as committed readers see them.
+fn committed(partition: &Partition) -> Vec<u64> {
+    let (mut next, mut values) = (partition.log_start_offset(), Vec::new());
+    loop {
+        let options = ReadOptions::new().isolation(Isolation::ReadCommitted);
+        let records = partition.read(next, options).unwrap();
+        let number = |value: &[u8]| String::from_utf8_lossy(value).parse::<u64>().unwrap();
+        values.extend(records.iter().map(|record| number(record.value().unwrap())));
+        if records.next_offset() == next {
+            return values;
+        }
+        next = records.next_offset();
+    }
+}
+
+/// Whether the values are those from some number on, without a gap; gives the end.
+fn end_of_row(values: &[u64]) -> u64 {
+    for (before, next) in values.iter().zip(values.iter().skip(1)) {
+        assert_eq!(before + 1, *next);
+    }
+    values.last().map_or(0, |last| last + 1)
+}
+
+/// Ends what goes on meanwhile, also when the test fails.
+struct OnDrop<'a>(&'a AtomicBool);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Sends the next numbers, as somebody who looks up where to go on.
+fn send_named(store: &Store, done: &AtomicBool, count: u64) {
+    let producer = store.producer().name("n").build().unwrap();
+    let first = producer.next_sequence("in", 0).unwrap();
+    for next in first..first.saturating_add(count) {
+        if done.load(Ordering::Acquire) {
+            break;
+        }
+        let value = next.to_string();
+        let sent = producer.send(Record::to("in").partition(0).value(&value)).unwrap();
+        sent.wait(SECOND * 30).unwrap();
+        std::thread::sleep(SECOND / 5000);
+    }
+}
+
+/// Takes numbers over from `in` to `out`, each once; every few transactions somebody else goes on.
+fn pipe(store: &Store, done: &AtomicBool, rounds: u64) {
+    let mut consumer = store.consumer().group("pipe").start(StartAt::Earliest).build().unwrap();
+    consumer.subscribe(&["in"]).unwrap();
+    let mut producer = None;
+    for round in 0..rounds {
+        if done.load(Ordering::Acquire) {
+            break;
+        }
+        let records = consumer.poll(SECOND / 100).unwrap();
+        if records.is_empty() {
+            continue;
+        }
+        if round % 3 == 0 {
+            producer = None;
+        }
+        let open = || store.producer().transactional_id("pipe").build().unwrap();
+        let mut transaction = producer.get_or_insert_with(open).begin().unwrap();
+        for record in &records {
+            let value = record.value().unwrap();
+            let half = u32::try_from(record.offset().0 % 2).unwrap();
+            transaction.append("out", half, &[Record::new(value)]).unwrap();
+        }
+        transaction
+            .send_offsets(&consumer.position_map(), &consumer.group_metadata())
+            .and_then(|()| transaction.commit(SECOND * 30))
+            .unwrap();
+    }
+}
+
+/// What went in, what came out of it, and how far the pipe says that it is: they fit.
+fn judge(store: &Store, what: &str) -> u64 {
+    let sent = end_of_row(&committed(&store.partition("in", 0).unwrap()));
+    let named = store.producer().name("n").build().unwrap();
+    assert_eq!(named.next_sequence("in", 0).unwrap(), sent, "{what}");
+    let halves = (0..2).map(|number| committed(&store.partition("out", number).unwrap()));
+    let mut out: Vec<_> = halves.flatten().collect();
+    out.sort_unstable();
+    let end = end_of_row(&out);
+    assert_eq!(out.len() as u64, end, "{what}: it begins with the first");
+    let consumer = store.consumer().group("pipe").build().unwrap();
+    let known = consumer.committed(&[("in", 0)]).unwrap();
+    let taken = known.values().next().map_or(0, |known| known.offset.0);
+    assert_eq!(taken, end, "{what}: what is committed is what came out");
+    assert!(taken <= sent, "{what}");
+    sent
+}
+
+#[test]
+fn what_goes_on_against_a_copy_neither_repeats_nor_skips() {
+    for flush in [Flush::Os, Flush::OnAck] {
+        let scratch = tempfile::tempdir().unwrap();
+        let store =
+            Store::builder().disk(scratch.path().join("store")).flush(flush).open().unwrap();
+        let config = || TopicConfig::new().segment_bytes(64 << 10);
+        store.create_topic("in", config()).unwrap();
+        store.create_topic("out", config().partitions(2)).unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let _done = OnDrop(&done);
+            scope.spawn(|| send_named(&store, &done, u64::MAX));
+            scope.spawn(|| pipe(&store, &done, u64::MAX));
+            scope.spawn(|| {
+                // Retention, as far as the pipe is.
+                while !done.load(Ordering::Acquire) {
+                    let consumer = store.consumer().group("pipe").build().unwrap();
+                    let known = consumer.committed(&[("in", 0)]).unwrap();
+                    if let Some(taken) = known.values().next() {
+                        store.partition("in", 0).unwrap().delete_records(taken.offset).unwrap();
+                    }
+                    store.create_topic("fleeting", TopicConfig::new().partitions(3)).unwrap();
+                    append(&store.partition("fleeting", 1).unwrap(), 0..20);
+                    store.delete_topic("fleeting").unwrap();
+                }
+            });
+            for round in 0..4 {
+                std::thread::sleep(SECOND / 10);
+                let path = scratch.path().join(round.to_string());
+                let report = store.backup(&path).unwrap();
+                assert_eq!(report.damages, [], "{flush:?} {round}");
+                for again in 0..2 {
+                    let copy = Store::open(&path).unwrap();
+                    let before = judge(&copy, &format!("{flush:?} {round} {again}"));
+                    let never = AtomicBool::new(false);
+                    send_named(&copy, &never, 20);
+                    pipe(&copy, &never, 30);
+                    let after = judge(&copy, &format!("{flush:?} {round} {again}, on"));
+                    assert_eq!(after, before + 20);
+                    assert_eq!(copy.verify(VerifyOptions::new()).unwrap().damages, []);
+                    copy.close(SECOND * 10).unwrap();
+                }
+            }
+        });
+        judge(&store, "the store");
+    }
 }

@@ -572,6 +572,15 @@ fn a8_handles_that_go_while_a_panic_unwinds() {
     assert!(outcome.is_err());
 }
 
+/// What a panic carries may panic itself, when it is dropped.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        std::panic::panic_any(Bomb);
+    }
+}
+
 #[test]
 fn a9_a_callback_that_panics_or_calls_back_harms_nobody() {
     let store = Store::temporary().unwrap();
@@ -584,8 +593,10 @@ fn a9_a_callback_that_panics_or_calls_back_harms_nobody() {
             move |result| {
                 result.unwrap();
                 sender.send(at).unwrap();
-                if at % 2 == 0 {
-                    panic!("of the application");
+                match at % 4 {
+                    0 => panic!("of the application"),
+                    2 => std::panic::panic_any(Bomb),
+                    _ => {}
                 }
                 again.append(&[Record::new("from a callback")], Acks::None).unwrap();
             },

@@ -282,3 +282,66 @@ fn kills_lose_nothing() {
         }
     });
 }
+
+/// Reads on from where the last look ended, as somebody who follows.
+fn follow(view: &Store, next: &mut [u64]) {
+    for (number, next) in (0..).zip(next) {
+        let partition = view.partition("t", number).unwrap();
+        let end = partition.high_watermark();
+        assert!(end.0 >= *next, "partition {number} ended at {next}, and ends at {end}");
+        while *next < end.0 {
+            let records = partition.read(Offset(*next), ReadOptions::new()).unwrap();
+            for record in &records {
+                assert_eq!(record.offset().0, *next);
+                *next += 1;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_view_beside_a_writer_that_is_killed_and_comes_back_sees_all_that_it_acknowledged() {
+    if killed::is_child() {
+        return;
+    }
+    let seed = setting("ONCELOG_SEED", 7);
+    eprintln!("replay with: ONCELOG_SEED={seed} cargo test --all-features --test kill");
+    killed::at_both_levels(seed, |flush, seed| {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = scratch.path().join("data");
+        let store = open(&directory, 1);
+        let config = TopicConfig::new().partitions(PARTITIONS).flush(flush).segment_bytes(64 << 10);
+        store.create_topic("t", config).unwrap();
+        drop(store);
+        let view = Store::open_read_only(&directories(&directory, 1)[0]).unwrap();
+        let held: Vec<_> =
+            (0..PARTITIONS).map(|number| view.partition("t", number).unwrap()).collect();
+        let mut next = [0; PARTITIONS as usize];
+        let mut random = Random(seed);
+        for round in 1..=9 {
+            let mut command = killed::command("kills_lose_nothing", &directory, round);
+            let mut child = killed::start(command.env(DISKS, "1"));
+            let lifetime = Duration::from_micros(random.below(1 << 13));
+            let started = Instant::now();
+            while started.elapsed() < lifetime {
+                follow(&view, &mut next);
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+            follow(&view, &mut next);
+            if round % 3 == 0 {
+                check(&directory, &view);
+                let store = open(&directory, 1);
+                for (number, held) in (0..).zip(&held) {
+                    let partition = store.partition("t", number).unwrap();
+                    let fresh = view.partition("t", number).unwrap();
+                    let ends = [held, &fresh].map(|seen| seen.high_watermark());
+                    assert_eq!(ends, [partition.high_watermark(); 2], "partition {number}");
+                }
+                if round % 2 == 0 {
+                    store.close(Duration::from_secs(10)).unwrap();
+                }
+            }
+        }
+    });
+}

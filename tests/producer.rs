@@ -208,17 +208,29 @@ fn cli_22_a_callback_may_send_wait_and_flush() {
     }
 }
 
+/// What a panic carries may panic itself, when it is dropped.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        std::panic::panic_any(Bomb);
+    }
+}
+
 #[test]
 fn a_panic_in_a_callback_is_counted_and_stops_nothing() {
     for flush in FLUSHES {
         let store = store(TopicConfig::new().flush(flush));
         let producer = store.producer().build().unwrap();
         let called = Arc::new(AtomicUsize::new(0));
-        for _ in 0..3 {
+        for at in 0..3 {
             let called = Arc::clone(&called);
             producer
                 .send_with(Record::to("t").value("v"), move |_| {
                     called.fetch_add(1, Ordering::SeqCst);
+                    if at == 1 {
+                        std::panic::panic_any(Bomb);
+                    }
                     panic!("a callback of the application");
                 })
                 .unwrap();

@@ -266,3 +266,91 @@ fn what_a_topic_does_not_choose_the_store_chooses() {
     assert_eq!(store.topic("a").unwrap().config, filled);
     assert_eq!(store.topic("b").unwrap().config, own);
 }
+
+/// A view knew the topics that it had seen, whatever had their names by then, and called what was gone damaged.
+#[test]
+fn a_view_sees_which_topic_has_a_name_by_now() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    store.create_topic("t", TopicConfig::new().segment_bytes(4096)).unwrap();
+    let append = |count: usize| {
+        let partition = store.partition("t", 0).unwrap();
+        for _ in 0..count {
+            partition.append(&[Record::new(&vec![7; 2000])], Acks::All).unwrap();
+        }
+    };
+    append(10);
+    let view = Store::open_read_only(directory.path()).unwrap();
+    let seen = view.partition("t", 0).unwrap();
+    assert_eq!(seen.high_watermark(), Offset(10));
+    store.delete_topic("t").unwrap();
+    let gone = |error: &Error| matches!(error, Error::UnknownTopicOrPartition { .. });
+    let error = seen.read(Offset(0), ReadOptions::new()).map(drop).unwrap_err();
+    assert!(gone(&error), "{error}");
+    assert!(gone(&view.partition("t", 0).unwrap_err()));
+    store.create_topic("t", TopicConfig::new().partitions(2)).unwrap();
+    append(3);
+    assert_eq!(view.partition("t", 0).unwrap().high_watermark(), Offset(3));
+    assert_eq!(view.topic("t").unwrap().partitions, 2);
+    assert!(view.partition("t", 1).is_ok());
+    let error = seen.read(Offset(0), ReadOptions::new()).map(drop).unwrap_err();
+    assert!(gone(&error), "{error}");
+}
+
+/// The page that tells a view of the owner's offsets was renewed by the next append only.
+#[test]
+fn a_view_sees_what_its_owner_does_before_the_first_append_of_its_session() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    store.create_topic("t", TopicConfig::new().segment_bytes(4096)).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    let append = || partition.append(&[Record::new(&vec![7; 2000])], Acks::All).unwrap();
+    append();
+    let page = directory.path().join("topics/00000001-t/0/marks");
+    let before = std::fs::read(&page).unwrap();
+    for _ in 0..9 {
+        append();
+    }
+    store.close(SECOND * 5).unwrap();
+    drop((partition, store));
+    // As a process leaves it that is killed before it could say how far it came.
+    std::fs::write(&page, before).unwrap();
+    let view = Store::open_read_only(directory.path()).unwrap();
+    let seen = view.partition("t", 0).unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    assert_eq!(seen.high_watermark(), partition.high_watermark());
+    seen.wait_for(Offset(9), SECOND).unwrap();
+    partition.delete_records(Offset(8)).unwrap();
+    assert_eq!(seen.log_start_offset(), Offset(8));
+    let error = seen.read(Offset(0), ReadOptions::new()).map(drop).unwrap_err();
+    assert!(matches!(error, Error::OffsetOutOfRange { start: Offset(8), .. }), "{error}");
+}
+
+/// Without a page, a view knew where the log began when it was opened, and called what was deleted since damaged.
+#[test]
+fn a_view_without_a_page_learns_what_was_deleted_from_the_metadata() {
+    let directory = tempfile::tempdir().unwrap();
+    let open = || {
+        Store::builder()
+            .disk(directory.path())
+            .storage_mode(oncelog::StorageMode::Write)
+            .open()
+            .unwrap()
+    };
+    let store = open();
+    store.create_topic("t", TopicConfig::new().segment_bytes(4096)).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    for _ in 0..10 {
+        partition.append(&[Record::new(&vec![7; 2000])], Acks::All).unwrap();
+    }
+    let view = Store::open_read_only(directory.path()).unwrap();
+    let seen = view.partition("t", 0).unwrap();
+    assert_eq!(seen.high_watermark(), Offset(10));
+    partition.delete_records(Offset(8)).unwrap();
+    let error = seen.read(Offset(0), ReadOptions::new()).map(drop).unwrap_err();
+    assert!(matches!(error, Error::OffsetOutOfRange { start: Offset(8), .. }), "{error}");
+    assert_eq!(seen.log_start_offset(), Offset(8));
+    let records = seen.read(Offset(8), ReadOptions::new()).unwrap();
+    assert_eq!(records.iter().next().unwrap().offset(), Offset(8));
+}

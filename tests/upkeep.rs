@@ -398,3 +398,77 @@ fn a_verification_goes_on_when_a_topic_is_deleted_under_it() {
         assert!(report.damages.iter().all(|damage| !damage.repaired), "{report:?}");
     }
 }
+
+/// It ended with the first of them, and told nothing of the others.
+#[test]
+fn s14_a_verification_tells_of_partitions_that_nobody_can_lead_and_goes_on_with_the_rest() {
+    let world = World::new(2);
+    let store = world.open(0);
+    store.create_topic("t", TopicConfig::new().partitions(4).segment_bytes(4096)).unwrap();
+    for number in 0..4 {
+        append(&store.partition("t", number).unwrap(), 0..100);
+    }
+    let is_on =
+        |number: u32, disk| store.partition("t", number).unwrap().leader() == Some(DiskId(disk));
+    let away: Vec<_> = (0..4).filter(|number| is_on(*number, 1)).collect();
+    assert_eq!(away.len(), 2);
+    store.close(SECOND).unwrap();
+    world.flip(0, 0, 1000);
+    let store = Store::builder()
+        .clock(world.clock.clone())
+        .simulated_disk(world.disks[0].clone())
+        .allow_missing(DiskId(1))
+        .open()
+        .unwrap();
+    let report = store.verify(VerifyOptions::new()).unwrap();
+    let unread: Vec<_> = report.unread.iter().map(|(name, _)| name.partition()).collect();
+    assert_eq!((report.partitions, unread), (2, away));
+    assert!(report.unread[0].1.contains("disk 1"), "{:?}", report.unread);
+    assert_eq!(report.damages.len(), 1, "{report:?}");
+}
+
+/// It passed them over.
+#[test]
+fn s3_a_verification_reads_the_stores_own_topics() {
+    let world = World::new(1);
+    let store = world.open(0);
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    append(&store.partition("t", 0).unwrap(), 0..10);
+    let consumer = store.consumer().group("g").build().unwrap();
+    drop(consumer);
+    let to = oncelog::ResetTo::Earliest;
+    store.reset_offsets("g", "t", to).unwrap();
+    store.close(SECOND).unwrap();
+    let names = world.disks[0].files();
+    let name =
+        names.iter().find(|name| name.contains("__consumer_offsets/0/") && name.ends_with(".log"));
+    let (name, mut bytes) = (name.unwrap(), world.disks[0].read_file(name.unwrap()));
+    bytes[150] ^= 1;
+    world.disks[0].write_file(name, &bytes);
+    let store = world.open(0);
+    let report = store.verify(VerifyOptions::new()).unwrap();
+    assert_eq!(report.damages.len(), 1, "{report:?}");
+    assert_eq!(report.damages[0].partition.topic(), "__consumer_offsets");
+}
+
+/// Files that retention removed before it came to them, or that went with their topic, were called lost.
+#[test]
+fn a_verification_does_not_call_lost_what_is_deleted_meanwhile() {
+    let world = World::filled(1);
+    let store = world.open(0);
+    for topic in ["u", "v"] {
+        store.create_topic(topic, TopicConfig::new().segment_bytes(4096)).unwrap();
+        append(&store.partition(topic, 0).unwrap(), 0..600);
+    }
+    let (meanwhile, mut is_first) = (store.clone(), true);
+    let options = VerifyOptions::new().progress(move |_| {
+        if std::mem::take(&mut is_first) {
+            let partition = meanwhile.partition("t", 0).unwrap();
+            partition.delete_records(Offset(500)).unwrap();
+            meanwhile.delete_topic("u").unwrap();
+            meanwhile.delete_topic("v").unwrap();
+            meanwhile.create_topic("v", TopicConfig::new()).unwrap();
+        }
+    });
+    assert_eq!(store.verify(options).unwrap().damages, []);
+}

@@ -5,7 +5,6 @@
 //! the order of the commits, under no lock but the one that keeps this order.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,7 +16,7 @@ use parking_lot::{Mutex, ReentrantMutex};
 use crate::error::{Error, Result};
 use crate::partition::Ticket;
 use crate::store::{Chore, Chores, CommittedOffset};
-use crate::types::{Offset, TopicPartition};
+use crate::types::{Offset, TopicPartition, guard};
 
 use super::slot::Slot;
 use super::{Consumer, Mode, OffsetMap};
@@ -97,8 +96,7 @@ impl Commits {
             if let Err(error) = &outcome {
                 *self.failed.lock() = Some(error.clone());
             }
-            // The hook has reported a panic; there is nobody else to tell.
-            let _ = catch_unwind(AssertUnwindSafe(|| done(outcome)));
+            let _ = guard(|| done(outcome));
         }
     }
 }

@@ -21,7 +21,6 @@ mod slot;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
@@ -35,7 +34,7 @@ use crate::protocol::group::membership::Subscription;
 use crate::store::{
     Change, CommittedOffset, ConsumerGroupMetadata, Held, JoinGroup, Membership, Store,
 };
-use crate::types::{Offset, TopicPartition};
+use crate::types::{Offset, TopicPartition, guard};
 
 pub use builder::ConsumerBuilder;
 pub use rebalance::{Rebalance, RebalanceKind};
@@ -536,8 +535,8 @@ impl Consumer {
                 seeks: RefCell::default(),
                 commits: RefCell::default(),
             };
-            // The hook has reported a panic; the rebalance goes on.
-            let _ = catch_unwind(AssertUnwindSafe(|| told(&rebalance)));
+            // After a panic the rebalance goes on.
+            let _ = guard(|| told(&rebalance));
             seeks = rebalance.seeks.into_inner();
             commits = rebalance.commits.into_inner();
         }

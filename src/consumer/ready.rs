@@ -4,13 +4,14 @@
 //! however many partitions there are.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Wake, Waker};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+
+use crate::types::guard;
 
 /// A partition of the consumer, told apart from those that it had before.
 pub(super) type SlotKey = u64;
@@ -68,7 +69,7 @@ impl Ready {
         }
         if let Some(task) = task {
             // The application's, woken by whoever appends or commits: a panic ends here.
-            drop(catch_unwind(AssertUnwindSafe(|| task.wake())));
+            let _ = guard(|| task.wake());
         }
     }
 

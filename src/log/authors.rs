@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::protocol::producer_state::batch::Proposal;
-use crate::protocol::producer_state::states::ProducerView;
+use crate::protocol::producer_state::states::{ProducerStates, ProducerView};
 use crate::protocol::producer_state::transactions::OpenTransaction;
 use crate::protocol::producer_state::verdict::Verdict;
 use crate::record::{self, Draft, Marker};
@@ -122,6 +122,16 @@ impl Log {
         !self.producers.is_empty()
     }
 
+    /// All that it knows of them, for a copy of the log. `None`: there are none.
+    pub(crate) fn known_producers(&self) -> Option<ProducerStates> {
+        self.has_producers().then(|| self.producers.states().clone())
+    }
+
+    /// It is a copy, and what it was copied from knew `told` when it was as long, or longer.
+    pub(crate) fn keep_producers(&mut self, told: &ProducerStates) {
+        self.producers.keep_of_source(told);
+    }
+
     /// Forgets producers that have not appended for `age`.
     pub(crate) fn expire_producers(&mut self, now: Timestamp, age: Duration) {
         self.producers.expire(now, age);
@@ -181,7 +191,7 @@ impl Log {
             return Ok(());
         }
         let told = self.find_producers(now)?;
-        self.producers.keep_of(&told);
+        self.producers.keep_of(told.states());
         self.remove_foreign_snapshots()
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The owner stores them in order, end first and start last, so that a reader who loads them the
 //! other way round never sees a watermark behind the end. After the death of the process the page also
-//! tells how far the log was written, as long as the machine runs on.
+//! tells how far the log was written, as long as the machine runs on: it is never flushed, so that it says when it was made.
 //!
 //! | byte | size | field            | meaning                              |
 //! |-----:|-----:|------------------|--------------------------------------|
@@ -12,6 +12,7 @@
 //! |   24 |    8 | `last_stable`    |                                      |
 //! |   32 |    8 | `log_end`        | of what is in the files              |
 //! |   40 |    8 | `log_end_check`  | `log_end` with every bit turned      |
+//! |   48 |   16 | `boot`           | the run of the machine               |
 
 use std::io;
 
@@ -22,6 +23,8 @@ use crate::types::Offset;
 
 const NAME: &str = "marks";
 const PAGE_BYTES: usize = 4096;
+/// What of it is used.
+const MARKS_BYTES: usize = 64;
 
 /// The page of one partition.
 #[derive(Debug)]
@@ -61,6 +64,9 @@ impl Marks {
         write_all_at(&*file, 0, &[0; PAGE_BYTES])?;
         let page = Self { map: file.map(PAGE_BYTES, true)? };
         page.show(marks, last_stable, written);
+        for (at, word) in (48..).step_by(8).zip(boot_words(place)) {
+            page.map.publish_u64(at, word);
+        }
         page.map.publish_u64(0, place.identity.seed.into());
         Ok(page)
     }
@@ -98,15 +104,16 @@ impl Marks {
         self.map.publish_u64(0, 0);
     }
 
-    /// What the page on the disk says; `None` if there is none for this partition.
+    /// What the page on the disk says; `None` if there is none for this partition, of this run of the machine.
     pub(crate) fn peek(place: &Place) -> Option<MarksView> {
         let file = place.disk.open(&place.path(NAME), OpenMode::Read).ok()?;
-        let mut page = [0; 48];
+        let mut page = [0; MARKS_BYTES];
         let count = read_full_at(&*file, 0, &mut page).ok()?;
         let word = |at: usize| {
             u64::from_le_bytes(*page[at..].first_chunk().expect("a field within the page"))
         };
-        if count < page.len() || word(0) != u64::from(place.identity.seed) {
+        let is_of_boot = [word(48), word(56)] == boot_words(place);
+        if count < page.len() || word(0) != u64::from(place.identity.seed) || !is_of_boot {
             return None;
         }
         Some(MarksView {
@@ -117,6 +124,12 @@ impl Marks {
                 .then_some(Offset(word(32))),
         })
     }
+}
+
+/// The run of the machine, the lower half first.
+fn boot_words(place: &Place) -> [u64; 2] {
+    let bytes = place.disk.boot_id().to_le_bytes();
+    [0, 8].map(|at| u64::from_le_bytes(*bytes[at..].first_chunk().expect("it has two halves")))
 }
 
 /// Whether a file of a partition's directory is the page.

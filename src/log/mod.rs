@@ -36,7 +36,7 @@ use crate::types::{LeaderEpoch, Offset, ProducerId, Timestamp};
 
 pub(crate) use marks::Marks;
 use producers::Producers;
-pub(crate) use producers::{ProducerSnapshot, copy_snapshots, decided_end};
+pub(crate) use producers::{ProducerSnapshot, decided_end};
 pub(crate) use reader::LogReader;
 pub(crate) use records::Part;
 pub use records::{Iter, Records};

@@ -52,6 +52,8 @@ pub(super) struct Producers {
     snapshot_bytes: u64,
     /// When ages were last looked at.
     expired_at: Timestamp,
+    /// Where the log ended then, or when it was opened, and when that was.
+    looked_at: (Offset, Timestamp),
     /// Records are deleted or damaged, and who wrote them is not known here: see [`Producers::adopt`].
     lacks_past: bool,
 }
@@ -99,6 +101,7 @@ impl Producers {
             unwritten_bytes: 0,
             snapshot_bytes: 0,
             expired_at: Timestamp::MIN,
+            looked_at: (end, Timestamp::MIN),
             lacks_past: false,
         }
     }
@@ -148,6 +151,7 @@ impl Producers {
         (producers.on_disk, producers.foreign) = (snapshots, foreign);
         let from = producers.states.end();
         let damaged = reader.producer_headers(from, end, |header| producers.take(header, now))?;
+        producers.looked_at = (end, now);
         Ok(Recalled { producers, unknown: unknown.then_some(start), damaged, before })
     }
 
@@ -283,9 +287,20 @@ impl Producers {
     }
 
     /// Found in the log itself, which lacks some of what was `told`: the rest of that holds as well.
-    pub(super) fn keep_of(&mut self, told: &Self) {
-        self.states.keep_of(&told.states);
+    pub(super) fn keep_of(&mut self, told: &ProducerStates) {
+        self.states.keep_of(told);
         self.on_unwritten();
+    }
+
+    /// Counted in a copy of a log: with what that one knew, it knows as much.
+    pub(super) fn keep_of_source(&mut self, told: &ProducerStates) {
+        self.keep_of(told);
+        self.lacks_past = false;
+    }
+
+    /// What is known of them by now.
+    pub(super) fn states(&self) -> &ProducerStates {
+        &self.states
     }
 
     /// Forgets producers that have not appended for `age`, but for those whose numbering is their position (PROD-20,
@@ -295,6 +310,9 @@ impl Producers {
         if is_early {
             return;
         }
+        // Between two looks, a clock may have been set and set back.
+        let (end, since) = std::mem::replace(&mut self.looked_at, (self.states.end(), now));
+        self.states.appended_since(end, since);
         self.expired_at = now;
         self.states.expire(now, age, |id| id.0 & ProducerId::NAMED == ProducerId::NAMED);
     }
@@ -457,29 +475,6 @@ fn snapshot_name(end: Offset) -> String {
 /// The end that a snapshot's name tells; `None` if it is no snapshot's name.
 pub(super) fn parse_snapshot_name(name: &str) -> Option<Offset> {
     crate::segment::parse_name(name, SUFFIX)
-}
-
-/// Copies the snapshots of the log in `from` that speak of nothing behind `end`, to the log in `to`.
-///
-/// # Errors
-/// [`Error::NoSpace`], [`Error::Io`].
-pub(crate) fn copy_snapshots(from: &Place, to: &Place, end: Offset) -> Result<(), Error> {
-    let entries = match from.disk.list(&from.directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        listed => listed.map_err(|error| from.io_error("", "list", error))?,
-    };
-    for name in entries.iter().map(|entry| entry.name.as_str()) {
-        if parse_snapshot_name(name).is_none_or(|known| known > end) {
-            continue;
-        }
-        // A newer one may have taken its place meanwhile.
-        let Ok(bytes) = read_small(&*from.disk, &from.path(name), SNAPSHOT_BYTES_MAX) else {
-            continue;
-        };
-        replace_file(&*to.disk, &to.path(name), &bytes)
-            .map_err(|error| to.io_error(name, "write", error))?;
-    }
-    Ok(())
 }
 
 /// Removes snapshots so that no power loss brings them back.

@@ -55,9 +55,9 @@ impl LogReader {
         Self { place, segments, log_start: AtomicU64::new(log_start.0) }
     }
 
-    /// Where it is.
-    pub(crate) fn place(&self) -> &Place {
-        &self.place
+    /// One that keeps the segments which there are now.
+    pub(crate) fn as_now(&self) -> Self {
+        Self::new(self.place.clone(), self.segments().to_vec(), self.log_start())
     }
 
     /// The segments as they are now, oldest first.

@@ -21,6 +21,7 @@ use crate::types::{
     Acks, DiskId, Flush, LeaderEpoch, Offset, ProducerId, Timestamp, TopicId, TopicPartition,
 };
 
+use super::cut::Kept;
 use super::events::EventKind;
 use super::flush::{Durable, Group, Sleeper};
 use super::read::Watch;
@@ -101,6 +102,8 @@ pub(crate) struct Core {
 
     pub(super) state: Mutex<State>,
     /// By disk: see [`Core::repairs_of`].
+    /// Files that are to be removed later.
+    pub(super) kept: Mutex<Kept>,
     pub(super) repairs: Mutex<BTreeMap<DiskId, Arc<Mutex<()>>>>,
     /// Disks whose workers are at work on the partition.
     pub(super) tended: Mutex<Vec<DiskId>>,
@@ -237,6 +240,7 @@ impl Core {
             last_stable: AtomicU64::new(log.last_stable(progress.high_watermark()).0),
             log_end: AtomicU64::new(progress.log_end().0),
             epoch: AtomicU32::new(reign.epoch.0),
+            kept: Mutex::default(),
             repairs: Mutex::default(),
             tended: Mutex::default(),
             state: Mutex::new(State {
@@ -663,7 +667,10 @@ impl Core {
 
     /// Every replica's log that is in service, the leader's first.
     pub(crate) fn readers(&self) -> Vec<(DiskId, Arc<LogReader>)> {
-        let state = self.state.lock();
+        self.readers_in(&self.state.lock())
+    }
+
+    pub(super) fn readers_in(&self, state: &State) -> Vec<(DiskId, Arc<LogReader>)> {
         let mut readers = vec![(state.leading.disk, Arc::clone(state.log.reader()))];
         for replica in &state.followers {
             if let Some(held) = replica.brief()
@@ -923,7 +930,7 @@ impl Core {
 }
 
 /// An error and what caused it, in one line.
-pub(super) fn words_of(cause: &Error) -> String {
+pub(crate) fn words_of(cause: &Error) -> String {
     let mut words = cause.to_string();
     let mut source = std::error::Error::source(cause);
     while let Some(inner) = source {

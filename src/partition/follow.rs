@@ -150,10 +150,8 @@ impl Core {
             written.and(noted)?;
         }
         let place = log.place().clone();
-        for segment in log.raise_log_start(start) {
-            if let Err(error) = crate::log::remove_segment_files(&place, segment.base) {
-                self.background_failed("removing a segment", &error);
-            }
+        if let Err(error) = self.remove_segments(&place, &log.raise_log_start(start)) {
+            self.background_failed("removing a segment", &error);
         }
         if log.lacks_past() { log.make_directory() } else { Ok(()) }
     }

@@ -14,6 +14,7 @@
 mod attention;
 mod bed;
 mod core;
+mod cut;
 mod damage;
 mod events;
 mod flush;
@@ -30,7 +31,8 @@ mod ticket;
 
 pub(crate) use attention::Attention;
 pub(crate) use bed::{Bed, News};
-pub(crate) use core::{Core, CoreParts, CoreSettings, Placed, Reign, Waiting};
+pub(crate) use core::{Core, CoreParts, CoreSettings, Placed, Reign, Waiting, words_of};
+pub(crate) use cut::CoreCut;
 pub(crate) use events::EventLog;
 pub use events::{Event, EventKind, Events};
 pub(crate) use flush::Wait;

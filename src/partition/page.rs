@@ -17,7 +17,7 @@ impl State {
 impl Core {
     /// Makes the page of the leader on `disk`. It is a service to other processes: an append does not fail for want of it.
     #[cold]
-    pub(super) fn make_page(&self, disk: DiskId) {
+    pub(crate) fn make_page(&self, disk: DiskId) {
         let mut state = self.state.lock();
         if !self.show_marks || !state.lacks_page() || state.leading.disk != disk {
             return;

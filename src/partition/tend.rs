@@ -335,12 +335,7 @@ impl Core {
             }
         }
         self.publish(state);
-        for (place, segments) in gone {
-            for segment in segments {
-                crate::log::remove_segment_files(&place, segment.base)?;
-            }
-        }
-        Ok(())
+        gone.iter().try_for_each(|(place, segments)| self.remove_segments(place, segments))
     }
 
     /// Whether an offset may become the log start (REPL-29).

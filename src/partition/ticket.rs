@@ -3,14 +3,13 @@
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::types::{Acks, Offset};
+use crate::types::{Acks, Offset, guard};
 
 use super::core::{Placed, State, Waiting};
 use super::flush::{Wait, Waited};
@@ -107,12 +106,10 @@ pub(super) fn complete(done: Vec<Done>) {
         });
     }
     for done in done.into_iter().flatten() {
-        let told = catch_unwind(AssertUnwindSafe(|| match done {
+        let _ = guard(|| match done {
             Done::Wake(waker) => waker.wake(),
             Done::Call(callback, result) => callback(result),
-        }));
-        // The hook has reported it; there is nobody here to hand it to.
-        drop(told);
+        });
     }
 }
 

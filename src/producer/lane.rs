@@ -22,7 +22,6 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Wake, Waker};
@@ -36,7 +35,7 @@ use crate::partition::{Bed, News, Postponed, postpone};
 use crate::record::{Record, RecordSize};
 use crate::storage::Clock;
 use crate::store::{Chore, Chores, does_chores};
-use crate::types::{Offset, Timestamp, TopicPartition};
+use crate::types::{Offset, Timestamp, TopicPartition, guard};
 
 use super::batch::{Placed, memory_of};
 use super::delivery::{Callback, RecordMetadata, Shared};
@@ -658,15 +657,15 @@ impl<T: Target> Lane<T> {
             let chore: Weak<dyn Chore> = self.this.clone();
             chores.push_at(at, chore);
         }
+        // Last, those who may wait for this lane.
+        drop(postponed);
         if (soon || timer.is_some())
             && chores.have_ended()
             && let Some(lane) = self.this.upgrade()
         {
-            // Nobody else does it any more.
+            // Nobody else does it any more. It calls callbacks, so that nothing is postponed any more.
             lane.run();
         }
-        // Last, those who may wait for this lane.
-        drop(postponed);
         for watcher in woken {
             wake(watcher.waker);
         }
@@ -715,7 +714,7 @@ impl<T: Target> Lane<T> {
             state.calling = Some(number);
             drop(state);
             let before = CALLING.replace(true);
-            if catch_unwind(AssertUnwindSafe(|| callback(result))).is_err() {
+            if guard(|| callback(result)).is_none() {
                 self.common.panics.fetch_add(1, Ordering::Relaxed);
             }
             CALLING.set(before);
@@ -876,7 +875,7 @@ impl<T: Target> Wake for Woken<T> {
 
 /// A waker is the application's: a panic ends here.
 fn wake(waker: Waker) {
-    drop(catch_unwind(AssertUnwindSafe(|| waker.wake())));
+    let _ = guard(|| waker.wake());
 }
 
 /// Whether a sender is told of a refusal by `send` itself: the same record would be refused again.

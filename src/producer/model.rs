@@ -15,7 +15,7 @@ use proptest::prelude::*;
 
 use crate::config::ProducerSettings;
 use crate::error::{Error, Result, Written};
-use crate::partition::{Appended, Author};
+use crate::partition::{Appended, Author, wake_all};
 use crate::protocol::producer_state::batch::{BatchFacts, Content, Numbering, Proposal};
 use crate::protocol::producer_state::states::ProducerStates;
 use crate::protocol::producer_state::verdict::Verdict;
@@ -868,4 +868,28 @@ fn cli_05_a_callback_finds_the_room_that_its_record_gave_back() {
 fn a_name_counts_on_and_is_not_taken_for_new() {
     let author = Numbers::new(Identity::Named(ID, ProducerEpoch(1)), 0, None).author(4);
     assert!(author.strict && author.numbering == Numbering::Continues);
+}
+
+/// They were called amid an append, under which nobody is told anything: one that waited for another append waited until its
+/// time was over.
+#[test]
+fn callbacks_of_a_lane_whose_store_is_closed_may_wait_for_others() {
+    struct Flag(AtomicBool);
+    impl std::task::Wake for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+    let world = World::plain();
+    world.common.chores.end();
+    world.log.lock().failing = Some(Error::Closed);
+    let told = Arc::new(AtomicBool::new(false));
+    let heard = Arc::clone(&told);
+    let callback = Box::new(move |_| {
+        let flag = Arc::new(Flag(AtomicBool::new(false)));
+        wake_all(vec![Waker::from(Arc::clone(&flag))]);
+        heard.store(flag.0.load(Ordering::Acquire), Ordering::Release);
+    });
+    drop(world.lane.send(&Record::new("x"), Some(callback), 0));
+    assert!(told.load(Ordering::Acquire));
 }

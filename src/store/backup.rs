@@ -1,9 +1,13 @@
 //! A copy of the store in another directory, while appends go on.
 //!
 //! First the *cut*: of each partition, what could be read at one moment, between transactions. The tables of the store
-//! itself (offsets, transactions) are cut first, so that they never speak of records which the copy lacks. Then the
-//! batches are copied as they are, every checksum looked at, from whichever replica has them sound. The copy is on one
-//! disk: its metadata are the store's with one replica a partition.
+//! itself are cut first, decisions before offsets, so that they never speak of records which the copy lacks. What is known of
+//! each partition's producers is taken then as well: by the time it is copied, who wrote what was deleted may be told by
+//! nothing that ends before the cut. Then the batches are copied as they are, every checksum looked at, from whichever
+//! replica has them sound. The copy is on one disk: its metadata are the store's with one replica a partition.
+//!
+//! Until it is copied, a partition keeps the files of what is deleted meanwhile: how far a group was at the cut counts on
+//! the records from there on. A topic that is deleted meanwhile is left out.
 //!
 //! The directory becomes a store with its identity, which is written last: a backup that was cut short is none, and is
 //! refused. What it leaves is removed where that is possible.
@@ -12,12 +16,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use crate::config::INTERNAL_PREFIX;
+use crate::config::is_internal;
 use crate::error::{Error, Result};
-use crate::log::{Evidence, Log, LogSettings, SettleError, copy_snapshots, settle};
-use crate::partition::Core;
-use crate::protocol::metadata::{Copied, DiskState, MetadataState};
+use crate::log::{Evidence, Log, LogSettings, SettleError, settle};
+use crate::partition::{Core, CoreCut};
+use crate::protocol::metadata::{Copied, DiskState, MetadataRecord, MetadataState};
 use crate::segment::{Place, WriteHow};
 use crate::storage::Disk;
 use crate::types::{DiskId, LeaderEpoch, Offset, TopicPartition};
@@ -26,6 +31,8 @@ use super::layout::{self, DirectoryIdentity};
 use super::metadata_log::MetadataLog;
 use super::operations::{open_directory, vacant};
 use super::session::{self, LogEnd, Session};
+use super::topics::remove_tree;
+use super::transactions::TRANSACTION_TOPIC;
 use super::{Shared, Store, Topic};
 
 const COPY_BYTES: usize = 1 << 20;
@@ -48,16 +55,31 @@ pub struct BackupReport {
 /// What is to be copied of a partition.
 struct Cut {
     topic: Arc<Topic>,
-    core: Arc<Core>,
-    start: Offset,
-    end: Offset,
+    at: CoreCut,
+}
+
+type InUse = Vec<(Arc<Topic>, Arc<Core>)>;
+
+/// Why a partition is not copied as it was cut.
+enum Lost {
+    /// Its topic was deleted.
+    Gone,
+    Failed(Error),
+}
+
+impl From<Error> for Lost {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
 }
 
 impl Store {
     /// Copies the store into a directory, which is made if need be and must be empty. Appends go on meanwhile. The copy
     /// holds, of every partition, all that could be read at one moment after the call, and of a transaction everything
-    /// or nothing; it opens as a store on one disk, to which others can be added. It has the store's id: do not give
-    /// its directory to the store as one of its disks.
+    /// or nothing; a topic that is deleted meanwhile may be left out. Files of records that retention or
+    /// [`Partition::delete_records`](crate::Partition::delete_records) takes stay until their partition is copied. It opens as
+    /// a store on one disk, to which others can be added. It has the store's id: do not give its directory to the store as one
+    /// of its disks.
     ///
     /// # Errors
     /// [`Error::UnsupportedFormat`] if the directory is not empty; [`Error::NoSpace`] if it has too little room;
@@ -105,7 +127,7 @@ impl Store {
             for name in layout::METADATA.iter().chain([&layout::SESSION]) {
                 let _ = target.remove(name);
             }
-            let _ = super::topics::remove_tree(&*target, layout::TOPICS);
+            let _ = remove_tree(&*target, layout::TOPICS);
         }
         report
     }
@@ -113,17 +135,34 @@ impl Store {
 
 impl Shared {
     fn copy_to(self: &Arc<Self>, target: &Arc<dyn Disk>) -> Result<BackupReport> {
-        let (state, cuts) = self.cut()?;
-        let mut report = BackupReport::default();
+        let (mut state, cuts) = self.cut()?;
+        let mut reports: BTreeMap<_, BackupReport> = BTreeMap::new();
         let mut logs = BTreeMap::new();
         let mut ends = BTreeMap::new();
-        for cut in &cuts {
-            self.check_open()?;
-            let key = (cut.topic.id, cut.core.partition().partition());
-            let (copied, producers) = self.copy_partition(cut, target, &mut report)?;
-            logs.insert(key, copied);
-            ends.insert(key, LogEnd { end: copied.end, producers });
-            report.partitions += 1;
+        for cut in cuts {
+            let (topic, number) = (Arc::clone(&cut.topic), cut.at.core().partition().partition());
+            if state.partition(topic.id, number).is_none() {
+                continue; // another of its partitions has shown that it is gone
+            }
+            let report = reports.entry(topic.id).or_default();
+            match self.copy_partition(&cut, target, report) {
+                Ok((copied, producers)) => {
+                    logs.insert((topic.id, number), copied);
+                    ends.insert((topic.id, number), LogEnd { end: copied.end, producers });
+                    report.partitions += 1;
+                }
+                Err(Lost::Failed(error)) => return Err(error),
+                Err(Lost::Gone) => {
+                    reports.remove(&topic.id);
+                    ends.retain(|(id, _), _| *id != topic.id);
+                    let directory = layout::topic_directory(topic.id, &topic.name);
+                    remove_tree(&**target, &directory).map_err(|error| {
+                        Error::io(target.root().join(&directory), "remove", error)
+                    })?;
+                    let deleted = MetadataRecord::TopicDeleted { id: topic.id };
+                    state.apply(&deleted).expect("it is in the metadata");
+                }
+            }
         }
         let uuid = target.entropy();
         let identity = DiskState { uuid, incarnation: 1 };
@@ -139,34 +178,29 @@ impl Shared {
         };
         session.write(&**target, self.id)?;
         DirectoryIdentity { store: self.id, disk: DISK, uuid, incarnation: 1 }.write(&**target)?;
-        Ok(report)
+        Ok(reports.into_values().fold(BackupReport::default(), |mut all, mut one| {
+            all.partitions += one.partitions;
+            all.bytes += one.bytes;
+            all.damages.append(&mut one.damages);
+            all
+        }))
     }
 
     /// What there is to copy, as of one moment.
     fn cut(self: &Arc<Self>) -> Result<(MetadataState, Vec<Cut>)> {
         for _ in 0..CUTS_MAX {
-            let mut topics: Vec<_> = self.topics.read().values().cloned().collect();
-            topics.sort_by_key(|topic| (!topic.name.starts_with(INTERNAL_PREFIX), topic.id));
-            let mut cuts = Vec::new();
-            for topic in &topics {
-                let slots = topic.slots.read().clone();
-                for slot in slots {
-                    let core = self.open_core(topic, &slot)?;
-                    let topic = Arc::clone(topic);
-                    cuts.push(Cut { topic, core, start: Offset::ZERO, end: Offset::ZERO });
-                }
-            }
+            let Some(in_use) = self.open_all()? else { continue };
             let transactions = self.known_transactions();
             let held = transactions.as_ref().map(|all| all.hold(self, self.options.append_timeout));
             let held = held.transpose()?;
-            for cut in &mut cuts {
-                (cut.start, cut.end) = (cut.core.log_start(), cut.core.high_watermark());
-            }
+            let cuts: Vec<_> =
+                in_use.into_iter().map(|(topic, core)| Cut { topic, at: core.cut() }).collect();
             let state = self.metadata.lock().state().clone();
             drop(held);
             let same = state.topics().map(|topic| topic.partitions.len()).sum::<usize>();
             let known = |cut: &Cut| {
-                state.partition(cut.topic.id, cut.core.partition().partition()).is_some()
+                let number = cut.at.core().partition().partition();
+                state.partition(cut.topic.id, number).is_some()
             };
             if same == cuts.len() && cuts.iter().all(known) {
                 return Ok((state, cuts));
@@ -178,79 +212,74 @@ impl Shared {
         ))
     }
 
+    /// All partitions, in the order in which they are cut. `None`: a topic was deleted meanwhile.
+    fn open_all(&self) -> Result<Option<InUse>> {
+        let mut topics: Vec<_> = self.topics.read().values().cloned().collect();
+        topics.sort_by_key(|topic| (rank(&topic.name), topic.id));
+        let mut in_use = Vec::new();
+        for topic in &topics {
+            let slots = topic.slots.read().clone();
+            for slot in slots {
+                match self.open_core(topic, &slot) {
+                    Err(Error::UnknownTopicOrPartition { .. }) => return Ok(None),
+                    core => in_use.push((Arc::clone(topic), core?)),
+                }
+            }
+        }
+        Ok(Some(in_use))
+    }
+
     /// Copies a partition. Also returns whether there are producers to remember.
     fn copy_partition(
         &self,
         cut: &Cut,
         target: &Arc<dyn Disk>,
         report: &mut BackupReport,
-    ) -> Result<(Copied, bool)> {
+    ) -> Result<(Copied, bool), Lost> {
         let now = self.clock.now();
-        let partition = cut.core.partition();
+        let partition = cut.at.core().partition();
+        let (start, end) = (cut.at.start, cut.at.end);
         let place = self.place(&cut.topic, partition, target);
-        let mut log = self.open_target(cut, place.clone())?;
-        let mut next = cut.start;
+        let mut log = self.open_target(cut, place)?;
+        let mut next = start;
         log.restart(next)?;
-        while next < cut.end {
-            let (fetched, error) = self.read_somewhere(&cut.core, next, cut.end);
-            let start = cut.core.log_start();
+        while next < end {
+            let (fetched, error) = read_somewhere(&cut.at, next);
+            // What is read of a store that is closed may be another's by now.
+            self.check_open()?;
+            if cut.topic.is_gone.load(Ordering::Acquire) {
+                return Err(Lost::Gone);
+            }
             if let Some(bytes) = fetched {
                 log.append_batches(&bytes, now)?;
                 report.bytes += bytes.len() as u64;
-            } else if start > next {
-                // Retention passed by: the copy begins where the log does now.
-                log.restart(start.min(cut.end))?;
             } else if let Some(Error::Corrupt { offsets, .. }) = error {
-                let to = offsets.end.clamp(next.next(), cut.end);
+                let to = offsets.end.clamp(next.next(), end);
                 report.damages.push((partition.clone(), next..to));
                 log.pass_over(to, now)?;
             } else {
-                return Err(error.unwrap_or(Error::NoLeader { partition: partition.clone() }));
+                let unread = || Error::NoLeader { partition: partition.clone() };
+                return Err(error.unwrap_or_else(unread).into());
             }
             next = log.end();
             settle_sealed(&mut log)?;
         }
-        let start = log.reader().log_start();
         if let Some(plan) = log.flush_plan() {
             plan.run()?;
             log.on_flushed(plan);
         }
         log.finish(now);
         settle_sealed(&mut log)?;
-        let producers = log.has_producers() || start > Offset::ZERO;
-        if start > Offset::ZERO {
-            // Who wrote what was deleted is only known from before.
-            if let Some((_, reader)) = cut.core.readers().first() {
-                copy_snapshots(reader.place(), &place, cut.end)?;
-            }
-        } else if let Some(snapshot) = log.producer_snapshot(true) {
+        if let Some(producers) = &cut.at.producers {
+            log.keep_producers(producers);
+        }
+        if let Some(snapshot) = log.producer_snapshot(true) {
+            // Who wrote what was deleted is known, also where nothing else is left.
+            log.make_directory()?;
             snapshot.write()?;
         }
-        Ok((Copied { start, end: log.end() }, producers))
-    }
-
-    /// Whole batches from one of the replicas, or why there are none.
-    fn read_somewhere(
-        &self,
-        core: &Core,
-        next: Offset,
-        end: Offset,
-    ) -> (Option<Vec<u8>>, Option<Error>) {
-        let mut first = None;
-        for (_, reader) in core.readers() {
-            match reader.read(next, end, COPY_BYTES) {
-                Ok(Some(fetched)) => return (Some(fetched.bytes.to_vec()), None),
-                Ok(None) => {}
-                Err(error) => {
-                    // What is damaged on one disk and unreadable on another is damaged.
-                    let corrupt = matches!(error, Error::Corrupt { .. });
-                    if corrupt || first.is_none() {
-                        first = Some(error);
-                    }
-                }
-            }
-        }
-        (None, first)
+        let copied = Copied { start: log.reader().log_start(), end: log.end() };
+        Ok((copied, log.has_producers()))
     }
 
     fn open_target(&self, cut: &Cut, place: Place) -> Result<Log> {
@@ -274,6 +303,36 @@ impl Shared {
     }
 }
 
+/// In this order topics are cut. A decision is made after all that it decides about was written, offsets of groups as well;
+/// and offsets are committed after the records before them.
+fn rank(topic: &str) -> u8 {
+    match topic {
+        TRANSACTION_TOPIC => 0,
+        other if is_internal(other) => 1,
+        _ => 2,
+    }
+}
+
+/// Whole batches from one of the replicas as they are, or as they were, or why there are none.
+fn read_somewhere(cut: &CoreCut, next: Offset) -> (Option<Vec<u8>>, Option<Error>) {
+    let mut first = None;
+    let now = cut.core().readers();
+    for reader in now.iter().map(|(_, reader)| &**reader).chain(&cut.logs) {
+        match reader.read(next, cut.end, COPY_BYTES) {
+            Ok(Some(fetched)) => return (Some(fetched.bytes.to_vec()), None),
+            Ok(None) => {}
+            Err(error) => {
+                // What is damaged on one disk and unreadable on another is damaged.
+                let corrupt = matches!(error, Error::Corrupt { .. });
+                if corrupt || first.is_none() {
+                    first = Some(error);
+                }
+            }
+        }
+    }
+    (None, first)
+}
+
 /// Makes what is sealed durable, with its side file, and closes it.
 fn settle_sealed(log: &mut Log) -> Result<()> {
     for sealed in log.sealed().to_vec() {
@@ -281,4 +340,60 @@ fn settle_sealed(log: &mut Log) -> Result<()> {
         log.on_settled(&sealed.segment, true);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::{TopicConfig, TopicUpdate};
+    use crate::record::Record;
+    use crate::storage::Clock;
+    use crate::storage::simulated::SimDisk;
+    use crate::store::CommittedOffset;
+    use crate::types::{Acks, Timestamp};
+
+    /// Its copy began where the new table does, which is behind the cut: it had none of the offsets.
+    #[test]
+    fn a_table_that_is_written_again_while_it_is_copied_is_in_the_copy_as_it_was() {
+        let clock = Clock::manual(Timestamp(1_000_000));
+        let open = |disk: &SimDisk| {
+            Store::builder().clock(clock.clone()).simulated_disk(disk.clone()).open().unwrap()
+        };
+        let store = open(&SimDisk::new(1));
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let mut consumer = store.consumer().group("g").build().unwrap();
+        let mut commit = |count: usize| {
+            for nth in 0..count {
+                let at = partition.append(&[Record::new("x")], Acks::All).unwrap().offsets.end;
+                let mut committed = CommittedOffset::from(at);
+                committed.metadata = "m".repeat(4000);
+                let offsets = [(partition.name().clone(), committed)].into();
+                consumer.commit_offsets(&offsets).unwrap();
+                if nth % 50 == 0 {
+                    store.run_background();
+                }
+            }
+        };
+        commit(1);
+        let shared = store.shared();
+        let topic = shared.topic("__consumer_offsets").unwrap();
+        let second = Duration::from_secs(1);
+        let update = TopicUpdate::new().segment_bytes(64 << 10).segment_age(second);
+        shared.alter(&topic, &update).unwrap();
+        clock.advance(second * 2);
+        commit(100);
+        let cut = topic.slots.read()[0].core.lock().as_ref().unwrap().cut();
+        commit(1200);
+        assert!(cut.core().log_start() > cut.end, "it was not written again");
+        let disk = SimDisk::new(2);
+        let target = Arc::new(disk.clone()) as Arc<dyn Disk>;
+        let (first, end) = (cut.start, cut.end);
+        let (copied, _) = shared
+            .copy_partition(&Cut { topic, at: cut }, &target, &mut BackupReport::default())
+            .unwrap_or_else(|_| panic!("it was not copied"));
+        assert_eq!((copied.start, copied.end), (first, end));
+    }
 }

@@ -146,7 +146,7 @@ impl Chores {
 
     /// Does everything that is left, whenever it was due, on this thread: the store is closed, and those who wait for what
     /// will not come are told so.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         for _ in 0..ROUNDS_MAX {
             let mut state = self.state.lock();
             state.ended = true;

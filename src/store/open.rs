@@ -389,12 +389,13 @@ impl Shared {
         }
         // One that was lost meanwhile.
         found.retain(|(disk, _)| disk.is_online());
+        let mut unrepaired = Vec::new();
         let (reign, leader) = if alone && described.stale.is_empty() {
             (reign_of(&described), found.first().map(|(disk, _)| disk.id))
         } else {
             let chosen =
                 self.choose_leader(topic, partition, &described, &config, &mut found, &damages)?;
-            self.repair_all(partition, &mut found, &damages);
+            unrepaired = self.repair_all(partition, &mut found, &damages);
             if let Some(leader) = chosen.1 {
                 self.tell_leader(partition, leader, &mut found);
             }
@@ -410,6 +411,7 @@ impl Shared {
         };
         let (disk, mut log) = found.remove(at);
         log.set_epoch(reign.epoch);
+        let (leads, has_page) = (disk.id, Marks::peek(log.place()).is_some());
         let leading = replica(&disk, None);
         let mut followers: Vec<_> =
             found.into_iter().map(|(disk, log)| replica(&disk, Some(log))).collect();
@@ -439,6 +441,14 @@ impl Shared {
             show_marks: self.options.mode != StorageMode::Write,
             append_timeout: self.options.append_timeout,
         });
+        for (disk, offset) in unrepaired {
+            core.repair_later(disk, offset);
+            core.ask_for_attention_on(disk);
+        }
+        if has_page {
+            // It says how far the log could be read before; an append, which would renew it, may be long in coming.
+            core.make_page(leads);
+        }
         Ok((core, scanned_bytes))
     }
 
@@ -639,13 +649,20 @@ impl Shared {
         Ok((reign, leader))
     }
 
-    /// Takes what one replica has lost from the others. What nobody has stays damaged.
+    /// Takes what one replica has lost from the others. What nobody has stays damaged. Returns what is to be tried again.
     fn repair_all(
         &self,
         partition: &TopicPartition,
         found: &mut [(Arc<StoreDisk>, Log)],
         damages: &[(DiskId, Offset)],
-    ) {
+    ) -> Vec<(DiskId, Offset)> {
+        let now = self.clock.now();
+        let failed = |what: &str, error: &Error| {
+            let partition = Some(partition.clone());
+            let reason = format!("{what}: {error}");
+            self.events.push(now, EventKind::BackgroundFailed { partition, reason });
+        };
+        let (mut repaired, mut left) = (Vec::new(), Vec::new());
         for (id, offset) in damages {
             let readers = found.iter().filter(|(disk, _)| disk.id != *id);
             let sources: Vec<_> = readers.map(|(_, log)| Arc::clone(log.reader())).collect();
@@ -655,21 +672,26 @@ impl Shared {
             if *offset >= log.end() || *offset < log.reader().log_start() {
                 continue;
             }
-            let (path, now) = (log.place().full_path(""), self.clock.now());
-            let repaired = log.repair(*offset, &sources, now).and_then(|repaired| {
-                (repaired == Repair::Done).then(|| log.count_repaired(now)).transpose()?;
-                Ok(repaired)
-            });
-            let kind = match repaired {
-                Ok(Repair::Done) => EventKind::Repaired { path },
-                Ok(Repair::Sound | Repair::Nowhere | Repair::NotNow) => continue,
-                Err(error) => EventKind::BackgroundFailed {
-                    partition: Some(partition.clone()),
-                    reason: format!("repairing a segment: {error}"),
-                },
-            };
-            self.events.push(self.clock.now(), kind);
+            match log.repair(*offset, &sources, now) {
+                Ok(Repair::Done) => {
+                    let path = log.place().full_path("");
+                    self.events.push(now, EventKind::Repaired { path });
+                    repaired.push(*id);
+                }
+                Ok(Repair::Sound | Repair::Nowhere) => {}
+                Ok(Repair::NotNow) => left.push((*id, *offset)),
+                Err(error) => {
+                    failed("repairing a segment", &error);
+                    left.push((*id, *offset));
+                }
+            }
         }
+        for (_, log) in found.iter_mut().filter(|(disk, _)| repaired.contains(&disk.id)) {
+            if let Err(error) = log.count_repaired(now) {
+                failed("reading who wrote what was repaired", &error);
+            }
+        }
+        left
     }
 
     /// A leader that cannot read who wrote some of its log asks a replica that knows: nobody is asked once it leads.

@@ -48,6 +48,10 @@ impl Store {
     pub fn partition(&self, topic: &str, number: u32) -> Result<Partition> {
         let shared = self.shared();
         shared.check_open()?;
+        if shared.options.read_only {
+            // Another topic may have its name by now. What cannot be read anew is as it was known before.
+            let _ = shared.refresh();
+        }
         let found = shared.topic(topic)?;
         self.partition_in(&found, number)
     }
@@ -295,8 +299,24 @@ impl Partition {
     pub(crate) fn fetch(&self, offset: Offset, options: &ReadOptions) -> Result<Part> {
         match &self.inner {
             Inner::Live(core) | Inner::Internal(core) => core.read(offset, options),
-            Inner::View(view) => view.read(offset, options),
+            Inner::View(view) => view.read(offset, options).or_else(|_| {
+                self.look_again(view)?;
+                view.read(offset, options)
+            }),
         }
+    }
+
+    /// A view has learnt what it knows of the metadata when it was opened.
+    #[cold]
+    fn look_again(&self, view: &View) -> Result<()> {
+        let shared = &self.handle.shared;
+        shared.refresh()?;
+        let partition = view.partition();
+        let metadata = shared.metadata.lock();
+        let described = metadata.state().partition(self.topic, partition.partition());
+        let unknown = || Error::UnknownTopicOrPartition { partition: partition.clone() };
+        view.learn_start(described.ok_or_else(unknown)?.log_start);
+        Ok(())
     }
 
     /// Has `waker` woken, once, when the record at `offset` can be read, or never will be.

@@ -60,16 +60,19 @@ impl Store {
     /// All topics that applications have made, by name.
     #[must_use]
     pub fn topics(&self) -> Vec<TopicDescription> {
+        let mut descriptions = self.all_topics();
+        descriptions.retain(|topic| !is_internal(&topic.name));
+        descriptions
+    }
+
+    /// As [`Store::topics`], the store's own as well.
+    pub(super) fn all_topics(&self) -> Vec<TopicDescription> {
         if self.shared().options.read_only {
             // A topic that cannot be read anew is one that was known before.
             let _ = self.shared().refresh();
         }
         let topics = self.shared().topics.read();
-        let mut descriptions: Vec<_> = topics
-            .values()
-            .filter(|topic| !is_internal(&topic.name))
-            .map(|topic| describe(topic))
-            .collect();
+        let mut descriptions: Vec<_> = topics.values().map(|topic| describe(topic)).collect();
         descriptions.sort_by(|one, other| one.name.cmp(&other.name));
         descriptions
     }

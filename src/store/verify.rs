@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use crate::error::{Error, ErrorClass, Result};
 use crate::log::LogReader;
+use crate::partition::words_of;
 use crate::segment::{ScanEnd, Scanner, Segment, log_name};
 use crate::storage::OpenMode;
 use crate::types::{DiskId, Offset, TopicPartition};
 
-use super::Store;
+use super::{Partition, Store};
 
 /// What to verify, and whom to tell how far it is.
 ///
@@ -81,6 +82,8 @@ pub struct VerifyReport {
     pub bytes: u64,
     /// What is not as it was written.
     pub damages: Vec<Damage>,
+    /// Partitions that cannot be opened or read now, and why. Of these nothing is said otherwise.
+    pub unread: Vec<(TopicPartition, String)>,
 }
 
 /// Offsets that cannot be read.
@@ -99,48 +102,73 @@ pub struct Damage {
 }
 
 impl Store {
-    /// Reads every batch of every partition and checks every checksum. Appends go on meanwhile; what
-    /// they add after the start is not looked at.
+    /// Reads every batch of every partition, those of the store's own topics as well, and checks every checksum. Appends go on
+    /// meanwhile; what they add after the start is not looked at.
     ///
     /// # Errors
-    /// [`Error::Io`] when the process has too few handles; [`Error::NoLeader`] for a partition that nobody can lead now.
-    /// Damage is no error here; it is in the report: sectors that cannot be read as well.
+    /// [`Error::Io`] when the process has too few handles; [`Error::Closed`]. Damage is no error here; it is in the report:
+    /// sectors that cannot be read as well, and partitions that nobody can lead now.
     pub fn verify(&self, mut options: VerifyOptions) -> Result<VerifyReport> {
         let mut report = VerifyReport::default();
-        let mut readers = Vec::new();
-        for topic in self.topics() {
+        let mut logs = Vec::new();
+        for topic in self.all_topics() {
             for number in 0..topic.partitions {
                 let partition = match self.partition(&topic.name, number) {
                     // Its topic was deleted meanwhile.
                     Err(Error::UnknownTopicOrPartition { .. }) => break,
+                    Err(error) if is_its_own(&error) => {
+                        let name = TopicPartition::new(topic.name.as_str(), number);
+                        report.unread.push((name, words_of(&error)));
+                        continue;
+                    }
                     found => found?,
                 };
                 report.partitions += 1;
-                let name = partition.name().clone();
-                let logs = partition.log_readers().into_iter();
-                readers.extend(logs.map(|(disk, reader)| (name.clone(), disk, reader)));
+                let readers = partition.log_readers().into_iter();
+                logs.extend(readers.map(|(disk, reader)| (partition.clone(), disk, reader)));
             }
         }
-        let bytes_total = readers
+        let bytes_total = logs
             .iter()
             .flat_map(|(_, _, reader)| {
                 reader.segments().iter().map(|segment| segment.position()).collect::<Vec<_>>()
             })
             .sum();
-        for (partition, disk, reader) in readers {
+        for (partition, disk, reader) in logs {
             let known = report.damages.len();
-            verify_log(&partition, &reader, &mut report, &mut |bytes| {
+            verify_log(partition.name(), &reader, &mut report, &mut |bytes| {
                 if let Some(progress) = &mut options.progress {
                     progress(VerifyProgress { bytes, bytes_total });
                 }
             })?;
+            if report.damages.len() == known {
+                continue;
+            }
+            let mut found = report.damages.split_off(known);
+            self.keep_lost(&partition, &mut found)?;
             if options.repair {
-                for damage in &mut report.damages[known..] {
-                    damage.repaired = self.repair(&partition, disk, &damage.offsets)?;
+                for damage in &mut found {
+                    damage.repaired = self.repair(partition.name(), disk, &damage.offsets)?;
                 }
             }
+            report.damages.append(&mut found);
         }
         Ok(report)
+    }
+
+    /// Leaves out what was not lost, but deleted meanwhile: by retention, or with the topic.
+    fn keep_lost(&self, partition: &Partition, damages: &mut Vec<Damage>) -> Result<()> {
+        // What a closed store's files say may be another's by now.
+        self.check_open()?;
+        if self.shared().options.read_only {
+            self.shared().refresh()?;
+        }
+        let start = partition.log_start_offset();
+        damages.retain(|damage| damage.offsets.end > start || damage.offsets.start >= start);
+        if partition.is_gone() {
+            damages.clear();
+        }
+        Ok(())
     }
 }
 
@@ -169,6 +197,15 @@ impl Store {
     }
 }
 
+/// Whether other partitions can be read all the same.
+fn is_its_own(error: &Error) -> bool {
+    match error {
+        Error::NoLeader { .. } => true,
+        Error::Closed => false,
+        other => other.class() == ErrorClass::Fatal,
+    }
+}
+
 fn verify_log(
     partition: &TopicPartition,
     reader: &LogReader,
@@ -186,7 +223,7 @@ fn verify_log(
             ));
         }
         expected = segment.end();
-        match verify_segment(partition, segment, reader.log_start(), report) {
+        match verify_segment(partition, segment, report) {
             // Sectors that cannot be read are damage like any other.
             Err(error @ Error::Io { .. }) if error.class() == ErrorClass::Fatal => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
@@ -204,7 +241,6 @@ fn verify_log(
 fn verify_segment(
     partition: &TopicPartition,
     segment: &Arc<Segment>,
-    log_start: Offset,
     report: &mut VerifyReport,
 ) -> Result<()> {
     let (end, limit) = (segment.end(), segment.position());
@@ -213,10 +249,8 @@ fn verify_segment(
     let file = match place.disk.open(&place.path(&name), OpenMode::Read) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            if segment.base >= log_start {
-                let missing = damage(partition, segment, segment.base..end, "missing".into());
-                report.damages.push(missing);
-            }
+            let missing = damage(partition, segment, segment.base..end, "missing".into());
+            report.damages.push(missing);
             return Ok(());
         }
         Err(error) => return Err(place.io_error(&name, "open", error)),

@@ -29,14 +29,13 @@ pub(super) struct View {
     partition: TopicPartition,
     epoch: LeaderEpoch,
     replicas: Vec<DiskId>,
-    /// What the metadata said when the view was opened; the page may know of a higher one.
-    log_start: Offset,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
     reader: Arc<LogReader>,
+    /// By the metadata when they were last looked at, and by the page.
     log_start: Offset,
     high_watermark: Offset,
     last_stable: Offset,
@@ -149,6 +148,15 @@ impl View {
         }
     }
 
+    /// The metadata say that the log begins there.
+    pub(super) fn learn_start(&self, start: Offset) {
+        let mut state = self.state.lock();
+        state.log_start = state.log_start.max(start);
+        // What was walked over before may lie below it.
+        state.high_watermark = state.high_watermark.max(start);
+        state.last_stable = state.last_stable.max(start);
+    }
+
     pub(super) fn reader(&self) -> Arc<LogReader> {
         Arc::clone(&self.state.lock().reader)
     }
@@ -157,7 +165,7 @@ impl View {
     fn refresh(&self, state: &mut State) -> Result<()> {
         let shown = Marks::peek(&self.place);
         let known_end = state.tail.as_ref().map_or(Offset::ZERO, |tail| tail.end);
-        let start = shown.map_or(self.log_start, |marks| marks.log_start.max(self.log_start));
+        let start = shown.map_or(state.log_start, |marks| marks.log_start.max(state.log_start));
         if let Some(marks) = shown
             && marks.high_watermark <= known_end
             && start == state.log_start
@@ -243,7 +251,7 @@ impl View {
 }
 
 impl Shared {
-    /// Reads the metadata anew, for a topic or partition that is not known.
+    /// Reads the metadata anew.
     pub(super) fn refresh(&self) -> Result<()> {
         let mut metadata = self.metadata.lock();
         metadata.reload()?;
@@ -274,8 +282,46 @@ impl Shared {
             tail: None,
         };
         let replicas = described.replicas;
-        let view = View { place, partition, epoch, replicas, log_start, state: Mutex::new(state) };
+        let view = View { place, partition, epoch, replicas, state: Mutex::new(state) };
         view.refresh(&mut view.state.lock())?;
         Ok(Arc::new(view))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::TopicConfig;
+    use crate::record::Record;
+    use crate::storage::Clock;
+    use crate::storage::simulated::SimDisk;
+    use crate::store::Store;
+    use crate::types::{Acks, Flush};
+
+    /// The page is never flushed: what the system wrote of it by itself is of some moment before. It was believed, and what
+    /// had been acknowledged since could not be read, nor waited for.
+    #[test]
+    fn s8_after_a_power_loss_a_view_shows_all_that_the_log_has() {
+        let disk = SimDisk::new(1);
+        let clock = Clock::manual(Timestamp(1_000_000));
+        let builder = || Store::builder().clock(clock.clone()).simulated_disk(disk.clone());
+        let store = builder().open().unwrap();
+        store.create_topic("t", TopicConfig::new().flush(Flush::OnAck)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let append = || partition.append(&[Record::new("x")], Acks::All).unwrap();
+        append();
+        let files = disk.files();
+        let page = files.iter().find(|name| name.ends_with("/marks")).unwrap();
+        let before = disk.read_file(page);
+        for _ in 0..5 {
+            append();
+        }
+        let close = |store: Store| drop(store);
+        close(store);
+        drop(partition);
+        disk.power_loss();
+        disk.write_file(page, &before);
+        let view = builder().read_only().open().unwrap();
+        assert_eq!(view.partition("t", 0).unwrap().high_watermark(), Offset(6));
     }
 }

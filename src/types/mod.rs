@@ -2,6 +2,7 @@
 //!
 //! Pure. Every other layer stands on it; it stands on nothing.
 
+mod guard;
 mod ids;
 mod mix;
 mod offset;
@@ -9,6 +10,7 @@ mod settings;
 mod time;
 mod transaction;
 
+pub(crate) use guard::guard;
 pub use ids::{DiskId, LeaderEpoch, ProducerEpoch, ProducerId, StoreId, TopicId, TopicPartition};
 pub(crate) use mix::Mix;
 pub use offset::Offset;

@@ -131,6 +131,11 @@ impl Producers {
         })
     }
 
+    /// All producers, and those that are forgotten and whose places are free, in no order.
+    pub(super) fn all_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
+        self.entries.iter_mut()
+    }
+
     /// Puts the producer at the new end, unless it has a transaction open.
     fn link(&mut self, at: u32) {
         if self.entries[at as usize].open.is_some() {

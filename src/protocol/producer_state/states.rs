@@ -318,6 +318,15 @@ impl ProducerStates {
         self.changed_end = self.end;
     }
 
+    /// Whoever appended behind `end` did so at `since` or later, whatever the clock showed then.
+    pub(crate) fn appended_since(&mut self, end: Offset, since: Timestamp) {
+        for entry in self.producers.all_mut() {
+            if entry.batches().last().is_some_and(|last| last.end_offset() > end) {
+                entry.appended_at = entry.appended_at.max(since);
+            }
+        }
+    }
+
     /// Forgets producers whose last append is `age` or longer ago, and returns them in the order of their last appends.
     /// Who has a transaction open stays, and whomever `keep` names: a named producer's sequence is its position.
     pub(crate) fn expire(

@@ -20,7 +20,6 @@ mod offsets;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Waker;
@@ -42,7 +41,7 @@ use crate::protocol::group::records::{
 use crate::protocol::producer_state::batch::Numbering;
 use crate::record::Marker;
 use crate::types::{
-    LeaderEpoch, Offset, ProducerEpoch, ProducerSequence, Timestamp, TopicId, TopicPartition,
+    LeaderEpoch, Offset, ProducerEpoch, ProducerSequence, Timestamp, TopicId, TopicPartition, guard,
 };
 
 use super::chores::Chore;
@@ -785,9 +784,8 @@ struct Caught {
 
 impl Caught {
     fn new(inner: Arc<dyn Assignor>) -> Result<Self> {
-        let asked =
-            catch_unwind(AssertUnwindSafe(|| (inner.name().to_owned(), inner.is_cooperative())));
-        let Ok((name, cooperative)) = asked else {
+        let asked = guard(|| (inner.name().to_owned(), inner.is_cooperative()));
+        let Some((name, cooperative)) = asked else {
             return Err(Error::InvalidConfig {
                 key: "partition.assignment.strategy".into(),
                 value: String::new(),
@@ -808,16 +806,14 @@ impl Assignor for Caught {
     }
 
     fn assign(&self, situation: &Situation) -> Vec<(PartitionId, MemberId)> {
-        catch_unwind(AssertUnwindSafe(|| self.inner.assign(situation))).unwrap_or_default()
+        guard(|| self.inner.assign(situation)).unwrap_or_default()
     }
 }
 
 /// A topic at which an application's pattern panics does not match it.
 fn caught(subscription: Subscription) -> Subscription {
     let Subscription::Matching(passes) = subscription else { return subscription };
-    Subscription::Matching(Arc::new(move |topic: &str| {
-        catch_unwind(AssertUnwindSafe(|| passes(topic))).unwrap_or(false)
-    }))
+    Subscription::Matching(Arc::new(move |topic: &str| guard(|| passes(topic)).unwrap_or(false)))
 }
 
 fn taken_back(group: &str, partition: PartitionId) -> GroupRecord {
