@@ -472,3 +472,20 @@ fn a_verification_does_not_call_lost_what_is_deleted_meanwhile() {
     });
     assert_eq!(store.verify(options).unwrap().damages, []);
 }
+
+#[test]
+fn a_verification_does_not_call_lost_what_has_moved_meanwhile() {
+    let world = World::filled(3);
+    let store = world.open(0);
+    store.create_topic("z", TopicConfig::new().replication_factor(1)).unwrap();
+    let here = store.partition("z", 0).unwrap();
+    append(&here, 0..600);
+    let there = [(here.leader().unwrap().0 + 1) % 3].map(DiskId);
+    let (meanwhile, mut is_first) = (store.clone(), true);
+    let options = VerifyOptions::new().progress(move |_| {
+        if std::mem::take(&mut is_first) {
+            meanwhile.reassign("z", 0, &there).unwrap();
+        }
+    });
+    assert_eq!(store.verify(options).unwrap().damages, []);
+}

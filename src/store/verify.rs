@@ -145,7 +145,7 @@ impl Store {
                 continue;
             }
             let mut found = report.damages.split_off(known);
-            self.keep_lost(&partition, &mut found)?;
+            self.keep_lost(&partition, disk, &reader, &mut found)?;
             if options.repair {
                 for damage in &mut found {
                     damage.repaired = self.repair(partition.name(), disk, &damage.offsets)?;
@@ -156,16 +156,26 @@ impl Store {
         Ok(report)
     }
 
-    /// Leaves out what was not lost, but deleted meanwhile: by retention, or with the topic.
-    fn keep_lost(&self, partition: &Partition, damages: &mut Vec<Damage>) -> Result<()> {
+    /// Leaves out what was not lost, but deleted meanwhile: by retention, with the topic, or with a replica that has moved.
+    fn keep_lost(
+        &self,
+        partition: &Partition,
+        disk: DiskId,
+        reader: &Arc<LogReader>,
+        damages: &mut Vec<Damage>,
+    ) -> Result<()> {
         // What a closed store's files say may be another's by now.
         self.check_open()?;
-        if self.shared().options.read_only {
+        let is_view = self.shared().options.read_only;
+        if is_view {
             self.shared().refresh()?;
         }
         let start = partition.log_start_offset();
         damages.retain(|damage| damage.offsets.end > start || damage.offsets.start >= start);
-        if partition.is_gone() {
+        let is_there =
+            |(on, log): (DiskId, Arc<LogReader>)| on == disk && Arc::ptr_eq(&log, reader);
+        let has_moved = !is_view && !partition.log_readers().into_iter().any(is_there);
+        if partition.is_gone() || has_moved {
             damages.clear();
         }
         Ok(())
