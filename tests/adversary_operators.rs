@@ -4,7 +4,7 @@
 #![cfg(feature = "simulation")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may fail loudly")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
@@ -651,14 +651,19 @@ impl World {
     fn judge(&self, store: &Store) {
         self.heal(store);
         let ledger = self.ledger.lock().unwrap().clone();
-        for _ in 0..100 {
+        let unsettled = || {
             let all = places(store).into_iter().chain([(FLEETING.into(), 0)]);
-            let unsettled = all.filter_map(|(topic, at)| store.partition(&topic, at).ok());
-            if unsettled.into_iter().all(|p| p.last_stable_offset() == p.high_watermark()) {
+            let mut all = all.filter_map(|(topic, at)| store.partition(&topic, at).ok());
+            all.find(|partition| partition.last_stable_offset() < partition.high_watermark())
+        };
+        for _ in 0..1000 {
+            if unsettled().is_none() {
                 break;
             }
             self.is_whole(store, true);
         }
+        let open = unsettled().map(|partition| partition.name().clone());
+        assert!(open.is_none(), "a transaction in {open:?} does not end");
         ledger.judge(store, "the store");
         ledger.judge_atomic(store, "the store");
         ledger.judge_groups(store, "the store");
@@ -683,7 +688,23 @@ impl World {
             for _ in 0..3 {
                 store.run_background();
             }
-            assert!(first == read(), "without disk {at} there is something else");
+            for ((partition, before), after) in all.iter().zip(&first).zip(read()) {
+                let (name, ledger) = (partition.name(), self.ledger.lock().unwrap());
+                let [here, there] =
+                    [before, &after].map(|read| read[1].iter().collect::<BTreeSet<_>>());
+                let told = |value: &str| {
+                    ledger
+                        .sent
+                        .iter()
+                        .find(|sent| sent.values.iter().any(|(_, own)| own == value))
+                        .map(|sent| sent.told)
+                };
+                let odd: Vec<_> = here
+                    .symmetric_difference(&there)
+                    .map(|(at, value)| (at, here.contains(&(*at, value.clone())), told(value)))
+                    .collect();
+                assert!(*before == after, "{name} without disk {at}: {odd:?}");
+            }
             store.start_disk(id_of(at)).unwrap();
             assert!(self.is_whole(store, false), "{:?}", self.lacking(store));
         }
