@@ -1,11 +1,11 @@
 use std::ops::Range;
 
 use super::*;
-use crate::record::{DraftSettings, Record};
+use crate::record::{DraftSettings, Marker, Record};
 use crate::segment::Identity;
 use crate::storage::simulated::SimDisk;
 use crate::storage::{BufferPool, Disk, MemoryDisk};
-use crate::types::{ProducerEpoch, ProducerSequence, StoreId, TopicId, TopicPartition};
+use crate::types::{Outcome, ProducerEpoch, ProducerSequence, StoreId, TopicId, TopicPartition};
 
 const NOW: Timestamp = Timestamp(1000);
 const NOBODY: ProducerSequence = numbered(0);
@@ -307,6 +307,39 @@ fn s6_a_log_without_its_side_files_gives_the_same_answers() {
         Disk::remove(&disk, &format!("t/0/{}", side.name)).unwrap();
     }
     assert_eq!(values(&open(&disk)), expected);
+}
+
+/// The second time, when the log had been busy to note the first, the index was taken as empty, and written down so: what was
+/// aborted below was shown.
+#[test]
+fn txlog_25_a_segment_that_is_settled_twice_keeps_what_it_knows() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk);
+    let author = numbered(7);
+    let transactional = |log: &mut Log| {
+        let (mut draft, partition) = (Draft::default(), TopicPartition::new("t", 0));
+        draft.encode(&[Record::new("x")], &DraftSettings::plain(NOW), &partition).unwrap();
+        draft.written_by(author, true);
+        log.append(&mut draft, NOW).unwrap();
+        let marker = Marker { producer: author.id, epoch: author.epoch, outcome: Outcome::Aborted };
+        log.encode_marker(&marker, NOW, &mut draft).unwrap();
+        log.append(&mut draft, NOW).unwrap();
+    };
+    transactional(&mut log);
+    log.roll_now(NOW).unwrap();
+    let sealed = log.sealed()[0].clone();
+    let aborted = |log: &Log| {
+        let segments = log.reader().segments();
+        segments[0].aborted_in(&(Offset(0)..Offset(2))).unwrap()
+    };
+    let expected = aborted(&log);
+    assert_eq!((expected.0.len(), expected.1), (1, Offset(2)));
+    for durable in [false, false, true] {
+        settle(&sealed, durable).unwrap();
+        assert_eq!(aborted(&log), expected);
+    }
+    drop(log);
+    assert_eq!(aborted(&open(&disk)).0, expected.0);
 }
 
 /// They were written out each time: under the partition's lock, for which everybody waited where the disk hung.

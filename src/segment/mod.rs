@@ -311,14 +311,18 @@ impl Segment {
     /// # Errors
     /// [`Error::NoSpace`], [`Error::Io`]; the old side file is whole then.
     pub(crate) fn write_side_file(&self, head: SideHead) -> Result<(), Error> {
-        let index = match &*self.index.read() {
-            Some(index) => Arc::clone(index),
-            None => {
-                let mut index = self.growing.read().clone();
-                index.entries.retain(|entry| u64::from(entry.position) < head.position);
-                index.aborted.retain(|range| range.last < head.end);
-                index.decided = index.decided.min(head.end);
-                Arc::new(index)
+        let index = {
+            // In the order in which whoever settles it takes them.
+            let growing = self.growing.read();
+            match &*self.index.read() {
+                Some(index) => Arc::clone(index),
+                None => {
+                    let mut index = growing.clone();
+                    index.entries.retain(|entry| u64::from(entry.position) < head.position);
+                    index.aborted.retain(|range| range.last < head.end);
+                    index.decided = index.decided.min(head.end);
+                    Arc::new(index)
+                }
             }
         };
         let name = side_name(self.base);
@@ -348,10 +352,10 @@ impl Segment {
     }
 
     /// Stops growing: from here on the segment is read from its file, and its mapping goes with
-    /// the last reader that holds it.
+    /// the last reader that holds it. Two threads may come to it: the second finds nothing left to take.
     pub(crate) fn settle(&self, file: Arc<dyn File>) {
         let mut growing = self.growing.write();
-        *self.index.write() = Some(Arc::new(std::mem::take(&mut *growing)));
+        self.index.write().get_or_insert_with(|| Arc::new(std::mem::take(&mut *growing)));
         // Under the lock: whoever finds the index empty there finds this as well.
         self.sealed.store(true, Ordering::Release);
         drop(growing);
