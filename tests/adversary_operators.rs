@@ -169,8 +169,11 @@ impl World {
                 | Error::ProducerFenced { .. }
                 | Error::OffsetOutOfRange { .. }
         );
+        // What a transaction has sent is not acknowledged before its commit: another leader may lack it.
+        let may_lack = who == "transaction"
+            && matches!(error, Error::OutOfOrderSequence { .. } | Error::UnknownProducer { .. });
         self.note(|| format!("{who}: {error:?}"));
-        assert!(!odd || self.is_dead(), "{who}: {error:?}");
+        assert!(!odd || may_lack || self.is_dead(), "{who}: {error:?}");
     }
 
     fn some_place(&self, store: &Store, random: &mut Random) -> Place {
