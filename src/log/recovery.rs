@@ -18,7 +18,7 @@ use crate::segment::{
     ActiveSegment, DATA_START, FILE_HEADER_BYTES, FileHeader, HeaderFault, Place, Scan, ScanEnd,
     Scanner, Segment, SideHead, SparseIndex, log_name, parse_log_name, parse_side_name,
 };
-use crate::storage::{EntryKind, File, OpenMode, read_full_at, write_all_at};
+use crate::storage::{Disk, EntryKind, File, OpenMode, read_full_at, write_all_at};
 use crate::types::{LeaderEpoch, Offset, Timestamp};
 
 use super::producers::{Producers, parse_snapshot_name, remove_for_good, remove_snapshots};
@@ -51,6 +51,9 @@ pub(crate) struct Evidence {
     pub(crate) repair: bool,
     /// Whether there may be producers to remember; a clean stop knows if there are none.
     pub(crate) producers: bool,
+    /// Readers of this process may have the files mapped, from when the log was open before: none is shortened in place, for
+    /// who loads what lies behind the end of a mapped file is ended by a signal.
+    pub(crate) mapped: bool,
 }
 
 /// Something that opening found and its owner wants to know.
@@ -504,7 +507,14 @@ impl Opening {
 
     /// A sealed segment that was walked: it gets a new side file later.
     fn adopt_scanned(&mut self, found: Found, end: Offset, scan: &Scan) -> Result<(), Error> {
-        if self.evidence.repair {
+        if self.evidence.repair && self.evidence.mapped {
+            self.secure(found.base, scan)?;
+            let base = found.base;
+            self.push_sealed(found, end, scan.position);
+            self.say_producers(scan.producers);
+            self.segments.last().expect("it was pushed").assume_last_append(self.evidence.now);
+            self.flush_later(base)?;
+        } else if self.evidence.repair {
             self.secure(found.base, scan)?;
             let segment = self.reopen(found, scan, end)?;
             segment.segment().set_producers(scan.producers);
@@ -618,11 +628,24 @@ impl Opening {
         let file = self.open_file(found.base, OpenMode::Write)?;
         let kept = self.keep_aside(&*file, found.base, scan.position);
         self.set_aside(later)?;
-        file.set_len(scan.position).map_err(fault)?;
-        file.sync_data().map_err(fault)?;
+        if self.evidence.mapped {
+            self.shorten_apart(&*file, &name, scan.position).map_err(fault)?;
+        } else {
+            file.set_len(scan.position).map_err(fault)?;
+            file.sync_data().map_err(fault)?;
+        }
         let kept = kept.ok().flatten();
         self.losses.push(Loss::Cut { from: end, bytes, kept, reason });
         Ok(())
+    }
+
+    /// Puts a copy of the first `len` bytes in the place of a file that others may have mapped.
+    fn shorten_apart(&self, file: &dyn File, name: &str, len: u64) -> io::Result<()> {
+        let Place { disk, directory, .. } = &self.place;
+        let temporary = self.place.path(&format!("{name}.tmp"));
+        copy_bytes(&**disk, file, 0..len, &temporary)?;
+        disk.rename(&temporary, &self.place.path(name))?;
+        disk.sync_dir(directory)
     }
 
     /// Copies the bytes behind `position` to the quarantine, without the zeroes at their end.
@@ -640,23 +663,7 @@ impl Opening {
         }
         let path = self.quarantine_path(&format!("{:020}-{position}.bytes", base.0))?;
         let temporary = format!("{path}.tmp");
-        match disk.remove(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let copy = disk.open(&temporary, OpenMode::Create)?;
-        let mut at = position;
-        let mut bytes = vec![0; COPY_BYTES];
-        while at < beyond.bytes_end {
-            let want = usize::try_from(beyond.bytes_end - at).unwrap_or(usize::MAX).min(COPY_BYTES);
-            let count = read_full_at(file, at, &mut bytes[..want])?;
-            if count == 0 {
-                break;
-            }
-            write_all_at(&*copy, at - position, &bytes[..count])?;
-            at += count as u64;
-        }
-        copy.sync_data()?;
+        copy_bytes(disk, file, position..beyond.bytes_end, &temporary)?;
         disk.rename(&temporary, &path)?;
         disk.sync_dir(QUARANTINE)?;
         Ok(Some(disk.root().join(path)))
@@ -732,4 +739,25 @@ impl Opening {
             .open(&self.place.path(&name), mode)
             .map_err(|error| self.place.io_error(&name, "open", error))
     }
+}
+
+/// Copies a part of a file, as far as it goes, into a new one, and flushes that.
+fn copy_bytes(disk: &dyn Disk, file: &dyn File, part: Range<u64>, to: &str) -> io::Result<()> {
+    match disk.remove(to) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let copy = disk.open(to, OpenMode::Create)?;
+    let mut at = part.start;
+    let mut bytes = vec![0; COPY_BYTES];
+    while at < part.end {
+        let want = usize::try_from(part.end - at).unwrap_or(usize::MAX).min(COPY_BYTES);
+        let count = read_full_at(file, at, &mut bytes[..want])?;
+        if count == 0 {
+            break;
+        }
+        write_all_at(&*copy, at - part.start, &bytes[..count])?;
+        at += count as u64;
+    }
+    copy.sync_data()
 }

@@ -67,6 +67,7 @@ fn recover_proven(
         now: NOW,
         repair: true,
         producers: true,
+        mapped: false,
     };
     Log::open(place(disk), settings, evidence).unwrap()
 }

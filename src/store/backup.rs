@@ -298,6 +298,7 @@ impl Shared {
             now: self.clock.now(),
             repair: true,
             producers: false,
+            mapped: false,
         };
         Ok(Log::open(place, settings, evidence)?.log)
     }

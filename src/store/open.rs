@@ -506,6 +506,7 @@ impl Shared {
                 now: self.clock.now(),
                 repair: true,
                 producers: producers || !clean,
+                mapped: !first,
             },
         )?;
         recovered.log.set_witness(Arc::new(LastStop {
@@ -569,12 +570,7 @@ impl Shared {
                 end: log.end(),
             });
         }
-        for (id, error) in failed {
-            if let Some(disk) = self.disk(id) {
-                self.replica_failed(partition, &disk, &error);
-            }
-            found.retain(|(disk, _)| disk.id != id);
-        }
+        self.leave_out(partition, found, failed);
         let clean = found.iter().all(|(disk, _)| disk.session.lock().clean && !disk.is_stale());
         let best = candidates.iter().filter(|c| c.in_sync).map(|c| (c.last_epoch, c.end)).max();
         let stays = described.leader.filter(|leader| {
@@ -640,12 +636,18 @@ impl Shared {
             }
         };
         let leader_end = candidates.iter().find(|c| Some(c.disk) == leader).map(|c| c.end);
-        for (_, log) in found.iter_mut().filter(|(disk, _)| Some(disk.id) != leader) {
+        let mut failed = Vec::new();
+        for (disk, log) in found.iter_mut().filter(|(disk, _)| Some(disk.id) != leader) {
             let place = log.place();
             // A page that says how far a leader wrote must not be believed of a follower, which may be cut.
-            Marks::forget(place).map_err(|error| place.io_error("marks", "remove", error))?;
-            log.agree(&reign.history, leader_end.unwrap_or_default(), now)?;
+            let forgotten =
+                Marks::forget(place).map_err(|error| place.io_error("marks", "remove", error));
+            let agrees = |()| log.agree(&reign.history, leader_end.unwrap_or_default(), now);
+            if let Err(error) = forgotten.and_then(agrees) {
+                failed.push((disk.id, error));
+            }
         }
+        self.leave_out(partition, found, failed);
         Ok((reign, leader))
     }
 
@@ -714,6 +716,21 @@ impl Shared {
                 let partition = Some(partition.clone());
                 self.events.push(now, EventKind::BackgroundFailed { partition, reason });
             }
+        }
+    }
+
+    /// Goes on without replicas that failed.
+    fn leave_out(
+        &self,
+        partition: &TopicPartition,
+        found: &mut Vec<(Arc<StoreDisk>, Log)>,
+        failed: Vec<(DiskId, Error)>,
+    ) {
+        for (id, error) in failed {
+            if let Some(disk) = self.disk(id) {
+                self.replica_failed(partition, &disk, &error);
+            }
+            found.retain(|(disk, _)| disk.id != id);
         }
     }
 
