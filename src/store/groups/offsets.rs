@@ -199,7 +199,7 @@ impl Offsets {
         let mut table = self.lock(shared)?;
         loop {
             if let Some(found) = table.stable(group, partitions) {
-                let Some(last) = self.last_unsafe(&found) else {
+                let Some(last) = self.last_unacknowledged(&found) else {
                     return Ok(found.into_iter().map(|held| held.map(|(_, held)| held)).collect());
                 };
                 let reign = self.core.leader_epoch();
@@ -249,7 +249,7 @@ impl Offsets {
     }
 
     /// Which of the records that were found is the last that is not acknowledged.
-    fn last_unsafe(&self, found: &[Option<(Offset, CommittedOffset)>]) -> Option<Offset> {
+    fn last_unacknowledged(&self, found: &[Option<(Offset, CommittedOffset)>]) -> Option<Offset> {
         let safe = self.core.high_watermark();
         found.iter().flatten().map(|(at, _)| *at).filter(|at| *at >= safe).max()
     }
