@@ -135,7 +135,7 @@ impl Store {
             })
             .sum();
         for (partition, disk, reader) in logs {
-            let known = report.damages.len();
+            let (known, start) = (report.damages.len(), reader.log_start());
             verify_log(partition.name(), &reader, &mut report, &mut |bytes| {
                 if let Some(progress) = &mut options.progress {
                     progress(VerifyProgress { bytes, bytes_total });
@@ -145,7 +145,7 @@ impl Store {
                 continue;
             }
             let mut found = report.damages.split_off(known);
-            self.keep_lost(&partition, disk, &reader, &mut found)?;
+            self.keep_lost(&partition, disk, &reader, start, &mut found)?;
             if options.repair {
                 for damage in &mut found {
                     damage.repaired = self.repair(partition.name(), disk, &damage.offsets)?;
@@ -162,6 +162,7 @@ impl Store {
         partition: &Partition,
         disk: DiskId,
         reader: &Arc<LogReader>,
+        before: Offset,
         damages: &mut Vec<Damage>,
     ) -> Result<()> {
         // What a closed store's files say may be another's by now.
@@ -171,7 +172,10 @@ impl Store {
             self.shared().refresh()?;
         }
         let start = partition.log_start_offset();
-        damages.retain(|damage| damage.offsets.end > start || damage.offsets.start >= start);
+        // What a segment holds below the start it had before is rot like any other.
+        damages.retain(|Damage { offsets, .. }| {
+            offsets.end > start || offsets.start >= start || offsets.start < before
+        });
         let is_there =
             |(on, log): (DiskId, Arc<LogReader>)| on == disk && Arc::ptr_eq(&log, reader);
         let has_moved = !is_view && !partition.log_readers().into_iter().any(is_there);
