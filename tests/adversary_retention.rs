@@ -692,6 +692,12 @@ fn tell_story(seed: u64) -> u64 {
     world.topics[1].lost
 }
 
+/// A disk was started again, and a file shortened, of which a reader held records: who looked at them was ended by a signal.
+#[test]
+fn records_that_a_reader_holds_outlive_the_log_that_is_opened_anew() {
+    tell_story(9073);
+}
+
 #[test]
 fn random_stories_of_old_records_lose_nothing_that_is_young() {
     let (first, count) = (setting("ONCELOG_SEED", 1), setting("ONCELOG_STORIES", 100));
