@@ -101,9 +101,9 @@ pub(crate) struct Core {
     this: Weak<Core>,
 
     pub(super) state: Mutex<State>,
-    /// By disk: see [`Core::repairs_of`].
     /// Files that are to be removed later.
     pub(super) kept: Mutex<Kept>,
+    /// By disk: see [`Core::repairs_of`].
     pub(super) repairs: Mutex<BTreeMap<DiskId, Arc<Mutex<()>>>>,
     /// Disks whose workers are at work on the partition.
     pub(super) tended: Mutex<Vec<DiskId>>,

@@ -81,7 +81,7 @@ impl Appender {
         id: ProducerId,
         acks: Acks,
     ) -> Result<Option<ProducerView>> {
-        let timeout = self.shared.patience();
+        let timeout = self.shared.patience(self.shared.options.append_timeout);
         loop {
             let reign = self.core.leader_epoch();
             let known = self.core.producer(id);
@@ -102,9 +102,8 @@ impl Appender {
 }
 
 impl Shared {
-    /// How long an acknowledgement of what is in a log is waited for. Without threads, nobody is at work meanwhile.
-    pub(super) fn patience(&self) -> Duration {
-        let timeout = self.options.append_timeout;
+    /// How long an acknowledgement of what is in a log is waited for: without threads, nobody is at work meanwhile.
+    pub(super) fn patience(&self, timeout: Duration) -> Duration {
         if self.options.background { timeout } else { timeout.min(Duration::from_millis(1)) }
     }
 

@@ -196,8 +196,8 @@ impl InternalTopic {
         if end > self.core.log_start() {
             let last = Offset(end.0 - 1);
             let wait = Wait::new(last..end, Acks::All, self.core.leader_epoch());
-            let core = &self.core;
-            core.wait_settled(&wait, shared.patience(), &|| shared.settle_one(core))?;
+            let (core, patience) = (&self.core, shared.patience(shared.options.append_timeout));
+            core.wait_settled(&wait, patience, &|| shared.settle_one(core))?;
         }
         self.log_bytes = 0;
         let mut offset = self.core.log_start();

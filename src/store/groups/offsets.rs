@@ -263,9 +263,7 @@ impl Offsets {
         wait: Duration,
     ) -> Result<()> {
         shared.check_open()?;
-        // Without threads, nobody is at work meanwhile.
-        let wait =
-            if shared.options.background { wait } else { wait.min(Duration::from_millis(1)) };
+        let wait = shared.patience(wait);
         let acknowledged = Wait::new(last..last.next(), Acks::All, reign);
         match self.core.wait_settled(&acknowledged, wait, &|| shared.settle_one(&self.core)) {
             Err(Error::NoLeader { .. }) if self.core.leader_epoch() != reign => Ok(()),
