@@ -8,7 +8,7 @@ use std::time::Duration;
 use oncelog::simulation::{Clock, SimDisk};
 use oncelog::{
     Acks, Appended, Error, EventKind, Flush, Offset, Partition, ProducerEpoch, ProducerId,
-    ProducerSequence, ReadOptions, Record, Store, Timestamp, TopicConfig,
+    ProducerSequence, ReadOptions, Record, Store, Timestamp, TopicConfig, TopicUpdate,
 };
 
 fn at(id: u64, epoch: u32, sequence: u64) -> ProducerSequence {
@@ -61,6 +61,30 @@ fn prod_07_a_duplicate_is_answered_with_its_first_offsets_and_time() {
     assert_eq!(again, Appended { duplicate: true, ..first });
     assert_eq!(partition.log_end_offset(), Offset(3));
     assert_eq!(append(&partition, 7, 3, 1).unwrap().offsets.start, Offset(3));
+}
+
+#[test]
+fn prod_07_a_duplicate_is_answered_by_a_topic_that_takes_less_now_and_by_a_full_disk() {
+    let (disk, clock, store, partition) = single();
+    let large = "x".repeat(1500);
+    let stamped = Record::new(&large).timestamp(clock.now());
+    let offer =
+        |sequence| partition.append_idempotent(at(7, 0, sequence), &[stamped.clone()], Acks::All);
+    let first = offer(0).unwrap();
+    let is_first = |answer: Appended| answer == Appended { duplicate: true, ..first.clone() };
+    disk.set_free_bytes(Some(0));
+    while append(&partition, 8, partition.log_end_offset().0, 1).is_ok() {}
+    assert!(is_first(offer(0).unwrap()), "on a full disk");
+    assert!(matches!(offer(1), Err(Error::NoSpace { .. })));
+    disk.set_free_bytes(None);
+    store.alter_topic("t", TopicUpdate::new().max_batch_bytes(1024)).unwrap();
+    assert!(is_first(offer(0).unwrap()), "larger than is taken now");
+    assert!(matches!(offer(1), Err(Error::RecordTooLarge { .. })));
+    let ahead = TopicUpdate::new().max_batch_bytes(1 << 20).timestamp_before_max(Duration::ZERO);
+    store.alter_topic("t", ahead).unwrap();
+    clock.advance(Duration::from_secs(5));
+    assert!(is_first(offer(0).unwrap()), "older than is taken now");
+    assert!(matches!(offer(1), Err(Error::InvalidRecord { .. })));
 }
 
 #[test]

@@ -373,9 +373,12 @@ impl Core {
         let now = self.clock.now();
         let mut scratch = Scratch::take();
         let draft = scratch.draft();
-        self.encode(author, records, now, draft)?;
+        let encoded = self.encode(author, records, now, draft);
         // One without an id only chose the compression.
         let author = author.filter(|author| author.producer.id != ProducerId(0));
+        if let Err(error) = encoded {
+            return self.answer_refused(error, author, records.len(), acks);
+        }
         if let Some(author) = author {
             draft.written_by(author.producer, author.transactional);
         }
@@ -384,17 +387,38 @@ impl Core {
         if acks == Acks::All && !state.followers.is_empty() {
             self.check_in_sync(&state)?;
         }
-        let (records, bytes) = (draft.header().record_count, draft.len());
-        if !state.log.has_space_for(bytes) || state.log.waits_for_landing(records, bytes) {
-            state = self.make_ready(state, records, bytes)?;
+        let (count, bytes) = (draft.header().record_count, draft.len());
+        if !state.log.has_space_for(bytes) || state.log.waits_for_landing(count, bytes) {
+            state = match self.make_ready(state, count, bytes) {
+                Ok(state) => state,
+                Err(error) => return self.answer_refused(error, author, records.len(), acks),
+            };
         }
         if let Some(author) = author
-            && (author.transactional || !state.log.goes_on(author.producer, records))
-            && let Some(known) = self.judge(&state, author, records, acks)?
+            && (author.transactional || !state.log.goes_on(author.producer, count))
+            && let Some(known) = self.judge(&state, author, count, acks)?
         {
             return Ok(known);
         }
         self.place(state, draft, acks, now)
+    }
+
+    /// A batch that the topic takes no longer, or that has no place, may be one that it has taken: then nothing is wrong.
+    #[cold]
+    #[inline(never)]
+    fn answer_refused(
+        &self,
+        error: Error,
+        author: Option<&Author>,
+        records: usize,
+        acks: Acks,
+    ) -> Result<Placed, Error> {
+        let (Some(author), Ok(count @ 1..)) = (author, u32::try_from(records)) else {
+            return Err(error);
+        };
+        let state = self.lock_to_append()?;
+        self.check_leads(&state)?;
+        self.judge(&state, author, count, acks)?.ok_or(error)
     }
 
     /// What the partition makes of a producer's batch. `None`: it is to be appended.
