@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use oncelog::simulation::{Clock, Fault, Hang, SimDisk};
 use oncelog::{
-    Acks, Consumer, DiskId, Error, ErrorClass, Flush, Offset, Record, StartAt, Store, Timestamp,
-    TopicConfig, TransactionOutcome, Written,
+    Acks, Consumer, DiskId, Error, ErrorClass, Flush, Offset, ProducerEpoch, ProducerId,
+    ProducerSequence, Record, StartAt, Store, Timestamp, TopicConfig, TransactionOutcome, Written,
 };
 
 use common::{Hanging, LONG};
@@ -57,6 +57,32 @@ fn a_ticket_that_a_close_ends_says_that_its_record_is_in_the_log() {
     let store = open(&disks);
     assert_eq!(store.partition("t", 0).unwrap().log_end_offset(), Offset(1));
     assert_eq!(told.written(), Written::Yes, "{told:?}");
+}
+
+/// A batch that was offered again while too few replicas were in sync was told that nothing was written: it was there.
+#[test]
+fn a_duplicate_without_enough_replicas_says_that_its_records_are_in_the_log() {
+    let disks: Vec<_> = (0..3).map(SimDisk::new).collect();
+    let store = open(&disks);
+    let config = TopicConfig::new().replication_factor(3).min_insync_replicas(3);
+    store.create_topic("t", config).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    let offer = |sequence, acks| {
+        let at = ProducerSequence { id: ProducerId(7), epoch: ProducerEpoch(0), sequence };
+        partition.append_idempotent(at, &[Record::new("x")], acks)
+    };
+    let leader = partition.leader();
+    let follower = partition.replicas().into_iter().find(|disk| Some(*disk) != leader).unwrap();
+    store.stop_disk(follower).unwrap();
+    let first = offer(0, Acks::Leader).unwrap();
+    match offer(0, Acks::All) {
+        Err(Error::NotEnoughReplicasAfterAppend { offsets, .. }) => {
+            assert_eq!(offsets, first.offsets);
+        }
+        told => panic!("{told:?}"),
+    }
+    assert!(matches!(offer(1, Acks::All), Err(Error::NotEnoughReplicas { .. })));
+    assert_eq!(partition.log_end_offset(), first.offsets.end);
 }
 
 /// Whoever lost his id while his commit was decided was told `ProducerFenced`, and that nothing of it would be seen: all of it

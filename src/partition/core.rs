@@ -186,7 +186,7 @@ pub(super) struct State {
     pub(super) fenced: Option<Fenced>,
     pub(super) ended: Option<Ended>,
     /// The store is about to close.
-    stopped: bool,
+    pub(super) stopped: bool,
     pub(super) readers: u32,
     /// Readers who are to be woken.
     pub(super) watches: Vec<Watch>,
@@ -384,8 +384,12 @@ impl Core {
         }
         let mut state = self.lock_to_append()?;
         self.check_leads(&state)?;
-        if acks == Acks::All && !state.followers.is_empty() {
-            self.check_in_sync(&state)?;
+        if acks == Acks::All
+            && !state.followers.is_empty()
+            && let Err(error) = self.check_in_sync(&state)
+        {
+            drop(state);
+            return self.answer_refused(error, author, records.len(), acks);
         }
         let (count, bytes) = (draft.header().record_count, draft.len());
         if !state.log.has_space_for(bytes) || state.log.waits_for_landing(count, bytes) {
@@ -403,7 +407,7 @@ impl Core {
         self.place(state, draft, acks, now)
     }
 
-    /// A batch that the topic takes no longer, or that has no place, may be one that it has taken: then nothing is wrong.
+    /// A batch that the topic takes no longer, or not now, may be one that it has taken: then it is waited for.
     #[cold]
     #[inline(never)]
     fn answer_refused(
