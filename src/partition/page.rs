@@ -10,7 +10,8 @@ use super::events::EventKind;
 
 impl State {
     pub(super) fn lacks_page(&self) -> bool {
-        self.page.is_none() && !self.making_page && self.fenced.is_none() && self.ended.is_none()
+        let in_use = self.fenced.is_none() && self.ended.is_none() && !self.stopped;
+        self.page.is_none() && !self.making_page && in_use
     }
 }
 

@@ -6,10 +6,12 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::partition::{Attention, Core, EventKind, hangs};
@@ -44,9 +46,6 @@ pub(super) struct Workers {
     queues: Vec<Arc<Attention>>,
     /// Once a thread does them.
     chores: Option<Arc<Chores>>,
-    /// Each thread has a sender; there is an end of it when all are gone.
-    running: Sender<()>,
-    ended: Receiver<()>,
     shared: Weak<Shared>,
 }
 
@@ -106,17 +105,18 @@ impl WallClock {
 
 /// Starts the threads of every disk in service.
 pub(super) fn start(shared: &Arc<Shared>) -> Result<Workers> {
-    let (running, ended) = channel();
     let mut workers = Workers {
         threads: Vec::new(),
         queues: Vec::new(),
         chores: None,
-        running,
-        ended,
         shared: Arc::downgrade(shared),
     };
     for disk in shared.online_disks() {
-        start_disk(shared, &mut workers, &disk)?;
+        if let Err(error) = start_disk(shared, &mut workers, &disk) {
+            // Those that run hold the directories.
+            let _ = workers.finish(Duration::MAX, || ());
+            return Err(error);
+        }
     }
     Ok(workers)
 }
@@ -283,11 +283,9 @@ impl Workers {
     }
 
     fn start_thread(&mut self, name: String, work: impl FnOnce() + Send + 'static) -> Result<()> {
-        let running = self.running.clone();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             let _own = IsOwn::mark();
             work();
-            drop(running);
         });
         let thread = thread.map_err(|error| Error::io("", "start a thread", error))?;
         self.threads.push(thread);
@@ -310,25 +308,28 @@ impl Workers {
             chores.stop();
         }
         let (sender, finished) = channel();
-        let Self { threads, running, ended, .. } = self;
-        drop(running);
+        let threads = self.threads;
+        // A callback or a waker may close on one of them, which cannot be waited for.
         let own = std::thread::current().id();
-        let finisher = std::thread::Builder::new().name("oncelog-close".into()).spawn(move || {
-            if !threads.iter().any(|thread| thread.thread().id() == own) {
-                // An end of the channel is an end of the threads.
-                let _ = ended.recv();
-                for thread in threads {
-                    let _ = thread.join();
-                }
+        let work = move || {
+            for thread in threads.into_iter().filter(|thread| thread.thread().id() != own) {
+                let _ = thread.join();
             }
             let _own = IsOwn::mark();
             let _ = sender.send(last());
-        });
-        let late = || Error::late("closing the store", timeout);
-        if let Err(error) = finisher {
-            return Err(Error::io("", "start a thread", error));
+        };
+        // Where no thread is to be had, the caller does it.
+        let work = Arc::new(Mutex::new(Some(work)));
+        let left = Arc::clone(&work);
+        let take = move || {
+            let work = left.lock().take();
+            work.into_iter().for_each(|work| work());
+        };
+        if std::thread::Builder::new().name("oncelog-close".into()).spawn(take).is_err() {
+            let work = work.lock().take();
+            work.into_iter().for_each(|work| work());
         }
-        finished.recv_timeout(timeout).map_err(|_| late())
+        finished.recv_timeout(timeout).map_err(|_| Error::late("closing the store", timeout))
     }
 }
 

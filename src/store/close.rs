@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::partition::wake_all;
 use crate::protocol::metadata::MetadataRecord;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLockReadGuard};
 
 use super::Shared;
 use super::reigns::records_of;
@@ -18,6 +18,7 @@ use super::session::{LogEnd, Session};
 
 thread_local! {
     static IS_OWN: Cell<bool> = const { Cell::new(false) };
+    static OPERATES: Cell<bool> = const { Cell::new(false) };
 }
 
 /// As long as it lives, this thread is one that a close may wait for: one of a store's own, or one that closes. What it
@@ -35,6 +36,19 @@ impl IsOwn {
 impl Drop for IsOwn {
     fn drop(&mut self) {
         let _ = IS_OWN.try_with(|is_own| is_own.set(self.before));
+    }
+}
+
+/// As long as it lives, a close does not let go of the directories: somebody is at work in them, besides the store's own
+/// threads and whoever holds a partition.
+pub(super) struct Operating<'a> {
+    before: bool,
+    _held: RwLockReadGuard<'a, ()>,
+}
+
+impl Drop for Operating<'_> {
+    fn drop(&mut self) {
+        let _ = OPERATES.try_with(|operates| operates.set(self.before));
     }
 }
 
@@ -62,6 +76,19 @@ impl Closing {
 }
 
 impl Shared {
+    /// For a call that changes files by itself.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::ReadOnly`].
+    pub(super) fn operate(&self) -> Result<Operating<'_>> {
+        // A forked child finds the lock as it was.
+        self.check_writable()?;
+        // Calls are made within calls, by callbacks.
+        let held = self.operating.read_recursive();
+        self.check_writable()?;
+        Ok(Operating { before: OPERATES.replace(true), _held: held })
+    }
+
     /// Closes the store once; others wait until it is. The work is done on a thread of its own where there may be a disk that
     /// hangs, so that the caller gets its answer in time.
     pub(super) fn close(self: &Arc<Self>, timeout: Duration) -> Result<()> {
@@ -86,12 +113,14 @@ impl Shared {
             return Ok(());
         }
         let workers = self.workers.lock().take();
+        // A callback amid an operator's call does not wait for that call.
+        let operates = OPERATES.get();
         match workers {
-            None => self.close_all(),
+            None => self.close_all(operates),
             Some(workers) => {
                 let shared = Arc::clone(self);
                 workers.finish(timeout, move || {
-                    let outcome = shared.close_all();
+                    let outcome = shared.close_all(operates);
                     shared.closing.done(&outcome);
                     outcome
                 })?
@@ -101,7 +130,7 @@ impl Shared {
 
     /// Ends appends, flushes every log, and writes the session files of the disks on which all of that went
     /// well.
-    fn close_all(self: &Arc<Self>) -> Result<()> {
+    fn close_all(self: &Arc<Self>, operates: bool) -> Result<()> {
         self.chores.close();
         if let Some(groups) = self.groups.get() {
             groups.wake_waiting();
@@ -162,7 +191,9 @@ impl Shared {
                 outcome = outcome.and(session.write(&*disk.disk, self.id));
             }
         }
+        metadata.close();
         drop(metadata);
+        self.await_others(operates);
         for disk in self.disks.read().values() {
             disk.lock.lock().take();
         }
@@ -172,5 +203,18 @@ impl Shared {
             transactions.wake_waiting();
         }
         outcome
+    }
+
+    /// Waits for those that are at work in the directories. They have not long to go: nothing is let in any more, and
+    /// nothing is written down.
+    fn await_others(&self, operates: bool) {
+        let topics: Vec<_> = self.topics.read().values().cloned().collect();
+        for slot in topics.iter().flat_map(|topic| topic.slots.read().clone()) {
+            // Somebody opens it, and closes it as well.
+            drop(slot.core.lock());
+        }
+        if !operates {
+            drop(self.operating.write());
+        }
     }
 }

@@ -252,6 +252,8 @@ pub(super) struct MetadataLog {
     last: (u64, u64),
     compacted: u64,
     poisoned: bool,
+    /// The store is closed, and its directories may be another's.
+    closed: bool,
     /// How long a disk may take for a change before it is done without; `None`: as long as it likes.
     patience: Option<Duration>,
 }
@@ -347,6 +349,7 @@ impl MetadataLog {
             last,
             compacted: position,
             poisoned: false,
+            closed: false,
             patience: None,
         }
     }
@@ -506,6 +509,11 @@ impl MetadataLog {
         self.poisoned
     }
 
+    /// No change is taken any more: who was let in before the store was closed may be late.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+    }
+
     fn path(&self) -> PathBuf {
         self.members
             .first()
@@ -547,6 +555,9 @@ impl MetadataLog {
     /// [`Error::NoSpace`], [`Error::MissingDisk`]: nothing was changed. After [`Error::Io`], whether the
     /// change will be there at the next open is not known, and no further one is accepted until then.
     pub(super) fn commit_all(&mut self, records: &[MetadataRecord]) -> Result<()> {
+        if self.closed {
+            return Err(Error::Closed);
+        }
         if self.poisoned {
             return Err(Error::Io {
                 path: self.path(),

@@ -144,6 +144,8 @@ pub(crate) struct Shared {
     workers: Mutex<Option<background::Workers>>,
     /// Held while a directory becomes a disk.
     admitting: Mutex<()>,
+    /// Held by calls that change files by themselves, and for a moment by a close.
+    operating: RwLock<()>,
 }
 
 /// A topic as the running store knows it.

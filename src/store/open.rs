@@ -85,6 +85,7 @@ pub(super) fn open(
         told_of_close: Mutex::default(),
         workers: Mutex::new(None),
         admitting: Mutex::default(),
+        operating: RwLock::default(),
         options,
     });
     shared.load_topics(shared.metadata.lock().state());
@@ -357,6 +358,11 @@ impl Shared {
         let (opened, _) = self.recover(topic, slot)?;
         *core = Some(Arc::clone(&opened));
         self.look_at_transactions_of(&opened);
+        // Closed meanwhile: the close waits for the slot, and leaves what it finds here then as it is.
+        if let Err(closed) = self.check_open() {
+            opened.close();
+            return Err(closed);
+        }
         Ok(opened)
     }
 

@@ -109,7 +109,7 @@ impl Store {
     /// are out of service, nothing about topics and leaders can be written down.
     pub fn stop_disk(&self, disk: DiskId) -> Result<()> {
         let shared = self.shared();
-        shared.check_writable()?;
+        let _operating = shared.operate()?;
         let disk = shared.in_service(disk)?;
         shared.stop(&disk, "stopped by its operator")
     }
@@ -122,7 +122,7 @@ impl Store {
     /// directory is not the disk's any more; [`Error::Locked`], [`Error::Io`].
     pub fn start_disk(&self, disk: DiskId) -> Result<()> {
         let shared = self.shared();
-        shared.check_writable()?;
+        let _operating = shared.operate()?;
         let known = shared.disk(disk).ok_or_else(|| shared.missing(disk))?;
         // One that failed just now is to be started, too.
         shared.lose_failed_disks();
@@ -179,7 +179,7 @@ impl Store {
 
     fn replace_with(&self, id: DiskId, directory: Arc<dyn Disk>) -> Result<()> {
         let shared = self.shared();
-        shared.check_writable()?;
+        let _operating = shared.operate()?;
         let _alone = shared.admit_alone()?;
         let known = shared.metadata.lock().state().disk(id).copied();
         let incarnation = known.ok_or_else(|| shared.missing(id))?.incarnation + 1;
@@ -192,7 +192,7 @@ impl Store {
 
     fn add(&self, directory: Arc<dyn Disk>) -> Result<DiskId> {
         let shared = self.shared();
-        shared.check_writable()?;
+        let _operating = shared.operate()?;
         let _alone = shared.admit_alone()?;
         let given = shared.vacant(directory)?;
         let last = shared.metadata.lock().state().disks().last();
@@ -217,7 +217,7 @@ impl Store {
     /// partition then has both the old replicas and the new ones; or when another move of it takes as long.
     pub fn reassign(&self, topic: &str, partition: u32, disks: &[DiskId]) -> Result<()> {
         let shared = self.shared();
-        shared.check_writable()?;
+        let _operating = shared.operate()?;
         let refuse = |reason: &str| {
             let value = disks.iter().map(|disk| disk.0.to_string()).collect::<Vec<_>>().join(",");
             Err(Error::InvalidConfig { key: "replicas".into(), value, reason: reason.into() })
@@ -640,6 +640,7 @@ impl Shared {
                 let what = format!("{}: copying to its new disks", slot.partition);
                 return Err(Error::late(what, elapsed));
             }
+            self.check_open()?;
             core.bring_up(disks, self.clock.now());
             core.tick(self.watch(), self.options.lag_max);
             self.settle_reigns();

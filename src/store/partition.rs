@@ -485,7 +485,7 @@ impl Partition {
         let core = self.live()?;
         core.check_delete(before)?;
         let shared = &self.handle.shared;
-        shared.check_writable()?;
+        let _operating = shared.operate()?;
         if before > core.log_start() {
             shared.remember_before(core, before)?;
             let mut metadata = shared.metadata.lock();

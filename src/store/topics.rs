@@ -84,7 +84,7 @@ impl Store {
     #[expect(clippy::needless_pass_by_value, reason = "an update is made where it is used")]
     pub fn alter_topic(&self, name: &str, update: TopicUpdate) -> Result<()> {
         let shared = self.shared();
-        shared.check_writable()?;
+        let _operating = shared.operate()?;
         check_not_internal(name)?;
         let topic = shared.topic(name)?;
         let flush = {
@@ -137,7 +137,7 @@ impl Store {
     /// [`Error::UnknownTopicOrPartition`]. When files cannot be removed now, the next open does it.
     pub fn delete_topic(&self, name: &str) -> Result<()> {
         let shared = self.shared();
-        shared.check_writable()?;
+        let _operating = shared.operate()?;
         check_not_internal(name)?;
         let topic = shared.topic(name)?;
         let _postponed = postpone();

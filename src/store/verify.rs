@@ -194,7 +194,7 @@ impl Store {
         damaged: &Range<Offset>,
     ) -> Result<bool> {
         let shared = self.shared();
-        shared.check_writable()?;
+        let _operating = shared.operate()?;
         // Deleted meanwhile, there is nothing to repair.
         let Ok(topic) = shared.topic(partition.topic()) else { return Ok(false) };
         let slot = topic.slots.read().get(partition.partition() as usize).cloned();
