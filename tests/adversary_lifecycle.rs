@@ -227,10 +227,11 @@ fn s18_an_operators_call_keeps_the_directories_until_it_ends() {
 }
 
 /// What one of those who write was told of a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Told {
     There,
-    NotThere,
+    /// By that error.
+    NotThere(String),
     Nothing,
 }
 
@@ -240,7 +241,7 @@ type Ledger = Mutex<Vec<(Vec<String>, Told)>>;
 fn told<T>(outcome: &Result<T, Error>) -> Told {
     match outcome {
         Ok(_) => Told::There,
-        Err(error) if error.written() == Written::No => Told::NotThere,
+        Err(error) if error.written() == Written::No => Told::NotThere(format!("{error:?}")),
         Err(_) => Told::Nothing,
     }
 }
@@ -259,7 +260,7 @@ fn append_all(store: &Store, name: &str, ledger: &Ledger) {
         let acks = if at % 3 == 0 { Acks::All } else { Acks::Leader };
         let outcome = told(&partition.append(&[Record::new(&value)], acks));
         // What only the leader has may go with it.
-        let is_sure = acks == Acks::All || outcome == Told::NotThere;
+        let is_sure = acks == Acks::All || outcome != Told::There;
         ledger.lock().unwrap().push((vec![value], if is_sure { outcome } else { Told::Nothing }));
     }
 }
@@ -304,7 +305,7 @@ fn transact(store: &Store, name: &str, ledger: &Ledger) {
         });
         let outcome = if at % 4 == 3 || sent.is_err() {
             drop(transaction);
-            Told::NotThere
+            Told::NotThere("dropped".into())
         } else {
             told(&transaction.commit(LONG))
         };
@@ -393,7 +394,8 @@ fn judge(store: &Store, ledger: &Ledger, what: &str) {
         let whole = there == 0 || there == values.len();
         assert!(whole, "{what}: {there} of {values:?}, {told:?}");
         assert!(*told != Told::There || there > 0, "{what}: lost: {values:?}");
-        assert!(*told != Told::NotThere || there == 0, "{what}: there all the same: {values:?}");
+        let says_no = matches!(told, Told::NotThere(_));
+        assert!(!says_no || there == 0, "{what}: there all the same: {values:?}, {told:?}");
     }
 }
 

@@ -140,3 +140,21 @@ fn s18_a_forked_child_is_refused_and_takes_nothing_with_it() {
     assert_eq!(count(&store), 2);
     assert!(store.events().all(|event| !event.to_string().contains("unclean")));
 }
+
+/// It flushed what its parent had in memory, and called that acknowledged.
+#[cfg(feature = "simulation")]
+#[test]
+fn s18_a_forked_child_acknowledges_nothing_of_its_parents() {
+    let disk = oncelog::simulation::SimDisk::new(1);
+    let store = Store::builder().simulated_disk(disk.clone()).open().unwrap();
+    store.create_topic("t", TopicConfig::new().flush(oncelog::Flush::OnAck)).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    let ticket = partition.append_nowait(&[Record::new("a")], Acks::All).unwrap();
+    let calls = disk.calls();
+    let answer = forked(|| match ticket.wait(Duration::from_secs(10)) {
+        Err(Error::TimedOut { appended: Some(_), .. }) if disk.calls() == calls => 0,
+        _ => 1,
+    });
+    assert_eq!(answer, 0);
+    ticket.wait(Duration::from_secs(10)).unwrap();
+}

@@ -649,6 +649,11 @@ impl Core {
         Err(self.closed_error(state, Written::No))
     }
 
+    /// Whether this is the process that opened the store.
+    pub(super) fn is_owner(&self) -> bool {
+        self.fork.is_owner()
+    }
+
     pub(crate) fn partition(&self) -> &TopicPartition {
         &self.partition
     }

@@ -173,6 +173,10 @@ impl Core {
         wait: &Wait,
         timeout: Duration,
     ) -> Result<Waited, Error> {
+        if !self.is_owner() {
+            // A child has no part in what its parent's files get.
+            return Err(self.unacknowledged(wait, Duration::ZERO));
+        }
         let started = Instant::now();
         let locked = self.state.try_lock_for(timeout);
         let mut state = locked.ok_or_else(|| {

@@ -222,9 +222,26 @@ impl Shared {
     }
 }
 
-/// Does something on a thread of its own, which may never return. False: there is no thread to be had.
-pub(super) fn apart(work: impl FnOnce() + Send + 'static) -> bool {
-    std::thread::Builder::new().name("oncelog-apart".into()).spawn(work).is_ok()
+/// Does something on a thread of its own, which may never return. Where none is to be had, the caller does it: a disk is not
+/// taken for one that hangs because the process has too many threads.
+pub(super) fn apart(work: impl FnOnce() + Send + 'static) {
+    if let Some(work) = try_apart(work) {
+        work();
+    }
+}
+
+/// As [`apart`]; without a thread, the work comes back.
+pub(super) fn try_apart<W: FnOnce() + Send + 'static>(work: W) -> Option<W> {
+    let work = Arc::new(Mutex::new(Some(work)));
+    let taken = Arc::clone(&work);
+    let take = move || {
+        let work = taken.lock().take();
+        work.into_iter().for_each(|work| work());
+    };
+    match std::thread::Builder::new().name("oncelog-apart".into()).spawn(take) {
+        Ok(_) => None,
+        Err(_) => work.lock().take(),
+    }
 }
 
 impl Shared {
@@ -311,24 +328,13 @@ impl Workers {
         let threads = self.threads;
         // A callback or a waker may close on one of them, which cannot be waited for.
         let own = std::thread::current().id();
-        let work = move || {
+        apart(move || {
             for thread in threads.into_iter().filter(|thread| thread.thread().id() != own) {
                 let _ = thread.join();
             }
             let _own = IsOwn::mark();
             let _ = sender.send(last());
-        };
-        // Where no thread is to be had, the caller does it.
-        let work = Arc::new(Mutex::new(Some(work)));
-        let left = Arc::clone(&work);
-        let take = move || {
-            let work = left.lock().take();
-            work.into_iter().for_each(|work| work());
-        };
-        if std::thread::Builder::new().name("oncelog-close".into()).spawn(take).is_err() {
-            let work = work.lock().take();
-            work.into_iter().for_each(|work| work());
-        }
+        });
         finished.recv_timeout(timeout).map_err(|_| Error::late("closing the store", timeout))
     }
 }

@@ -21,8 +21,8 @@ thread_local! {
     static OPERATES: Cell<bool> = const { Cell::new(false) };
 }
 
-/// As long as it lives, this thread is one that a close may wait for: one of a store's own, or one that closes. What it
-/// calls, wakers and callbacks of the application, does not wait for a close.
+/// As long as it lives, this thread is one that a close may wait for: one of a store's own, or one that closes, or amid an
+/// operator's call. What it calls, wakers and callbacks of the application, does not wait for a close.
 pub(super) struct IsOwn {
     before: bool,
 }
@@ -43,6 +43,7 @@ impl Drop for IsOwn {
 /// threads and whoever holds a partition.
 pub(super) struct Operating<'a> {
     before: bool,
+    _own: IsOwn,
     _held: RwLockReadGuard<'a, ()>,
 }
 
@@ -86,7 +87,7 @@ impl Shared {
         // Calls are made within calls, by callbacks.
         let held = self.operating.read_recursive();
         self.check_writable()?;
-        Ok(Operating { before: OPERATES.replace(true), _held: held })
+        Ok(Operating { before: OPERATES.replace(true), _own: IsOwn::mark(), _held: held })
     }
 
     /// Closes the store once; others wait until it is. The work is done on a thread of its own where there may be a disk that

@@ -372,8 +372,7 @@ impl MetadataLog {
         let (sender, answers) = channel();
         for (at, member) in self.members.iter().enumerate() {
             let (work, sender, mut member) = (Arc::clone(&work), sender.clone(), member.clone());
-            // Without a thread there is no answer, which is one as well.
-            let _ = apart(move || {
+            apart(move || {
                 let outcome = work(&mut member);
                 let _ = sender.send((at, outcome, member));
             });

@@ -35,7 +35,7 @@ use crate::protocol::transaction::records::TransactionRecord;
 use crate::storage::Steady;
 use crate::types::{Flush, Mix, Offset, Outcome, Timestamp, TopicId};
 
-use super::background::apart;
+use super::background::try_apart;
 use super::groups::GROUP_TOPIC;
 use super::internal_topic::{Begun, Entry, InternalTopic, Live, Rewritten};
 use super::{Partition, Shared, Topic};
@@ -687,7 +687,7 @@ fn leave(shared: &Arc<Shared>, id: &Arc<str>, begun: &Begun) -> bool {
     let Some(transactions) = transactions else { return false };
     let (shared, job) =
         (Arc::clone(shared), Job::Persist { id: Arc::clone(id), begun: Ok(begun.clone()) });
-    apart(move || transactions.finish(&shared, vec![job]))
+    try_apart(move || transactions.finish(&shared, vec![job])).is_none()
 }
 
 fn report(shared: &Arc<Shared>, what: &str, error: &Error) {
