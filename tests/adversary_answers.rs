@@ -290,7 +290,9 @@ fn who_waits_for_what_others_wrote_is_not_told_that_it_was_written() {
     let store = open();
     let config = TopicConfig::new().replication_factor(3).min_insync_replicas(2);
     // The internal topic is to be led by the disk that leads the first.
-    ["t", "u", "v"].map(|topic| store.create_topic(topic, config.clone()).unwrap());
+    for topic in ["t", "u", "v"] {
+        store.create_topic(topic, config.clone()).unwrap();
+    }
     let consumer = |store: &Store| store.consumer().group("g").build().unwrap();
     let at = |offset| {
         BTreeMap::from([(TopicPartition::new("t", 0), CommittedOffset::from(Offset(offset)))])
