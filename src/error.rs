@@ -548,6 +548,17 @@ impl Error {
         Self::TimedOut { what: what.into(), timeout, appended: Some(offsets), written }
     }
 
+    /// What a wait for records of others ran into: the call that waited wrote nothing.
+    pub(crate) fn of_others(self) -> Self {
+        match self {
+            Self::TimedOut { what, timeout, .. } => Self::late(what, timeout),
+            Self::NotEnoughReplicasAfterAppend { partition, in_sync, required, .. } => {
+                Self::NotEnoughReplicas { partition, in_sync, required }
+            }
+            error => error,
+        }
+    }
+
     /// Names the file and the action that the system refused.
     pub(crate) fn io(path: impl Into<PathBuf>, action: &'static str, source: io::Error) -> Self {
         let path = path.into();

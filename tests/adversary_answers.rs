@@ -2,6 +2,7 @@
 #![cfg(feature = "simulation")]
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
@@ -10,13 +11,16 @@ use std::time::Duration;
 
 use oncelog::simulation::{Clock, Fault, Hang, SimDisk};
 use oncelog::{
-    Acks, Consumer, DiskId, Error, ErrorClass, Flush, Offset, ProducerEpoch, ProducerId,
-    ProducerSequence, Record, StartAt, Store, Timestamp, TopicConfig, TransactionOutcome, Written,
+    Acks, CommittedOffset, Consumer, DiskId, Error, ErrorClass, Flush, Offset, ProducerEpoch,
+    ProducerId, ProducerSequence, Record, StartAt, Store, Timestamp, TopicConfig, TopicPartition,
+    TransactionOutcome, Written,
 };
 
 use common::{Hanging, LONG};
 
 mod common;
+
+const SHORT: Duration = Duration::from_millis(5);
 
 fn open(disks: &[SimDisk]) -> Store {
     let builder = Store::builder().append_timeout(LONG).replica_lag_max(LONG);
@@ -299,4 +303,48 @@ fn whoever_closes_a_store_that_could_not_be_flushed_is_told_so() {
         let told = store.close(LONG).unwrap_err();
         assert!(matches!(told, Error::DiskOffline { .. }), "{told:?}");
     }
+}
+
+/// They said that something was written, as it was of what they waited for: of a commit, that it was made, and it was not.
+#[test]
+fn who_waits_for_what_others_wrote_is_not_told_that_it_was_written() {
+    let disks: Vec<_> = (1..=3).map(SimDisk::new).collect();
+    let clock = Clock::manual(Timestamp(1_000_000));
+    let open = || {
+        let builder = Store::builder().clock(clock.clone()).append_timeout(SHORT);
+        disks.iter().cloned().fold(builder, |all, disk| all.simulated_disk(disk)).open().unwrap()
+    };
+    let store = open();
+    let config = TopicConfig::new().replication_factor(3).min_insync_replicas(2);
+    // The internal topic is to be led by the disk that leads the first.
+    for topic in ["t", "u", "v"] {
+        store.create_topic(topic, config.clone()).unwrap();
+    }
+    let consumer = |store: &Store| store.consumer().group("g").build().unwrap();
+    let at = |offset| {
+        BTreeMap::from([(TopicPartition::new("t", 0), CommittedOffset::from(Offset(offset)))])
+    };
+    let producer = store.producer().name("source").delivery_timeout(SHORT).build().unwrap();
+    producer.send(Record::to("t").value("x")).unwrap().wait(LONG).unwrap();
+    consumer(&store).commit_offsets(&at(0)).unwrap();
+    let leads = |topic| usize::from(store.partition(topic, 0).unwrap().leader().unwrap().0);
+    assert_eq!((leads("t"), leads("__consumer_offsets")), (0, 0));
+    disks[1..].iter().for_each(|disk| disk.fail_from(1, Fault::Eio));
+    let sent = producer.send(Record::to("t").value("y")).unwrap();
+    clock.advance(LONG);
+    assert_eq!(sent.wait(SHORT).unwrap_err().written(), Written::Yes);
+    assert_eq!(consumer(&store).commit_offsets(&at(1)).unwrap_err().written(), Written::Yes);
+    let told = consumer(&store).committed(&[("t", 0)]).unwrap_err();
+    assert_eq!((told.class(), told.written()), (ErrorClass::Retriable, Written::No), "{told:?}");
+    let told = producer.next_sequence("t", 0).unwrap_err();
+    assert_eq!((told.class(), told.written()), (ErrorClass::Retriable, Written::No), "{told:?}");
+    // The table of offsets is to be read first.
+    disks.iter().for_each(SimDisk::kill);
+    drop((producer, store));
+    disks.iter().for_each(SimDisk::heal);
+    disks.iter().for_each(SimDisk::process_restart);
+    let store = open();
+    disks[1..].iter().for_each(|disk| disk.fail_from(1, Fault::Eio));
+    let told = consumer(&store).commit_offsets(&at(2)).unwrap_err();
+    assert_eq!((told.class(), told.written()), (ErrorClass::Retriable, Written::No), "{told:?}");
 }

@@ -854,3 +854,27 @@ fn what_a_replacement_without_a_quorum_leaves_is_no_disk_in_any_company() {
         }
     }
 }
+
+/// A change of several sectors, such as the new reigns of many partitions, was torn so that its last records were there and one
+/// before them not: that was taken for damage to what had been committed, and the store could not be opened any more.
+#[test]
+fn a_power_loss_amid_a_change_of_many_partitions_leaves_a_store_that_can_be_opened() {
+    for call in 1..4 {
+        let (disks, clock) = (disks(3), clock());
+        let store = open(&disks, &clock).unwrap();
+        store.create_topic("t", small(2).partitions(60)).unwrap();
+        (0..60).for_each(|number| append(&store.partition("t", number).unwrap(), 1));
+        quiet(&store, &clock);
+        disks[0].crash_at(call);
+        let _ = store.stop_disk(DiskId(2));
+        disks[0].kill();
+        drop(store);
+        disks.iter().for_each(SimDisk::heal);
+        disks.iter().for_each(SimDisk::power_loss);
+        let store = open(&disks, &clock).unwrap_or_else(|error| panic!("{call}: {error:?}"));
+        quiet(&store, &clock);
+        for number in 0..60 {
+            assert_eq!(read_all(&store.partition("t", number).unwrap()).len(), 1, "{call}");
+        }
+    }
+}

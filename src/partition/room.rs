@@ -102,9 +102,7 @@ impl Core {
         match self.wait_acknowledged(&wait, self.append_timeout()) {
             Ok(Waited::Acknowledged) => Ok(self.state.lock()),
             Ok(Waited::Unsettled) => Err(self.no_leader()),
-            // Nothing of this append was written.
-            Err(Error::TimedOut { what, timeout, .. }) => Err(Error::late(what, timeout)),
-            Err(error) => Err(error),
+            Err(error) => Err(error.of_others()),
         }
     }
 

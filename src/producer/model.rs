@@ -49,6 +49,8 @@ enum Fate {
     },
     /// Not taken, and never will be.
     Fatal,
+    /// Not taken: the limit fell.
+    TooLarge,
 }
 
 /// The other side.
@@ -201,6 +203,10 @@ impl Target for Fake {
             Fate::Fatal => {
                 return Err(Error::UnknownTopicOrPartition { partition: name() });
             }
+            Fate::TooLarge => {
+                let (partition, bytes, bytes_max) = (name(), 2, 1);
+                return Err(Error::RecordTooLarge { partition, bytes, bytes_max });
+            }
             Fate::Acknowledged | Fate::Waits | Fate::Unknown { taken: true } => {}
         }
         let appended = log.append(author, records)?;
@@ -277,6 +283,8 @@ struct World {
     called: Outcomes,
     sent: u64,
     callbacks: u64,
+    /// By `send` itself.
+    refused: Vec<u64>,
 }
 
 fn settings() -> ProducerSettings {
@@ -297,8 +305,8 @@ impl World {
         });
         let numbers = Numbers::new(identity, 0, None);
         let lane = Lane::new(name(), Fake(Arc::clone(&log)), numbers, Arc::clone(&common));
-        let (receipts, called) = (Vec::new(), Arc::default());
-        Self { log, lane, common, clock, receipts, called, sent: 0, callbacks: 0 }
+        let (receipts, called, refused) = (Vec::new(), Arc::default(), Vec::new());
+        Self { log, lane, common, clock, receipts, called, sent: 0, callbacks: 0, refused }
     }
 
     fn plain() -> Self {
@@ -359,13 +367,29 @@ impl World {
         }
     }
 
-    /// Numbers of the records by outcome: delivered with their offsets, failed.
-    fn outcomes(&self) -> (Vec<(u64, u64)>, Vec<u64>) {
+    fn ended(&self) -> Vec<(u64, Result<RecordMetadata>)> {
         let mut all = self.called.lock().clone();
         for (number, receipt) in &self.receipts {
             all.push((*number, receipt.outcome().expect("it has ended")));
         }
         all.sort_by_key(|(number, _)| *number);
+        all
+    }
+
+    /// Of which records their senders were told that nothing was written. What a topic had that is gone is nowhere.
+    fn told_unwritten(&self) -> Vec<u64> {
+        let is_no = |error: &Error| {
+            let gone = matches!(error, Error::UnknownTopicOrPartition { .. });
+            error.written() == Written::No && !gone
+        };
+        let ended = self.ended().into_iter();
+        let failed = ended.filter(|(_, outcome)| outcome.as_ref().is_err_and(is_no));
+        failed.map(|(number, _)| number).chain(self.refused.iter().copied()).collect()
+    }
+
+    /// Numbers of the records by outcome: delivered with their offsets, failed.
+    fn outcomes(&self) -> (Vec<(u64, u64)>, Vec<u64>) {
+        let all = self.ended();
         let (done, failed): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|(_, outcome)| outcome.is_ok());
         let done = done.into_iter().map(|(number, placed)| (number, placed.unwrap().offset.0));
@@ -381,6 +405,9 @@ impl World {
     fn check(&self) {
         let records = self.records();
         assert!(records.is_sorted_by(|a, b| a < b), "twice or out of order: {records:?}");
+        let unwritten = self.told_unwritten();
+        let told = unwritten.iter().find(|number| records.contains(number));
+        assert_eq!(told, None, "its sender was told that nothing was written");
         let (done, _) = self.outcomes();
         for (number, offset) in done {
             assert_eq!(records.get(usize::try_from(offset).unwrap()), Some(&number));
@@ -420,6 +447,7 @@ fn any_act() -> impl Strategy<Value = Act> {
         1 => Just(Fate::NotEnough),
         2 => any::<bool>().prop_map(|taken| Fate::Unknown { taken }),
         1 => Just(Fate::Fatal),
+        1 => Just(Fate::TooLarge),
     ];
     prop_oneof![
         8 => (1u8..30).prop_map(Act::Send),
@@ -442,7 +470,9 @@ fn play(world: &mut World, acts: &[Act]) {
             Act::Send(count) => (0..*count).for_each(|_| {
                 let value = world.sent.to_string();
                 // A refusal is an answer as well: the record is in no log.
-                drop(world.send_value(&value));
+                if world.send_value(&value).is_err() {
+                    world.refused.push(world.sent - 1);
+                }
             }),
             Act::Burst(count) => world.burst(*count),
             Act::Ask => drop(world.receipts.last().map(|(_, receipt)| receipt.outcome())),
@@ -522,8 +552,12 @@ proptest! {
                     world.log.lock().fates.extend([Fate::Acknowledged; BURST_OFFERS]);
                 }
                 for _ in 0..count {
-                    if world.lane.send(&Record::new(&next.to_string()), None, 0).is_err() {
-                        break;
+                    match world.lane.send(&Record::new(&next.to_string()), None, 0) {
+                        Ok(Taken::Pending(shared, sent)) => {
+                            world.receipts.push((next, Receipt::new(shared, sent, None)));
+                        }
+                        Ok(_) => {}
+                        Err(_) => break,
                     }
                     next += 1;
                 }
@@ -531,6 +565,8 @@ proptest! {
             play(&mut world, &[]);
             next = world.lane.next_sequence().unwrap();
             prop_assert_eq!(world.records(), (0..next).collect::<Vec<_>>());
+            prop_assert!(world.told_unwritten().iter().all(|number| *number >= next));
+            prop_assert!(world.outcomes().0.iter().all(|(number, _)| *number < next));
         }
     }
 }
@@ -763,6 +799,64 @@ fn behind_a_record_of_a_name_whose_failure_its_sender_learns_nothing_is_written_
     assert_eq!(world.records(), [0, 1]);
     assert_eq!(world.outcomes().1, [1]);
     assert_eq!(world.common.memory.used(), 0);
+}
+
+/// Behind a record that is acknowledged, two in the log, of which the first is older.
+fn two_under_way(identity: Identity, fate: Fate) -> World {
+    let mut world =
+        World::new(identity, ProducerSettings { delivery_timeout: SECOND * 10, ..settings() });
+    world.fates(vec![Fate::Acknowledged, Fate::Waits, fate]);
+    world.send();
+    world.send();
+    world.clock.advance(SECOND * 6);
+    world.sent = 4;
+    world.send();
+    // Who is about to wait takes along what gathers.
+    assert!(world.receipts[0].1.wait(Duration::ZERO).is_err());
+    assert_eq!(world.records(), [0, 1, 4]);
+    world
+}
+
+#[test]
+fn behind_a_record_of_a_name_that_came_too_late_one_that_may_be_written_is_not_called_unwritten() {
+    let named = Identity::Named(ID, ProducerEpoch(1));
+    let world = two_under_way(named, Fate::Unknown { taken: true });
+    for _ in 0..12 {
+        world.log.lock().fates = vec![Fate::NoLeader; 9];
+        world.clock.advance(SECOND);
+        world.common.chores.run_due();
+        Arc::clone(&world.lane).run();
+    }
+    let error = |at: usize| world.receipts[at].1.outcome().unwrap().unwrap_err();
+    assert_eq!((error(0).written(), error(1).written()), (Written::Yes, Written::Yes));
+}
+
+#[test]
+fn cli_12_a_record_that_was_lost_with_an_older_one_that_has_failed_is_delivered_under_a_new_epoch()
+{
+    let world = two_under_way(Identity::Plain(ID), Fate::Waits);
+    world.clock.advance(SECOND * 5);
+    Arc::clone(&world.lane).run();
+    assert!(world.receipts[0].1.outcome().unwrap().is_err());
+    world.log.lock().change_hands(0);
+    world.run();
+    assert_eq!(world.records(), [0, 4]);
+    assert_eq!(world.outcomes(), (vec![(0, 0), (4, 1)], vec![1]));
+}
+
+#[test]
+fn a_record_that_no_log_has_any_more_is_not_called_written() {
+    let mut world = World::plain();
+    world.sent = 1;
+    world.send();
+    world.log.lock().change_hands(0);
+    world.log.lock().fates = vec![Fate::NoLeader; 2000];
+    for _ in 0..130 {
+        Arc::clone(&world.lane).run();
+        world.clock.advance(SECOND);
+    }
+    let error = world.receipts[0].1.outcome().unwrap().unwrap_err();
+    assert_eq!(error.written(), Written::No, "{error:?}");
 }
 
 /// What gathered last named its lane, which kept it for as long as nothing else gathered, or for good.

@@ -95,7 +95,7 @@ impl Appender {
                     let what = format!("{}: acknowledging what was sent", self.core.partition());
                     return Err(Error::late(what, timeout));
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.of_others()),
             }
         }
     }

@@ -197,7 +197,8 @@ impl InternalTopic {
             let last = Offset(end.0 - 1);
             let wait = Wait::new(last..end, Acks::All, self.core.leader_epoch());
             let (core, patience) = (&self.core, shared.patience(shared.options.append_timeout));
-            core.wait_settled(&wait, patience, &|| shared.settle_one(core))?;
+            let settled = core.wait_settled(&wait, patience, &|| shared.settle_one(core));
+            settled.map_err(Error::of_others)?;
         }
         self.log_bytes = 0;
         let mut offset = self.core.log_start();

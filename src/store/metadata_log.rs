@@ -131,7 +131,11 @@ impl Found {
             });
             return if empty { Ok(None) } else { Err(corrupt(&disks[*disk], *name_at, chosen)) };
         }
-        if chosen.end.as_ref().is_some_and(|bad| bad.followed) {
+        // What a crash has left of a change of several sectors looks alike, and none of it is in the disk's other copy.
+        let never_made = |(at, _, copy, _): &(usize, usize, Copy, Vec<u8>)| {
+            at == disk && copy.end.is_none() && copy.last > (0, 0)
+        };
+        if chosen.end.as_ref().is_some_and(|bad| bad.followed) && !copies.iter().any(never_made) {
             return Err(corrupt(&disks[*disk], *name_at, chosen));
         }
         let sound = &bytes[..usize::try_from(chosen.position).expect("within the bytes")];

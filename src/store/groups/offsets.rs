@@ -267,7 +267,7 @@ impl Offsets {
         let acknowledged = Wait::new(last..last.next(), Acks::All, reign);
         match self.core.wait_settled(&acknowledged, wait, &|| shared.settle_one(&self.core)) {
             Err(Error::NoLeader { .. }) if self.core.leader_epoch() != reign => Ok(()),
-            outcome => outcome,
+            outcome => outcome.map_err(Error::of_others),
         }
     }
 
