@@ -47,6 +47,9 @@ pub(crate) use roll::{MoreRoom, NextSegment};
 /// How far a background pass works ahead of the appender.
 const AHEAD_BYTES: u64 = 4 << 20;
 
+/// How much of two logs is compared at a time.
+const COMPARE_BYTES: usize = 1 << 20;
+
 /// What the topic and the store say about a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LogSettings {
@@ -483,6 +486,33 @@ impl Log {
         Ok(self.end)
     }
 
+    /// Cuts what differs from the leader's log, which ends at `leader_end`: where epochs do not tell. Damage says nothing.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NoSpace`].
+    pub(crate) fn agree_with(
+        &mut self,
+        leader: &LogReader,
+        leader_end: Offset,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let mut at = self.reader.log_start().max(leader.log_start());
+        let end = self.end.min(leader_end);
+        while at < end {
+            let own = self.reader.read(at, self.end, COMPARE_BYTES);
+            let read = own.and_then(|own| Ok((own, leader.read(at, leader_end, COMPARE_BYTES)?)));
+            let same = match read {
+                Ok((Some(own), Some(others))) => common_end(&own.bytes, &others.bytes),
+                Ok(_) => None,
+                Err(Error::Corrupt { offsets, .. }) => Some(offsets.end.max(at.next())),
+                Err(error) => return Err(error),
+            };
+            let Some(same) = same else { break };
+            at = same;
+        }
+        if at < end { self.truncate(at, now).map(|_| ()) } else { Ok(()) }
+    }
+
     /// Finds out the epoch of the last batch while nobody waits: an election asks for it under the partition's lock.
     ///
     /// # Errors
@@ -823,6 +853,17 @@ impl SettleError {
         let (Self::Flush(error) | Self::Other(error)) = self;
         error
     }
+}
+
+/// Where the batches end that two logs begin with alike; `None`: the first differ.
+fn common_end(mut own: &[u8], mut others: &[u8]) -> Option<Offset> {
+    let mut end = None;
+    while let Some(header) = BatchHeader::trusted(own) {
+        let (batch, rest) = own.split_at(header.len());
+        let Some(rest_of_others) = others.strip_prefix(batch) else { break };
+        (own, others, end) = (rest, rest_of_others, Some(header.end_offset()));
+    }
+    end
 }
 
 #[cfg(test)]

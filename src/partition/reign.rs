@@ -545,13 +545,14 @@ impl Core {
         }
     }
 
-    /// A replica is back, with the log that was found on its disk.
+    /// A replica is back, with the log that was found on its disk. `strayed`: epochs do not tell where that departs.
     ///
     /// # Errors
-    /// What cutting it to what the leader has runs into.
+    /// What cutting it to what the leader has runs into; [`Error::NoLeader`] for one that strayed.
     pub(crate) fn return_replica(
         &self,
         replica: &Arc<Replica>,
+        strayed: bool,
         now: Timestamp,
     ) -> Result<(), Error> {
         let mut state = self.state.lock();
@@ -560,7 +561,11 @@ impl Core {
             if state.leading.disk == replica.disk && !leaderless {
                 return Ok(());
             }
-            let (history, leader_end) = (state.history.clone(), state.log.end());
+            if strayed && leaderless {
+                return Err(self.no_leader());
+            }
+            let (history, leader) = (state.history.clone(), Arc::clone(state.log.reader()));
+            let leader_end = if strayed { state.log.written_end() } else { state.log.end() };
             drop(state);
             let (end, flushed) = {
                 let mut follower = replica.state.lock();
@@ -571,6 +576,9 @@ impl Core {
                 Marks::forget(place).map_err(|error| place.io_error("marks", "remove", error))?;
                 // First against its own end: it may have led, and gone on after the next reign began.
                 log.agree(&history, own_end, now)?;
+                if strayed {
+                    log.agree_with(&leader, leader_end, now)?;
+                }
                 if !leaderless {
                     log.agree(&history, leader_end, now)?;
                 }

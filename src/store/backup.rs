@@ -171,6 +171,7 @@ impl Shared {
         let session = Session {
             clean: true,
             stale: false,
+            strayed: false,
             boot: target.boot_id(),
             metadata: metadata.witnessed().0,
             disks: session::bit_of(DISK),

@@ -187,8 +187,7 @@ impl Shared {
         for disk in disks.iter().filter(|_| !metadata.is_poisoned()) {
             if let Some(Some(session)) = sessions.remove(&disk.id) {
                 let (boot, (metadata, disks)) = (disk.disk.boot_id(), metadata.witnessed());
-                let (ends, stale) = (session.ends, session.stale);
-                let session = Session { clean: true, stale, boot, metadata, disks, ends };
+                let session = Session { clean: true, boot, metadata, disks, ..session };
                 outcome = outcome.and(session.write(&*disk.disk, self.id));
             }
         }

@@ -97,6 +97,11 @@ impl StoreDisk {
         self.stale.load(Ordering::Acquire)
     }
 
+    /// Whether its logs are still to be compared with the other disk's.
+    pub(super) fn has_strayed(&self) -> bool {
+        self.session.lock().strayed
+    }
+
     /// Says in the session file that the store is in use. In memory, the session stays what the last stop
     /// left: recovery goes by it.
     pub(super) fn write_unclean(

@@ -83,6 +83,8 @@ struct FoundDisk {
     stale: Vec<usize>,
     /// Those of them that are sound, and merely older.
     behind: Vec<usize>,
+    /// It has what the newest lacks.
+    strayed: bool,
 }
 
 impl Found {
@@ -149,6 +151,10 @@ impl Found {
             if copy.end.is_none() && copy.last > (0, 0) && copy.last < chosen.last {
                 found.behind.push(*name_at);
             }
+            let own = &bytes[..usize::try_from(copy.position).expect("within the bytes")];
+            // Of more than two, a majority has decided; what one has beyond that was never relied upon.
+            let of_two = [&copy.state, &chosen.state].iter().any(|all| all.disks().count() == 2);
+            found.strayed |= of_two && !sound.starts_with(own);
         }
         Ok(Some(Self {
             state: chosen.state.clone(),
@@ -167,6 +173,12 @@ impl Found {
     pub(super) fn lacks(&self, at: usize, known: (u64, u64)) -> bool {
         let found = &self.disks[at];
         found.last < known && found.unreadable.is_none()
+    }
+
+    /// Whether the disk at place `at`, one of two, decided what the newest does not know: each may have gone on without
+    /// the other. A log that was written anew meanwhile seems to have strayed as well.
+    pub(super) fn strayed(&self, at: usize) -> bool {
+        self.disks[at].strayed
     }
 
     /// The disk at place `at` failed: it takes no part.

@@ -160,7 +160,9 @@ fn open_metadata(
         if older {
             *session = Session { stale: true, boot: session.boot, ..Session::default() };
         }
-        if older
+        let strays = found.strayed(*at);
+        session.strayed |= strays;
+        if (older || strays)
             && !options.read_only
             // Before its metadata are brought up to date, after which nobody could tell.
             && let Err(error) = session.write(&*all[*at], store)
@@ -242,7 +244,9 @@ impl Shared {
     /// Makes the store's stop unclean until it is closed, and recovers what the last one left.
     fn begin_session(&self) -> Result<()> {
         let disks = self.online_disks();
-        let clean = disks.iter().all(|disk| disk.session.lock().clean && !disk.is_stale());
+        let clean = disks
+            .iter()
+            .all(|disk| disk.session.lock().clean && !disk.is_stale() && !disk.has_strayed());
         let mut metadata = self.metadata.lock();
         if clean && metadata.state().disks().count() > 1 {
             // A copy of a disk from before is known by lacking this.
@@ -267,11 +271,14 @@ impl Shared {
         let position = self.metadata.lock().witnessed();
         let scanned = AtomicU64::new(0);
         if !clean {
-            self.recover_all(&scanned)?;
+            let compared = self.recover_all(&scanned)?;
             // Only now does all that lies in the files belong to this run of the machine: until here, a
             // hole may be what the power loss before it left.
             for disk in self.online_disks() {
-                disk.session.lock().stale = false;
+                {
+                    let mut session = disk.session.lock();
+                    (session.stale, session.strayed) = (false, session.strayed && !compared);
+                }
                 if let Err(error) = disk.write_unclean(self.id, position) {
                     self.lose_disk_at_open(&disk, error)?;
                 }
@@ -286,7 +293,9 @@ impl Shared {
         Ok(())
     }
 
-    fn recover_all(&self, scanned: &AtomicU64) -> Result<()> {
+    /// Opens all that was used. Returns whether every replica is in service.
+    fn recover_all(&self, scanned: &AtomicU64) -> Result<bool> {
+        let mut whole = true;
         let topics: Vec<_> = self.topics.read().values().cloned().collect();
         for topic in topics {
             let slots = topic.slots.read().clone();
@@ -318,23 +327,31 @@ impl Shared {
                     match self.recover(&topic, slot) {
                         Ok((opened, bytes)) => {
                             scanned.fetch_add(bytes, Ordering::Relaxed);
+                            whole &= opened.replicas().iter().all(|id| opened.is_served_by(*id));
                             *core = Some(opened);
                         }
                         // It is asked again when it is used.
-                        Err(Error::NoLeader { .. }) => {}
+                        Err(Error::NoLeader { .. }) => whole = false,
                         // One disk's only copy is no reason to do without the others.
                         Err(error) if self.disks.read().len() > 1 => {
                             let reason = format!("recovering: {error}");
                             let partition = Some(slot.partition.clone());
                             let kind = EventKind::BackgroundFailed { partition, reason };
                             self.events.push(self.clock.now(), kind);
+                            whole = false;
                         }
                         Err(error) => return Err(error),
                     }
                 }
             }
         }
-        Ok(())
+        Ok(whole)
+    }
+
+    /// Whether replicas are still to be compared batch by batch: one of two disks went on without the other, so that an
+    /// epoch may have had two leaders.
+    pub(super) fn has_strayed(&self) -> bool {
+        self.online_disks().iter().any(|disk| disk.has_strayed())
     }
 
     /// A disk that fails while the store is opened is done without, if the others are enough; also by partitions that are
@@ -577,7 +594,9 @@ impl Shared {
             });
         }
         self.leave_out(partition, found, failed);
-        let clean = found.iter().all(|(disk, _)| disk.session.lock().clean && !disk.is_stale());
+        let strayed = self.has_strayed();
+        let clean =
+            !strayed && found.iter().all(|(disk, _)| disk.session.lock().clean && !disk.is_stale());
         let best = candidates.iter().filter(|c| c.in_sync).map(|c| (c.last_epoch, c.end)).max();
         let stays = described.leader.filter(|leader| {
             let same = candidates.iter().find(|candidate| candidate.disk == *leader);
@@ -606,13 +625,16 @@ impl Shared {
                 let required =
                     usize::from(config.min_insync_replicas).clamp(1, described.replicas.len());
                 let high_watermark = described.high_watermark.min(elected.end);
+                // One that went on alone may have come further than the metadata know.
+                let last_epoch = candidates.iter().map(|candidate| candidate.last_epoch).max();
+                let last_epoch = described.leader_epoch.max(last_epoch.unwrap_or_default());
                 // Those who had what is missing are away: how far it went, the metadata need not know.
                 let missing = elected.end < described.high_watermark || !no_better;
                 let lost = (!elected.clean && missing)
                     .then_some(elected.end..described.high_watermark.max(elected.end));
                 let proposal = Proposal {
                     leader: Some(elected.disk),
-                    epoch: LeaderEpoch(described.leader_epoch.0.saturating_add(1)),
+                    epoch: LeaderEpoch(last_epoch.0.saturating_add(1)),
                     eligible: eligible_after(&described.isr, &described.eligible, &isr, required),
                     isr,
                     start: Some(elected.end),
@@ -642,14 +664,20 @@ impl Shared {
             }
         };
         let leader_end = candidates.iter().find(|c| Some(c.disk) == leader).map(|c| c.end);
+        let of_leader = found.iter().find(|(disk, _)| Some(disk.id) == leader && strayed);
+        let of_leader = of_leader.map(|(_, log)| Arc::clone(log.reader()));
         let mut failed = Vec::new();
         for (disk, log) in found.iter_mut().filter(|(disk, _)| Some(disk.id) != leader) {
             let place = log.place();
             // A page that says how far a leader wrote must not be believed of a follower, which may be cut.
             let forgotten =
                 Marks::forget(place).map_err(|error| place.io_error("marks", "remove", error));
-            let agrees = |()| log.agree(&reign.history, leader_end.unwrap_or_default(), now);
-            if let Err(error) = forgotten.and_then(agrees) {
+            let leader_end = leader_end.unwrap_or_default();
+            let compared = forgotten.and_then(|()| {
+                of_leader.iter().try_for_each(|leader| log.agree_with(leader, leader_end, now))
+            });
+            let agrees = |()| log.agree(&reign.history, leader_end, now);
+            if let Err(error) = compared.and_then(agrees) {
                 failed.push((disk.id, error));
             }
         }

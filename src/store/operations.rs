@@ -540,8 +540,9 @@ impl Shared {
         let Some(described) = self.described_for(topic, core, disk.id)? else { return Ok(()) };
         let config = Arc::clone(&*topic.config.read());
         let opened = self.open_replica(topic, &slot.partition, disk, &described, &config, false);
+        let strayed = described.replicas.len() > 1 && self.has_strayed();
         let returned = opened.and_then(|(opened, damaged)| {
-            core.return_replica(&replica(disk, Some(opened.log)), self.clock.now())?;
+            core.return_replica(&replica(disk, Some(opened.log)), strayed, self.clock.now())?;
             Ok(damaged)
         });
         self.clear_if_gone(topic, disk);

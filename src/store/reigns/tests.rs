@@ -358,7 +358,7 @@ fn a_replica_that_is_opened_while_its_topic_is_deleted_is_let_go_of() {
     shared.settle_one(&core);
     let returned = opened_anew(shared, &topic, &core, DiskId(1));
     store.delete_topic("t").unwrap();
-    core.return_replica(&returned, shared.clock.now()).unwrap();
+    core.return_replica(&returned, false, shared.clock.now()).unwrap();
     let added = vec![Arc::clone(&returned)];
     core.set_replicas(&[DiskId(0), DiskId(1)], added, shared.clock.now());
     drop(returned);
@@ -657,7 +657,7 @@ fn a_leader_that_fails_and_is_back_before_another_is_elected_follows_that_one() 
     let (topic, core) = shared.cores().pop().expect("one partition");
     core.fence_replica(DiskId(0), &Error::Closed);
     let returned = opened_anew(shared, &topic, &core, DiskId(0));
-    core.return_replica(&returned, shared.clock.now()).unwrap();
+    core.return_replica(&returned, false, shared.clock.now()).unwrap();
     let proposal = elect(shared, &topic, &core, DiskId(1), &[DiskId(0), DiskId(1)]);
     core.install(proposal, shared.clock.now());
     let lag_max = Duration::from_secs(1);
@@ -713,7 +713,7 @@ fn a_replica_that_is_opened_while_its_topic_changes_goes_by_the_change() {
     shared.settle_one(&core);
     let returned = opened_anew(shared, &topic, &core, DiskId(1));
     store.alter_topic("t", TopicUpdate::new().flush(Flush::Os)).unwrap();
-    core.return_replica(&returned, shared.clock.now()).unwrap();
+    core.return_replica(&returned, false, shared.clock.now()).unwrap();
     until(&store, "it is in sync again", || core.in_sync().len() == 2);
     assert_eq!(append(&store).unwrap(), Offset(1));
     disks[0].kill();
@@ -765,7 +765,7 @@ fn inv_03_a_replica_that_comes_back_while_a_reign_begins_agrees_with_that() {
     let proposal = elect(shared, &topic, &core, DiskId(1), &[DiskId(1)]);
     disks[2].hang(Hang::Everything);
     thread::scope(|scope| {
-        let returns = scope.spawn(|| core.return_replica(&returned, shared.clock.now()));
+        let returns = scope.spawn(|| core.return_replica(&returned, false, shared.clock.now()));
         while disks[2].held_calls() == 0 {
             assert!(!returns.is_finished(), "it asks its disk");
             thread::yield_now();

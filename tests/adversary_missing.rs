@@ -1,0 +1,424 @@
+//! Stores that are opened again and again with other disks missing each time. The judge knows only what the store
+//! acknowledged.
+#![cfg(feature = "simulation")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may fail loudly")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use oncelog::simulation::{Clock, Fault, SimDisk};
+use oncelog::{
+    Acks, DiskId, Error, Flush, Partition, ProducerEpoch, ProducerId, ProducerSequence,
+    ReadOptions, Record, Store, Timestamp, TopicConfig, VerifyOptions,
+};
+
+use random::{Random, setting};
+
+#[path = "common/random.rs"]
+mod random;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn id_of(at: usize) -> DiskId {
+    DiskId(u16::try_from(at).unwrap())
+}
+
+fn disks_from(seed: u64, count: u64) -> Vec<SimDisk> {
+    let disks: Vec<_> = (0..count).map(|at| SimDisk::new(seed + at)).collect();
+    disks[1..].iter().for_each(|disk| disk.share_process(&disks[0]));
+    disks
+}
+
+/// Opens the store without the disks that are `away`.
+fn open(disks: &[SimDisk], clock: &Clock, away: &[usize]) -> Result<Store, Error> {
+    let mut builder =
+        Store::builder().clock(clock.clone()).append_timeout(Duration::from_millis(20));
+    for (at, disk) in disks.iter().enumerate() {
+        builder = if away.contains(&at) {
+            builder.allow_missing(id_of(at))
+        } else {
+            builder.simulated_disk(disk.clone())
+        };
+    }
+    builder.open()
+}
+
+fn read_all(partition: &Partition) -> Result<BTreeMap<u64, Vec<u8>>, Error> {
+    let (mut found, mut offset) = (BTreeMap::new(), partition.log_start_offset());
+    loop {
+        let records = partition.read(offset, ReadOptions::new().max_bytes(3000))?;
+        for record in &records {
+            found.insert(record.offset().0, record.value().unwrap().to_vec());
+        }
+        if records.next_offset() == offset {
+            return Ok(found);
+        }
+        offset = records.next_offset();
+    }
+}
+
+fn settle(store: &Store, clock: &Clock) {
+    for _ in 0..60 {
+        clock.advance(Duration::from_millis(20));
+        store.run_background();
+    }
+}
+
+/// All are in sync, and whoever leads has the same (INV-03).
+fn all_have_the_same(store: &Store, partition: &Partition, clock: &Clock) {
+    settle(store, clock);
+    let replicas = partition.replicas();
+    let in_sync = partition.in_sync_replicas();
+    assert_eq!(in_sync.len(), replicas.len(), "all are in sync: {in_sync:?}");
+    let found = read_all(partition).unwrap();
+    for replica in replicas {
+        let leader = partition.leader().unwrap();
+        if replica != leader {
+            store.stop_disk(leader).unwrap();
+            assert_eq!(
+                read_all(partition).unwrap(),
+                found,
+                "INV-03: {:?} leads",
+                partition.leader()
+            );
+            store.start_disk(leader).unwrap();
+            settle(store, clock);
+        }
+    }
+    let report = store.verify(VerifyOptions::new()).unwrap();
+    assert_eq!(report.damages, []);
+}
+
+/// Each disk of two led on its own, under one epoch: what both had written there was taken for the same, and whoever read
+/// it read other records once the other one led.
+#[test]
+fn inv_03_two_disks_that_went_on_without_each_other_hold_the_same_when_they_are_together() {
+    for (first, second) in [(3, 5), (5, 3), (4, 4), (0, 3), (3, 0)] {
+        for kills in [false, true] {
+            let (disks, clock) = (disks_from(1, 2), Clock::manual(Timestamp(1_000_000)));
+            let store = open(&disks, &clock, &[]).unwrap();
+            let config = TopicConfig::new().replication_factor(2).min_insync_replicas(1);
+            store.create_topic("t", config.flush(Flush::OnAck)).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            partition.append(&[Record::new("of both")], Acks::All).unwrap();
+            store.close(SECOND).unwrap();
+            drop((store, partition));
+            for (alone, count) in [(0, first), (1, second)] {
+                let store = open(&disks, &clock, &[1 - alone]).unwrap();
+                let partition = store.partition("t", 0).unwrap();
+                for at in 0..count {
+                    let value = format!("{at} of {alone}");
+                    partition.append(&[Record::new(value.as_bytes())], Acks::All).unwrap();
+                }
+                if kills {
+                    disks[alone].kill();
+                } else {
+                    store.close(SECOND).unwrap();
+                }
+                drop((store, partition));
+                disks.iter().for_each(SimDisk::process_restart);
+            }
+            let store = open(&disks, &clock, &[]).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            let found = read_all(&partition).unwrap();
+            assert_eq!(found[&0], b"of both");
+            all_have_the_same(&store, &partition, &clock);
+        }
+    }
+}
+
+struct World {
+    disks: Vec<SimDisk>,
+    clock: Clock,
+    flush: Flush,
+    min_insync: u16,
+    attempts: u64,
+    /// Acknowledged by every in-sync replica: offset to attempt.
+    kept: BTreeMap<u64, u64>,
+    /// The power was lost, and what is left has not been seen yet.
+    lossy: bool,
+    /// Of two disks, those that have gone on alone since both were together. Where both have, one gives way.
+    alone: BTreeSet<usize>,
+    /// The last numbered batch, and whether it was acknowledged.
+    sequence: u64,
+    numbered: Option<(u64, bool)>,
+    epoch: u32,
+    trace: bool,
+}
+
+fn value(attempt: u64) -> Vec<u8> {
+    let mut bytes = attempt.to_le_bytes().to_vec();
+    bytes.extend((0..attempt % 61).map(|at| u8::try_from((attempt * 31 + at * 7) % 251).unwrap()));
+    bytes
+}
+
+impl World {
+    fn note(&self, what: impl FnOnce() -> String) {
+        if self.trace {
+            eprintln!("{}", what());
+        }
+    }
+
+    fn is_dead(&self) -> bool {
+        self.disks.iter().any(SimDisk::is_dead)
+    }
+
+    fn is_apart(&self) -> bool {
+        self.alone.len() > 1
+    }
+
+    /// A disk goes on without the other.
+    fn part(&mut self, at: usize) {
+        if self.disks.len() == 2 {
+            self.alone.insert(at);
+        }
+        if self.is_apart() {
+            self.kept.clear();
+            self.renew();
+        }
+    }
+
+    /// The producer begins its numbers anew.
+    fn renew(&mut self) {
+        (self.epoch, self.sequence, self.numbered) = (self.epoch + 1, 0, None);
+    }
+
+    fn append(&mut self, partition: &Partition, random: &mut Random) {
+        if self.lossy && self.flush != Flush::OnAck {
+            return; // what is left is to be seen first
+        }
+        let acks = if random.one_in(5) { Acks::Leader } else { Acks::All };
+        if random.one_in(3) {
+            return self.append_numbered(partition);
+        }
+        let attempt = self.attempts;
+        self.attempts += 1;
+        let outcome = partition.append(&[Record::new(&value(attempt))], acks);
+        self.note(|| format!("append {attempt} {acks:?}: {outcome:?}"));
+        if let Ok(appended) = outcome
+            && acks == Acks::All
+            && !self.is_dead()
+            && !self.is_apart()
+        {
+            self.kept.insert(appended.offsets.start.0, attempt);
+        }
+    }
+
+    /// The next numbered record; the last one again, as long as it is not known to be there.
+    fn append_numbered(&mut self, partition: &Partition) {
+        let attempt = match self.numbered {
+            Some((attempt, false)) => attempt,
+            known => {
+                self.sequence += u64::from(known.is_some());
+                self.attempts += 1;
+                self.attempts - 1
+            }
+        };
+        let (id, epoch) = (ProducerId(7), ProducerEpoch(self.epoch));
+        let given = ProducerSequence { id, epoch, sequence: self.sequence };
+        let outcome =
+            partition.append_idempotent(given, &[Record::new(&value(attempt))], Acks::All);
+        self.note(|| format!("numbered {attempt} {given:?}: {outcome:?}"));
+        self.numbered = Some((attempt, outcome.is_ok() && !self.is_dead()));
+        match outcome {
+            Ok(appended) if !self.is_dead() && !self.is_apart() => {
+                self.kept.insert(appended.offsets.start.0, attempt);
+            }
+            Err(_) if self.is_apart() => self.renew(),
+            Ok(_) => {}
+            Err(error) => assert!(
+                self.is_dead()
+                    || !matches!(
+                        error,
+                        Error::OutOfOrderSequence { .. }
+                            | Error::DuplicateSequence { .. }
+                            | Error::ProducerFenced { .. }
+                    ),
+                "{given:?} was refused: {error}"
+            ),
+        }
+    }
+
+    /// What was acknowledged is there, and nothing is there twice.
+    fn judge(&mut self, partition: &Partition) {
+        let found = match read_all(partition) {
+            Ok(found) => found,
+            Err(error) => return assert!(self.is_dead(), "{error}"),
+        };
+        let end = partition.high_watermark().0;
+        let mut seen = BTreeMap::new();
+        for (at, bytes) in &found {
+            let attempt = u64::from_le_bytes(*bytes.first_chunk().unwrap());
+            assert_eq!(bytes, &value(attempt), "bad bytes at {at}");
+            assert!(attempt < self.attempts, "invented: {attempt} at {at}");
+            assert_eq!(seen.insert(attempt, *at), None, "{attempt} is there twice, again at {at}");
+        }
+        let lost = self.lossy && self.flush != Flush::OnAck;
+        if lost {
+            self.kept.split_off(&end);
+            if self.numbered.is_some_and(|(attempt, _)| !seen.contains_key(&attempt)) {
+                // It went with the tail: its numbers are begun anew, as a producer would.
+                self.renew();
+            }
+        }
+        for (at, attempt) in &self.kept {
+            assert_eq!(seen.get(attempt), Some(at), "INV-02: {attempt} at {at} is lost, end {end}");
+        }
+        self.lossy = false;
+    }
+
+    fn tell(&mut self, random: &mut Random) {
+        let replicas = 2 + u16::try_from(random.below(2)).unwrap();
+        let replicas = replicas.min(u16::try_from(self.disks.len()).unwrap());
+        let store = open(&self.disks, &self.clock, &[]).unwrap();
+        let config = TopicConfig::new()
+            .replication_factor(replicas)
+            .min_insync_replicas(self.min_insync)
+            .flush(self.flush)
+            .segment_bytes(4096)
+            .index_interval_bytes(256);
+        store.create_topic("t", config).unwrap();
+        drop(store);
+        for _ in 0..8 {
+            // Mostly such as leave a majority, or one of two.
+            let most = if random.one_in(4) { self.disks.len() - 1 } else { self.disks.len() / 3 };
+            let count = random.index(1 + most.max(usize::from(self.disks.len() == 2)));
+            let mut away: Vec<_> = (0..self.disks.len()).collect();
+            while away.len() > count {
+                away.swap_remove(random.index(away.len()));
+            }
+            self.live(&away, random);
+        }
+        self.live(&[], random);
+        let store = open(&self.disks, &self.clock, &[]).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        settle(&store, &self.clock);
+        if self.trace {
+            store.events().for_each(|event| eprintln!("event: {event}"));
+        }
+        self.judge(&partition);
+        all_have_the_same(&store, &partition, &self.clock);
+        self.judge(&partition);
+    }
+
+    /// A session without the disks that are `away`.
+    fn live(&mut self, away: &[usize], random: &mut Random) {
+        let here: Vec<_> = (0..self.disks.len()).filter(|at| !away.contains(at)).collect();
+        if random.one_in(3) {
+            self.disks[here[0]].crash_at(random.below(250));
+        }
+        let opened = open(&self.disks, &self.clock, away);
+        self.note(|| format!("without {away:?}: {:?}", opened.as_ref().map(|_| ())));
+        if let Ok(store) = opened {
+            if away.len() == 1 {
+                self.part(here[0]);
+            }
+            self.live_in(&store, &here, random);
+            if random.one_in(2) && !self.is_dead() {
+                let closed = store.close(SECOND);
+                self.note(|| format!("closed: {closed:?}"));
+            } else {
+                self.disks[here[0]].kill();
+            }
+        } else if let Err(error) = &opened {
+            let minority = here.len() <= self.disks.len() / 2 && self.disks.len() > 2;
+            let few = minority && matches!(error, Error::MissingDisk { .. });
+            assert!(few || self.is_dead(), "without {away:?}: {error}");
+        }
+        let power = random.one_in(3);
+        self.lossy |= power;
+        self.note(|| format!("power {power}"));
+        for disk in &self.disks {
+            disk.heal();
+            if power { disk.power_loss() } else { disk.process_restart() }
+        }
+    }
+
+    fn live_in(&mut self, store: &Store, here: &[usize], random: &mut Random) {
+        // Nobody may be able to lead.
+        let Ok(partition) = store.partition("t", 0) else { return };
+        if random.one_in(2) {
+            settle(store, &self.clock);
+        }
+        // The watermark stands still while too few are here, and while nobody leads.
+        let enough = partition.in_sync_replicas().len() >= usize::from(self.min_insync);
+        if enough && partition.leader().is_some() && !self.is_dead() {
+            self.judge(&partition);
+            if here.len() == 2 && partition.in_sync_replicas().len() == 2 {
+                if self.is_apart() {
+                    self.renew();
+                }
+                self.alone.clear();
+            }
+        }
+        let mut failed = None;
+        for _ in 0..random.below(25) {
+            match random.below(12) {
+                0 | 1 => {
+                    self.clock.advance(Duration::from_millis(random.below(100)));
+                    store.run_background();
+                }
+                2 if here.len() > 1 && random.one_in(2) => match failed.take() {
+                    None => {
+                        let at = here[random.index(here.len())];
+                        self.note(|| format!("disk {at} fails"));
+                        self.disks[at].fail_from(1 + random.below(5), Fault::Eio);
+                        self.part(usize::from(at == 0));
+                        failed = Some(at);
+                    }
+                    Some(at) => {
+                        self.disks[at].heal();
+                        let started = store.start_disk(id_of(at));
+                        self.note(|| format!("disk {at} is well: {started:?}"));
+                    }
+                },
+                _ => self.append(&partition, random),
+            }
+            if self.is_dead() {
+                return;
+            }
+        }
+    }
+}
+
+fn tell_story(seed: u64, count: u64) {
+    let mut random = Random(seed);
+    let disks = disks_from(seed * 100, count);
+    let levels = [Flush::OnAck, Flush::OnAck, Flush::Os, Flush::Interval(SECOND)];
+    let mut world = World {
+        disks,
+        clock: Clock::manual(Timestamp(1_000_000)),
+        flush: levels[random.index(4)],
+        min_insync: 1 + u16::try_from(random.below(2)).unwrap(),
+        attempts: 0,
+        kept: BTreeMap::new(),
+        lossy: false,
+        alone: BTreeSet::new(),
+        sequence: 0,
+        numbered: None,
+        epoch: 0,
+        trace: std::env::var_os("ONCELOG_TRACE").is_some(),
+    };
+    let what = format!("{count} disks, {:?}, min in-sync {}", world.flush, world.min_insync);
+    let told = catch_unwind(AssertUnwindSafe(|| world.tell(&mut random)));
+    assert!(
+        told.is_ok(),
+        "{what}; replay with: ONCELOG_SEED={seed} ONCELOG_STORIES=1 cargo test --all-features \
+         --test adversary_missing"
+    );
+}
+
+/// A majority decides, so that nothing is lost whoever is away.
+#[test]
+fn random_stories_of_three_and_four_disks_of_which_others_are_missing_each_time_lose_nothing() {
+    let (first, count) = (setting("ONCELOG_SEED", 1), setting("ONCELOG_STORIES", 100));
+    (first..first + count).for_each(|seed| tell_story(seed, 3 + seed % 2));
+}
+
+/// Each may go on without the other, and one gives way when they meet: wholly.
+#[test]
+fn random_stories_of_two_disks_that_part_and_meet_end_with_the_same_on_both() {
+    let (first, count) = (setting("ONCELOG_SEED", 1), setting("ONCELOG_STORIES", 100));
+    (first..first + count).for_each(|seed| tell_story(seed, 2));
+}
