@@ -11,33 +11,24 @@ use std::time::Duration;
 
 use oncelog::simulation::{Clock, Fault, SimDisk, SyncFault};
 use oncelog::{
-    Acks, DiskId, DiskState, Error, Flush, Offset, Partition, ProducerEpoch, ProducerId,
-    ProducerSequence, ReadOptions, Record, Store, Timestamp, TopicConfig, TopicUpdate,
-    VerifyOptions, Written,
+    Acks, DiskId, DiskState, Error, Flush, Isolation, Offset, Partition, ProducerEpoch, ProducerId,
+    ProducerSequence, Record, Store, Timestamp, TopicConfig, TopicUpdate, VerifyOptions, Written,
 };
 
 use random::{Random, setting};
+use small_store::{disks, open, pass, read_all, together};
 
 #[path = "common/random.rs"]
 mod random;
+#[path = "common/small_store.rs"]
+mod small_store;
 
 const SECOND: Duration = Duration::from_secs(1);
+/// Within which followers are back.
+const QUIET: Duration = Duration::from_millis(1500);
 
 fn clock() -> Clock {
     Clock::manual(Timestamp(1_000_000))
-}
-
-fn disks(count: u64) -> Vec<SimDisk> {
-    let disks: Vec<_> = (0..count).map(SimDisk::new).collect();
-    for disk in &disks[1..] {
-        disk.share_process(&disks[0]);
-    }
-    disks
-}
-
-fn open(disks: &[SimDisk], clock: &Clock) -> Result<Store, Error> {
-    let builder = Store::builder().clock(clock.clone()).append_timeout(Duration::from_millis(20));
-    disks.iter().fold(builder, |b, disk| b.simulated_disk(disk.clone())).open()
 }
 
 fn small(replicas: u16) -> TopicConfig {
@@ -51,27 +42,6 @@ fn numbered(sequence: u64) -> ProducerSequence {
 fn append(partition: &Partition, count: u64) {
     for at in 0..count {
         partition.append(&[Record::new([at.to_le_bytes(); 25].as_flattened())], Acks::All).unwrap();
-    }
-}
-
-fn read_all(partition: &Partition) -> Vec<(u64, Vec<u8>)> {
-    let (mut found, mut offset) = (Vec::new(), partition.log_start_offset());
-    loop {
-        let records = partition.read(offset, ReadOptions::new()).unwrap();
-        for record in &records {
-            found.push((record.offset().0, record.value().unwrap().to_vec()));
-        }
-        if records.next_offset() == offset {
-            return found;
-        }
-        offset = records.next_offset();
-    }
-}
-
-fn quiet(store: &Store, clock: &Clock) {
-    for _ in 0..30 {
-        clock.advance(Duration::from_millis(20));
-        store.run_background();
     }
 }
 
@@ -183,7 +153,7 @@ fn a_producer_is_known_where_its_partition_was_moved_after_its_records_were_dele
                 store.reassign("t", 0, &[DiskId(2)]).unwrap();
             }
             if background {
-                quiet(&store, &clock);
+                pass(&store, &clock, QUIET);
             }
             append(&partition, 1);
             partition.delete_records(Offset(55)).unwrap();
@@ -225,10 +195,10 @@ fn a_replica_that_comes_back_to_a_disk_begins_empty() {
             }
         }
         store.reassign("t", 0, &[DiskId(1)]).unwrap();
-        quiet(&store, &clock);
+        pass(&store, &clock, QUIET);
         let partition = store.partition("t", 0).unwrap();
         assert_eq!(partition.replicas(), [DiskId(1)]);
-        let found = read_all(&partition);
+        let found = read_all(&partition, Isolation::ReadUncommitted);
         let offsets: Vec<_> = found.iter().map(|(offset, _)| *offset).collect();
         assert_eq!(offsets, (0..60).collect::<Vec<_>>(), "way {restart}");
     }
@@ -252,7 +222,7 @@ fn records_that_were_durable_are_so_when_their_partition_has_moved() {
         drop(store);
         disks.iter().for_each(SimDisk::power_loss);
         let store = open(&disks, &clock).unwrap();
-        let found = read_all(&store.partition("t", 0).unwrap());
+        let found = read_all(&store.partition("t", 0).unwrap(), Isolation::ReadUncommitted);
         let offsets: Vec<_> = found.iter().map(|(offset, _)| *offset).collect();
         assert_eq!(offsets, (0..60).collect::<Vec<_>>(), "{flush:?}");
     }
@@ -306,8 +276,7 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let disks: Vec<_> = (0..4).map(|at| SimDisk::new(seed * 100 + at)).collect();
-        disks[1..].iter().for_each(|disk| disk.share_process(&disks[0]));
+        let disks = together((0..4).map(|at| SimDisk::new(seed * 100 + at)).collect());
         Self {
             disks,
             seeds: seed * 100 + 4,
@@ -552,7 +521,8 @@ impl World {
     fn judge(&mut self, partition: &Partition, lossy: bool) {
         let start = partition.log_start_offset().0;
         assert!(start >= self.deleted && start <= self.deleted_max, "starts at {start}");
-        let found: BTreeMap<_, _> = read_all(partition).into_iter().collect();
+        let found: BTreeMap<_, _> =
+            read_all(partition, Isolation::ReadUncommitted).into_iter().collect();
         let end = partition.high_watermark().0;
         let mut seen = BTreeMap::new();
         for (at, bytes) in &found {
@@ -741,17 +711,17 @@ fn what_a_leader_had_alone_is_not_acknowledged_once_it_has_failed() {
     let (tell, told) = channel();
     let alone = partition.append_nowait(&[Record::new("alone")], Acks::All).unwrap();
     alone.on_complete(move |outcome| tell.send(outcome.is_ok()).unwrap());
-    quiet(&store, &clock);
+    pass(&store, &clock, QUIET);
     store.stop_disk(leader).unwrap();
     for disk in [others[0], others[1]] {
         store.start_disk(disk).unwrap();
-        quiet(&store, &clock);
+        pass(&store, &clock, QUIET);
     }
     store.start_disk(follower).unwrap();
-    quiet(&store, &clock);
+    pass(&store, &clock, QUIET);
     store.start_disk(leader).unwrap();
-    quiet(&store, &clock);
-    let found = read_all(&partition).len();
+    pass(&store, &clock, QUIET);
+    let found = read_all(&partition, Isolation::ReadUncommitted).len();
     assert!(!told.recv().unwrap() || found == 2, "it was acknowledged");
 }
 
@@ -772,8 +742,7 @@ fn s12_a_disk_that_dies_at_any_call_of_an_opening_keeps_nobody_waiting() {
         }
         drop(store);
         for call in (1..).step_by(3) {
-            let forked: Vec<_> = first.iter().map(SimDisk::fork).collect();
-            forked[1..].iter().for_each(|disk| disk.share_process(&forked[0]));
+            let forked = together(first.iter().map(SimDisk::fork).collect());
             forked.iter().for_each(SimDisk::process_restart);
             let before = forked[0].calls();
             forked[0].fail_from(call, Fault::Eio);
@@ -783,7 +752,11 @@ fn s12_a_disk_that_dies_at_any_call_of_an_opening_keeps_nobody_waiting() {
             for name in ["one", "other"] {
                 let partition = store.partition(name, 0).unwrap();
                 append(&partition, 1);
-                assert_eq!(read_all(&partition).len(), 31, "{name}, clean {clean}, call {call}");
+                assert_eq!(
+                    read_all(&partition, Isolation::ReadUncommitted).len(),
+                    31,
+                    "{name}, clean {clean}, call {call}"
+                );
             }
             if over {
                 break;
@@ -815,8 +788,7 @@ fn what_a_replacement_without_a_quorum_leaves_is_no_disk_in_any_company() {
     drop((all, two, store));
     for company in [&[0, 1, 2, 3][..], &[3, 2, 1, 0], &[1, 2, 3], &[3, 2, 0], &[0, 1, 3], &[3, 0]] {
         for power in [false, true] {
-            let forked: Vec<_> = first.iter().chain([&spare]).map(SimDisk::fork).collect();
-            forked[1..].iter().for_each(|disk| disk.share_process(&forked[0]));
+            let forked = together(first.iter().chain([&spare]).map(SimDisk::fork).collect());
             let restart = || {
                 let again = if power { SimDisk::power_loss } else { SimDisk::process_restart };
                 forked.iter().for_each(again);
@@ -829,12 +801,20 @@ fn what_a_replacement_without_a_quorum_leaves_is_no_disk_in_any_company() {
                 continue;
             }
             let store = opened.unwrap();
-            quiet(&store, &clock);
+            pass(&store, &clock, QUIET);
             let all = store.partition("t", 0).unwrap();
-            assert_eq!(read_all(&all).len(), 40, "{company:?}, power {power}");
+            assert_eq!(
+                read_all(&all, Isolation::ReadUncommitted).len(),
+                40,
+                "{company:?}, power {power}"
+            );
             append(&all, 10);
             if let Ok(two) = store.partition("two", 0) {
-                assert_eq!(read_all(&two).len(), 20, "{company:?}, power {power}");
+                assert_eq!(
+                    read_all(&two, Isolation::ReadUncommitted).len(),
+                    20,
+                    "{company:?}, power {power}"
+                );
                 append(&two, 10);
             } else {
                 assert!(!company.contains(&2), "{company:?}, power {power}");
@@ -843,13 +823,20 @@ fn what_a_replacement_without_a_quorum_leaves_is_no_disk_in_any_company() {
             drop((all, store));
             restart();
             let store = open(&forked[..3], &clock).unwrap();
-            quiet(&store, &clock);
-            assert_eq!(read_all(&store.partition("t", 0).unwrap()).len(), 50, "{company:?}");
+            pass(&store, &clock, QUIET);
+            assert_eq!(
+                read_all(&store.partition("t", 0).unwrap(), Isolation::ReadUncommitted).len(),
+                50,
+                "{company:?}"
+            );
             let expected = if company.contains(&2) { 30 } else { 20 };
-            assert_eq!(read_all(&store.partition("two", 0).unwrap()).len(), expected);
+            assert_eq!(
+                read_all(&store.partition("two", 0).unwrap(), Isolation::ReadUncommitted).len(),
+                expected
+            );
             store.reassign("two", 0, &[DiskId(0)]).unwrap();
             store.replace_simulated_disk(DiskId(2), forked[3].clone()).unwrap();
-            quiet(&store, &clock);
+            pass(&store, &clock, QUIET);
             assert_eq!(store.partition("t", 0).unwrap().in_sync_replicas().len(), 3);
         }
     }
@@ -864,7 +851,7 @@ fn a_power_loss_amid_a_change_of_many_partitions_leaves_a_store_that_can_be_open
         let store = open(&disks, &clock).unwrap();
         store.create_topic("t", small(2).partitions(60)).unwrap();
         (0..60).for_each(|number| append(&store.partition("t", number).unwrap(), 1));
-        quiet(&store, &clock);
+        pass(&store, &clock, QUIET);
         disks[0].crash_at(call);
         let _ = store.stop_disk(DiskId(2));
         disks[0].kill();
@@ -872,9 +859,13 @@ fn a_power_loss_amid_a_change_of_many_partitions_leaves_a_store_that_can_be_open
         disks.iter().for_each(SimDisk::heal);
         disks.iter().for_each(SimDisk::power_loss);
         let store = open(&disks, &clock).unwrap_or_else(|error| panic!("{call}: {error:?}"));
-        quiet(&store, &clock);
+        pass(&store, &clock, QUIET);
         for number in 0..60 {
-            assert_eq!(read_all(&store.partition("t", number).unwrap()).len(), 1, "{call}");
+            assert_eq!(
+                read_all(&store.partition("t", number).unwrap(), Isolation::ReadUncommitted).len(),
+                1,
+                "{call}"
+            );
         }
     }
 }

@@ -9,50 +9,23 @@ use std::time::Duration;
 
 use oncelog::simulation::{Clock, SimDisk};
 use oncelog::{
-    Acks, DiskId, Error, Flush, Isolation, Offset, Partition, ProducerEpoch, ProducerId,
-    ProducerSequence, ReadOptions, Record, Store, Timestamp, TopicConfig, TopicPartition,
-    VerifyOptions,
+    Acks, DiskId, Flush, Isolation, Offset, ProducerEpoch, ProducerId, ProducerSequence, Record,
+    Store, Timestamp, TopicConfig, TopicPartition, VerifyOptions,
 };
 
 use random::{Random, setting};
+use small_store::{open, pass, read_all, together};
 
 #[path = "common/random.rs"]
 mod random;
+#[path = "common/small_store.rs"]
+mod small_store;
 
 const SECOND: Duration = Duration::from_secs(1);
 const WAYS: u64 = 10;
 /// How a store stops, and under which flush level.
 const STORIES: [(u64, Flush); 4] =
     [(0, Flush::OnAck), (1, Flush::OnAck), (2, Flush::OnAck), (0, Flush::Os)];
-
-fn open(disks: &[SimDisk], clock: &Clock) -> Result<Store, Error> {
-    let builder = Store::builder().clock(clock.clone()).append_timeout(Duration::from_millis(20));
-    disks.iter().fold(builder, |b, disk| b.simulated_disk(disk.clone())).open()
-}
-
-fn together(disks: Vec<SimDisk>) -> Vec<SimDisk> {
-    disks[1..].iter().for_each(|disk| disk.share_process(&disks[0]));
-    disks
-}
-
-fn pass(store: &Store, clock: &Clock) {
-    for _ in 0..60 {
-        clock.advance(Duration::from_millis(50));
-        store.run_background();
-    }
-}
-
-fn read_all(partition: &Partition, isolation: Isolation) -> Vec<(u64, Vec<u8>)> {
-    let (mut found, mut offset) = (Vec::new(), partition.log_start_offset());
-    loop {
-        let records = partition.read(offset, ReadOptions::new().isolation(isolation)).unwrap();
-        found.extend(records.iter().map(|r| (r.offset().0, r.value().unwrap().to_vec())));
-        if records.next_offset() == offset {
-            return found;
-        }
-        offset = records.next_offset();
-    }
-}
 
 fn transact(store: &Store, from: u64, commit: bool) {
     let mut producer = store.producer().transactional_id("id").build().unwrap();
@@ -182,19 +155,19 @@ fn judge(disks: &[SimDisk], seen: &Seen, context: &str) {
     let clock = Clock::manual(Timestamp(2_000_000));
     let store = open(disks, &clock).unwrap_or_else(|error| panic!("{context}: {error:?}"));
     assert!(see(&store) == *seen, "{context}: at once");
-    pass(&store, &clock);
+    pass(&store, &clock, 3 * SECOND);
     assert!(see(&store) == *seen, "{context}: later");
     transact(&store, 99, true);
     let value = [7; 30];
     store.partition("t", 0).unwrap().append(&[Record::new(&value)], Acks::All).unwrap();
-    pass(&store, &clock);
+    pass(&store, &clock, 3 * SECOND);
     for at in 0..2 {
         let partition = store.partition("t", at).unwrap();
         assert_eq!(partition.in_sync_replicas().len(), 3, "{context}: {at}");
     }
     // Nobody reads what a follower holds, but for a verification.
     store.verify(VerifyOptions::new().repair(true)).unwrap();
-    pass(&store, &clock);
+    pass(&store, &clock, 3 * SECOND);
     let report = store.verify(VerifyOptions::new()).unwrap();
     assert!(report.damages.is_empty(), "{context}: {:?}", report.damages);
     let after = see(&store);
@@ -318,21 +291,21 @@ fn s2_s6_s7_s14_s16_a_disk_that_comes_back_with_spoilt_files_changes_nothing() {
             let judged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 if random.one_in(2) {
                     work(&store, 24);
-                    pass(&store, &clock);
+                    pass(&store, &clock, 3 * SECOND);
                 }
                 let seen = see(&store);
                 store.start_disk(id).unwrap();
-                pass(&store, &clock);
+                pass(&store, &clock, 3 * SECOND);
                 assert!(see(&store) == seen, "{context}: it is back");
                 store.verify(VerifyOptions::new().repair(true)).unwrap();
-                pass(&store, &clock);
+                pass(&store, &clock, 3 * SECOND);
                 for other in [(victim + 1) % 3, (victim + 2) % 3] {
                     for at in 0..2 {
                         let replicas = store.partition("t", at).unwrap().in_sync_replicas();
                         assert!(replicas.contains(&id), "{context}: {replicas:?}");
                     }
                     store.stop_disk(DiskId(u16::try_from(other).unwrap())).unwrap();
-                    pass(&store, &clock);
+                    pass(&store, &clock, 3 * SECOND);
                     if other == (victim + 1) % 3 {
                         assert!(see(&store) == seen, "{context}: two are left");
                     }

@@ -9,45 +9,19 @@ use std::time::Duration;
 
 use oncelog::simulation::{Clock, SimDisk};
 use oncelog::{
-    DiskId, Error, Event, Flush, Isolation, Offset, Partition, ReadOptions, Record, Store,
-    Timestamp, TopicConfig, TopicPartition, VerifyOptions,
+    DiskId, Event, Flush, Isolation, Offset, Record, Store, Timestamp, TopicConfig, TopicPartition,
+    VerifyOptions,
 };
 
 use random::{Random, setting};
+use small_store::{open, pass, read_all, together};
 
 #[path = "common/random.rs"]
 mod random;
+#[path = "common/small_store.rs"]
+mod small_store;
 
 const SECOND: Duration = Duration::from_secs(1);
-
-fn open(disks: &[SimDisk], clock: &Clock) -> Result<Store, Error> {
-    let builder = Store::builder().clock(clock.clone()).append_timeout(Duration::from_millis(20));
-    disks.iter().fold(builder, |b, disk| b.simulated_disk(disk.clone())).open()
-}
-
-fn together(disks: Vec<SimDisk>) -> Vec<SimDisk> {
-    disks[1..].iter().for_each(|disk| disk.share_process(&disks[0]));
-    disks
-}
-
-fn pass(store: &Store, clock: &Clock) {
-    for _ in 0..60 {
-        clock.advance(Duration::from_millis(50));
-        store.run_background();
-    }
-}
-
-fn read_all(partition: &Partition, isolation: Isolation) -> Vec<(u64, Vec<u8>)> {
-    let (mut found, mut offset) = (Vec::new(), partition.log_start_offset());
-    loop {
-        let records = partition.read(offset, ReadOptions::new().isolation(isolation)).unwrap();
-        found.extend(records.iter().map(|r| (r.offset().0, r.value().unwrap().to_vec())));
-        if records.next_offset() == offset {
-            return found;
-        }
-        offset = records.next_offset();
-    }
-}
 
 fn transact(store: &Store, from: u64, commit: bool) {
     let mut producer = store.producer().transactional_id("id").build().unwrap();
@@ -111,7 +85,7 @@ fn set_up(seed: u64, flush: Flush) -> (Vec<SimDisk>, Clock, Store) {
     store.create_topic("t", topic).unwrap();
     work(&store, 0);
     if seed.is_multiple_of(2) {
-        pass(&store, &clock);
+        pass(&store, &clock, 3 * SECOND);
     }
     (disks, clock, store)
 }
@@ -164,7 +138,7 @@ impl Story {
         work(&store, 12);
         if let Some(away) = away {
             store.start_disk(id(away)).unwrap();
-            pass(&store, &clock);
+            pass(&store, &clock, 3 * SECOND);
         }
         let seen = see(&store);
         if self.end.is_multiple_of(2) {
@@ -176,9 +150,9 @@ impl Story {
         disks.iter().for_each(SimDisk::process_restart);
         let store = open(&disks, &clock).unwrap();
         assert!(see(&store) == seen, "opened");
-        pass(&store, &clock);
+        pass(&store, &clock, 3 * SECOND);
         work(&store, 24);
-        pass(&store, &clock);
+        pass(&store, &clock, 3 * SECOND);
         for at in 0..2 {
             let partition = store.partition("t", at).unwrap();
             assert_eq!(partition.in_sync_replicas().len(), 3, "{at}");
@@ -192,7 +166,7 @@ impl Story {
             store.stop_disk(id(at)).unwrap();
             assert!(see(&store) == seen, "without {at}");
             store.start_disk(id(at)).unwrap();
-            pass(&store, &clock);
+            pass(&store, &clock, 3 * SECOND);
         }
     }
 
@@ -208,7 +182,7 @@ impl Story {
 fn verify(store: &Store, clock: &Clock) {
     let first = store.verify(VerifyOptions::new().repair(true)).unwrap();
     assert!(first.damages.iter().all(|damage| damage.repaired), "{:?}", first.damages);
-    pass(store, clock);
+    pass(store, clock, 3 * SECOND);
     let report = store.verify(VerifyOptions::new()).unwrap();
     assert!(report.damages.is_empty(), "{:?}, first {:?}", report.damages, first.damages);
 }
@@ -275,7 +249,7 @@ fn s14_a_disk_whose_identity_was_damaged_while_it_was_away_starts_again_if_it_ca
         assert!(refused.to_string().contains("store.id"), "{refused}");
         store.start_disk(DiskId(2)).unwrap();
         store.start_disk(DiskId(1)).unwrap();
-        pass(&store, &clock);
+        pass(&store, &clock, 3 * SECOND);
         assert_eq!(disks[1].read_file("store.id"), identity);
         assert_eq!(store.partition("t", 0).unwrap().in_sync_replicas().len(), 3);
     }
@@ -303,7 +277,7 @@ fn s2_a_segment_that_cannot_be_written_anew_keeps_no_other_from_its_repair() {
     assert_eq!(told, [(0, false), (1, true)]);
     assert!(see(&store) == seen);
     disks[0].remove_file("topics/00000001-t/0/00000000000000000000.log/not ours");
-    pass(&store, &clock);
+    pass(&store, &clock, 3 * SECOND);
 }
 
 /// It was tried once, and then not before somebody read there.
@@ -332,7 +306,7 @@ fn s2_a_repair_that_fails_when_a_store_is_opened_is_tried_again() {
     let failed = |event: &Event| event.to_string().contains("repairing");
     assert_eq!(store.events().filter(failed).count(), 2, "no repair was tried");
     disks.iter().for_each(|disk| disk.set_free_bytes(None));
-    pass(&store, &clock);
+    pass(&store, &clock, 3 * SECOND);
     assert_eq!(store.verify(VerifyOptions::new()).unwrap().damages, []);
     assert!(see(&store) == seen);
 }

@@ -9,16 +9,23 @@ use std::time::Duration;
 
 use oncelog::simulation::{Clock, Fault, SimDisk};
 use oncelog::{
-    Acks, DiskId, Error, EventKind, Events, Flush, Offset, Partition, ProducerEpoch, ProducerId,
-    ProducerSequence, ReadOptions, Record, Records, Retention, Store, Timestamp, TopicConfig,
-    TopicUpdate, VerifyOptions, Written,
+    Acks, DiskId, Error, EventKind, Events, Flush, Isolation, Offset, Partition, ProducerEpoch,
+    ProducerId, ProducerSequence, ReadOptions, Record, Records, Retention, Store, Timestamp,
+    TopicConfig, TopicUpdate, VerifyOptions, Written,
 };
 
+use attempts::Attempts;
 use random::{Random, setting};
+use small_store::{disks, open, read_all, together};
 
+#[path = "common/attempts.rs"]
+mod attempts;
 #[path = "common/random.rs"]
 mod random;
+#[path = "common/small_store.rs"]
+mod small_store;
 
+const ATTEMPTS: Attempts = Attempts { spread: 157 };
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -118,7 +125,10 @@ fn repl_29_a_leader_begins_where_the_log_has_begun() {
         let store = open(&disks, &clock).unwrap();
         let partition = store.partition("t", 0).unwrap();
         assert_eq!(partition.log_start_offset(), Offset(deleted));
-        let found: Vec<_> = read_all(&partition).into_iter().map(|(offset, _)| offset).collect();
+        let found: Vec<_> = read_all(&partition, Isolation::ReadUncommitted)
+            .into_iter()
+            .map(|(offset, _)| offset)
+            .collect();
         assert_eq!(found, (deleted..end + 10).collect::<Vec<_>>(), "{flush:?} {deleted} {fails}");
     }
 }
@@ -156,46 +166,9 @@ fn a_partition_goes_on_when_its_last_replica_is_back() {
             }
             let way = format!("{flush:?}, fails {fails}, both {both}");
             assert_eq!(append().expect(&way).offsets.start, Offset(2), "{way}");
-            assert_eq!(read_all(&partition).len(), 3);
+            assert_eq!(read_all(&partition, Isolation::ReadUncommitted).len(), 3);
         }
     }
-}
-
-fn disks(count: u64) -> Vec<SimDisk> {
-    let disks: Vec<_> = (0..count).map(SimDisk::new).collect();
-    disks[1..].iter().for_each(|disk| disk.share_process(&disks[0]));
-    disks
-}
-
-fn open(disks: &[SimDisk], clock: &Clock) -> Result<Store, Error> {
-    let builder = Store::builder().clock(clock.clone()).append_timeout(Duration::from_millis(20));
-    disks.iter().fold(builder, |b, disk| b.simulated_disk(disk.clone())).open()
-}
-
-fn read_all(partition: &Partition) -> Vec<(u64, Vec<u8>)> {
-    let (mut found, mut offset) = (Vec::new(), partition.log_start_offset());
-    loop {
-        let records = partition.read(offset, ReadOptions::new()).unwrap();
-        for record in &records {
-            found.push((record.offset().0, record.value().unwrap().to_vec()));
-        }
-        if records.next_offset() == offset {
-            return found;
-        }
-        offset = records.next_offset();
-    }
-}
-
-fn value(attempt: u64) -> Vec<u8> {
-    let mut bytes = attempt.to_le_bytes().to_vec();
-    bytes.extend((0..attempt % 157).map(|at| u8::try_from((attempt * 31 + at * 7) % 251).unwrap()));
-    bytes
-}
-
-fn attempt_of(bytes: &[u8]) -> u64 {
-    let attempt = u64::from_le_bytes(*bytes.first_chunk().expect("a value of ours"));
-    assert_eq!(bytes, value(attempt), "bad bytes");
-    attempt
 }
 
 /// How a story's clock goes.
@@ -246,8 +219,7 @@ fn id_of(at: usize) -> DiskId {
 
 impl World {
     fn new(seed: u64, random: &mut Random) -> Self {
-        let disks: Vec<_> = (0..DISKS).map(|at| SimDisk::new(seed * 10 + at as u64)).collect();
-        disks[1..].iter().for_each(|disk| disk.share_process(&disks[0]));
+        let disks = together((0..DISKS).map(|at| SimDisk::new(seed * 10 + at as u64)).collect());
         let known = |name, unclean| Known {
             name,
             unclean,
@@ -313,7 +285,7 @@ impl World {
     fn append(&mut self, at: usize, store: &Store, events: &mut Events, random: &mut Random) {
         let Ok(partition) = store.partition(self.topics[at].name, 0) else { return };
         let count = 1 + random.below(4);
-        let values: Vec<_> = (0..count).map(|n| value(self.attempts + n)).collect();
+        let values: Vec<_> = (0..count).map(|n| ATTEMPTS.value(self.attempts + n)).collect();
         let records: Vec<_> = values.iter().map(Record::new).collect();
         let before = partition.log_end_offset().0;
         let now = self.clock.now();
@@ -366,7 +338,7 @@ impl World {
             (ProducerSequence { id, epoch: ProducerEpoch(0), sequence }, self.attempts - 1, None)
         });
         self.topics[at].numbered = Some((given, attempt, placed));
-        let bytes = value(attempt);
+        let bytes = ATTEMPTS.value(attempt);
         let now = self.clock.now();
         let before = partition.log_end_offset().0;
         let outcome = partition.append_idempotent(given, &[Record::new(&bytes)], Acks::All);
@@ -482,7 +454,7 @@ impl World {
             Ok(records) => {
                 let found: Vec<_> = records
                     .iter()
-                    .map(|record| (record.offset().0, attempt_of(record.value().unwrap())))
+                    .map(|record| (record.offset().0, ATTEMPTS.of(record.value().unwrap())))
                     .collect();
                 for (offset, attempt) in &found {
                     let possible = known.possible.get(offset);
@@ -537,18 +509,7 @@ impl World {
     fn judge(&mut self, at: usize, partition: &Partition) {
         self.look_at_start(at, partition);
         let known = &mut self.topics[at];
-        let mut found = BTreeMap::new();
-        let mut offset = partition.log_start_offset();
-        loop {
-            let records = partition.read(offset, ReadOptions::new().max_bytes(3000)).unwrap();
-            for record in &records {
-                found.insert(record.offset().0, attempt_of(record.value().unwrap()));
-            }
-            if records.next_offset() == offset {
-                break;
-            }
-            offset = records.next_offset();
-        }
+        let (found, offset) = ATTEMPTS.read(partition);
         assert_eq!(offset, partition.high_watermark(), "INV-01");
         let mut seen = BTreeMap::new();
         for (offset, attempt) in &found {
@@ -648,7 +609,7 @@ impl World {
             for (records, found) in self.held.drain(..) {
                 let again: Vec<_> = records
                     .iter()
-                    .map(|record| (record.offset().0, attempt_of(record.value().unwrap())))
+                    .map(|record| (record.offset().0, ATTEMPTS.of(record.value().unwrap())))
                     .collect();
                 assert_eq!(again, found, "what a reader holds stays as it is");
             }

@@ -12,35 +12,27 @@ use std::time::{Duration, Instant};
 
 use oncelog::simulation::{Hang, SimDisk};
 use oncelog::{
-    Acks, DiskId, DiskState, Error, Flush, Partition, ReadOptions, Record, Store, TopicConfig,
-    VerifyOptions, Written,
+    Acks, DiskId, DiskState, Error, Flush, Partition, Record, Store, TopicConfig, VerifyOptions,
+    Written,
 };
 
+use attempts::Attempts;
 use common::{Hanging, LONG};
 use random::{Random, setting};
 
+#[path = "common/attempts.rs"]
+mod attempts;
 mod common;
 #[path = "common/random.rs"]
 mod random;
 
 /// Much longer than a healthy machine that is busy elsewhere takes for a call.
+const ATTEMPTS: Attempts = Attempts { spread: 611 };
 const LAG: Duration = Duration::from_millis(900);
 const TIMEOUT: Duration = Duration::from_secs(8);
 const PARTITIONS: u32 = 3;
 const STORIES_AT_ONCE: u64 = 8;
 const FILE_HEADER_BYTES: usize = 64;
-
-fn value(attempt: u64) -> Vec<u8> {
-    let mut bytes = attempt.to_le_bytes().to_vec();
-    bytes.extend((0..attempt % 611).map(|at| u8::try_from((attempt * 31 + at * 7) % 251).unwrap()));
-    bytes
-}
-
-fn attempt_of(bytes: &[u8]) -> u64 {
-    let attempt = u64::from_le_bytes(*bytes.first_chunk().expect("a value of ours"));
-    assert_eq!(bytes, value(attempt), "bad bytes");
-    attempt
-}
 
 fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let started = Instant::now();
@@ -109,7 +101,7 @@ impl World {
     fn values(&mut self, count: u64) -> Vec<(u64, Vec<u8>)> {
         let first = self.attempts;
         self.attempts += count;
-        (first..first + count).map(|attempt| (attempt, value(attempt))).collect()
+        (first..first + count).map(|attempt| (attempt, ATTEMPTS.value(attempt))).collect()
     }
 
     fn note_outcome(
@@ -214,18 +206,7 @@ impl World {
     /// Reads everything and compares. `lossy`: a suffix may be gone.
     fn judge(&mut self, all: &[Partition], lossy: bool) {
         for (partition, known) in all.iter().zip(&mut self.known) {
-            let mut found = BTreeMap::new();
-            let mut offset = partition.log_start_offset();
-            loop {
-                let records = partition.read(offset, ReadOptions::new().max_bytes(3000)).unwrap();
-                for record in &records {
-                    found.insert(record.offset().0, attempt_of(record.value().unwrap()));
-                }
-                if records.next_offset() == offset {
-                    break;
-                }
-                offset = records.next_offset();
-            }
+            let (found, offset) = ATTEMPTS.read(partition);
             assert_eq!(offset, partition.high_watermark(), "INV-01");
             if lossy {
                 known.kept.split_off(&offset.0);

@@ -9,28 +9,20 @@ use std::time::Duration;
 
 use oncelog::simulation::{Clock, Fault, SimDisk, SyncFault};
 use oncelog::{
-    Acks, DiskId, Error, Flush, Partition, ReadOptions, Record, Store, Timestamp, TopicConfig,
-    VerifyOptions, Written,
+    Acks, DiskId, Error, Flush, Partition, Record, Store, Timestamp, TopicConfig, VerifyOptions,
+    Written,
 };
 
+use attempts::Attempts;
 use random::{Random, setting};
 
+#[path = "common/attempts.rs"]
+mod attempts;
 #[path = "common/random.rs"]
 mod random;
 
+const ATTEMPTS: Attempts = Attempts { spread: 61 };
 const SECOND: Duration = Duration::from_secs(1);
-
-fn value(attempt: u64) -> Vec<u8> {
-    let mut bytes = attempt.to_le_bytes().to_vec();
-    bytes.extend((0..attempt % 61).map(|at| u8::try_from((attempt * 31 + at * 7) % 251).unwrap()));
-    bytes
-}
-
-fn attempt_of(bytes: &[u8]) -> u64 {
-    let attempt = u64::from_le_bytes(*bytes.first_chunk().expect("a value of ours"));
-    assert_eq!(bytes, value(attempt), "bad bytes");
-    attempt
-}
 
 struct World {
     disks: Vec<SimDisk>,
@@ -91,7 +83,7 @@ impl World {
 
     fn append(&mut self, partition: &Partition, random: &mut Random) {
         let count = 1 + random.below(4);
-        let values: Vec<_> = (0..count).map(|at| value(self.attempts + at)).collect();
+        let values: Vec<_> = (0..count).map(|at| ATTEMPTS.value(self.attempts + at)).collect();
         let records: Vec<_> = values.iter().map(Record::new).collect();
         let acks = if random.below(5) == 0 { Acks::Leader } else { Acks::All };
         let before = partition.log_end_offset().0;
@@ -163,18 +155,7 @@ impl World {
 
     /// Reads everything that can be read and compares. `lossy`: a suffix may be gone.
     fn judge(&mut self, partition: &Partition, lossy: bool) {
-        let mut found = BTreeMap::new();
-        let mut offset = partition.log_start_offset();
-        loop {
-            let records = partition.read(offset, ReadOptions::new().max_bytes(3000)).unwrap();
-            for record in &records {
-                found.insert(record.offset().0, attempt_of(record.value().unwrap()));
-            }
-            if records.next_offset() == offset {
-                break;
-            }
-            offset = records.next_offset();
-        }
+        let (found, offset) = ATTEMPTS.read(partition);
         assert_eq!(offset, partition.high_watermark(), "INV-01");
         for (at, attempt) in &found {
             let possible = self.possible.get(at);
