@@ -107,7 +107,7 @@ impl Core {
             (reader, state.log.written_end(), state.progress.log_start(), state.epoch)
         };
         let mut follower = replica.state.lock();
-        if follower.log.is_some() && follower.epoch != epoch {
+        if follower.log.is_some() && !replica.takes_from(epoch, &follower) {
             // The reign that begins asks for it.
             return Followed::Waits;
         }
@@ -224,7 +224,7 @@ impl Core {
         now: Timestamp,
     ) -> Followed {
         let mut follower = replica.state.lock();
-        if follower.log.is_some() && follower.epoch != epoch {
+        if follower.log.is_some() && !replica.takes_from(epoch, &follower) {
             // The reign that begins asks for it.
             return Followed::Waits;
         }
@@ -280,7 +280,7 @@ impl Core {
         {
             // What was deleted stays so, whoever leads next.
             let mut follower = replica.state.lock();
-            let current = follower.epoch == epoch;
+            let current = replica.takes_from(epoch, &follower);
             let Some(log) = follower.log.as_mut().filter(|_| current) else { return };
             if self.begin_with_leader(log, start).is_err() {
                 return;
@@ -381,7 +381,7 @@ impl Core {
             .collect();
         drop(state);
         let mut follower = replica.state.lock();
-        if follower.log.is_some() && follower.epoch != epoch {
+        if follower.log.is_some() && !replica.takes_from(epoch, &follower) {
             // The reign that begins asks for it.
             return Followed::Waits;
         }
@@ -428,6 +428,9 @@ impl Core {
         now: Timestamp,
     ) -> Result<Rest, Error> {
         let Some(mut follower) = replica.brief() else { return Ok(Rest::Waits) };
+        if replica.is_elected.load(Ordering::Acquire) {
+            return Ok(Rest::Waits);
+        }
         let Some(log) = follower.log.as_mut() else { return Ok(Rest::Waits) };
         let written = state.log.written_end();
         let copied = (|| {

@@ -187,6 +187,7 @@ impl Core {
                 lost: None,
             });
         };
+        let start = self.hold_end(&followers, elected.disk, elected.end)?;
         let mut new_isr = vec![elected.disk];
         if elected.clean {
             let stays = |c: &&Candidate| c.in_sync && c.disk != elected.disk;
@@ -196,18 +197,27 @@ impl Core {
                 new_isr.push(state.leading.disk);
             }
         }
-        let lost =
-            (!elected.clean && elected.end < high_watermark).then_some(elected.end..high_watermark);
+        let lost = (!elected.clean && start < high_watermark).then_some(start..high_watermark);
         Some(Proposal {
             leader: Some(elected.disk),
             epoch: LeaderEpoch(state.epoch.0.saturating_add(1)),
             eligible: without(eligible_after(&isr, &eligible, &new_isr, required)),
             isr: new_isr,
-            start: Some(elected.end),
-            high_watermark: high_watermark.min(elected.end),
+            start: Some(start),
+            high_watermark: high_watermark.min(start),
             suspects: suspects.to_vec(),
             lost,
         })
+    }
+
+    /// Sees to it that the elected log ends where it did when it was looked at, until the election is settled: what is copied
+    /// to it later would be of the reign before, in the one that begins there.
+    fn hold_end(&self, followers: &[Arc<Replica>], elected: DiskId, end: Offset) -> Option<Offset> {
+        let replica = followers.iter().find(|replica| replica.disk == elected)?;
+        let follower = replica.brief()?;
+        let end = follower.log.as_ref().map(Log::end).filter(|now| *now >= end)?;
+        replica.is_elected.store(true, Ordering::Release);
+        Some(end)
     }
 
     /// The proposal is durable: it holds from here on.
@@ -278,6 +288,7 @@ impl Core {
         let replica = state.followers.iter().find(|replica| replica.disk == leader).cloned();
         let taken = replica.and_then(|replica| {
             let mut log = replica.brief()?.log.take()?;
+            replica.is_elected.store(false, Ordering::Release);
             // One that cannot read its own log does not lead: it is opened anew.
             log.forget_what_it_lacks(now).ok()?;
             Some((replica, log))
@@ -379,6 +390,7 @@ impl Core {
                 continue;
             };
             follower.epoch = state.epoch;
+            replica.is_elected.store(false, Ordering::Release);
             // Candidates were copied to before: whoever is longer has what nobody counts any more.
             let agreed = match follower.log.as_mut() {
                 Some(log) if log.end() > leader_end => {
@@ -422,6 +434,9 @@ impl Core {
         let mut state = self.state.lock();
         state.progress.on_isr_refused();
         state.suspects.extend(proposal.suspects.iter().copied());
+        for replica in &state.followers {
+            replica.is_elected.store(false, Ordering::Release);
+        }
         drop(state);
         self.background_failed("writing down a change of replicas", error);
     }

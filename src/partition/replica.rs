@@ -27,6 +27,9 @@ pub(crate) struct Replica {
     pub(super) is_followed: AtomicBool,
     /// The last who wanted the lock waited in vain.
     pub(super) hangs: AtomicBool,
+    /// It is to lead from its end on, which is being written down: nothing is put behind that meanwhile. Said with its
+    /// state locked.
+    pub(super) is_elected: AtomicBool,
     pub(super) state: Mutex<ReplicaState>,
 }
 
@@ -61,6 +64,7 @@ impl Replica {
             flush_queued: AtomicBool::new(false),
             is_followed: AtomicBool::new(false),
             hangs: AtomicBool::new(false),
+            is_elected: AtomicBool::new(false),
             state: Mutex::new(ReplicaState { log, ..ReplicaState::default() }),
         })
     }
@@ -68,6 +72,11 @@ impl Replica {
     /// What takes its place, without a log.
     pub(super) fn heir(&self) -> Arc<Self> {
         Self::new(self.disk, Arc::clone(&self.attention), Arc::clone(&self.flushes), None)
+    }
+
+    /// Whether what was read of the leader of `epoch` may be put behind its last batch; `held` is its state.
+    pub(super) fn takes_from(&self, epoch: LeaderEpoch, held: &ReplicaState) -> bool {
+        held.epoch == epoch && !self.is_elected.load(Ordering::Acquire)
     }
 
     /// Whether its disk was taken out of service without it. It is fenced soon, at the control thread's next look.

@@ -44,6 +44,9 @@ const STEP_MIN: Duration = Duration::from_secs(60 * 60);
 pub(super) struct Workers {
     threads: Vec<JoinHandle<()>>,
     queues: Vec<Arc<Attention>>,
+    /// Those that wait for what the others do, or for somebody who does.
+    upper: Vec<JoinHandle<()>>,
+    upper_queues: Vec<Arc<Attention>>,
     /// Once a thread does them.
     chores: Option<Arc<Chores>>,
     shared: Weak<Shared>,
@@ -108,6 +111,8 @@ pub(super) fn start(shared: &Arc<Shared>) -> Result<Workers> {
     let mut workers = Workers {
         threads: Vec::new(),
         queues: Vec::new(),
+        upper: Vec::new(),
+        upper_queues: Vec::new(),
         chores: None,
         shared: Arc::downgrade(shared),
     };
@@ -212,13 +217,16 @@ impl Shared {
         let mut workers = self.workers.lock();
         let Some(workers) = &mut *workers else { return Ok(()) };
         let (own, watched) = (workers.shared.clone(), Arc::clone(transactions));
-        workers.spawn("oncelog-transactions".into(), transactions.queue(), move || {
+        let thread = start_thread("oncelog-transactions".into(), move || {
             let mut due = Duration::ZERO;
             while let Some(changed) = watched.queue().wait(due) {
                 let Some(shared) = own.upgrade() else { return };
                 due = watched.turn(&shared, &changed);
             }
-        })
+        })?;
+        workers.upper.push(thread);
+        workers.upper_queues.push(Arc::clone(transactions.queue()));
+        Ok(())
     }
 }
 
@@ -276,6 +284,14 @@ impl Shared {
     }
 }
 
+fn start_thread(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
+        let _own = IsOwn::mark();
+        work();
+    });
+    thread.map_err(|error| Error::io("", "start a thread", error))
+}
+
 impl Workers {
     fn spawn(
         &mut self,
@@ -283,7 +299,7 @@ impl Workers {
         queue: &Arc<Attention>,
         work: impl FnOnce() + Send + 'static,
     ) -> Result<()> {
-        self.start_thread(name, work)?;
+        self.threads.push(start_thread(name, work)?);
         self.queues.push(Arc::clone(queue));
         Ok(())
     }
@@ -294,18 +310,8 @@ impl Workers {
             return Ok(());
         }
         let done = Arc::clone(chores);
-        self.start_thread("oncelog-chores".into(), move || done.work())?;
+        self.upper.push(start_thread("oncelog-chores".into(), move || done.work())?);
         self.chores = Some(Arc::clone(chores));
-        Ok(())
-    }
-
-    fn start_thread(&mut self, name: String, work: impl FnOnce() + Send + 'static) -> Result<()> {
-        let thread = std::thread::Builder::new().name(name).spawn(move || {
-            let _own = IsOwn::mark();
-            work();
-        });
-        let thread = thread.map_err(|error| Error::io("", "start a thread", error))?;
-        self.threads.push(thread);
         Ok(())
     }
 
@@ -318,20 +324,27 @@ impl Workers {
         timeout: Duration,
         last: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T> {
-        for queue in &self.queues {
+        for queue in &self.upper_queues {
             queue.stop();
         }
         if let Some(chores) = &self.chores {
             chores.stop();
         }
         let (sender, finished) = channel();
-        let threads = self.threads;
         // A callback or a waker may close on one of them, which cannot be waited for.
         let own = std::thread::current().id();
-        apart(move || {
+        let end = move |threads: Vec<JoinHandle<()>>| {
             for thread in threads.into_iter().filter(|thread| thread.thread().id() != own) {
                 let _ = thread.join();
             }
+        };
+        apart(move || {
+            // They may need a lock of somebody who waits for an acknowledgement, which the others bring about.
+            end(self.upper);
+            for queue in &self.queues {
+                queue.stop();
+            }
+            end(self.threads);
             let _own = IsOwn::mark();
             let _ = sender.send(last());
         });
