@@ -869,3 +869,28 @@ fn a_power_loss_amid_a_change_of_many_partitions_leaves_a_store_that_can_be_open
         }
     }
 }
+
+/// The metadata were written anew for the disk that came back, which the one that was there could not take: it was put down all
+/// the same that this had them. The next opening took it for an older copy of itself, and nobody led any more.
+#[test]
+fn a_disk_that_fails_while_another_comes_back_is_not_taken_for_an_older_copy() {
+    let (disks, clock) = (disks(3), clock());
+    let store = open(&disks, &clock).unwrap();
+    store.create_topic("t", small(2)).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    assert_eq!(partition.replicas(), [DiskId(0), DiskId(1)]);
+    append(&partition, 1);
+    store.stop_disk(DiskId(0)).unwrap();
+    append(&partition, 1);
+    assert_eq!(partition.in_sync_replicas(), [DiskId(1)]);
+    store.stop_disk(DiskId(2)).unwrap();
+    disks[1].fail_from(1, Fault::Eio);
+    let _ = store.start_disk(DiskId(0));
+    disks[0].kill();
+    drop((partition, store));
+    disks.iter().for_each(SimDisk::heal);
+    disks.iter().for_each(SimDisk::process_restart);
+    let store = open(&disks, &clock).unwrap();
+    quiet(&store, &clock);
+    assert_eq!(read_all(&store.partition("t", 0).unwrap()).len(), 2);
+}

@@ -281,6 +281,8 @@ struct Member {
     disk: Arc<dyn Disk>,
     files: Vec<Arc<dyn File>>,
     allocated: u64,
+    /// It could not take the log when that was written anew, and has the old one.
+    is_behind: bool,
 }
 
 impl Member {
@@ -415,7 +417,13 @@ impl MetadataLog {
             files.push(file);
         }
         let allocated = self.position;
-        self.members.push(Member { id, disk: Arc::clone(disk), files, allocated });
+        self.members.push(Member {
+            id,
+            disk: Arc::clone(disk),
+            files,
+            allocated,
+            is_behind: false,
+        });
         Ok(())
     }
 
@@ -470,7 +478,8 @@ impl MetadataLog {
             let files = write_copies(disk, &bytes)?;
             let log = log.lock();
             if (log.position, log.last) == (len, last) {
-                let member = Member { id, disk: Arc::clone(disk), files, allocated: len };
+                let member =
+                    Member { id, disk: Arc::clone(disk), files, allocated: len, is_behind: false };
                 return Ok((log, member));
             }
         }
@@ -490,7 +499,7 @@ impl MetadataLog {
         let bytes = read_back(&sources, store, self.position, self.last)
             .unwrap_or_else(|| self.rewrite(store));
         let (files, allocated) = (write_copies(disk, &bytes)?, self.position);
-        Ok(Member { id, disk: Arc::clone(disk), files, allocated })
+        Ok(Member { id, disk: Arc::clone(disk), files, allocated, is_behind: false })
     }
 
     /// Whether a disk takes every change.
@@ -515,7 +524,8 @@ impl MetadataLog {
 
     /// The last durable record, and which disks have it.
     pub(super) fn witnessed(&self) -> ((u64, u64), u64) {
-        let bits = self.members.iter().map(|member| bit_of(member.id));
+        let have = self.members.iter().filter(|member| !member.is_behind);
+        let bits = have.map(|member| bit_of(member.id));
         (self.last, bits.fold(0, |all, bit| all | bit))
     }
 
@@ -710,6 +720,7 @@ impl MetadataLog {
                 failed.push((at, member.fault("compact", error)));
             }
         }
+        failed.iter().for_each(|(at, _)| self.members[*at].is_behind = true);
         self.poisoned |= self.leave_out(failed).is_err();
         self.position = bytes.len() as u64;
         self.compacted = self.position;
