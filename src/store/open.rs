@@ -504,11 +504,8 @@ impl Shared {
             place,
             self.core_settings(config).log,
             Evidence {
-                proven_end: if disk.is_stale() {
-                    Offset::ZERO
-                } else {
-                    proven.max(shown.unwrap_or_default())
-                },
+                // Of a disk that lacks what it once held, no session tells.
+                proven_end: proven.max(shown.unwrap_or_default()),
                 clean,
                 same_boot: disk.same_boot,
                 log_start: described.log_start,
@@ -618,7 +615,10 @@ impl Shared {
                 }
                 let required =
                     usize::from(config.min_insync_replicas).clamp(1, described.replicas.len());
-                let high_watermark = described.high_watermark.min(elected.end);
+                // A power loss may have taken from one in sync what could be read before: it is to be copied first, lest it lead
+                // without what was read of another since.
+                let ends = candidates.iter().filter(|c| isr.contains(&c.disk)).map(|c| c.end);
+                let high_watermark = ends.fold(described.high_watermark, Offset::min);
                 // One that went on alone may have come further than the metadata know.
                 let last_epoch = candidates.iter().map(|candidate| candidate.last_epoch).max();
                 let last_epoch = described.leader_epoch.max(last_epoch.unwrap_or_default());
@@ -662,7 +662,7 @@ impl Shared {
         let of_leader = of_leader.map(|(_, log)| Arc::clone(log.reader()));
         let mut failed = Vec::new();
         for (disk, log) in found.iter_mut().filter(|(disk, _)| Some(disk.id) != leader) {
-            let place = log.place();
+            let (own_end, place) = (log.end(), log.place());
             // A page that says how far a leader wrote must not be believed of a follower, which may be cut.
             let forgotten =
                 Marks::forget(place).map_err(|error| place.io_error("marks", "remove", error));
@@ -671,8 +671,14 @@ impl Shared {
                 of_leader.iter().try_for_each(|leader| log.agree_with(leader, leader_end, now))
             });
             let agrees = |()| log.agree(&reign.history, leader_end, now);
-            if let Err(error) = compared.and_then(agrees) {
-                failed.push((disk.id, error));
+            match compared.and_then(agrees) {
+                Ok(end) if strayed && end < own_end => {
+                    let (partition, disk) = (partition.clone(), disk.id);
+                    let offsets = end..own_end;
+                    self.events.push(now, EventKind::GaveWay { partition, disk, offsets });
+                }
+                Ok(_) => {}
+                Err(error) => failed.push((disk.id, error)),
             }
         }
         self.leave_out(partition, found, failed);
