@@ -615,10 +615,7 @@ impl Shared {
                 }
                 let required =
                     usize::from(config.min_insync_replicas).clamp(1, described.replicas.len());
-                // A power loss may have taken from one in sync what could be read before: it is to be copied first, lest it lead
-                // without what was read of another since.
-                let ends = candidates.iter().filter(|c| isr.contains(&c.disk)).map(|c| c.end);
-                let high_watermark = ends.fold(described.high_watermark, Offset::min);
+                let high_watermark = described.high_watermark.min(elected.end);
                 // One that went on alone may have come further than the metadata know.
                 let last_epoch = candidates.iter().map(|candidate| candidate.last_epoch).max();
                 let last_epoch = described.leader_epoch.max(last_epoch.unwrap_or_default());
