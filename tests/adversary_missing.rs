@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use oncelog::simulation::{Clock, Fault, SimDisk};
 use oncelog::{
-    Acks, DiskId, Error, Flush, Partition, ProducerEpoch, ProducerId, ProducerSequence,
+    Acks, DiskId, Error, Flush, Offset, Partition, ProducerEpoch, ProducerId, ProducerSequence,
     ReadOptions, Record, Store, Timestamp, TopicConfig, VerifyOptions,
 };
 
@@ -123,6 +123,9 @@ fn inv_03_two_disks_that_went_on_without_each_other_hold_the_same_when_they_are_
             let partition = store.partition("t", 0).unwrap();
             let found = read_all(&partition).unwrap();
             assert_eq!(found[&0], b"of both");
+            let leader = partition.leader().unwrap();
+            let kept = if leader == DiskId(0) { first } else { second };
+            assert_eq!(found.len() - 1, kept, "one of them is there wholly");
             all_have_the_same(&store, &partition, &clock);
         }
     }
@@ -136,6 +139,9 @@ struct World {
     attempts: u64,
     /// Acknowledged by every in-sync replica: offset to attempt.
     kept: BTreeMap<u64, u64>,
+    /// What was deleted, and what may have been.
+    deleted: u64,
+    deleted_max: u64,
     /// The power was lost, and what is left has not been seen yet.
     lossy: bool,
     /// Of two disks, those that have gone on alone since both were together. Where both have, one gives way.
@@ -175,6 +181,7 @@ impl World {
         }
         if self.is_apart() {
             self.kept.clear();
+            self.deleted = 0;
             self.renew();
         }
     }
@@ -240,13 +247,29 @@ impl World {
         }
     }
 
+    fn delete(&mut self, partition: &Partition, random: &mut Random) {
+        if self.lossy {
+            return;
+        }
+        let (start, end) = (partition.log_start_offset().0, partition.high_watermark().0);
+        let before = start + random.below(end - start + 1);
+        let outcome = partition.delete_records(Offset(before));
+        self.note(|| format!("delete before {before}: {outcome:?}"));
+        self.deleted_max = self.deleted_max.max(before);
+        if outcome.is_ok() && !self.is_dead() && !self.is_apart() {
+            self.deleted = self.deleted.max(before);
+        }
+    }
+
     /// What was acknowledged is there, and nothing is there twice.
     fn judge(&mut self, partition: &Partition) {
         let found = match read_all(partition) {
             Ok(found) => found,
             Err(error) => return assert!(self.is_dead(), "{error}"),
         };
-        let end = partition.high_watermark().0;
+        let (start, end) = (partition.log_start_offset().0, partition.high_watermark().0);
+        assert!(start >= self.deleted && start <= self.deleted_max, "starts at {start}");
+        self.kept = self.kept.split_off(&start);
         let mut seen = BTreeMap::new();
         for (at, bytes) in &found {
             let attempt = u64::from_le_bytes(*bytes.first_chunk().unwrap());
@@ -310,10 +333,11 @@ impl World {
         }
         let opened = open(&self.disks, &self.clock, away);
         self.note(|| format!("without {away:?}: {:?}", opened.as_ref().map(|_| ())));
+        if !away.is_empty() {
+            // Also an opening that comes to nothing may have decided something.
+            self.part(here[0]);
+        }
         if let Ok(store) = opened {
-            if away.len() == 1 {
-                self.part(here[0]);
-            }
             self.live_in(&store, &here, random);
             if random.one_in(2) && !self.is_dead() {
                 let closed = store.close(SECOND);
@@ -335,6 +359,37 @@ impl World {
         }
     }
 
+    /// Disks fail, several at once as well, and all come back.
+    fn fail_or_heal(
+        &mut self,
+        store: &Store,
+        here: &[usize],
+        failed: &mut Vec<usize>,
+        random: &mut Random,
+    ) {
+        if !failed.is_empty() {
+            for at in failed.drain(..) {
+                self.disks[at].heal();
+                let started = store.start_disk(id_of(at));
+                self.note(|| format!("disk {at} is well: {started:?}"));
+            }
+            return;
+        }
+        let count = if self.disks.len() > 2 && random.one_in(3) { 2 } else { 1 };
+        for _ in 0..count.min(here.len() - 1) {
+            let at = here[random.index(here.len())];
+            self.note(|| format!("disk {at} fails"));
+            self.part(usize::from(at == 0));
+            failed.push(at);
+            if random.one_in(3) {
+                let stopped = store.stop_disk(id_of(at));
+                self.note(|| format!("it is stopped: {stopped:?}"));
+            } else {
+                self.disks[at].fail_from(1 + random.below(5), Fault::Eio);
+            }
+        }
+    }
+
     fn live_in(&mut self, store: &Store, here: &[usize], random: &mut Random) {
         // Nobody may be able to lead.
         let Ok(partition) = store.partition("t", 0) else { return };
@@ -352,27 +407,16 @@ impl World {
                 self.alone.clear();
             }
         }
-        let mut failed = None;
+        let mut failed = Vec::new();
         for _ in 0..random.below(25) {
             match random.below(12) {
                 0 | 1 => {
-                    self.clock.advance(Duration::from_millis(random.below(100)));
+                    let span = if random.one_in(4) { 6000 } else { random.below(100) };
+                    self.clock.advance(Duration::from_millis(span));
                     store.run_background();
                 }
-                2 if here.len() > 1 && random.one_in(2) => match failed.take() {
-                    None => {
-                        let at = here[random.index(here.len())];
-                        self.note(|| format!("disk {at} fails"));
-                        self.disks[at].fail_from(1 + random.below(5), Fault::Eio);
-                        self.part(usize::from(at == 0));
-                        failed = Some(at);
-                    }
-                    Some(at) => {
-                        self.disks[at].heal();
-                        let started = store.start_disk(id_of(at));
-                        self.note(|| format!("disk {at} is well: {started:?}"));
-                    }
-                },
+                2 if random.one_in(2) => self.fail_or_heal(store, here, &mut failed, random),
+                3 if random.one_in(3) => self.delete(&partition, random),
                 _ => self.append(&partition, random),
             }
             if self.is_dead() {
@@ -393,6 +437,8 @@ fn tell_story(seed: u64, count: u64) {
         min_insync: 1 + u16::try_from(random.below(2)).unwrap(),
         attempts: 0,
         kept: BTreeMap::new(),
+        deleted: 0,
+        deleted_max: 0,
         lossy: false,
         alone: BTreeSet::new(),
         sequence: 0,
@@ -421,4 +467,11 @@ fn random_stories_of_three_and_four_disks_of_which_others_are_missing_each_time_
 fn random_stories_of_two_disks_that_part_and_meet_end_with_the_same_on_both() {
     let (first, count) = (setting("ONCELOG_SEED", 1), setting("ONCELOG_STORIES", 100));
     (first..first + count).for_each(|seed| tell_story(seed, 2));
+}
+
+/// After a power loss, records were read that one in sync did not have any more; it led next, without them.
+#[test]
+#[ignore = "not mended: a power loss, then a crash, then a disk that is away"]
+fn a_story_that_ends_badly() {
+    tell_story(1073, 4);
 }

@@ -94,6 +94,15 @@ pub enum EventKind {
         /// them are away, and it is not known how far they went.
         lost: Option<Range<Offset>>,
     },
+    /// Of two disks that went on without each other, this one gave way.
+    GaveWay {
+        /// The partition.
+        partition: TopicPartition,
+        /// The disk.
+        disk: DiskId,
+        /// What its replica had alone.
+        offsets: Range<Offset>,
+    },
     /// Other replicas of a partition are in sync than before.
     InSyncChanged {
         /// The partition.
@@ -199,6 +208,13 @@ impl fmt::Display for Event {
                     }
                     write!(out, "; offsets {}..{} are lost", lost.start, lost.end)
                 })
+            }
+            EventKind::GaveWay { partition, disk, offsets } => {
+                let (from, to) = (offsets.start, offsets.end);
+                write!(
+                    out,
+                    "{partition}: {disk} gives up offsets {from} to {to}, which it had alone"
+                )
             }
             EventKind::InSyncChanged { partition, in_sync } => {
                 let disks: Vec<_> = in_sync.iter().map(|disk| disk.0.to_string()).collect();

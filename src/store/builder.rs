@@ -118,7 +118,8 @@ impl StoreBuilder {
     }
 
     /// Opens the store although this disk is missing and could hold newer decisions. Without it, a store
-    /// opens with a majority of three or more disks, and with both of two.
+    /// opens with a majority of three or more disks, and with both of two. Of two that have each been opened without the other,
+    /// one gives way when they meet, with what was acknowledged on it alone.
     pub fn allow_missing(mut self, disk: DiskId) -> Self {
         self.options.allow_missing.push(disk);
         self

@@ -510,11 +510,8 @@ impl Shared {
             place,
             self.core_settings(config).log,
             Evidence {
-                proven_end: if disk.is_stale() {
-                    Offset::ZERO
-                } else {
-                    proven.max(shown.unwrap_or_default())
-                },
+                // Of a disk that lacks what it once held, no session tells.
+                proven_end: proven.max(shown.unwrap_or_default()),
                 clean,
                 same_boot: disk.same_boot,
                 log_start: described.log_start,
@@ -668,7 +665,7 @@ impl Shared {
         let of_leader = of_leader.map(|(_, log)| Arc::clone(log.reader()));
         let mut failed = Vec::new();
         for (disk, log) in found.iter_mut().filter(|(disk, _)| Some(disk.id) != leader) {
-            let place = log.place();
+            let (own_end, place) = (log.end(), log.place());
             // A page that says how far a leader wrote must not be believed of a follower, which may be cut.
             let forgotten =
                 Marks::forget(place).map_err(|error| place.io_error("marks", "remove", error));
@@ -677,8 +674,14 @@ impl Shared {
                 of_leader.iter().try_for_each(|leader| log.agree_with(leader, leader_end, now))
             });
             let agrees = |()| log.agree(&reign.history, leader_end, now);
-            if let Err(error) = compared.and_then(agrees) {
-                failed.push((disk.id, error));
+            match compared.and_then(agrees) {
+                Ok(end) if strayed && end < own_end => {
+                    let (partition, disk) = (partition.clone(), disk.id);
+                    let offsets = end..own_end;
+                    self.events.push(now, EventKind::GaveWay { partition, disk, offsets });
+                }
+                Ok(_) => {}
+                Err(error) => failed.push((disk.id, error)),
             }
         }
         self.leave_out(partition, found, failed);

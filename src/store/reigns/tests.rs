@@ -818,6 +818,35 @@ fn inv_03_a_replica_that_comes_back_while_a_reign_begins_agrees_with_that() {
     assert_eq!(values, [b"v"]);
 }
 
+/// It was no longer than the one that led next, and kept what that has not.
+#[test]
+fn inv_03_a_leader_that_comes_back_while_nobody_leads_gives_up_what_a_later_reign_has_not() {
+    let disks = [0, 1].map(SimDisk::new);
+    let (store, _tail) = with_a_tail(&disks);
+    let shared = &store.handle.shared;
+    let (topic, core) = shared.cores().pop().expect("one partition");
+    core.tend(DiskId(0), shared.clock.now(), false);
+    assert!(core.has_flushed(DiskId(0), Offset(2)));
+    let proposal = elect(shared, &topic, &core, DiskId(1), &[DiskId(1)]);
+    core.fence_replica(DiskId(0), &Error::Closed);
+    core.install(proposal, shared.clock.now());
+    (1..3).for_each(|at| assert_eq!(append(&store).unwrap(), Offset(at)));
+    core.fence_replica(DiskId(1), &Error::Closed);
+    shared.settle_one(&core);
+    for disk in [DiskId(0), DiskId(1)] {
+        let returned = opened_anew(shared, &topic, &core, disk);
+        core.return_replica(&returned, false, shared.clock.now()).unwrap();
+        shared.settle_one(&core);
+    }
+    assert_eq!(core.leader(), Some(DiskId(1)));
+    until(&store, "it is in sync", || core.in_sync().contains(&DiskId(0)));
+    let partition = store.partition("t", 0).unwrap();
+    store.stop_disk(DiskId(1)).unwrap();
+    let records = partition.read(Offset(1), ReadOptions::new()).unwrap();
+    let values: Vec<_> = records.iter().map(|record| record.value().unwrap()).collect();
+    assert_eq!(values, [b"v", b"v"]);
+}
+
 /// It slept on until its time was over, and heard that.
 #[test]
 fn an_append_that_waits_for_room_hears_that_its_topic_is_gone() {
