@@ -471,7 +471,6 @@ fn random_stories_of_two_disks_that_part_and_meet_end_with_the_same_on_both() {
 
 /// After a power loss, records were read that one in sync did not have any more; it led next, without them.
 #[test]
-#[ignore = "not mended: a power loss, then a crash, then a disk that is away"]
-fn a_story_that_ends_badly() {
+fn a_story_that_ended_badly() {
     tell_story(1073, 4);
 }

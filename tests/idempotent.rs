@@ -68,8 +68,9 @@ fn prod_07_a_duplicate_is_answered_by_a_topic_that_takes_less_now_and_by_a_full_
     let (disk, clock, store, partition) = single();
     let large = "x".repeat(1500);
     let stamped = Record::new(&large).timestamp(clock.now());
-    let offer =
-        |sequence| partition.append_idempotent(at(7, 0, sequence), &[stamped.clone()], Acks::All);
+    let offer = |sequence| {
+        partition.append_idempotent(at(7, 0, sequence), std::slice::from_ref(&stamped), Acks::All)
+    };
     let first = offer(0).unwrap();
     let is_first = |answer: Appended| answer == Appended { duplicate: true, ..first.clone() };
     disk.set_free_bytes(Some(0));

@@ -690,19 +690,11 @@ impl Core {
         self.publish(state);
     }
 
-    /// What is to be remembered of the reign at a clean stop: how far the partition could be read.
-    pub(crate) fn last_words(&self) -> Option<Proposal> {
+    /// How far the partition could be read under the reign of `epoch`, if that is the last, and others may lead the next.
+    pub(crate) fn last_watermark(&self, epoch: LeaderEpoch) -> Option<Offset> {
         let state = self.state.lock();
-        (state.replicas > 1 && state.fenced.is_none()).then(|| Proposal {
-            leader: state.leader,
-            epoch: state.epoch,
-            isr: state.isr.clone(),
-            eligible: state.eligible.clone(),
-            start: None,
-            high_watermark: state.progress.high_watermark(),
-            suspects: Vec::new(),
-            lost: None,
-        })
+        let counts = state.replicas > 1 && state.fenced.is_none() && state.epoch == epoch;
+        counts.then(|| state.progress.high_watermark())
     }
 
     /// Whether the follower on `disk` holds all that is acknowledged.

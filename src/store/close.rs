@@ -7,14 +7,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::partition::wake_all;
-use crate::protocol::metadata::MetadataRecord;
+use crate::partition::{Core, wake_all};
+use crate::protocol::metadata::{MetadataRecord, MetadataState};
 
 use parking_lot::{Condvar, Mutex, RwLockReadGuard};
 
-use super::Shared;
-use super::reigns::records_of;
 use super::session::{LogEnd, Session};
+use super::{Shared, Topic};
 
 thread_local! {
     static IS_OWN: Cell<bool> = const { Cell::new(false) };
@@ -140,11 +139,11 @@ impl Shared {
             transactions.note_all(self);
         }
         let mut outcome = Ok(());
-        let mut last_words = Vec::new();
         let disks = self.online_disks();
         let mut sessions: BTreeMap<_, _> =
             disks.iter().map(|disk| (disk.id, Some(disk.session.lock().clone()))).collect();
-        for (topic, core) in self.cores() {
+        let cores = self.cores();
+        for (topic, core) in &cores {
             core.stop_appends();
             let key = (topic.id, core.partition().partition());
             for (disk, settled) in core.settle_for_close(self.clock.now()) {
@@ -162,23 +161,12 @@ impl Shared {
                 }
             }
             // A flush that failed just now must be known to the next open.
-            self.settle_one(&core);
-            if let Some(words) = core.last_words() {
-                last_words.extend(records_of(topic.id, core.partition(), &words));
-            }
+            self.settle_one(core);
             core.close();
         }
         let mut metadata = self.metadata.lock();
-        // Without it, the next open knows a lower watermark until enough replicas are in sync.
-        let known = |record: &MetadataRecord| match record {
-            MetadataRecord::LeaderChanged { id, partition, high_watermark, .. } => metadata
-                .state()
-                .partition(*id, *partition)
-                .is_none_or(|known| known.high_watermark == *high_watermark),
-            _ => false,
-        };
-        last_words.retain(|record| !known(record));
         if outcome.is_ok() {
+            let last_words = last_words(&cores, metadata.state());
             outcome = metadata.commit_all(&last_words);
         }
         if metadata.is_poisoned() {
@@ -216,5 +204,69 @@ impl Shared {
         if !operates {
             drop(self.operating.write());
         }
+    }
+}
+
+/// How far each partition could be read, which the next open does not know before enough replicas are in sync. Of who leads
+/// and who is in sync it says what is written down already: that may have changed until now.
+fn last_words(cores: &[(Arc<Topic>, Arc<Core>)], state: &MetadataState) -> Vec<MetadataRecord> {
+    let words = cores.iter().filter_map(|(topic, core)| {
+        let (id, number) = (topic.id, core.partition().partition());
+        let known = state.partition(id, number)?;
+        let high_watermark = core.last_watermark(known.leader_epoch)?;
+        (high_watermark > known.high_watermark).then(|| MetadataRecord::LeaderChanged {
+            id,
+            partition: number,
+            leader: known.leader,
+            epoch: known.leader_epoch,
+            isr: known.isr.clone(),
+            eligible: known.eligible.clone(),
+            start: None,
+            high_watermark,
+        })
+    });
+    words.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::TopicConfig;
+    use crate::record::Record;
+    use crate::storage::simulated::SimDisk;
+    use crate::store::Store;
+    use crate::types::{Acks, DiskId, LeaderEpoch, Offset};
+
+    /// They gave a disk that had failed meanwhile its place in the in-sync set back: the next opening could have it lead
+    /// without what was acknowledged since.
+    #[test]
+    fn the_last_words_tell_of_the_watermark_and_of_nothing_else() {
+        let builder = Store::builder().simulated_disk(SimDisk::new(0));
+        let store = builder.simulated_disk(SimDisk::new(1)).open().unwrap();
+        store.create_topic("t", TopicConfig::new().replication_factor(2)).unwrap();
+        store.partition("t", 0).unwrap().append(&[Record::new("v")], Acks::All).unwrap();
+        let shared = &store.handle.shared;
+        let cores = shared.cores();
+        let (topic, core) = cores.first().expect("one partition");
+        let told = |epoch, isr: &[DiskId], high_watermark| MetadataRecord::LeaderChanged {
+            id: topic.id,
+            partition: 0,
+            leader: Some(DiskId(0)),
+            epoch,
+            isr: isr.to_vec(),
+            eligible: Vec::new(),
+            start: None,
+            high_watermark,
+        };
+        let mut metadata = shared.metadata.lock();
+        let alone = [DiskId(0)];
+        metadata.commit_all(&[told(core.leader_epoch(), &alone, Offset::ZERO)]).unwrap();
+        let words = last_words(&cores, metadata.state());
+        assert_eq!(words, [told(core.leader_epoch(), &alone, Offset(1))]);
+        metadata.commit_all(&words).unwrap();
+        assert!(last_words(&cores, metadata.state()).is_empty(), "it is known");
+        let later = LeaderEpoch(core.leader_epoch().0 + 1);
+        metadata.commit_all(&[told(later, &alone, Offset::ZERO)]).unwrap();
+        assert!(last_words(&cores, metadata.state()).is_empty(), "of another reign");
     }
 }

@@ -614,14 +614,22 @@ impl Shared {
                 let Some(elected) = elect(&candidates, unclean) else {
                     return Ok((reign, None));
                 };
+                let high_watermark = described.high_watermark.min(elected.end);
+                // Of what could be read, a power loss may have taken some: it is in sync no more, lest it lead without that.
+                let short = |c: &&Candidate| c.end < high_watermark;
+                let lacks = |disk: DiskId| candidates.iter().filter(short).any(|c| c.disk == disk);
+                let without_short =
+                    |disks: &[DiskId]| disks.iter().copied().filter(|disk| !lacks(*disk)).collect();
+                let (known_isr, known_eligible): (Vec<_>, Vec<_>) =
+                    (without_short(&described.isr), without_short(&described.eligible));
                 let mut isr = vec![elected.disk];
                 if elected.clean {
-                    let stays = |c: &&Candidate| c.in_sync && !c.suspect && c.disk != elected.disk;
-                    isr.extend(candidates.iter().filter(stays).map(|c| c.disk));
+                    let stays = |c: &&Candidate| !c.suspect && c.disk != elected.disk;
+                    let in_sync = candidates.iter().filter(|c| known_isr.contains(&c.disk));
+                    isr.extend(in_sync.filter(stays).map(|c| c.disk));
                 }
                 let required =
                     usize::from(config.min_insync_replicas).clamp(1, described.replicas.len());
-                let high_watermark = described.high_watermark.min(elected.end);
                 // One that went on alone may have come further than the metadata know.
                 let last_epoch = candidates.iter().map(|candidate| candidate.last_epoch).max();
                 let last_epoch = described.leader_epoch.max(last_epoch.unwrap_or_default());
@@ -632,7 +640,7 @@ impl Shared {
                 let proposal = Proposal {
                     leader: Some(elected.disk),
                     epoch: LeaderEpoch(last_epoch.0.saturating_add(1)),
-                    eligible: eligible_after(&described.isr, &described.eligible, &isr, required),
+                    eligible: eligible_after(&known_isr, &known_eligible, &isr, required),
                     isr,
                     start: Some(elected.end),
                     high_watermark,
