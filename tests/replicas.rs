@@ -8,7 +8,7 @@ use std::time::Duration;
 use oncelog::simulation::{Clock, Fault, SimDisk};
 use oncelog::{
     Acks, DiskId, DiskState, Error, EventKind, Flush, Offset, Partition, ReadOptions, Record,
-    Store, StoreBuilder, Timestamp, TopicConfig, VerifyOptions, Written,
+    Store, StoreBuilder, Timestamp, TopicConfig, TopicUpdate, VerifyOptions, Written,
 };
 
 const NOW: Timestamp = Timestamp(1_000_000);
@@ -318,6 +318,47 @@ fn a_stopped_leader_hands_over_and_follows_when_it_is_back() {
             }
         }
         assert_equal_logs(&world, &store);
+    }
+}
+
+/// It was eligible while the watermark stood still without it, stayed so when that went on, and led without what was
+/// acknowledged since.
+#[test]
+fn repl_24_a_lower_minimum_ends_what_was_eligible_by_the_higher_one() {
+    for reopened in [false, true] {
+        let world = World::new(7);
+        let store = world.open();
+        store.create_topic("t", topic(Flush::OnAck)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let replicas = partition.replicas();
+        append(&partition, 0..1);
+        store.stop_disk(replicas[2]).unwrap();
+        store.stop_disk(replicas[1]).unwrap();
+        store.alter_topic("t", TopicUpdate::new().min_insync_replicas(1)).unwrap();
+        append(&partition, 1..2);
+        store.stop_disk(replicas[0]).unwrap();
+        if reopened {
+            // Nobody can flush what is there.
+            assert!(store.close(SECOND).is_err());
+            let others = world.disks.iter().enumerate();
+            let others = others.filter(|(at, _)| *at != usize::from(replicas[0].0));
+            let builder = Store::builder().clock(world.clock.clone());
+            let builder = others.fold(builder, |all, (_, disk)| all.simulated_disk(disk.clone()));
+            let without = builder.open().unwrap();
+            let none = without.partition("t", 0).map(drop);
+            assert!(matches!(none, Err(Error::NoLeader { .. })), "{none:?}");
+            without.close(SECOND).unwrap();
+            let store = world.open();
+            check(&store.partition("t", 0).unwrap(), 2);
+        } else {
+            store.start_disk(replicas[1]).unwrap();
+            store.start_disk(replicas[2]).unwrap();
+            store.run_background();
+            assert_eq!(partition.leader(), None);
+            store.start_disk(replicas[0]).unwrap();
+            world.heal(&store, &partition, 3);
+            check(&partition, 2);
+        }
     }
 }
 

@@ -792,6 +792,7 @@ impl Core {
         state.min_insync = settings.topic.min_insync_replicas;
         let (min_insync, flush) = (state.min_insync, state.flush);
         state.progress.set_min_insync(min_insync, flush);
+        state.forget_eligible();
         self.plain_bytes_max.store(plain_bytes_max(&settings.topic), Ordering::Relaxed);
         self.exposure.store(flush.exposure_nanos(), Ordering::Release);
         *self.settings.write() = settings;

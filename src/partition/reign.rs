@@ -19,7 +19,9 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::log::{Log, Marks};
-use crate::protocol::replication::{Candidate, FollowerStart, Progress, elect, eligible_after};
+use crate::protocol::replication::{
+    Candidate, FollowerStart, Progress, elect, eligible_after, goes_on_without_eligible,
+};
 use crate::types::{DiskId, Flush, LeaderEpoch, Offset, Timestamp};
 
 use super::core::{Core, Fenced, State};
@@ -51,6 +53,16 @@ pub(crate) struct Proposal {
 /// Whether a failed flush leaves the replica on `disk` without something that was acknowledged.
 fn lacks(suspects: &[(DiskId, Offset)], disk: DiskId, high_watermark: Offset) -> bool {
     suspects.iter().any(|(suspect, durable)| *suspect == disk && *durable < high_watermark)
+}
+
+impl State {
+    /// As the metadata do by themselves.
+    pub(super) fn forget_eligible(&mut self) {
+        let required = usize::from(self.progress.required());
+        if goes_on_without_eligible(self.leader.is_some(), self.isr.len(), required) {
+            self.eligible.clear();
+        }
+    }
 }
 
 impl Core {
@@ -229,6 +241,7 @@ impl Core {
         let before = (state.leader, state.isr.clone());
         state.isr.clone_from(&proposal.isr);
         state.eligible.clone_from(&proposal.eligible);
+        state.forget_eligible();
         state.stale.retain(|disk| !proposal.isr.contains(disk));
         match (proposal.leader, proposal.start) {
             (Some(leader), Some(start)) => {
@@ -684,6 +697,7 @@ impl Core {
         let high_watermark = state.progress.high_watermark();
         let start = state.progress.epoch_start();
         self.reign_over(&mut state, start, high_watermark, now);
+        state.forget_eligible();
         for replica in &state.followers {
             replica.ask_for_attention(self);
         }

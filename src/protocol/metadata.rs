@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::config::{TopicConfig, validate_topic_name};
 use crate::types::{DiskId, LeaderEpoch, Offset, ProducerEpoch, ProducerId, StoreId, TopicId};
 
-use super::replication::EpochHistory;
+use super::replication::{EpochHistory, goes_on_without_eligible};
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) use frames::put_checksums;
 pub(crate) use frames::{FrameEnd, FrameReader, encode_frame, find_valid_frame_after, peek_store};
@@ -275,6 +275,8 @@ impl MetadataState {
                 let same = config.partitions == topic.config.partitions;
                 ensure(same, "partitions are added by another record")?;
                 topic.config = config.clone();
+                let min_insync = config.min_insync_replicas;
+                topic.partitions.iter_mut().for_each(|all| all.forget_eligible(min_insync));
             }
             MetadataRecord::PartitionsAdded { id, replicas } => {
                 self.check_replicas(replicas)?;
@@ -324,7 +326,7 @@ impl MetadataState {
                 start,
                 high_watermark,
             } => {
-                let partition = self.partition_mut(*id, *partition)?;
+                let (partition, min_insync) = self.partition_and_min_insync(*id, *partition)?;
                 let known = eligible.iter().all(|disk| partition.replicas.contains(disk));
                 ensure(known, "no replica is on a disk that is to be eligible")?;
                 let renewed = *epoch > partition.leader_epoch;
@@ -333,6 +335,7 @@ impl MetadataState {
                 let stale = &partition.stale;
                 partition.eligible =
                     eligible.iter().copied().filter(|disk| !stale.contains(disk)).collect();
+                partition.forget_eligible(min_insync);
                 partition.high_watermark = *high_watermark;
                 if let (true, Some(start)) = (renewed, start) {
                     partition.history.begin(*epoch, *start);
@@ -340,7 +343,7 @@ impl MetadataState {
             }
             MetadataRecord::ReplicasChanged { id, partition, replicas } => {
                 self.check_replicas(std::slice::from_ref(replicas))?;
-                let partition = self.partition_mut(*id, *partition)?;
+                let (partition, min_insync) = self.partition_and_min_insync(*id, *partition)?;
                 let stay = |disk: &DiskId| replicas.contains(disk);
                 // Also one that only led last: what it has may be nowhere else.
                 let leader_stays = partition.led_by.is_none_or(|leader| stay(&leader));
@@ -350,6 +353,7 @@ impl MetadataState {
                 partition.eligible.retain(stay);
                 partition.suspects.retain(|disk, _| replicas.contains(disk));
                 partition.stale.retain(stay);
+                partition.forget_eligible(min_insync);
             }
             MetadataRecord::ProducerIdBlock { next } => {
                 ensure(*next >= self.next_producer, "those producer ids were given out before")?;
@@ -519,14 +523,30 @@ impl MetadataState {
         id: TopicId,
         partition: u32,
     ) -> Result<&mut PartitionState, String> {
-        let partitions = &mut self.topic_mut(id)?.partitions;
-        partitions
-            .get_mut(partition as usize)
-            .ok_or_else(|| "there is no such partition".to_owned())
+        self.partition_and_min_insync(id, partition).map(|(partition, _)| partition)
+    }
+
+    fn partition_and_min_insync(
+        &mut self,
+        id: TopicId,
+        partition: u32,
+    ) -> Result<(&mut PartitionState, u16), String> {
+        let topic = self.topic_mut(id)?;
+        let partition = topic.partitions.get_mut(partition as usize);
+        let partition = partition.ok_or_else(|| "there is no such partition".to_owned())?;
+        Ok((partition, topic.config.min_insync_replicas))
     }
 }
 
 impl PartitionState {
+    /// Where the topic's minimum, or the number of replicas, falls, the watermark may go on without them.
+    fn forget_eligible(&mut self, min_insync: u16) {
+        let required = usize::from(min_insync).clamp(1, self.replicas.len());
+        if goes_on_without_eligible(self.leader.is_some(), self.isr.len(), required) {
+            self.eligible.clear();
+        }
+    }
+
     fn grow_stale(&mut self, disk: DiskId) {
         self.leader = self.leader.filter(|leader| *leader != disk);
         self.isr.retain(|other| *other != disk);

@@ -70,6 +70,11 @@ pub(crate) fn eligible_after(
     eligible
 }
 
+/// Whether records are acknowledged that those who may lead besides the in-sync replicas need not have.
+pub(crate) fn goes_on_without_eligible(is_led: bool, in_sync: usize, required: usize) -> bool {
+    is_led && in_sync >= required
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,7 +21,7 @@ mod progress;
 #[cfg(test)]
 mod scenarios;
 
-pub(crate) use election::{Candidate, elect, eligible_after};
+pub(crate) use election::{Candidate, elect, eligible_after, goes_on_without_eligible};
 pub(crate) use epochs::EpochHistory;
 pub(crate) use placement::Load;
 pub(crate) use progress::{FollowerStart, Progress};
