@@ -273,7 +273,7 @@ fn repl_02_under_min_insync_nothing_is_written_and_leader_appends_stay_unread() 
     store.stop_disk(others[0]).unwrap();
     append(&partition, 10..20);
     // Two disks of three are a majority; with one, the metadata take no change.
-    store.alter_topic("t", oncelog::TopicUpdate::new().min_insync_replicas(3)).unwrap();
+    store.alter_topic("t", TopicUpdate::new().min_insync_replicas(3)).unwrap();
     let error = partition.append(&[Record::new("x")], Acks::All).unwrap_err();
     let Error::NotEnoughReplicas { in_sync: 2, required: 3, .. } = error else {
         panic!("{error}");
@@ -413,7 +413,7 @@ fn an_only_replica_leads_again_when_its_disk_is_back_unless_it_lacks_what_it_hel
             }
             let error = partition.append(&[Record::new("x")], Acks::All).unwrap_err();
             assert!(matches!(error, Error::NoLeader { .. }), "{meanwhile:?}: {error}");
-            let unclean = oncelog::TopicUpdate::new().unclean_leader_election(true);
+            let unclean = TopicUpdate::new().unclean_leader_election(true);
             store.alter_topic("t", unclean).unwrap();
             world.heal(&store, &partition, 1);
             let told = store.events().any(|event| {

@@ -43,6 +43,22 @@ impl Attention {
         true
     }
 
+    /// As [`Attention::push`], unless `queued` says that it is there. Also that is of no use once the worker has ended.
+    pub(super) fn push_once(&self, queued: &AtomicBool, core: Weak<Core>) -> bool {
+        let mut state = self.state.lock();
+        if state.ended {
+            return false;
+        }
+        if !queued.swap(true, Ordering::AcqRel) {
+            state.queue.push(core);
+            if state.sleeping {
+                drop(state);
+                self.bell.notify_one();
+            }
+        }
+        true
+    }
+
     /// Takes the partitions that are queued, after waiting up to `timeout` for the first. `None` once
     /// the worker should end and nothing is left.
     pub(crate) fn wait(&self, timeout: Duration) -> Option<Vec<Arc<Core>>> {

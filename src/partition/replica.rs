@@ -96,12 +96,7 @@ impl Replica {
 
     /// Queues the partition for the thread that flushes this disk's replicas, once. False: it has ended.
     pub(super) fn ask_for_flush(&self, core: &Core) -> bool {
-        let queued = self.flush_queued.swap(true, Ordering::AcqRel);
-        let asked = queued || self.flushes.push(core.weak()) || self.is_left_behind();
-        if !asked {
-            self.flush_taken();
-        }
-        asked
+        self.flushes.push_once(&self.flush_queued, core.weak()) || self.is_left_behind()
     }
 
     pub(super) fn attention_taken(&self) {

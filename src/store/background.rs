@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Weak};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -42,14 +42,47 @@ const STEP_MIN: Duration = Duration::from_secs(60 * 60);
 /// The running threads.
 #[derive(Debug)]
 pub(super) struct Workers {
-    threads: Vec<JoinHandle<()>>,
-    queues: Vec<Arc<Attention>>,
     /// Those that wait for what the others do, or for somebody who does.
-    upper: Vec<JoinHandle<()>>,
-    upper_queues: Vec<Arc<Attention>>,
+    upper: Rank,
+    /// Those that look after a disk's replicas. They wait for flushes, and for elections.
+    disks: Rank,
+    /// Those that flush, and the one that settles who leads.
+    lower: Rank,
     /// Once a thread does them.
     chores: Option<Arc<Chores>>,
     shared: Weak<Shared>,
+}
+
+/// Threads that end together at a close, and what they take their work from.
+#[derive(Debug, Default)]
+struct Rank {
+    threads: Vec<JoinHandle<()>>,
+    queues: Vec<Arc<Attention>>,
+}
+
+impl Rank {
+    fn spawn(
+        &mut self,
+        name: String,
+        queue: &Arc<Attention>,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<()> {
+        self.threads.push(start_thread(name, work)?);
+        self.queues.push(Arc::clone(queue));
+        Ok(())
+    }
+
+    fn serves(&self, queue: &Arc<Attention>) -> bool {
+        self.queues.iter().any(|served| Arc::ptr_eq(served, queue))
+    }
+
+    /// Lets the threads end and waits for them, but for `own`, which cannot be waited for.
+    fn end(self, own: ThreadId) {
+        self.queues.iter().for_each(|queue| queue.stop());
+        for thread in self.threads.into_iter().filter(|thread| thread.thread().id() != own) {
+            let _ = thread.join();
+        }
+    }
 }
 
 /// What a worker remembers between its rounds.
@@ -109,10 +142,9 @@ impl WallClock {
 /// Starts the threads of every disk in service.
 pub(super) fn start(shared: &Arc<Shared>) -> Result<Workers> {
     let mut workers = Workers {
-        threads: Vec::new(),
-        queues: Vec::new(),
-        upper: Vec::new(),
-        upper_queues: Vec::new(),
+        upper: Rank::default(),
+        disks: Rank::default(),
+        lower: Rank::default(),
         chores: None,
         shared: Arc::downgrade(shared),
     };
@@ -137,22 +169,22 @@ pub(super) fn start_disk(
         return Ok(());
     }
     for disk in shared.online_disks() {
-        if workers.queues.iter().any(|queue| Arc::ptr_eq(queue, &disk.flushes)) {
+        if workers.lower.serves(&disk.flushes) {
             continue;
         }
         let flushed = Arc::clone(&disk);
-        workers.spawn(format!("oncelog-flush-{}", disk.id.0), &disk.flushes, move || {
+        workers.lower.spawn(format!("oncelog-flush-{}", disk.id.0), &disk.flushes, move || {
             while let Some(cores) = flushed.flushes.wait(Duration::MAX) {
                 let _at_work = flushed.at_work.read();
                 cores.iter().for_each(|core| core.flush_on(flushed.id));
             }
         })?;
     }
-    if workers.queues.iter().any(|queue| Arc::ptr_eq(queue, &shared.control)) {
+    if workers.lower.serves(&shared.control) {
         return Ok(());
     }
     let (own, queue) = (workers.shared.clone(), Arc::clone(&shared.control));
-    workers.spawn("oncelog-control".into(), &shared.control, move || {
+    workers.lower.spawn("oncelog-control".into(), &shared.control, move || {
         let mut next = Duration::ZERO;
         loop {
             let Some(shared) = own.upgrade() else { return };
@@ -170,7 +202,7 @@ fn start_worker(workers: &mut Workers, disk: &Arc<StoreDisk>) -> Result<()> {
     let (own, worked) = (workers.shared.clone(), Arc::clone(disk));
     let number = disk.worker.fetch_add(1, Ordering::AcqRel) + 1;
     let name = format!("oncelog-disk-{}", disk.id.0);
-    workers.spawn(name, &disk.attention, move || {
+    workers.disks.spawn(name, &disk.attention, move || {
         let mut agenda = Agenda::default();
         while worked.worker.load(Ordering::Acquire) == number {
             let Some(shared) = own.upgrade() else { return };
@@ -217,16 +249,13 @@ impl Shared {
         let mut workers = self.workers.lock();
         let Some(workers) = &mut *workers else { return Ok(()) };
         let (own, watched) = (workers.shared.clone(), Arc::clone(transactions));
-        let thread = start_thread("oncelog-transactions".into(), move || {
+        workers.upper.spawn("oncelog-transactions".into(), transactions.queue(), move || {
             let mut due = Duration::ZERO;
             while let Some(changed) = watched.queue().wait(due) {
                 let Some(shared) = own.upgrade() else { return };
                 due = watched.turn(&shared, &changed);
             }
-        })?;
-        workers.upper.push(thread);
-        workers.upper_queues.push(Arc::clone(transactions.queue()));
-        Ok(())
+        })
     }
 }
 
@@ -293,24 +322,13 @@ fn start_thread(name: String, work: impl FnOnce() + Send + 'static) -> Result<Jo
 }
 
 impl Workers {
-    fn spawn(
-        &mut self,
-        name: String,
-        queue: &Arc<Attention>,
-        work: impl FnOnce() + Send + 'static,
-    ) -> Result<()> {
-        self.threads.push(start_thread(name, work)?);
-        self.queues.push(Arc::clone(queue));
-        Ok(())
-    }
-
     /// Starts the thread that does chores, unless it runs.
     pub(super) fn start_chores(&mut self, chores: &Arc<Chores>) -> Result<()> {
         if self.chores.is_some() {
             return Ok(());
         }
         let done = Arc::clone(chores);
-        self.upper.push(start_thread("oncelog-chores".into(), move || done.work())?);
+        self.upper.threads.push(start_thread("oncelog-chores".into(), move || done.work())?);
         self.chores = Some(Arc::clone(chores));
         Ok(())
     }
@@ -324,27 +342,16 @@ impl Workers {
         timeout: Duration,
         last: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T> {
-        for queue in &self.upper_queues {
-            queue.stop();
-        }
         if let Some(chores) = &self.chores {
             chores.stop();
         }
         let (sender, finished) = channel();
-        // A callback or a waker may close on one of them, which cannot be waited for.
+        // A callback or a waker may close on one of them.
         let own = std::thread::current().id();
-        let end = move |threads: Vec<JoinHandle<()>>| {
-            for thread in threads.into_iter().filter(|thread| thread.thread().id() != own) {
-                let _ = thread.join();
-            }
-        };
         apart(move || {
-            // They may need a lock of somebody who waits for an acknowledgement, which the others bring about.
-            end(self.upper);
-            for queue in &self.queues {
-                queue.stop();
-            }
-            end(self.threads);
+            self.upper.end(own);
+            self.disks.end(own);
+            self.lower.end(own);
             let _own = IsOwn::mark();
             let _ = sender.send(last());
         });

@@ -145,6 +145,8 @@ impl Shared {
         let cores = self.cores();
         for (topic, core) in &cores {
             core.stop_appends();
+            // Nobody else tells it any more that it is to do without a disk.
+            core.fence_left_behind();
             let key = (topic.id, core.partition().partition());
             for (disk, settled) in core.settle_for_close(self.clock.now()) {
                 match (settled, sessions.get_mut(&disk)) {
