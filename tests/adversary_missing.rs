@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use oncelog::simulation::{Clock, Fault, SimDisk};
 use oncelog::{
-    Acks, DiskId, Error, Flush, Offset, Partition, ProducerEpoch, ProducerId, ProducerSequence,
-    ReadOptions, Record, Store, Timestamp, TopicConfig, VerifyOptions,
+    Acks, DiskId, Error, EventKind, Flush, Offset, Partition, ProducerEpoch, ProducerId,
+    ProducerSequence, ReadOptions, Record, Store, Timestamp, TopicConfig, VerifyOptions,
 };
 
 use random::{Random, setting};
@@ -126,6 +126,16 @@ fn inv_03_two_disks_that_went_on_without_each_other_hold_the_same_when_they_are_
             let leader = partition.leader().unwrap();
             let kept = if leader == DiskId(0) { first } else { second };
             assert_eq!(found.len() - 1, kept, "one of them is there wholly");
+            let given_up: Vec<_> = store
+                .events()
+                .filter_map(|event| match event.kind {
+                    EventKind::GaveWay { disk, offsets, .. } => Some((disk, offsets)),
+                    _ => None,
+                })
+                .collect();
+            let lost = u64::try_from(first + second - kept).unwrap();
+            let expected = (lost > 0).then(|| (DiskId(1 - leader.0), Offset(1)..Offset(1 + lost)));
+            assert_eq!(given_up, Vec::from_iter(expected));
             all_have_the_same(&store, &partition, &clock);
         }
     }
