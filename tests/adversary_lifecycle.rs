@@ -214,6 +214,9 @@ fn s18_an_operators_call_keeps_the_directories_until_it_ends() {
             thread::yield_now();
         }
         let closing = scope.spawn(|| store.close(LONG));
+        while !is_over(&store) {
+            thread::yield_now();
+        }
         thread::sleep(Duration::from_millis(400));
         assert!(threaded(&disks[..1]).is_err());
         hanging.heal();

@@ -30,31 +30,23 @@ struct State {
 impl Attention {
     /// Adds a partition, and wakes the worker if it sleeps. False: the worker has ended.
     pub(crate) fn push(&self, core: Weak<Core>) -> bool {
+        self.push_once(&AtomicBool::new(false), core)
+    }
+
+    /// As [`Attention::push`], unless `queued` says that it is there: once the worker has ended, that is no comfort.
+    pub(super) fn push_once(&self, queued: &AtomicBool, core: Weak<Core>) -> bool {
         let mut state = self.state.lock();
         if state.ended {
             return false;
+        }
+        if queued.swap(true, Ordering::AcqRel) {
+            return true;
         }
         state.queue.push(core);
         let sleeping = state.sleeping;
         drop(state);
         if sleeping {
             self.bell.notify_one();
-        }
-        true
-    }
-
-    /// As [`Attention::push`], unless `queued` says that it is there. Also that is of no use once the worker has ended.
-    pub(super) fn push_once(&self, queued: &AtomicBool, core: Weak<Core>) -> bool {
-        let mut state = self.state.lock();
-        if state.ended {
-            return false;
-        }
-        if !queued.swap(true, Ordering::AcqRel) {
-            state.queue.push(core);
-            if state.sleeping {
-                drop(state);
-                self.bell.notify_one();
-            }
         }
         true
     }

@@ -423,11 +423,13 @@ impl Shared {
         let position = self.metadata.lock().witnessed();
         disk.write_unclean(self.id, position)?;
         self.disks.write().insert(disk.id, Arc::clone(disk));
-        match &mut *self.workers.lock() {
-            Some(workers) => background::start_disk(self, workers, disk)?,
-            // A close has taken the threads: nobody would do what the disk's replicas ask for.
-            None if self.options.background => return Err(Error::Closed),
-            None => {}
+        {
+            let mut workers = self.workers.lock();
+            // A close takes the threads: nobody would do what the disk's replicas ask for.
+            self.check_open()?;
+            if let Some(workers) = &mut *workers {
+                background::start_disk(self, workers, disk)?;
+            }
         }
         self.open_replicas(disk);
         disk.session.lock().stale = false;
