@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may fail loudly")]
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
@@ -15,7 +14,7 @@ use oncelog::{
     ProducerSequence, Record, Store, Timestamp, TopicConfig, TopicUpdate, VerifyOptions, Written,
 };
 
-use random::{Random, setting};
+use random::{Random, setting, tell};
 use small_store::{disks, open, pass, read_all, together};
 
 #[path = "common/random.rs"]
@@ -678,12 +677,7 @@ impl World {
 fn tell_story(seed: u64) {
     let mut random = Random(seed);
     let mut world = World::new(seed);
-    let told = catch_unwind(AssertUnwindSafe(|| world.tell(&mut random)));
-    assert!(
-        told.is_ok(),
-        "replay with: ONCELOG_SEED={seed} ONCELOG_STORIES=1 cargo test --all-features --test \
-         adversary_disks"
-    );
+    tell(seed, &format!("{:?}", world.flush), || world.tell(&mut random));
 }
 
 #[test]

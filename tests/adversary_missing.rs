@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may fail loudly")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use oncelog::simulation::{Clock, Fault, SimDisk};
@@ -13,7 +12,7 @@ use oncelog::{
     ProducerSequence, ReadOptions, Record, Store, Timestamp, TopicConfig, VerifyOptions,
 };
 
-use random::{Random, setting};
+use random::{Random, setting, tell};
 
 #[path = "common/random.rs"]
 mod random;
@@ -457,12 +456,7 @@ fn tell_story(seed: u64, count: u64) {
         trace: std::env::var_os("ONCELOG_TRACE").is_some(),
     };
     let what = format!("{count} disks, {:?}, min in-sync {}", world.flush, world.min_insync);
-    let told = catch_unwind(AssertUnwindSafe(|| world.tell(&mut random)));
-    assert!(
-        told.is_ok(),
-        "{what}; replay with: ONCELOG_SEED={seed} ONCELOG_STORIES=1 cargo test --all-features \
-         --test adversary_missing"
-    );
+    tell(seed, &what, || world.tell(&mut random));
 }
 
 /// A majority decides, so that nothing is lost whoever is away.

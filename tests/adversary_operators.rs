@@ -5,7 +5,6 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may fail loudly")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::thread;
@@ -18,7 +17,7 @@ use oncelog::{
 };
 
 use ledger::{COPY, FLEETING, Ledger, Place, SOURCE, Sent, Told, places, read_all, text_of};
-use random::{Random, setting};
+use random::{Random, setting, tell};
 
 #[path = "common/operators_ledger.rs"]
 mod ledger;
@@ -881,14 +880,9 @@ fn tell_story(seed: u64, threads: bool) {
     eprintln!("seed {seed}");
     let mut random = Random(seed);
     let world = World::new(seed, threads);
-    let told = catch_unwind(AssertUnwindSafe(|| {
+    tell(seed, &format!("threads: {threads}"), || {
         if threads { world.tell_at_once(&mut random) } else { world.tell(&mut random) }
-    }));
-    assert!(
-        told.is_ok(),
-        "replay with: ONCELOG_SEED={seed} ONCELOG_STORIES=1 cargo test --all-features --test \
-         adversary_operators"
-    );
+    });
 }
 
 /// Batches of two records each, whose numbers are their offsets.

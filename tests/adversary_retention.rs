@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may fail loudly")]
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use oncelog::simulation::{Clock, Fault, SimDisk};
@@ -15,7 +14,7 @@ use oncelog::{
 };
 
 use attempts::Attempts;
-use random::{Random, setting};
+use random::{Random, setting, tell};
 use small_store::{disks, open, read_all, together};
 
 #[path = "common/attempts.rs"]
@@ -644,12 +643,7 @@ fn tell_story(seed: u64) -> u64 {
     let mut random = Random(seed);
     let mut world = World::new(seed, &mut random);
     let what = format!("{:?}, {:?}", world.time, world.flush);
-    let told = catch_unwind(AssertUnwindSafe(|| world.tell(&mut random)));
-    assert!(
-        told.is_ok(),
-        "{what}; replay with: ONCELOG_SEED={seed} ONCELOG_STORIES=1 cargo test --all-features \
-         --test adversary_retention"
-    );
+    tell(seed, &what, || world.tell(&mut random));
     world.topics[1].lost
 }
 

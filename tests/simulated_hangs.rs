@@ -7,7 +7,6 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may fail loudly")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use oncelog::simulation::{Hang, SimDisk};
@@ -18,7 +17,7 @@ use oncelog::{
 
 use attempts::Attempts;
 use common::{Hanging, LONG};
-use random::{Random, setting};
+use random::{Random, setting, tell};
 
 #[path = "common/attempts.rs"]
 mod attempts;
@@ -350,12 +349,7 @@ fn tell_story(seed: u64) {
     let mut world = World::new(seed, &mut random);
     let what =
         format!("{} disks, {:?}, min in-sync {}", world.disks.len(), world.flush, world.min_insync);
-    let told = catch_unwind(AssertUnwindSafe(|| world.tell(&mut random)));
-    assert!(
-        told.is_ok(),
-        "{what}; replay with: ONCELOG_SEED={seed} ONCELOG_STORIES=1 cargo test --all-features \
-         --test simulated_hangs"
-    );
+    tell(seed, &what, || world.tell(&mut random));
 }
 
 #[test]

@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may fail loudly")]
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use oncelog::simulation::{Clock, Fault, SimDisk, SyncFault};
@@ -14,7 +13,7 @@ use oncelog::{
 };
 
 use attempts::Attempts;
-use random::{Random, setting};
+use random::{Random, setting, tell};
 
 #[path = "common/attempts.rs"]
 mod attempts;
@@ -295,12 +294,7 @@ fn tell_story(seed: u64) {
     let mut world = World::new(seed, &mut random);
     let what =
         format!("{} disks, {:?}, min in-sync {}", world.disks.len(), world.flush, world.min_insync);
-    let told = catch_unwind(AssertUnwindSafe(|| world.tell(&mut random)));
-    assert!(
-        told.is_ok(),
-        "{what}; replay with: ONCELOG_SEED={seed} ONCELOG_STORIES=1 cargo test --all-features \
-         --test simulated_replicas"
-    );
+    tell(seed, &what, || world.tell(&mut random));
 }
 
 #[test]

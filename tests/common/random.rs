@@ -1,9 +1,21 @@
 //! What a random test draws from: the same numbers again for the same seed.
 #![allow(dead_code, reason = "each test draws in some of these ways")]
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 /// A number that whoever runs the test may choose.
 pub(crate) fn setting(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
+/// Tells the story of a seed. After a panic it says what story that was, and how it is told again.
+pub(crate) fn tell(seed: u64, what: &str, story: impl FnOnce()) {
+    let told = catch_unwind(AssertUnwindSafe(story));
+    let test = env!("CARGO_CRATE_NAME");
+    assert!(
+        told.is_ok(),
+        "{what}; replay with: ONCELOG_SEED={seed} ONCELOG_STORIES=1 cargo test --all-features --test {test}"
+    );
 }
 
 /// A linear congruential generator (Knuth's MMIX), of which the upper half is used.
