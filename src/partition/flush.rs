@@ -173,7 +173,7 @@ impl Core {
         wait: &Wait,
         timeout: Duration,
     ) -> Result<Waited, Error> {
-        if !self.is_owner() {
+        if !self.fork.is_owner() {
             // A child has no part in what its parent's files get.
             return Err(self.unacknowledged(wait, Duration::ZERO));
         }

@@ -11,6 +11,7 @@
 //! A failed flush fences the partition in the critical section that learns of it: from then on no
 //! append is accepted and none is acknowledged, and what was read before can still be read.
 
+mod append;
 mod attention;
 mod bed;
 mod core;
@@ -29,9 +30,10 @@ mod scratch;
 mod tend;
 mod ticket;
 
+pub(crate) use append::{Placed, Waiting};
 pub(crate) use attention::Attention;
 pub(crate) use bed::{Bed, News};
-pub(crate) use core::{Core, CoreParts, CoreSettings, Placed, Reign, Waiting, words_of};
+pub(crate) use core::{Core, CoreParts, CoreSettings, Reign, words_of};
 pub(crate) use cut::CoreCut;
 pub(crate) use events::EventLog;
 pub use events::{Event, EventKind, Events};

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::types::{Acks, Offset, guard};
 
-use super::core::{Placed, State, Waiting};
+use super::append::{Placed, Waiting};
+use super::core::State;
 use super::flush::{Wait, Waited};
 use super::{Appended, Core};
 
