@@ -127,6 +127,34 @@ fn a_commit_in_a_callback_for_a_partition_that_stays_does_not_hide_the_next_one(
     assert_eq!(committed(&store), Some(Offset(10)));
 }
 
+/// The whole commit was refused, by what came under the name since.
+#[test]
+fn a_commit_in_a_callback_leaves_out_what_was_deleted_since_it_began() {
+    let store = Arc::new(store(1));
+    append(&store, 0, 10);
+    store.create_topic("u", TopicConfig::new()).unwrap();
+    store.partition("u", 0).unwrap().append(&[Record::new("passing")], Acks::All).unwrap();
+    let mut consumer = grouped(&store).build().unwrap();
+    consumer.subscribe(&["t", "u"]).unwrap();
+    let mut read = 0;
+    while read < 11 {
+        read += consumer.poll(NOW).unwrap().count();
+    }
+    let (weak, (told, hears)) = (Arc::downgrade(&store), channel());
+    consumer.on_rebalance(move |change| {
+        let store = weak.upgrade().unwrap();
+        store.delete_topic("u").unwrap();
+        store.create_topic("u", TopicConfig::new()).unwrap();
+        assert_eq!(change.position_map().len(), 2);
+        told.send(change.commit()).unwrap();
+    });
+    consumer.unsubscribe();
+    hears.recv().unwrap().unwrap();
+    assert_eq!(committed(&store), Some(Offset(10)));
+    let outside = grouped(&store).build().unwrap();
+    assert_eq!(outside.committed(&[("u", 0)]).unwrap(), BTreeMap::new());
+}
+
 #[test]
 fn a_consumer_that_commits_by_itself_takes_no_explicit_commit_back_when_it_is_dropped() {
     for explicit in 0..4 {

@@ -195,8 +195,7 @@ impl Consumer {
     fn chosen(&self, offsets: &OffsetMap) -> Result<Vec<(TopicPartition, CommittedOffset)>> {
         self.group()?;
         let chosen = offsets.iter().map(|(name, held)| {
-            let slot = self.by_name.get(name).and_then(|key| self.slots.get(key));
-            if slot.is_some_and(|slot| slot.partition.is_gone()) {
+            if self.is_gone(name) {
                 return Err(Error::UnknownTopicOrPartition { partition: name.clone() });
             }
             Ok((name.clone(), held.clone()))
@@ -276,6 +275,12 @@ impl Consumer {
         Ok(names.into_iter().zip(found).filter_map(|(name, held)| Some((name, held?))).collect())
     }
 
+    /// Whether it is of a topic that was deleted, whatever has its name now.
+    pub(super) fn is_gone(&self, name: &TopicPartition) -> bool {
+        let slot = self.by_name.get(name).and_then(|key| self.slots.get(key));
+        slot.is_some_and(|slot| slot.partition.is_gone())
+    }
+
     /// Whether a commit was refused because a topic was deleted since its offsets were collected: the next try leaves
     /// them out.
     pub(super) fn is_of_gone(
@@ -283,12 +288,16 @@ impl Consumer {
         error: &Error,
         offsets: &[(TopicPartition, CommittedOffset)],
     ) -> bool {
-        let is_gone = |name: &TopicPartition| {
-            let slot = self.by_name.get(name).and_then(|key| self.slots.get(key));
-            slot.is_some_and(|slot| slot.partition.is_gone())
-        };
-        matches!(error, Error::UnknownTopicOrPartition { .. } | Error::NotAssigned { .. })
-            && offsets.iter().any(|(name, _)| is_gone(name))
+        // Offsets are placed by name: another topic may have it by now, with a shorter log and another owner.
+        let concerns_a_partition = matches!(
+            error,
+            Error::UnknownTopicOrPartition { .. }
+                | Error::OffsetOutOfRange { .. }
+                | Error::NotAssigned { .. }
+                | Error::IllegalGeneration { .. }
+                | Error::RebalanceInProgress { .. }
+        );
+        concerns_a_partition && offsets.iter().any(|(name, _)| self.is_gone(name))
     }
 
     pub(super) fn commit_slice(&self, offsets: &[(TopicPartition, CommittedOffset)]) -> Result<()> {

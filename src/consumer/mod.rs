@@ -419,8 +419,7 @@ impl Consumer {
                     slot.bell.push();
                 }
                 // The topic is gone: the group will take the partition away.
-                Err(Error::UnknownTopicOrPartition { .. })
-                    if matches!(mode, Mode::Subscribed { .. }) => {}
+                Err(_) if matches!(mode, Mode::Subscribed { .. }) && slot.partition.is_gone() => {}
                 Err(error) if parts.is_empty() => {
                     slot.bell.push();
                     return Err(error);
@@ -525,13 +524,12 @@ impl Consumer {
         let Some(mut told) = self.on_rebalance.take() else { return Vec::new() };
         let positions = self.positions_of(|name| partitions.contains(name)).collect();
         let (mut seeks, mut commits) = (Vec::new(), Vec::new());
-        if let Mode::Subscribed { membership: Some(membership), .. } = &self.mode {
+        if let Mode::Subscribed { membership: Some(_), .. } = &self.mode {
             let rebalance = Rebalance {
                 kind,
                 partitions,
                 positions,
-                membership,
-                timeout: self.settings.api_timeout,
+                consumer: self,
                 seeks: RefCell::default(),
                 commits: RefCell::default(),
             };
@@ -559,9 +557,9 @@ impl Consumer {
         let committed = match &self.settings.group {
             None => vec![None; keys.len()],
             Some(group) => {
-                let names: Vec<_> =
-                    keys.iter().map(|key| self.slots[key].partition.name().clone()).collect();
-                match self.store.committed_offsets_now(group, &names, &self.ring)? {
+                // Not by names: a topic may be gone by now, or another have its name.
+                let ids: Vec<_> = keys.iter().map(|key| self.slots[key].partition.id()).collect();
+                match self.store.committed_offsets_now(group, &ids, &self.ring)? {
                     Some(committed) => committed,
                     // A transaction is about to change them: it rings.
                     None => return Ok(()),

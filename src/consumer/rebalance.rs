@@ -4,8 +4,10 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
-use crate::store::{CommittedOffset, Membership};
+use crate::store::CommittedOffset;
 use crate::types::{Offset, TopicPartition};
+
+use super::Consumer;
 
 /// What happens to the partitions of a [`Rebalance`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,8 +30,7 @@ pub struct Rebalance<'a> {
     pub(super) kind: RebalanceKind,
     pub(super) partitions: &'a [TopicPartition],
     pub(super) positions: BTreeMap<TopicPartition, CommittedOffset>,
-    pub(super) membership: &'a Membership,
-    pub(super) timeout: std::time::Duration,
+    pub(super) consumer: &'a Consumer,
     /// Where the application wants to go on; carried out when its function has returned.
     pub(super) seeks: RefCell<Vec<(TopicPartition, Offset)>>,
     pub(super) commits: RefCell<Vec<Committed>>,
@@ -54,12 +55,19 @@ impl Rebalance<'_> {
         &self.positions
     }
 
-    /// Commits [`Rebalance::position_map`].
+    /// Commits [`Rebalance::position_map`]. What was read of a topic that is gone is left out.
     ///
     /// # Errors
     /// As for [`Consumer::commit`](crate::Consumer::commit).
     pub fn commit(&self) -> Result<()> {
-        self.commit_offsets(&self.positions)
+        loop {
+            let there = self.positions.iter().filter(|(at, _)| !self.consumer.is_gone(at));
+            let offsets: Vec<_> = there.map(|(at, held)| (at.clone(), held.clone())).collect();
+            match self.commit_and_note(&offsets) {
+                Err(error) if self.consumer.is_of_gone(&error, &offsets) => {}
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Commits these offsets.
@@ -71,8 +79,12 @@ impl Rebalance<'_> {
         offsets: &BTreeMap<TopicPartition, CommittedOffset>,
     ) -> Result<()> {
         let offsets: Vec<_> = offsets.iter().map(|(at, held)| (at.clone(), held.clone())).collect();
-        let outcome = self.membership.commit(&offsets, self.timeout);
-        self.commits.borrow_mut().push((offsets, outcome.is_ok()));
+        self.commit_and_note(&offsets)
+    }
+
+    fn commit_and_note(&self, offsets: &[(TopicPartition, CommittedOffset)]) -> Result<()> {
+        let outcome = self.consumer.commit_slice(offsets);
+        self.commits.borrow_mut().push((offsets.to_vec(), outcome.is_ok()));
         outcome
     }
 

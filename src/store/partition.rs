@@ -10,6 +10,7 @@ use crate::log::{LogReader, Part, Records};
 use crate::partition::{
     Appended, Author, Core, Placed, ReadOptions, Ticket, Wait, Waiting, Watched,
 };
+use crate::protocol::group::assignment::PartitionId;
 use crate::protocol::metadata::MetadataRecord;
 use crate::protocol::producer_state::batch::Numbering;
 use crate::record::Record;
@@ -531,6 +532,11 @@ impl Partition {
     }
 
     /// Its topic, by the id that no other topic has.
+    /// By its topic's id.
+    pub(crate) fn id(&self) -> PartitionId {
+        PartitionId { topic: self.topic, partition: self.name().partition() }
+    }
+
     pub(crate) fn topic_id(&self) -> TopicId {
         self.topic
     }

@@ -353,20 +353,18 @@ impl Store {
     }
 
     /// As [`Store::committed_offsets`], without waiting; with whether each is acknowledged. `None`: a transaction is about to
-    /// change it, and has `waker` woken when it has.
+    /// change it, and has `waker` woken when it has. Nothing is committed for what was deleted.
     ///
     /// # Errors
-    /// [`Error::UnknownTopicOrPartition`]; what reading the table runs into.
+    /// What reading the table runs into.
     pub(crate) fn committed_offsets_now(
         &self,
         group: &str,
-        partitions: &[TopicPartition],
+        partitions: &[PartitionId],
         waker: &Waker,
     ) -> Result<Option<Vec<Option<Held>>>> {
         let shared = self.shared();
-        let ids: Result<Vec<_>> =
-            partitions.iter().map(|partition| shared.partition_id(partition)).collect();
-        shared.groups()?.offsets.committed_now(shared, group, &ids?, waker)
+        shared.groups()?.offsets.committed_now(shared, group, partitions, waker)
     }
 
     /// What the group has committed, in the order of `partitions`. Waits while a transaction is about to change it, and
