@@ -13,7 +13,8 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use oncelog::{
@@ -24,6 +25,9 @@ use oncelog::{
 const NOBODY: u32 = 65534;
 const LONG: Duration = Duration::from_secs(30);
 
+/// Held while a child is made.
+static COPYING: Mutex<()> = Mutex::new(());
+
 /// Runs the test as nobody if it is root's, to whom nothing is forbidden. False: it was run.
 fn is_root(test: &str) -> bool {
     if fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) != 0) {
@@ -33,13 +37,18 @@ fn is_root(test: &str) -> bool {
     let scratch = tempfile::tempdir().unwrap();
     fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let own = scratch.path().join("test");
-    fs::copy(std::env::current_exe().unwrap(), &own).unwrap();
     let home = scratch.path().join("home");
     fs::create_dir(&home).unwrap();
     chown(&home, Some(NOBODY), Some(NOBODY)).unwrap();
-    let mut child = Command::new(own);
+    let mut child = Command::new(&own);
     child.args(["--exact", test, "--nocapture"]).env("TMPDIR", &home).current_dir(&home);
-    let output = child.uid(NOBODY).gid(NOBODY).output().unwrap();
+    child.uid(NOBODY).gid(NOBODY).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Another test's child, made meanwhile, would hold the file open for writing: ETXTBSY.
+    let alone = COPYING.lock().unwrap();
+    fs::copy(std::env::current_exe().unwrap(), own).unwrap();
+    let child = child.spawn().unwrap();
+    drop(alone);
+    let output = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
     print!("{said}");
