@@ -339,6 +339,8 @@ impl MetadataState {
                 partition.high_watermark = *high_watermark;
                 if let (true, Some(start)) = (renewed, start) {
                     partition.history.begin(*epoch, *start);
+                    // Whatever order the records came in: a compacted log gives the start last.
+                    partition.history.drop_below(partition.log_start);
                 }
             }
             MetadataRecord::ReplicasChanged { id, partition, replicas } => {
