@@ -140,6 +140,83 @@ fn inv_03_two_disks_that_went_on_without_each_other_hold_the_same_when_they_are_
     }
 }
 
+/// What one disk deleted was damage to the other's metadata, which were the newer ones: readers met it, and part of it
+/// came back.
+#[test]
+fn inv_03_what_a_disk_deleted_alone_is_deleted_if_it_leads_and_is_copied_to_it_if_not() {
+    for (others, appends, replicas) in [(0, 8, 2), (8, 0, 2), (0, 8, 1)] {
+        for cut in [0, 100, 250] {
+            let (disks, clock) = (disks_from(1, 2), Clock::manual(Timestamp(1_000_000)));
+            let store = open(&disks, &clock, &[]).unwrap();
+            let config = TopicConfig::new().replication_factor(replicas).min_insync_replicas(1);
+            store.create_topic("t", config.flush(Flush::OnAck).segment_bytes(4096)).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            let keeper = partition.leader().unwrap();
+            let other = DiskId(1 - keeper.0);
+            let long = |what: &str| format!("{what}{}", "x".repeat(1000));
+            for at in 0..40 {
+                let value = long(&format!("{at}"));
+                partition.append(&[Record::new(value.as_bytes())], Acks::All).unwrap();
+            }
+            store.close(SECOND).unwrap();
+            drop((store, partition));
+            let store = open(&disks, &clock, &[usize::from(other.0)]).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            partition.delete_records(Offset(30)).unwrap();
+            for _ in 0..appends {
+                partition.append(&[Record::new("of the one")], Acks::All).unwrap();
+            }
+            store.close(SECOND).unwrap();
+            drop((store, partition));
+            // And the other one's metadata are newer.
+            for _ in 0..3 {
+                let store = open(&disks, &clock, &[usize::from(keeper.0)]).unwrap();
+                for _ in 0..others {
+                    let partition = store.partition("t", 0).unwrap();
+                    partition.append(&[Record::new("of the other")], Acks::All).unwrap();
+                }
+                store.create_topic(&format!("u{}", clock.now().0), TopicConfig::new()).unwrap();
+                clock.advance(SECOND);
+                store.close(SECOND).unwrap();
+            }
+            // A crash amid the opening that settles it changes nothing.
+            if cut > 0 {
+                disks[usize::from(keeper.0)].crash_at(cut);
+                drop(open(&disks, &clock, &[]));
+                disks[usize::from(keeper.0)].kill();
+                disks.iter().for_each(SimDisk::process_restart);
+            }
+            let store = open(&disks, &clock, &[]).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            settle(&store, &clock);
+            let start = partition.log_start_offset();
+            let found = read_all(&partition).unwrap();
+            let leads = partition.leader() == Some(keeper);
+            assert_eq!(leads, others == 0, "who was used leads");
+            assert_eq!(start, if leads { Offset(30) } else { Offset(0) });
+            let end = partition.high_watermark();
+            assert_eq!(found.len() as u64, end.0 - start.0, "cut at {cut}");
+            for (at, value) in found.range(..40) {
+                assert_eq!(value, long(&at.to_string()).as_bytes());
+            }
+            let damaged =
+                store.events().any(|event| matches!(event.kind, EventKind::Damaged { .. }));
+            assert!(!(leads && damaged), "what was deleted is no damage");
+            if replicas == 2 {
+                all_have_the_same(&store, &partition, &clock);
+                assert_eq!(partition.log_start_offset(), start);
+            }
+            store.close(SECOND).unwrap();
+            drop((store, partition));
+            let store = open(&disks, &clock, &[]).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            let again = read_all(&partition).unwrap();
+            let what = format!("{others}, {appends}, {replicas}, cut at {cut}");
+            assert!(again == found, "{what}: {:?} of {:?}", again.keys(), found.keys());
+        }
+    }
+}
+
 struct World {
     disks: Vec<SimDisk>,
     clock: Clock,

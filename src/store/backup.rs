@@ -148,7 +148,10 @@ impl Shared {
             match self.copy_partition(&cut, target, report) {
                 Ok((copied, producers)) => {
                     logs.insert((topic.id, number), copied);
-                    ends.insert((topic.id, number), LogEnd { end: copied.end, producers });
+                    ends.insert(
+                        (topic.id, number),
+                        LogEnd { end: copied.end, producers, ..LogEnd::default() },
+                    );
                     report.partitions += 1;
                 }
                 Err(Lost::Failed(error)) => return Err(error),

@@ -151,7 +151,7 @@ impl Shared {
             for (disk, settled) in core.settle_for_close(self.clock.now()) {
                 match (settled, sessions.get_mut(&disk)) {
                     (Ok((end, producers)), Some(Some(session))) => {
-                        session.ends.insert(key, LogEnd { end, producers });
+                        session.ends.insert(key, LogEnd { end, producers, ..LogEnd::default() });
                     }
                     (Err(error), session) => {
                         if let Some(session) = session {

@@ -102,6 +102,11 @@ impl StoreDisk {
         self.session.lock().strayed
     }
 
+    /// Before which offset it has deleted the log while it went on without the other disk, if that is still to be settled.
+    pub(super) fn deleted_alone(&self, log: (TopicId, u32)) -> Offset {
+        self.session.lock().ends.get(&log).map_or(Offset::ZERO, |known| known.start)
+    }
+
     /// Says in the session file that the store is in use. In memory, the session stays what the last stop
     /// left: recovery goes by it.
     pub(super) fn write_unclean(
@@ -135,6 +140,18 @@ impl LastStop {
     pub(super) fn forget(&self) -> Result<()> {
         let mut session = self.disk.session.lock();
         session.ends.remove(&self.log).map_or(Ok(()), |_| self.write(&session))
+    }
+
+    /// Where the log begins is settled: from now on, also after a crash, the metadata say it alone.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NoSpace`].
+    pub(super) fn settle_start(&self) -> Result<()> {
+        let mut session = self.disk.session.lock();
+        let known = session.ends.get_mut(&self.log).filter(|known| known.start > Offset::ZERO);
+        let Some(known) = known else { return Ok(()) };
+        known.start = Offset::ZERO;
+        self.write(&session)
     }
 
     fn write(&self, session: &Session) -> Result<()> {

@@ -25,7 +25,7 @@ use crate::protocol::metadata::{
     FrameEnd, FrameReader, MetadataRecord, MetadataState, encode_frame, find_valid_frame_after,
 };
 use crate::storage::{Disk, File, OpenMode, parent, read_small, replace_file, write_all_at};
-use crate::types::{DiskId, StoreId};
+use crate::types::{DiskId, Offset, StoreId, TopicId};
 
 use super::background::apart;
 use super::layout::METADATA;
@@ -83,8 +83,8 @@ struct FoundDisk {
     stale: Vec<usize>,
     /// Those of them that are sound, and merely older.
     behind: Vec<usize>,
-    /// It has what the newest lacks.
-    strayed: bool,
+    /// What it decided, if it has what the newest lacks.
+    strayed: Option<MetadataState>,
 }
 
 impl Found {
@@ -144,6 +144,7 @@ impl Found {
         for (at, name_at, copy, bytes) in &copies {
             let found = &mut found[*at];
             found.present = true;
+            let is_newer = copy.last >= found.last;
             found.last = found.last.max(copy.last);
             if copy.end.is_none() && bytes.get(..sound.len()) == Some(sound) {
                 found.stale.retain(|stale| stale != name_at);
@@ -154,7 +155,9 @@ impl Found {
             let own = &bytes[..usize::try_from(copy.position).expect("within the bytes")];
             // Of more than two, a majority has decided; what one has beyond that was never relied upon.
             let of_two = [&copy.state, &chosen.state].iter().any(|all| all.disks().count() == 2);
-            found.strayed |= of_two && !sound.starts_with(own);
+            if of_two && !sound.starts_with(own) && (is_newer || found.strayed.is_none()) {
+                found.strayed = Some(copy.state.clone());
+            }
         }
         Ok(Some(Self {
             state: chosen.state.clone(),
@@ -178,7 +181,23 @@ impl Found {
     /// Whether the disk at place `at`, one of two, decided what the newest does not know: each may have gone on without
     /// the other. A log that was written anew meanwhile seems to have strayed as well.
     pub(super) fn strayed(&self, at: usize) -> bool {
-        self.disks[at].strayed
+        self.disks[at].strayed.is_some()
+    }
+
+    /// Before which offsets the disk at place `at` has deleted records of which the newest does not know.
+    pub(super) fn deleted_alone(&self, at: usize) -> Vec<((TopicId, u32), Offset)> {
+        let mut starts = Vec::new();
+        for own in self.disks[at].strayed.iter().flat_map(MetadataState::topics) {
+            let known = self.state.topic_by_name(&own.name).filter(|known| known.id == own.id);
+            let Some((id, known)) = known.map(|known| (known.id, known)) else { continue };
+            let both = own.partitions.iter().zip(&known.partitions);
+            for (number, (own, known)) in (0..).zip(both) {
+                if own.log_start > known.log_start {
+                    starts.push(((id, number), own.log_start));
+                }
+            }
+        }
+        starts
     }
 
     /// The disk at place `at` failed: it takes no part.

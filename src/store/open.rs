@@ -24,7 +24,9 @@ use crate::protocol::metadata::{MetadataRecord, MetadataState, PartitionState};
 use crate::protocol::replication::{Candidate, elect, eligible_after};
 use crate::segment::{Identity, Place, WriteHow};
 use crate::storage::{BufferPool, Clock, Disk, ForkGuard};
-use crate::types::{DiskId, Flush, LeaderEpoch, Offset, StorageMode, StoreId, TopicPartition};
+use crate::types::{
+    DiskId, Flush, LeaderEpoch, Offset, StorageMode, StoreId, TopicId, TopicPartition,
+};
 
 use super::builder::Options;
 use super::chores::Chores;
@@ -162,6 +164,9 @@ fn open_metadata(
         }
         let strays = found.strayed(*at);
         session.strayed |= strays;
+        for (log, start) in found.deleted_alone(*at) {
+            session.ends.entry(log).or_default().start = start;
+        }
         if (older || strays)
             && !options.read_only
             // Before its metadata are brought up to date, after which nobody could tell.
@@ -414,10 +419,12 @@ impl Shared {
         found.retain(|(disk, _)| disk.is_online());
         let mut unrepaired = Vec::new();
         let (reign, leader) = if alone && described.stale.is_empty() {
-            (reign_of(&described), found.first().map(|(disk, _)| disk.id))
+            let leader = found.first().map(|(disk, _)| disk.id);
+            self.settle_start(topic, partition, &described, leader, &mut found, &mut damages)?;
+            (reign_of(&described), leader)
         } else {
-            let chosen =
-                self.choose_leader(topic, partition, &described, &config, &mut found, &damages)?;
+            let (logs, bad) = (&mut found, &mut damages);
+            let chosen = self.choose_leader(topic, partition, &described, &config, logs, bad)?;
             unrepaired = self.repair_all(partition, &mut found, &damages);
             if let Some(leader) = chosen.1 {
                 self.tell_leader(partition, leader, &mut found);
@@ -488,10 +495,14 @@ impl Shared {
     ) -> Result<(Recovered, Vec<Offset>)> {
         let place = self.place(topic, partition, &disk.disk);
         let suspect = described.suspects.get(&disk.id).copied();
-        let (clean, LogEnd { end: proven, producers }) = {
+        let log = (topic.id, partition.partition());
+        if !first {
+            // It follows.
+            self.last_stop(disk, log).settle_start()?;
+        }
+        let (clean, LogEnd { end: proven, producers, start }) = {
             let session = disk.session.lock();
-            let key = (topic.id, partition.partition());
-            let end = session.ends.get(&key).copied().unwrap_or_default();
+            let end = session.ends.get(&log).copied().unwrap_or_default();
             // After an unclean stop everything was recovered when the store was opened; a log that is
             // first used later has no files, or had none then.
             (first && session.clean && suspect.is_none() && !disk.is_stale(), end)
@@ -514,7 +525,7 @@ impl Shared {
                 proven_end: proven.max(shown.unwrap_or_default()),
                 clean,
                 same_boot: disk.same_boot,
-                log_start: described.log_start,
+                log_start: described.log_start.max(start),
                 rewrite: config.flush != Flush::Os || suspect.is_some(),
                 epoch: described.leader_epoch,
                 // The one that led last sealed the batches of its reign, and copied those before; where there never
@@ -529,11 +540,7 @@ impl Shared {
                 mapped: !first,
             },
         )?;
-        recovered.log.set_witness(Arc::new(LastStop {
-            disk: Arc::clone(disk),
-            store: self.id,
-            log: (topic.id, partition.partition()),
-        }));
+        recovered.log.set_witness(Arc::new(self.last_stop(disk, log)));
         let mut damaged = Vec::new();
         for loss in std::mem::take(&mut recovered.losses) {
             if let Loss::Damaged { from, .. } = &loss {
@@ -564,7 +571,7 @@ impl Shared {
         described: &PartitionState,
         config: &TopicConfig,
         found: &mut Vec<(Arc<StoreDisk>, Log)>,
-        damages: &[(DiskId, Offset)],
+        damages: &mut Vec<(DiskId, Offset)>,
     ) -> Result<(Reign, Option<DiskId>)> {
         let now = self.clock.now();
         let mut reign = reign_of(described);
@@ -668,6 +675,7 @@ impl Shared {
                 Some(elected.disk)
             }
         };
+        self.settle_start(topic, partition, described, leader, found, damages)?;
         let leader_end = candidates.iter().find(|c| Some(c.disk) == leader).map(|c| c.end);
         let of_leader = found.iter().find(|(disk, _)| Some(disk.id) == leader && strayed);
         let of_leader = of_leader.map(|(_, log)| Arc::clone(log.reader()));
@@ -694,6 +702,61 @@ impl Shared {
         }
         self.leave_out(partition, found, failed);
         Ok((reign, leader))
+    }
+
+    /// Where a disk deleted records while it went on without the other: if it leads, they are deleted; else the leader may
+    /// know other records at these offsets, and all that it has is copied from there.
+    fn settle_start(
+        &self,
+        topic: &Topic,
+        partition: &TopicPartition,
+        described: &PartitionState,
+        leader: Option<DiskId>,
+        found: &mut Vec<(Arc<StoreDisk>, Log)>,
+        damages: &mut Vec<(DiskId, Offset)>,
+    ) -> Result<()> {
+        let key = (topic.id, partition.partition());
+        let starts = found.iter().map(|(disk, _)| (disk.id, disk.deleted_alone(key)));
+        let starts: Vec<_> = starts.filter(|(_, start)| *start > described.log_start).collect();
+        if starts.is_empty() || leader.is_none() {
+            return Ok(());
+        }
+        let mut described = described.clone();
+        if let Some((_, start)) = starts.iter().find(|(disk, _)| Some(*disk) == leader) {
+            described.log_start = *start;
+            let (id, partition, offset) = (key.0, key.1, *start);
+            let raised = MetadataRecord::LogStartRaised { id, partition, offset };
+            self.metadata.lock().commit(&raised)?;
+        }
+        let mut failed = Vec::new();
+        let config = Arc::clone(&*topic.config.read());
+        for at in (0..found.len()).rev() {
+            let disk = Arc::clone(&found[at].0);
+            let settled = self.last_stop(&disk, key).settle_start();
+            if Some(disk.id) == leader {
+                continue; // the metadata say it by now
+            }
+            // Two would write to the same files.
+            drop(found.remove(at));
+            damages.retain(|(damaged, _)| *damaged != disk.id);
+            described.suspects.remove(&disk.id);
+            let opened = settled.and_then(|()| {
+                self.open_replica(topic, partition, &disk, &described, &config, true)
+            });
+            match opened {
+                Ok((recovered, damaged)) => {
+                    damages.extend(damaged.into_iter().map(|offset| (disk.id, offset)));
+                    found.insert(at, (disk, recovered.log));
+                }
+                Err(error) => failed.push((disk.id, error)),
+            }
+        }
+        self.leave_out(partition, found, failed);
+        Ok(())
+    }
+
+    pub(super) fn last_stop(&self, disk: &Arc<StoreDisk>, log: (TopicId, u32)) -> LastStop {
+        LastStop { disk: Arc::clone(disk), store: self.id, log }
     }
 
     /// Takes what one replica has lost from the others. What nobody has stays damaged. Returns what is to be tried again.

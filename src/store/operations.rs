@@ -19,7 +19,7 @@ use crate::storage::{Disk, RealDisk};
 use crate::types::{DiskId, TopicPartition};
 
 use super::builder::DISKS_MAX;
-use super::disks::{self, Given, LastStop, StoreDisk};
+use super::disks::{self, Given, StoreDisk};
 use super::layout::{self, DirectoryIdentity, IdentityFile};
 use super::metadata_log::{Found, MetadataLog};
 use super::open::{replica, stale_replicas};
@@ -666,7 +666,7 @@ impl Shared {
         let place = self.place(topic, &slot.partition, &disk.disk);
         let log = (topic.id, slot.partition.partition());
         // First: files that are gone before would be missed.
-        LastStop { disk: Arc::clone(disk), store: self.id, log }.forget()?;
+        self.last_stop(disk, log).forget()?;
         super::topics::remove_tree(&*disk.disk, &place.directory)
             .map_err(|error| place.io_error("", "remove", error))
     }

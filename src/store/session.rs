@@ -8,7 +8,7 @@
 //!
 //! Bytes: magic (8), version u32, flags u32 (bit 0: clean, bit 1: stale, bit 2: strayed), boot u128, seed u32, count u32, metadata
 //! term u64 and index u64, disks u64 (bit n: disk n was in service), then `count` entries (topic u64, partition
-//! u32, flags u32 (bit 0: there are producers), end u64), CRC-32 of it all.
+//! u32, flags u32 (bit 0: there are producers), end u64, start u64), CRC-32 of it all.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ use super::layout::SESSION;
 const MAGIC: &[u8; 8] = b"oncesess";
 const VERSION: u32 = 1;
 const HEAD_BYTES: usize = 64;
-const ENTRY_BYTES: usize = 24;
+const ENTRY_BYTES: usize = 32;
 const CLEAN: u32 = 1;
 const STALE: u32 = 2;
 const STRAYED: u32 = 4;
@@ -35,6 +35,8 @@ pub(super) struct LogEnd {
     pub(super) end: Offset,
     /// Whether there were producers to remember.
     pub(super) producers: bool,
+    /// Of a disk that strayed: what lies before was deleted there, of which the metadata that hold do not know.
+    pub(super) start: Offset,
 }
 
 /// What is known of the last stop.
@@ -76,6 +78,7 @@ impl Session {
             let flags = if end.producers { PRODUCERS } else { 0 };
             bytes.extend_from_slice(&flags.to_le_bytes());
             bytes.extend_from_slice(&end.end.0.to_le_bytes());
+            bytes.extend_from_slice(&end.start.0.to_le_bytes());
         }
         let crc = crc32fast::hash(&bytes);
         bytes.extend_from_slice(&crc.to_le_bytes());
@@ -100,10 +103,12 @@ impl Session {
             let partition = u32::from_le_bytes(*entry[8..].first_chunk()?);
             let flags = u32::from_le_bytes(*entry[12..].first_chunk()?);
             let end = Offset(u64::from_le_bytes(*entry[16..].first_chunk()?));
-            if end > Offset::MAX {
+            let start = Offset(u64::from_le_bytes(*entry[24..].first_chunk()?));
+            if end.max(start) > Offset::MAX {
                 return None;
             }
-            ends.insert((topic, partition), LogEnd { end, producers: flags & PRODUCERS != 0 });
+            let producers = flags & PRODUCERS != 0;
+            ends.insert((topic, partition), LogEnd { end, producers, start });
         }
         Some(Self {
             clean: u32_at(12)? & CLEAN != 0,
@@ -157,7 +162,7 @@ mod tests {
     #[test]
     fn a_session_comes_back_as_it_was_written_and_no_flipped_byte_is_believed() {
         let store = StoreId(7);
-        let end = |end, producers| LogEnd { end: Offset(end), producers };
+        let end = |end, producers| LogEnd { end: Offset(end), producers, start: Offset(2) };
         let ends =
             BTreeMap::from([((TopicId(1), 0), end(5, false)), ((TopicId(2), 3), end(9, true))]);
         let (clean, stale, strayed, metadata) = (true, true, true, (2, 17));
@@ -175,9 +180,13 @@ mod tests {
 
     #[test]
     fn an_end_behind_all_offsets_is_not_believed() {
-        let entry = |end| ((TopicId(1), 0), LogEnd { end, producers: false });
-        for (end, sound) in [(Offset::MAX, true), (Offset(Offset::MAX.0 + 1), false)] {
-            let session = Session { ends: BTreeMap::from([entry(end)]), ..Session::default() };
+        let (last, behind) = (Offset::MAX, Offset(Offset::MAX.0 + 1));
+        let entry = |end, start| ((TopicId(1), 0), LogEnd { end, producers: false, start });
+        for (end, start, sound) in
+            [(last, last, true), (behind, last, false), (last, behind, false)]
+        {
+            let ends = BTreeMap::from([entry(end, start)]);
+            let session = Session { ends, ..Session::default() };
             let decoded = Session::decode(&session.encode(StoreId(7)), StoreId(7));
             assert_eq!(decoded, sound.then_some(session));
         }
