@@ -132,9 +132,6 @@ impl Shared {
     /// well.
     fn close_all(self: &Arc<Self>, operates: bool) -> Result<()> {
         self.chores.close();
-        if let Some(groups) = self.groups.get() {
-            groups.wake_waiting();
-        }
         if let Some(transactions) = self.known_transactions() {
             transactions.note_all(self);
         }
@@ -165,6 +162,10 @@ impl Shared {
             // A flush that failed just now must be known to the next open.
             self.settle_one(core);
             core.close();
+        }
+        // Not before: who holds what this takes may wait for a log.
+        if let Some(groups) = self.groups.get() {
+            groups.wake_waiting();
         }
         let mut metadata = self.metadata.lock();
         if outcome.is_ok() {

@@ -181,25 +181,31 @@ impl Shared {
     }
 }
 
+/// Waits until all that is in the log is on every replica that counts. Returns its end.
+///
+/// # Errors
+/// [`Error::TimedOut`], [`Error::NoLeader`] when too few replicas are there to be sure of it.
+pub(super) fn safe_end(shared: &Shared, core: &Arc<Core>, patience: Duration) -> Result<Offset> {
+    let end = core.log_end();
+    if end > core.log_start() {
+        let last = Offset(end.0 - 1);
+        let wait = Wait::new(last..end, Acks::All, core.leader_epoch());
+        let settled = core.wait_settled(&wait, patience, &|| shared.settle_one(core));
+        settled.map_err(Error::of_others)?;
+    }
+    Ok(end)
+}
+
 impl InternalTopic {
-    /// Reads the log from its start to its end, in order. What is read is safe: on every replica that counts.
+    /// Reads the log from its start to `end`, in order: as far as it is safe.
     ///
     /// # Errors
-    /// [`Error::Corrupt`]: a table with a hole is none. [`Error::TimedOut`], [`Error::NoLeader`] when too few
-    /// replicas are there to be sure of it.
+    /// [`Error::Corrupt`]: a table with a hole is none. [`Error::NoLeader`].
     pub(super) fn replay(
         &mut self,
-        shared: &Shared,
+        end: Offset,
         mut take: impl FnMut(Entry<'_>) -> Result<()>,
     ) -> Result<()> {
-        let end = self.core.log_end();
-        if end > self.core.log_start() {
-            let last = Offset(end.0 - 1);
-            let wait = Wait::new(last..end, Acks::All, self.core.leader_epoch());
-            let (core, patience) = (&self.core, shared.patience(shared.options.append_timeout));
-            let settled = core.wait_settled(&wait, patience, &|| shared.settle_one(core));
-            settled.map_err(Error::of_others)?;
-        }
         self.log_bytes = 0;
         let mut offset = self.core.log_start();
         while offset < end {
@@ -431,7 +437,8 @@ mod tests {
             thread::yield_now();
         }
         let mut found = BTreeSet::new();
-        let read = topic.replay(shared, |entry| {
+        let end = safe_end(shared, topic.core(), Duration::from_secs(10)).unwrap();
+        let read = topic.replay(end, |entry| {
             if let Entry::Record { key, .. } = entry {
                 found.insert(key.to_vec());
             }

@@ -19,7 +19,7 @@ use crate::protocol::group::offsets::{OffsetTable, RecordPlace};
 use crate::protocol::group::records::{CommittedOffset, GroupRecord};
 use crate::record::{Marker, Record};
 use crate::store::Shared;
-use crate::store::internal_topic::{Entry, InternalTopic, Live, Rewritten};
+use crate::store::internal_topic::{Entry, InternalTopic, Live, Rewritten, safe_end};
 use crate::types::{Acks, LeaderEpoch, Offset, Outcome, ProducerSequence, TopicPartition};
 
 use super::{GROUP_TOPIC, Held, shown};
@@ -62,7 +62,9 @@ impl Offsets {
             rewritten: None,
             wakers: Vec::new(),
         };
-        table.read(shared)?;
+        let patience = shared.patience(shared.options.append_timeout);
+        let epoch = core.leader_epoch();
+        table.read(epoch, safe_end(shared, &core, patience)?)?;
         Ok(Self { core, partition, table: Mutex::new(table), decided: Condvar::new() })
     }
 
@@ -72,12 +74,27 @@ impl Offsets {
     }
 
     fn lock(&self, shared: &Shared) -> Result<MutexGuard<'_, Table>> {
-        let mut table = self.table.lock();
-        if table.epoch != Some(self.core.leader_epoch()) {
-            table.read(shared)?;
-            self.decided.notify_all();
+        loop {
+            let mut table = self.table.lock();
+            // First: what is read under another than it is read again.
+            let epoch = self.core.leader_epoch();
+            if table.epoch == Some(epoch) {
+                return Ok(table);
+            }
+            match safe_end(shared, &self.core, Duration::ZERO) {
+                Ok(end) => {
+                    table.read(epoch, end)?;
+                    self.decided.notify_all();
+                }
+                Err(Error::TimedOut { .. }) => {
+                    // Whoever tells of another leader does not wait for it.
+                    drop(table);
+                    let patience = shared.patience(shared.options.append_timeout);
+                    safe_end(shared, &self.core, patience)?;
+                }
+                Err(error) => return Err(error),
+            }
         }
-        Ok(table)
     }
 
     /// Looks something up.
@@ -349,11 +366,10 @@ impl Table {
         found.collect()
     }
 
-    fn read(&mut self, shared: &Shared) -> Result<()> {
+    fn read(&mut self, epoch: LeaderEpoch, end: Offset) -> Result<()> {
         self.epoch = None;
-        let epoch = self.log.core().leader_epoch();
         let mut offsets = OffsetTable::default();
-        self.log.replay(shared, |entry| {
+        self.log.replay(end, |entry| {
             match entry {
                 Entry::Record { at, transaction, key, value } => {
                     let record = GroupRecord::decode(key, value).map_err(corrupt)?;

@@ -37,7 +37,7 @@ use crate::types::{Flush, Mix, Offset, Outcome, Timestamp, TopicId};
 
 use super::background::try_apart;
 use super::groups::GROUP_TOPIC;
-use super::internal_topic::{Begun, Entry, InternalTopic, Live, Rewritten};
+use super::internal_topic::{Begun, Entry, InternalTopic, Live, Rewritten, safe_end};
 use super::{Partition, Shared, Topic};
 use markers::Reports;
 pub(super) use settle::Settler;
@@ -197,7 +197,9 @@ impl Transactions {
     fn load(shared: &Arc<Shared>, mut topic: InternalTopic) -> Result<(Arc<Self>, Vec<Job>)> {
         let mut replay = Replay::default();
         let mut table = HashMap::new();
-        topic.replay(shared, |entry| {
+        let patience = shared.patience(shared.options.append_timeout);
+        let end = safe_end(shared, topic.core(), patience)?;
+        topic.replay(end, |entry| {
             if let Entry::Record { key, value, .. } = entry {
                 let record = TransactionRecord::decode(key, value).map_err(corrupt)?;
                 replay.apply(record);
