@@ -118,7 +118,12 @@ impl Progress {
             disk: start.disk,
             end: start.end,
             flushed: start.flushed,
-            membership: if start.in_sync { Membership::In } else { Membership::Out },
+            membership: match (start.in_sync, start.online) {
+                (true, true) => Membership::In,
+                // It failed while the election was written down.
+                (true, false) => Membership::Leaving,
+                (false, _) => Membership::Out,
+            },
             online: start.online,
             caught_up_at: None,
         }));
@@ -487,6 +492,21 @@ mod tests {
         progress.on_isr(&proposal, Flush::Os);
         assert_eq!(progress.high_watermark(), Offset(9));
         assert_eq!(progress.proposal(), None);
+    }
+
+    /// It held up every append for as long as a replica may lag.
+    #[test]
+    fn repl_09_one_that_fails_between_election_and_reign_leaves_at_once() {
+        let mut progress = Progress::recovered(Offset(0), Offset(9), Offset(9));
+        let gone = FollowerStart { online: false, ..in_sync(2) };
+        let followers = [in_sync(1), gone];
+        progress.begin_reign(true, Offset(0), Offset(0), 2, &followers, Flush::Os);
+        progress.on_followed(DiskId(1), Offset(9), Flush::Os);
+        assert_eq!(progress.high_watermark(), Offset(0), "it counts until that is durable");
+        let proposal = progress.proposal().unwrap();
+        assert_eq!(proposal, [DiskId(1)]);
+        progress.on_isr(&proposal, Flush::Os);
+        assert_eq!(progress.high_watermark(), Offset(9));
     }
 
     #[test]
