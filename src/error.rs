@@ -555,6 +555,12 @@ impl Error {
             Self::NotEnoughReplicasAfterAppend { partition, in_sync, required, .. } => {
                 Self::NotEnoughReplicas { partition, in_sync, required }
             }
+            Self::Io { path, action, source, .. } => {
+                Self::Io { path, action, written: Written::No, source }
+            }
+            Self::DiskOffline { partition, disk, at_risk, cause, .. } => {
+                Self::DiskOffline { partition, disk, at_risk, cause, written: Written::No }
+            }
             error => error,
         }
     }

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use oncelog::simulation::{Clock, Fault, Hang, SimDisk};
 use oncelog::{
-    Acks, CommittedOffset, Consumer, DiskId, Error, ErrorClass, Flush, Offset, ProducerEpoch,
-    ProducerId, ProducerSequence, Record, StartAt, Store, Timestamp, TopicConfig, TopicPartition,
-    TransactionOutcome, Written,
+    Acks, CommittedOffset, Consumer, DiskId, Error, ErrorClass, Flush, Offset, Producer,
+    ProducerEpoch, ProducerId, ProducerSequence, Record, StartAt, Store, Timestamp, TopicConfig,
+    TopicPartition, TransactionOutcome, Written,
 };
 
 use common::{Hanging, LONG};
@@ -347,4 +347,30 @@ fn who_waits_for_what_others_wrote_is_not_told_that_it_was_written() {
     disks[1..].iter().for_each(|disk| disk.fail_from(1, Fault::Eio));
     let told = consumer(&store).commit_offsets(&at(2)).unwrap_err();
     assert_eq!((told.class(), told.written()), (ErrorClass::Retriable, Written::No), "{told:?}");
+}
+
+/// As above, where the flush fails for which they wait.
+#[test]
+fn s8_who_waits_for_a_flush_that_fails_is_not_told_that_it_may_have_written() {
+    let outcome = |waits: fn(&Store, &Producer) -> Result<(), Error>| {
+        let disk = SimDisk::new(1);
+        let store = open_still(&disk);
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        store.partition("t", 0).unwrap().append(&[Record::new("x")], Acks::All).unwrap();
+        let mut reader = reader(&store);
+        assert_eq!(reader.poll(Duration::ZERO).unwrap().count(), 1);
+        let named = store.producer().name("source").build().unwrap();
+        let sent = named.send(Record::to("t").value("y")).unwrap();
+        reader.commit_async(|_| ()).unwrap();
+        disk.fail_from(1, Fault::Eio);
+        let told = waits(&store, &named).unwrap_err();
+        assert!(matches!(told, Error::DiskOffline { .. }), "{told:?}");
+        assert_eq!(told.written(), Written::No, "{told:?}");
+        assert_eq!(sent.wait(LONG).unwrap_err().written(), Written::Unknown);
+    };
+    outcome(|store, _| {
+        let consumer = store.consumer().group("g").build()?;
+        consumer.committed(&[("t", 0)]).map(drop)
+    });
+    outcome(|_, named| named.next_sequence("t", 0).map(drop));
 }

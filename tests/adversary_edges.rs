@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Wake, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use oncelog::simulation::{Clock, SimDisk};
 use oncelog::{
@@ -683,7 +683,7 @@ impl Wake for Unpark {
 
 /// Polls by hand, with another waker each time, and gives up after a while.
 fn block_on(mut sent: oncelog::Delivery) -> Result<oncelog::RecordMetadata, Error> {
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     loop {
         let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
         let polled = Pin::new(&mut sent).poll(&mut Context::from_waker(&waker));
@@ -764,7 +764,7 @@ fn topics_that_come_again_and_grow_hold_what_was_acknowledged_to_each_once() {
                 .filter(|(value, _, outcome)| value.starts_with(kind) && outcome.is_ok())
                 .count()
         };
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         while ["0.", "1.", "2.", "3.", "4."].iter().any(|kind| seen(kind) < 20) {
             assert!(started.elapsed() < LONG, "one does not find the topic again");
             std::thread::yield_now();
@@ -836,5 +836,28 @@ fn s23_prod_20_a_clock_that_goes_away_and_comes_back_between_two_looks_ages_nobo
             store.run_background();
         }
         assert_eq!(append(&store, 2, 0).duplicate, away > 0);
+    }
+}
+
+/// Nobody waited for what filled the buffer, and whoever came again was refused each time, for ever.
+#[test]
+fn cli_04_whoever_is_refused_for_a_full_buffer_and_comes_again_finds_room() {
+    let store = Store::in_memory(1).unwrap();
+    store.create_topic("t", TopicConfig::new().partitions(2)).unwrap();
+    for (sent, next) in [(0, 0), (0, 1)] {
+        let producer = store.producer().buffer_bytes(2000).build().unwrap();
+        let record = |partition| Record::to("t").partition(partition).value(&[7_u8; 1500]);
+        let first = producer.send(record(sent)).unwrap();
+        let begun = Instant::now();
+        let second = loop {
+            match producer.try_send(record(next)) {
+                Ok(second) => break second,
+                Err(error) => assert!(matches!(error, Error::BufferFull { .. }), "{error:?}"),
+            }
+            assert!(begun.elapsed() < LONG / 3, "{sent} {next}");
+            std::thread::yield_now();
+        };
+        first.wait(LONG).unwrap();
+        second.wait(LONG).unwrap();
     }
 }

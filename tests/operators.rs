@@ -548,3 +548,22 @@ fn a_replica_that_was_busy_while_records_were_deleted_knows_their_producers_afte
         assert_eq!(partition.log_end_offset(), Offset(61));
     }
 }
+
+/// It was said of the settings that they do not fit, which they do as soon as the disk is back.
+#[test]
+fn a_topic_that_lacks_a_disk_is_told_which() {
+    let all = disks(3);
+    let store = open(&all).unwrap();
+    let config = |replicas| TopicConfig::new().replication_factor(replicas);
+    store.create_topic("t", config(3)).unwrap();
+    store.stop_disk(DiskId(1)).unwrap();
+    for refused in [store.create_topic("u", config(3)), store.add_partitions("t", 2)] {
+        let is_named = matches!(refused, Err(Error::MissingDisk { disk: DiskId(1), .. }));
+        assert!(is_named, "{refused:?}");
+    }
+    let too_many = store.create_topic("u", config(4));
+    assert!(matches!(too_many, Err(Error::InvalidConfig { .. })), "{too_many:?}");
+    store.start_disk(DiskId(1)).unwrap();
+    store.create_topic("u", config(3)).unwrap();
+    store.add_partitions("t", 2).unwrap();
+}

@@ -557,6 +557,8 @@ impl Core {
     /// As [`Core::fence`], of a replica that nothing has failed in: its tail is believed when it is back.
     pub(super) fn take_out(&self, state: &mut State, cause: &Error) {
         self.room_made.notify_all();
+        // Another may lead next, who need not have what would count if the topic asks for less meanwhile.
+        state.progress.on_leaderless();
         let words = words_of(cause);
         let at_risk = state.progress.flushed()..state.progress.log_end();
         if let Some(page) = state.page.take() {

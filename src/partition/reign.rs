@@ -368,6 +368,9 @@ impl Core {
         state.began = proposal.epoch;
         state.stepping_down = false;
         state.hand_to = None;
+        for replica in &state.followers {
+            replica.is_elected.store(false, Ordering::Release);
+        }
         self.reign_over(state, start, proposal.high_watermark, now);
     }
 
@@ -403,7 +406,6 @@ impl Core {
                 continue;
             };
             follower.epoch = state.epoch;
-            replica.is_elected.store(false, Ordering::Release);
             // Candidates were copied to before: whoever is longer has what nobody counts any more.
             let agreed = match follower.log.as_mut() {
                 Some(log) if log.end() > leader_end => {
@@ -430,7 +432,7 @@ impl Core {
         let mut progress =
             Progress::recovered(reader.log_start(), state.log.end(), state.log.flushed_end());
         progress.begin_reign(
-            state.leader.is_some(),
+            state.leader.is_some() && state.fenced.is_none(),
             start,
             high_watermark,
             min_insync,

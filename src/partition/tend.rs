@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::config::Retention;
 use crate::error::Error;
 use crate::log::{Log, ProducerSnapshot, Sealed, SettleError, settle};
 use crate::protocol::retention::{SegmentAge, segments_to_delete};
@@ -257,10 +258,8 @@ impl Core {
         }
     }
 
-    /// The log start that the topic's retention asks for, if it is a new one.
-    pub(crate) fn retention_start(&self, now: Timestamp) -> Option<Offset> {
-        let settings = self.settings();
-        let policy = &settings.topic.retention;
+    /// The log start that `policy` asks for, if it is a new one.
+    pub(crate) fn retention_start(&self, now: Timestamp, policy: &Retention) -> Option<Offset> {
         if policy.is_forever() {
             return None;
         }

@@ -391,8 +391,8 @@ impl<T: Target> Lane<T> {
             false => match self.bytes_max_with(size) {
                 Ok(bytes_max) => Some(bytes_max),
                 Err(error) => {
-                    drop(state);
                     memory.give_back(room);
+                    self.leave(state);
                     return Err(error);
                 }
             },

@@ -196,7 +196,7 @@ impl Producer {
     /// As [`Producer::send`], without waiting for room in the buffer.
     ///
     /// # Errors
-    /// As for [`Producer::send`]; [`Error::BufferFull`] at once.
+    /// As for [`Producer::send`]; [`Error::BufferFull`] at once. Nothing waits for `linger` any more then, to make room.
     pub fn try_send(&self, record: ProducerRecord<'_>) -> Result<Delivery> {
         self.handle.shared.send(&record, None, false)
     }
@@ -354,32 +354,34 @@ impl Shared {
         blocks: bool,
     ) -> Result<Delivery> {
         let bytes = memory_of(RecordSize::of(&record.record));
-        let memory = &self.common.memory;
+        let Common { memory, settings, .. } = &*self.common;
         let bytes_max = memory.bytes_max();
         if bytes > bytes_max {
             let partition = lane.name().clone();
             return Err(Error::RecordTooLarge { partition, bytes, bytes_max });
         }
-        if !blocks || !self.wait_for_room(bytes) {
+        // Also for whoever comes again instead of waiting.
+        self.make_room(bytes);
+        let background = self.store.has_background();
+        let timeout = if background { settings.max_block } else { Duration::ZERO };
+        if !blocks || !memory.take(bytes, timeout) {
             return Err(Error::BufferFull { bytes_max });
         }
         Ok(delivery_of(lane, record, lane.send(&record.record, callback, bytes)?))
     }
 
-    /// Takes room, waiting for it. What is under way is hastened (CLI-05).
-    fn wait_for_room(&self, bytes: u64) -> bool {
-        let Common { memory, settings, .. } = &*self.common;
+    /// Hastens what is under way (CLI-05): without threads, until there is room, or nothing more comes of it.
+    fn make_room(&self, bytes: u64) {
         let lanes = self.lanes();
         let sent: Vec<_> = lanes.iter().map(|lane| lane.hasten()).collect();
         if self.store.has_background() {
-            return memory.take(bytes, settings.max_block);
+            return;
         }
         for (lane, sent) in lanes.iter().zip(sent) {
-            if !memory.has_room(bytes) && sent > 0 {
+            if !self.common.memory.has_room(bytes) && sent > 0 {
                 lane.wait(sent - 1, Duration::ZERO, Until::Ended);
             }
         }
-        memory.take(bytes, Duration::ZERO)
     }
 
     /// A topic that is gone may come again under its name: it is looked up anew. What is under way to it fails.

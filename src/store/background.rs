@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::config::Retention;
 use crate::error::{Error, Result};
 use crate::partition::{Attention, Core, EventKind, hangs};
 use crate::protocol::metadata::MetadataRecord;
@@ -517,27 +518,46 @@ impl Shared {
     /// the files, so that a missing first segment is always told from a deleted one.
     fn apply_retention(&self, core: &Arc<Core>, now: Timestamp) {
         self.expire_producers(core);
-        let Some(start) = core.retention_start(now) else {
-            return;
-        };
         let Some(topic) = self.topic_of(core) else {
             return;
         };
-        let removed = self
-            .remember_before(core, start)
-            .and_then(|()| self.commit_log_start(&topic, core, start))
-            .and_then(|()| core.raise_log_start(start));
-        match removed {
-            Ok(()) => self.events.push(
+        let policy = topic.config.read().retention;
+        let Some(start) = core.retention_start(now, &policy) else {
+            return;
+        };
+        match self.retain_from(&topic, core, start, &policy) {
+            Ok(true) => self.events.push(
                 now,
                 EventKind::RetentionApplied {
                     partition: core.partition().clone(),
                     log_start: start,
                 },
             ),
-            Err(Error::UnknownTopicOrPartition { .. }) => {}
+            Ok(false) | Err(Error::UnknownTopicOrPartition { .. }) => {}
             Err(error) => core.background_failed("applying retention", &error),
         }
+    }
+
+    /// Lets go of what lies before `start`, as `policy` says. False: the topic has another one by now.
+    fn retain_from(
+        &self,
+        topic: &Topic,
+        core: &Core,
+        start: Offset,
+        policy: &Retention,
+    ) -> Result<bool> {
+        self.remember_before(core, start)?;
+        let mut metadata = self.metadata.lock();
+        // Deleted since it was looked at.
+        topic.check_here()?;
+        if topic.config.read().retention != *policy {
+            return Ok(false);
+        }
+        let (id, partition) = (topic.id, core.partition().partition());
+        metadata.commit(&MetadataRecord::LogStartRaised { id, partition, offset: start })?;
+        drop(metadata);
+        core.raise_log_start(start)?;
+        Ok(true)
     }
 
     /// Forgets who has not appended for long; not by a clock that was set: who is alive may be about to send a batch
@@ -559,22 +579,37 @@ impl Shared {
             None => snapshot.write(),
         })
     }
-
-    fn commit_log_start(&self, topic: &Topic, core: &Core, start: Offset) -> Result<()> {
-        let mut metadata = self.metadata.lock();
-        // Deleted since it was looked at.
-        topic.check_here()?;
-        metadata.commit(&MetadataRecord::LogStartRaised {
-            id: topic.id,
-            partition: core.partition().partition(),
-            offset: start,
-        })
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{TopicConfig, TopicUpdate};
+    use crate::record::Record;
+    use crate::store::Store;
+    use crate::types::Acks;
+
+    /// What was to go was looked up under the topic's earlier retention.
+    #[test]
+    fn ret_01_what_a_topic_keeps_from_now_on_is_not_let_go_any_more() {
+        let store = Store::in_memory(1).unwrap();
+        let config = TopicConfig::new().segment_bytes(4096).retention(Retention::bytes(4096));
+        store.create_topic("t", config).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let shared = store.shared();
+        let (topic, core) = shared.cores().pop().expect("one partition");
+        let policy = topic.config.read().retention;
+        let start = loop {
+            partition.append(&[Record::new(&[7; 1000])], Acks::All).unwrap();
+            if let Some(start) = core.retention_start(shared.clock.now(), &policy) {
+                break start;
+            }
+        };
+        store.alter_topic("t", TopicUpdate::new().retention(Retention::forever())).unwrap();
+        let before = partition.log_start_offset();
+        assert!(!shared.retain_from(&topic, &core, start, &policy).unwrap());
+        assert_eq!(partition.log_start_offset(), before);
+    }
 
     #[test]
     fn s23_a_wall_clock_that_was_set_tells_of_no_age_until_that_has_passed() {

@@ -295,7 +295,7 @@ impl Shared {
         }
     }
 
-    fn missing(&self, disk: DiskId) -> Error {
+    pub(super) fn missing(&self, disk: DiskId) -> Error {
         Error::MissingDisk { disk, path: self.home.clone() }
     }
 

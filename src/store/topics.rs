@@ -37,7 +37,7 @@ impl Store {
     /// # Errors
     /// [`Error::TopicExists`]; [`Error::InvalidTopic`] for a name that Kafka would refuse, or that
     /// differs from another only by case or by `.` for `_`; [`Error::InvalidConfig`];
-    /// [`Error::NoSpace`]. Nothing is left behind then.
+    /// [`Error::MissingDisk`] while too few disks are in service; [`Error::NoSpace`]. Nothing is left behind then.
     pub fn create_topic(&self, name: &str, config: TopicConfig) -> Result<()> {
         let shared = self.shared();
         shared.check_writable()?;
@@ -103,7 +103,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::UnknownTopicOrPartition`]; [`Error::InvalidConfig`] if `total` is not more than there
-    /// are.
+    /// are; [`Error::MissingDisk`] while too few disks are in service.
     pub fn add_partitions(&self, name: &str, total: u32) -> Result<()> {
         let shared = self.shared();
         shared.check_writable()?;
@@ -120,8 +120,7 @@ impl Store {
                 reason: format!("the topic has {present} partitions, which cannot become fewer"),
             });
         }
-        config.validate(shared.online_disks().len())?;
-        let replicas = shared.spread(metadata.state(), total - present, config.replication_factor);
+        let replicas = shared.spread(metadata.state(), total - present, &config)?;
         metadata.commit(&MetadataRecord::PartitionsAdded { id: topic.id, replicas })?;
         *topic.config.write() = Arc::new(config);
         shared.load_topics(metadata.state());
@@ -182,7 +181,6 @@ impl Shared {
     /// # Errors
     /// As for [`Store::create_topic`].
     pub(super) fn create_topic(&self, name: &str, config: TopicConfig) -> Result<()> {
-        config.validate(self.online_disks().len())?;
         let mut metadata = self.metadata.lock();
         if metadata.state().topic_by_name(name).is_some() {
             return Err(Error::TopicExists { topic: name.to_owned() });
@@ -192,7 +190,7 @@ impl Shared {
             return Err(Error::InvalidTopic { topic: name.to_owned(), reason });
         }
         let id = metadata.state().next_topic_id();
-        let replicas = self.spread(metadata.state(), config.partitions, config.replication_factor);
+        let replicas = self.spread(metadata.state(), config.partitions, &config)?;
         metadata.commit(&MetadataRecord::TopicCreated {
             id,
             name: name.to_owned(),
@@ -307,10 +305,26 @@ impl Shared {
     }
 
     /// Disks for new partitions: leaders and followers each on the disk that has the fewest so far.
-    fn spread(&self, state: &MetadataState, partitions: u32, replicas: u16) -> Vec<Vec<DiskId>> {
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] where the settings do not fit; [`Error::MissingDisk`] where they would if all disks were in
+    /// service.
+    fn spread(
+        &self,
+        state: &MetadataState,
+        partitions: u32,
+        config: &TopicConfig,
+    ) -> Result<Vec<Vec<DiskId>>> {
+        config.validate(state.disks().count())?;
         let online: Vec<_> = self.online_disks().iter().map(|disk| disk.id).collect();
+        let replicas = config.replication_factor;
+        if usize::from(replicas) > online.len()
+            && let Some(away) = state.disks().find(|disk| !online.contains(disk))
+        {
+            return Err(self.missing(away));
+        }
         let mut load = Load::of(state);
-        (0..partitions).map(|_| load.place(&online, replicas)).collect()
+        Ok((0..partitions).map(|_| load.place(&online, replicas)).collect())
     }
 }
 

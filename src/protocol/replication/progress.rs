@@ -342,7 +342,7 @@ impl Progress {
         }
     }
 
-    /// The leader failed, and nobody takes over.
+    /// The leader failed, and nobody has taken over.
     pub(crate) fn on_leaderless(&mut self) {
         self.led = false;
     }

@@ -396,7 +396,9 @@ impl Table {
     }
 
     fn rewrite_if_due(&mut self, shared: &Shared) {
-        if !self.log.rewrite_is_due() || self.rewritten.is_some() {
+        // A table that is to be read anew may have what the log has lost.
+        let is_known = self.epoch.is_some();
+        if !is_known || !self.log.rewrite_is_due() || self.rewritten.is_some() {
             return;
         }
         let live = self.offsets.live().filter_map(|(at, record)| {
@@ -496,6 +498,39 @@ mod tests {
         assert!(woken.0.load(Ordering::Relaxed));
         let held = Held { committed: Offset(0).into(), acknowledged: true };
         assert_eq!(ask(), Some(vec![Some(held)]));
+    }
+
+    /// It was written again with the rest, and counted, though whoever had committed it had been told that it did not.
+    #[test]
+    fn what_another_leader_lacks_is_not_written_again() {
+        let store = Store::in_memory(1).unwrap();
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        let (group, name) = (ConsumerGroupMetadata::of_group("g"), TopicPartition::new("t", 0));
+        let commit = |offset: Offset| {
+            let offset = (name.clone(), offset.into());
+            store.commit_without_members(&group, &[offset], Duration::from_secs(1)).unwrap();
+        };
+        commit(Offset(0));
+        let groups = store.shared().groups().unwrap();
+        let partition = PartitionId { topic: store.shared().topic("t").unwrap().id, partition: 0 };
+        {
+            let mut table = groups.offsets.table.lock();
+            let other = taken_back(&"g".repeat(30_000), partition);
+            while !table.log.rewrite_is_due() {
+                table.append(store.shared(), None, vec![other.clone()]).unwrap();
+            }
+            // Of a leader that has failed, as it was learnt amid an append.
+            let (_, held) = table.stable("g", &[partition]).unwrap().remove(0).unwrap();
+            let committed = Some(CommittedOffset { offset: Offset(9), ..held });
+            let lost = GroupRecord::Offset { group: "g".into(), partition, committed };
+            let place = RecordPlace { offset: groups.offsets.core.log_end(), transaction: None };
+            table.offsets.apply(place, lost);
+            table.epoch = None;
+            table.rewrite_if_due(store.shared());
+        }
+        groups.offsets.finish_rewrite(store.shared());
+        let found = store.committed_offsets("g", &[name], Duration::from_secs(1)).unwrap();
+        assert_eq!(found, [Some(Offset(0).into())]);
     }
 
     /// The last was waited for: another leader could lack those before it, and the group's offsets came back.

@@ -1,5 +1,7 @@
 //! Elections, settling and disks that fail or hang in between, on simulated disks.
 
+mod meanwhile;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -548,40 +550,6 @@ fn inv_03_what_was_read_of_a_leader_is_not_copied_under_the_next() {
     let records = partition.read(Offset(1), ReadOptions::new()).unwrap();
     let values: Vec<_> = records.iter().map(|record| record.value().unwrap()).collect();
     assert_eq!(values, [b"v"]);
-}
-
-/// What was copied to it after its end had been counted, it led with; each later opening cut that, with all that was
-/// acknowledged behind it.
-#[test]
-fn inv_03_what_is_copied_while_an_election_is_written_down_is_not_led_with() {
-    let disks = [0, 1, 2].map(SimDisk::new);
-    let store = open(&disks);
-    let config = TopicConfig::new().replication_factor(3).segment_bytes(4096);
-    store.create_topic("t", config.flush(Flush::Os)).unwrap();
-    append(&store).unwrap();
-    let shared = &store.handle.shared;
-    let (topic, core) = shared.cores().pop().expect("one partition");
-    let partition = store.partition("t", 0).unwrap();
-    // It begins a segment, which the followers do when they are looked after.
-    let tail = partition.append_nowait(&[Record::new(&[7; 8000])], Acks::All).unwrap();
-    core.fence_replica(DiskId(0), &Error::Closed);
-    let proposal = core.proposal().expect("another can lead");
-    let records = records_of(topic.id, core.partition(), &proposal);
-    shared.metadata.lock().commit_all(&records).unwrap();
-    let now = shared.clock.now();
-    // They were begun when it was still to be seen who leads, and took their time.
-    (1..3).for_each(|disk| core.drain(DiskId(disk), now));
-    core.install(proposal, now);
-    let told = tail.wait(Duration::from_secs(1));
-    assert!(matches!(told, Err(Error::NoLeader { .. })), "{told:?}");
-    let offset = append(&store).unwrap();
-    drop((partition, core, tail));
-    store.close(Duration::from_secs(1)).unwrap();
-    let partition = open(&disks).partition("t", 0).unwrap();
-    let records = partition.read(Offset(1), ReadOptions::new()).unwrap();
-    let found: Vec<_> =
-        records.iter().map(|one| (one.offset(), one.value().unwrap().len())).collect();
-    assert_eq!(found, [(offset, 1)]);
 }
 
 /// Whoever waits for it asks only once.
