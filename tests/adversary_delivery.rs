@@ -11,9 +11,11 @@ use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use oncelog::simulation::{Clock, Fault, SimDisk};
 use oncelog::{
     Acks, CommittedOffset, Consumer, ConsumerBuilder, Error, Flush, Isolation, Offset, ReadOptions,
-    Record, Records, StartAt, Store, Timestamp, TopicConfig, TopicPartition,
+    RebalanceKind, Record, Records, ResetTo, StartAt, Store, Timestamp, TopicConfig,
+    TopicPartition,
 };
 
 use random::Random;
@@ -548,4 +550,186 @@ fn a_waker_that_the_decision_about_an_offset_wakes_may_take_a_snapshot() {
         transaction.commit(LONG).unwrap();
         assert!(heard.recv().unwrap());
     });
+}
+
+// What is committed stays so, whoever else commits, and for as long as it is needed.
+
+#[test]
+fn a_commit_by_hand_holds_though_another_has_committed_since() {
+    type Change = fn(&Store);
+    let changes: [(&str, Change); 3] = [
+        ("another reader", |store| {
+            let mut other = grouped(store).build().unwrap();
+            other.assign(&[("t", 0)]).unwrap();
+            let back = BTreeMap::from([(at(0), CommittedOffset::from(Offset(3)))]);
+            other.commit_offsets(&back).unwrap();
+        }),
+        ("an operator", |store| {
+            store.reset_offsets("g", "t", ResetTo::Earliest).unwrap();
+        }),
+        ("who deleted the group", |store| store.delete_group("g").unwrap()),
+    ];
+    for (who, change) in changes {
+        let store = store(1);
+        append(&store, 0, 10);
+        let mut consumer = grouped(&store).build().unwrap();
+        consumer.assign(&[("t", 0)]).unwrap();
+        assert_eq!(consumer.poll(NOW).unwrap().count(), 10);
+        consumer.commit().unwrap();
+        change(&store);
+        assert_ne!(committed(&store), Some(Offset(10)), "{who}");
+        consumer.commit().unwrap();
+        assert_eq!(committed(&store), Some(Offset(10)), "{who}");
+        change(&store);
+        consumer.commit_async(|outcome| outcome.unwrap()).unwrap();
+        assert_eq!(committed(&store), Some(Offset(10)), "{who}");
+    }
+}
+
+#[test]
+fn grp_09_what_a_reader_commits_by_hand_again_and_again_does_not_expire() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let clock = Clock::manual(Timestamp(1_000_000));
+    let builder = Store::builder().clock(clock.clone()).simulated_disk(SimDisk::new(1));
+    let store = builder.offsets_retention(DAY * 7).open().unwrap();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    append(&store, 0, 10);
+    let mut consumer = grouped(&store).build().unwrap();
+    consumer.assign(&[("t", 0)]).unwrap();
+    assert_eq!(consumer.poll(NOW).unwrap().count(), 10);
+    for _ in 0..10 {
+        consumer.poll(NOW).unwrap();
+        consumer.commit().unwrap();
+        clock.advance(DAY);
+        store.run_background();
+    }
+    assert_eq!(committed(&store), Some(Offset(10)));
+}
+
+#[test]
+fn grp_09_a_group_whose_members_went_with_the_process_is_idle_from_the_next_opening_on() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let (disk, clock) = (SimDisk::new(1), Clock::manual(Timestamp(1_000_000)));
+    let open = || {
+        let builder = Store::builder().clock(clock.clone()).simulated_disk(disk.clone());
+        builder.offsets_retention(DAY * 7).open().unwrap()
+    };
+    for kill in [true, false] {
+        let store = open();
+        if kill {
+            store.create_topic("t", TopicConfig::new()).unwrap();
+            append(&store, 0, 10);
+        }
+        let builder = grouped(&store).max_poll_interval(DAY * 99);
+        let mut consumer = builder.build().unwrap();
+        consumer.subscribe(&["t"]).unwrap();
+        consumer.poll(NOW).unwrap();
+        consumer.commit().unwrap();
+        // Nothing is appended: there is nothing to commit.
+        clock.advance(DAY * 8);
+        store.run_background();
+        if kill {
+            disk.process_restart();
+        } else {
+            store.close(LONG).unwrap();
+        }
+        drop((consumer, store));
+        let store = open();
+        store.groups().unwrap();
+        store.run_background();
+        assert_eq!(committed(&store), Some(Offset(10)), "killed: {kill}");
+        clock.advance(DAY * 6);
+        store.run_background();
+        drop(store);
+        let store = open();
+        store.groups().unwrap();
+        store.run_background();
+        assert_eq!(committed(&store), Some(Offset(10)), "killed: {kill}");
+        clock.advance(DAY * 2);
+        if kill {
+            continue;
+        }
+        store.run_background();
+        assert_eq!(committed(&store), None, "of a group that nobody comes back to");
+    }
+}
+
+#[test]
+fn a_transaction_appends_to_a_topic_that_was_made_again() {
+    let store = store(1);
+    let mut producer = store.producer().transactional_id("id").build().unwrap();
+    for _ in 0..2 {
+        let mut transaction = producer.begin().unwrap();
+        transaction.append("t", 0, &[Record::new("record")]).unwrap();
+        transaction.commit(LONG).unwrap();
+        store.delete_topic("t").unwrap();
+        store.create_topic("t", TopicConfig::new()).unwrap();
+    }
+}
+
+/// It was refused, which ended the transaction.
+#[test]
+fn offsets_of_a_topic_that_has_gone_are_left_out_of_a_members_transaction() {
+    for comes_again in [false, true] {
+        let store = store(1);
+        append(&store, 0, 10);
+        store.create_topic("u", TopicConfig::new()).unwrap();
+        let append_to_u = || {
+            let log = store.partition("u", 0).unwrap();
+            log.append(&[Record::new("passing")], Acks::All).unwrap();
+        };
+        append_to_u();
+        let mut consumer = grouped(&store).build().unwrap();
+        consumer.subscribe(&["t", "u"]).unwrap();
+        let mut read = 0;
+        while read < 11 {
+            read += consumer.poll(NOW).unwrap().count();
+        }
+        let (positions, who) = (consumer.position_map(), consumer.group_metadata());
+        assert_eq!(positions.len(), 2);
+        store.delete_topic("u").unwrap();
+        if comes_again {
+            store.create_topic("u", TopicConfig::new()).unwrap();
+            append_to_u();
+        }
+        let mut producer = store.producer().transactional_id("id").build().unwrap();
+        let mut transaction = producer.begin().unwrap();
+        transaction.send_offsets(&positions, &who).unwrap();
+        transaction.commit(LONG).unwrap();
+        assert_eq!(committed(&store), Some(Offset(10)));
+        if comes_again {
+            assert_eq!(grouped(&store).build().unwrap().committed(&[("u", 0)]).unwrap().len(), 0);
+            assert_eq!(consumer.poll(NOW).unwrap().count(), 1, "it is read from its begin");
+        }
+    }
+}
+
+/// What could not be opened was opened later, by its name: a partition that the group had not given to it, yet.
+#[test]
+fn inv_12_a_member_takes_up_no_other_topic_of_the_name_than_it_was_given() {
+    let disk = SimDisk::new(1);
+    let open = || Store::builder().simulated_disk(disk.clone()).open().unwrap();
+    let store = open();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    append(&store, 0, 1);
+    store.close(LONG).unwrap();
+    let store = open();
+    let mut consumer = member(&store);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tells = Arc::clone(&told);
+    consumer.on_rebalance(move |change| {
+        tells.lock().unwrap().push((change.kind(), change.partitions().len()));
+    });
+    disk.fail_from(1, Fault::TooManyFiles);
+    consumer.poll(NOW).unwrap_err();
+    disk.heal();
+    store.delete_topic("t").unwrap();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    append(&store, 0, 10);
+    told.lock().unwrap().clear();
+    assert_eq!(consumer.poll(NOW).unwrap().count(), 10);
+    assert_eq!(consumer.assignment(), [at(0)]);
+    let mut told = told.lock().unwrap().clone();
+    told.retain(|(kind, count)| *kind == RebalanceKind::Assigned && *count > 0);
+    assert_eq!(told.len(), 1, "{told:?}");
 }

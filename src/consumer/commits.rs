@@ -58,9 +58,13 @@ impl Commits {
         if self.telling.is_owned_by_current_thread() {
             return;
         }
-        if let Some(telling) = self.telling.try_lock() {
-            self.tell(None);
-            drop(telling);
+        match self.telling.try_lock() {
+            Some(telling) => {
+                self.tell(None);
+                drop(telling);
+            }
+            // Whoever tells may have found no more just before.
+            None => self.wake_by_ref(),
         }
     }
 
@@ -111,7 +115,11 @@ impl Chore for Commits {
 
 impl Wake for Commits {
     fn wake(self: Arc<Self>) {
-        let weak: std::sync::Weak<Self> = Arc::downgrade(&self);
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let weak: std::sync::Weak<Self> = Arc::downgrade(self);
         self.chores.push(weak);
     }
 }
@@ -219,10 +227,10 @@ impl Consumer {
         concerns: impl Fn(&TopicPartition) -> bool,
         committed: impl Fn(&Slot) -> Option<Offset>,
     ) -> Vec<(TopicPartition, CommittedOffset)> {
-        // Where others commit for it, it does not know what is committed.
-        let lent = self.lent.load(Ordering::Relaxed);
+        // Where others commit for it, or may as it is no member, it does not know what is committed.
+        let shared = self.lent.load(Ordering::Relaxed) || matches!(self.mode, Mode::Assigned);
         let moved = self.slots.values();
-        let moved = moved.filter(move |slot| lent || slot.position() != committed(slot));
+        let moved = moved.filter(move |slot| shared || slot.position() != committed(slot));
         moved
             .filter(|slot| concerns(slot.partition.name()) && !slot.partition.is_gone())
             .filter_map(|slot| Some((slot.partition.name().clone(), slot.to_commit()?)))
@@ -323,7 +331,7 @@ impl Consumer {
             _ if offsets.is_empty() => Ok(None),
             Mode::Assigned => self.store.begin_commit_without_members(&self.who(), offsets),
             Mode::Subscribed { membership: Some(membership), .. } => {
-                membership.begin_commit(offsets).map(Some)
+                membership.begin_commit(offsets)
             }
             Mode::Subscribed { membership: None, .. } => Err(self.lost_its_place()),
         }
@@ -344,5 +352,31 @@ impl Consumer {
         self.note(offsets, |slot, offset| (slot.committed, slot.asked) = (None, Some(offset)));
         self.leave_behind(offsets);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::storage::Clock;
+    use crate::types::Timestamp;
+
+    /// Whoever told had found no more, and had not let go yet: nobody came for it.
+    #[test]
+    fn a_commit_that_comes_as_another_thread_ends_telling_is_told_of() {
+        let chores = Arc::new(Chores::new(Clock::manual(Timestamp(0))));
+        let commits = Commits::new(Arc::clone(&chores));
+        let told = Arc::new(AtomicBool::new(false));
+        let telling = commits.telling.lock();
+        std::thread::scope(|scope| {
+            let tells = Arc::clone(&told);
+            let done: Committed = Box::new(move |_| tells.store(true, Ordering::Relaxed));
+            scope.spawn(|| commits.push(None, done));
+        });
+        drop(telling);
+        chores.run_due();
+        assert!(told.load(Ordering::Relaxed));
     }
 }

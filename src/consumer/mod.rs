@@ -458,6 +458,7 @@ impl Consumer {
                         self.tell(RebalanceKind::Lost, &all);
                     }
                     self.let_go(&all);
+                    self.unopened.clear();
                     return Err(error);
                 }
             };
@@ -495,12 +496,12 @@ impl Consumer {
         let mut opened = Vec::new();
         for name in partitions {
             match self.store.partition(name.topic(), name.partition()) {
-                Ok(partition) => {
+                Ok(partition) if self.is_given(&partition) => {
                     self.take_up(partition);
                     opened.push(name.clone());
                 }
-                // The topic is gone by now, and will be revoked.
-                Err(Error::UnknownTopicOrPartition { .. }) => {}
+                // The topic is gone by now, whatever has its name, and will be revoked.
+                Ok(_) | Err(Error::UnknownTopicOrPartition { .. }) => {}
                 Err(error) => {
                     self.unopened.push(name.clone());
                     self.unopened_because = Some(error);
@@ -513,6 +514,11 @@ impl Consumer {
             }
         }
         Ok(())
+    }
+
+    fn is_given(&self, partition: &crate::store::Partition) -> bool {
+        let Mode::Subscribed { membership: Some(member), .. } = &self.mode else { return false };
+        member.holds(partition.id())
     }
 
     /// Calls the application's function. Returns where it wants to go on.

@@ -129,7 +129,15 @@ impl<'a> Transaction<'a> {
             self.append_gathered(&TopicPartition::new(topic, partition))?;
         }
         let used = self.producer.used(topic, partition)?;
-        self.append_to(&used, records).map(|appended| appended.offsets)
+        let appended = match self.append_to(&used, records) {
+            // It was known from before; another may have its name.
+            Err(Error::UnknownTopicOrPartition { .. }) => {
+                let used = self.producer.used(topic, partition)?;
+                self.append_to(&used, records)
+            }
+            appended => appended,
+        };
+        appended.map(|appended| appended.offsets)
     }
 
     pub(super) fn append_to(&mut self, used: &Used, records: &[Record<'_>]) -> Result<Appended> {

@@ -531,12 +531,12 @@ impl Partition {
         Ok(self.live()?.settings().topic.max_batch_bytes.into())
     }
 
-    /// Its topic, by the id that no other topic has.
     /// By its topic's id.
     pub(crate) fn id(&self) -> PartitionId {
         PartitionId { topic: self.topic, partition: self.name().partition() }
     }
 
+    /// Its topic, by the id that no other topic has.
     pub(crate) fn topic_id(&self) -> TopicId {
         self.topic
     }

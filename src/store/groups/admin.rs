@@ -1,6 +1,6 @@
 //! What applications see of groups from outside, and do with them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -133,8 +133,9 @@ impl Store {
     ) -> Result<Vec<(TopicPartition, Offset)>> {
         let shared = self.shared();
         let groups = shared.groups()?;
-        let count = self.topic(topic)?.partitions;
-        let partitions: Vec<_> = (0..count).map(|at| TopicPartition::new(topic, at)).collect();
+        let found = self.topic(topic)?;
+        let partitions: Vec<_> =
+            (0..found.partitions).map(|at| TopicPartition::new(topic, at)).collect();
         let committed =
             self.committed_offsets(group, &partitions, shared.options.append_timeout)?;
         let mut offsets = Vec::with_capacity(partitions.len());
@@ -142,8 +143,15 @@ impl Store {
             let offset = self.offset_to(&partition, to, committed.as_ref(), group)?;
             offsets.push((partition, CommittedOffset::from(offset)));
         }
-        let metadata = super::ConsumerGroupMetadata::of_group(group);
+        let read = BTreeMap::from([(Arc::from(topic), found.id)]);
+        let metadata = super::ConsumerGroupMetadata::of_reader(group, read);
         let placed = shared.placed_offsets(&metadata, &offsets)?;
+        if placed.is_empty() {
+            // Another topic may have its name by now.
+            return Err(Error::UnknownTopicOrPartition {
+                partition: TopicPartition::new(topic, 0),
+            });
+        }
         let ticket =
             groups.commit(shared, None, &metadata, &placed).map_err(|error| match error {
                 Error::UnknownMember { group, .. } => Error::GroupNotEmpty { group },

@@ -131,8 +131,17 @@ struct Known {
     generation: u64,
     /// Under the names that they had when they came.
     holds: BTreeMap<PartitionId, TopicPartition>,
+    /// Of what it holds.
+    topics: Arc<BTreeMap<Arc<str>, TopicId>>,
     /// To be confirmed.
     revoked: Vec<PartitionId>,
+}
+
+impl Known {
+    fn name_topics(&mut self) {
+        let named = self.holds.iter().map(|(at, name)| (name.shared_topic(), at.topic));
+        self.topics = Arc::new(named.collect());
+    }
 }
 
 impl Membership {
@@ -181,10 +190,12 @@ impl Membership {
                 let added = self.named(&added);
                 let names = added.iter().map(|(_, name)| name.clone()).collect();
                 known.holds.extend(added);
+                known.name_topics();
                 Ok(Some(Change::Assigned(names)))
             }
             News::Revoke(partitions) => {
                 let names = partitions.iter().filter_map(|at| known.holds.remove(at)).collect();
+                known.name_topics();
                 known.revoked.extend(partitions);
                 Ok(Some(Change::Revoke(names)))
             }
@@ -234,29 +245,39 @@ impl Membership {
         offsets: &[(TopicPartition, CommittedOffset)],
         timeout: Duration,
     ) -> Result<()> {
-        self.begin_commit(offsets)?.wait(timeout).map(drop)
+        match self.begin_commit(offsets)? {
+            Some(ticket) => ticket.wait(timeout).map(drop),
+            None => Ok(()),
+        }
     }
 
-    /// As [`Membership::commit`], to be waited for later.
+    /// As [`Membership::commit`], to be waited for later. `None`: there was nothing left to commit.
     ///
     /// # Errors
     /// As for [`Membership::commit`].
     pub(crate) fn begin_commit(
         &self,
         offsets: &[(TopicPartition, CommittedOffset)],
-    ) -> Result<Ticket> {
+    ) -> Result<Option<Ticket>> {
         let metadata = self.metadata();
         let offsets = self.shared.placed_offsets(&metadata, offsets)?;
-        self.groups.commit(&self.shared, None, &metadata, &offsets)
+        if offsets.is_empty() {
+            return Ok(None);
+        }
+        self.groups.commit(&self.shared, None, &metadata, &offsets).map(Some)
     }
 
     /// Who it is.
     pub(crate) fn metadata(&self) -> ConsumerGroupMetadata {
-        let generation = self.known.lock().generation;
-        let group = Arc::clone(&self.cell.name);
-        let member = Some((self.member, generation));
-        // What it may commit, its place in the group says by the topics' ids.
-        ConsumerGroupMetadata { group, member, topics: BTreeMap::new() }
+        let known = self.known.lock();
+        let member = Some((self.member, known.generation));
+        let (group, topics) = (Arc::clone(&self.cell.name), Arc::clone(&known.topics));
+        ConsumerGroupMetadata { group, member, topics }
+    }
+
+    /// Whether it was given this partition, and not another of its name.
+    pub(crate) fn holds(&self, partition: PartitionId) -> bool {
+        self.known.lock().holds.contains_key(&partition)
     }
 
     fn named(&self, partitions: &[PartitionId]) -> Vec<(PartitionId, TopicPartition)> {

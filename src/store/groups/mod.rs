@@ -45,7 +45,7 @@ use crate::types::{
 };
 
 use super::chores::Chore;
-use super::{Shared, Store};
+use super::{Shared, Store, Topic};
 
 pub use admin::{GroupDescription, GroupMember, GroupOffset, GroupPhase, ResetTo};
 pub(crate) use membership::{Change, Membership};
@@ -102,19 +102,19 @@ pub struct ConsumerGroupMetadata {
     /// And the generation that it knows. `None`: it is no member.
     member: Option<(MemberId, u64)>,
     /// The topics that it reads, by name: another that has come under the name since is none of them.
-    topics: BTreeMap<Arc<str>, TopicId>,
+    topics: Arc<BTreeMap<Arc<str>, TopicId>>,
 }
 
 impl ConsumerGroupMetadata {
     /// For one who is no member, and may commit while the group has none.
     #[must_use]
     pub fn of_group(group: &str) -> Self {
-        Self { group: group.into(), member: None, topics: BTreeMap::new() }
+        Self { group: group.into(), member: None, topics: Arc::default() }
     }
 
     /// As [`ConsumerGroupMetadata::of_group`], for one who reads these topics.
     pub(crate) fn of_reader(group: &str, topics: BTreeMap<Arc<str>, TopicId>) -> Self {
-        Self { topics, ..Self::of_group(group) }
+        Self { topics: Arc::new(topics), ..Self::of_group(group) }
     }
 
     /// For one who has lost its place: whatever it does for the group is refused.
@@ -260,10 +260,7 @@ impl Shared {
 
     fn partition_id(&self, partition: &TopicPartition) -> Result<PartitionId> {
         let topic = self.topic(partition.topic())?;
-        if partition.partition() as usize >= topic.slots.read().len() {
-            return Err(Error::UnknownTopicOrPartition { partition: partition.clone() });
-        }
-        Ok(PartitionId { topic: topic.id, partition: partition.partition() })
+        partition_of(&topic, partition)
     }
 
     /// Offsets with the partitions that they are of. Those of a topic that the committer reads and that is gone are left
@@ -279,10 +276,13 @@ impl Shared {
         let mut placed = Vec::with_capacity(offsets.len());
         for (name, committed) in offsets {
             let read = metadata.topics.get(name.topic());
-            match (self.partition_id(name), read) {
-                (Ok(id), Some(read)) if id.topic != *read => {}
+            match (self.topic(name.topic()), read) {
+                (Ok(topic), Some(read)) if topic.id != *read => {}
                 (Err(Error::UnknownTopicOrPartition { .. }), Some(_)) => {}
-                (id, _) => placed.push((id?, name.clone(), committed.clone())),
+                (topic, _) => {
+                    let topic = topic?;
+                    placed.push((partition_of(&topic, name)?, name.clone(), committed.clone()));
+                }
             }
         }
         Ok(placed)
@@ -601,12 +601,17 @@ impl Groups {
             .offsets
             .look(shared, |table| table.groups().map(Arc::from).collect::<Vec<Arc<str>>>());
         for name in groups.unwrap_or_default() {
-            let outcome = self.in_group(shared, &name, |_, state| {
+            let outcome = self.in_group(shared, &name, |cell, state| {
                 let group = &state.group;
+                let known = self.offsets.look(shared, |table| table.state(&name).cloned())?;
+                if group.is_empty() && known.as_ref().is_some_and(|one| one.empty_since.is_none()) {
+                    // Its members went with the process: it is idle from now on.
+                    cell.note(shared, state);
+                    return Ok(());
+                }
                 let expired = self.offsets.look(shared, |table| {
                     let is_subscribed = |topic| group.is_subscribed(topic);
-                    let since = table.state(&name).and_then(|state| state.empty_since);
-                    let usage = match since {
+                    let usage = match known.and_then(|known| known.empty_since) {
                         _ if group.is_rebalancing() => Usage::Rebalancing,
                         _ if !group.is_empty() => Usage::Stable { is_subscribed: &is_subscribed },
                         Some(since) => Usage::Empty { since },
@@ -812,6 +817,13 @@ impl Assignor for Caught {
 fn caught(subscription: Subscription) -> Subscription {
     let Subscription::Matching(passes) = subscription else { return subscription };
     Subscription::Matching(Arc::new(move |topic: &str| guard(|| passes(topic)).unwrap_or(false)))
+}
+
+fn partition_of(topic: &Topic, partition: &TopicPartition) -> Result<PartitionId> {
+    if partition.partition() as usize >= topic.slots.read().len() {
+        return Err(Error::UnknownTopicOrPartition { partition: partition.clone() });
+    }
+    Ok(PartitionId { topic: topic.id, partition: partition.partition() })
 }
 
 fn taken_back(group: &str, partition: PartitionId) -> GroupRecord {

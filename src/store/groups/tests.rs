@@ -242,7 +242,7 @@ fn a_commit_that_is_not_waited_for_is_answered_in_order() {
     for offset in 1..=5 {
         let answered = Arc::clone(&answered);
         let note = move |outcome: Result<()>| answered.lock().push((offset, outcome.is_ok()));
-        let ticket = member.membership.begin_commit(&[offset_of(0, offset)]).unwrap();
+        let ticket = member.membership.begin_commit(&[offset_of(0, offset)]).unwrap().unwrap();
         ticket.on_complete(move |outcome| note(outcome.map(drop)));
     }
     world.store.run_background();
