@@ -11,11 +11,11 @@ use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use oncelog::simulation::{Clock, Fault, SimDisk};
+use oncelog::simulation::{Clock, Fault, Hang, SimDisk};
 use oncelog::{
     Acks, CommittedOffset, Consumer, ConsumerBuilder, Error, Flush, Isolation, Offset, ReadOptions,
     RebalanceKind, Record, Records, ResetTo, StartAt, Store, Timestamp, TopicConfig,
-    TopicPartition,
+    TopicPartition, TopicUpdate,
 };
 
 use random::Random;
@@ -732,4 +732,233 @@ fn inv_12_a_member_takes_up_no_other_topic_of_the_name_than_it_was_given() {
     let mut told = told.lock().unwrap().clone();
     told.retain(|(kind, count)| *kind == RebalanceKind::Assigned && *count > 0);
     assert_eq!(told.len(), 1, "{told:?}");
+}
+
+/// What somebody who is called does.
+type Deed = fn(&Store);
+
+const DEEDS: [(&str, Deed); 16] = [
+    ("closes the store", |store| drop(store.close(LONG))),
+    ("deletes the topic", |store| drop(store.delete_topic("t"))),
+    ("deletes another", |store| drop(store.delete_topic("u"))),
+    ("makes a topic", |store| drop(store.create_topic("v", TopicConfig::new()))),
+    ("adds partitions", |store| drop(store.add_partitions("t", 5))),
+    ("deletes the group", |store| drop(store.delete_group("g"))),
+    ("resets the group", |store| drop(store.reset_offsets("g", "t", ResetTo::Latest))),
+    ("looks at the group", |store| drop((store.groups(), store.group("g")))),
+    ("asks what is committed", |store| {
+        let other = grouped(store).api_timeout(Duration::from_millis(50)).build().unwrap();
+        drop(other.committed(&[("t", 0), ("u", 0)]));
+    }),
+    ("joins, reads, commits and leaves", |store| {
+        let Ok(mut other) = grouped(store).build() else { return };
+        let _ = other.subscribe(&["t", "u"]);
+        let _ = other.poll(Duration::from_millis(20));
+        let _ = other.commit();
+        let _ = other.commit_async(|_| ());
+        let _ = other.close(LONG);
+    }),
+    ("reads and commits by hand", |store| {
+        let mut other = store.consumer().group("h").start(StartAt::Earliest).build().unwrap();
+        let _ = other.assign(&[("t", 0)]);
+        let _ = other.poll(NOW);
+        let _ = other.commit();
+    }),
+    ("commits more than a batch", |store| {
+        let mut other = store.consumer().group("h").build().unwrap();
+        let long = CommittedOffset { metadata: "m".repeat(4096), ..Offset(0).into() };
+        let all = (0..400).map(|number| (TopicPartition::new("w", number), long.clone()));
+        drop(other.commit_offsets(&all.collect()));
+    }),
+    ("runs a transaction with offsets", |store| {
+        let Ok(mut producer) = store.producer().transactional_id("deed").build() else { return };
+        let Ok(mut transaction) = producer.begin() else { return };
+        let _ = transaction.append("u", 0, &[Record::new("record")]);
+        let who = store.consumer().group("h").build().unwrap().group_metadata();
+        let _ = transaction.send_offsets([(&at(0), &Offset(1).into())], &who);
+        let _ = transaction.commit(LONG);
+    }),
+    ("sends and waits", |store| {
+        let Ok(producer) = store.producer().build() else { return };
+        if let Ok(sent) = producer.send(Record::to("u").value("record")) {
+            let _ = sent.wait(LONG);
+        }
+        let _ = producer.close(LONG);
+    }),
+    ("takes a snapshot", |store| drop(store.snapshot(&[("t", 0), ("u", 0)]))),
+    ("changes the topic", |store| {
+        drop(store.alter_topic("u", TopicUpdate::new().flush(Flush::OnAck)));
+    }),
+];
+
+/// Has somebody called, who does what he is given; once.
+type Call = fn(&Store, Box<dyn FnOnce() + Send>);
+
+fn wake_later(consumer: &mut Consumer, deed: Box<dyn FnOnce() + Send>) {
+    let waker = Waker::from(Arc::new(Once(Mutex::new(Some(deed)))));
+    while pin!(consumer.recv()).poll(&mut Context::from_waker(&waker)).is_ready() {}
+}
+
+/// A member that has read what there is, and is told of changes once.
+fn told_member(store: &Store, deed: Option<Box<dyn FnOnce() + Send>>) -> Consumer {
+    let mut consumer = grouped(store).build().unwrap();
+    consumer.subscribe(&["t", "u", "later"]).unwrap();
+    while consumer.poll(NOW).unwrap().count() > 0 {}
+    let mut deed = deed;
+    consumer.on_rebalance(move |_| deed.take().into_iter().for_each(|deed| deed()));
+    consumer
+}
+
+const CALLS: [(&str, Call); 14] = [
+    ("told of what it is given", |store, deed| {
+        let mut consumer = told_member(store, Some(deed));
+        store.add_partitions("t", 3).unwrap();
+        let _ = consumer.poll(NOW);
+        let _ = consumer.commit();
+    }),
+    ("told of what it lets go of", |store, deed| {
+        let mut consumer = told_member(store, Some(deed));
+        consumer.unsubscribe();
+        let _ = consumer.subscribe(&["t"]);
+        let _ = consumer.poll(NOW);
+    }),
+    ("told as it is closed", |store, deed| {
+        let _ = told_member(store, Some(deed)).close(LONG);
+    }),
+    ("told of what another gets", |store, deed| {
+        let mut consumer = told_member(store, Some(deed));
+        let other = member(store);
+        let _ = consumer.poll(NOW);
+        drop(other);
+        let _ = consumer.poll(NOW);
+    }),
+    ("told of a commit", |store, deed| {
+        let mut consumer = told_member(store, None);
+        consumer.commit_async(|_| deed()).unwrap();
+        let _ = consumer.commit();
+    }),
+    ("told of a commit as it is dropped", |store, deed| {
+        let mut consumer = told_member(store, None);
+        let _ = consumer.commit_async(|_| deed());
+    }),
+    ("woken by an append", |store, deed| {
+        let mut consumer = told_member(store, None);
+        wake_later(&mut consumer, deed);
+        append(store, 0, 1);
+        let _ = consumer.poll(NOW);
+    }),
+    ("woken by a topic that comes", |store, deed| {
+        let mut consumer = told_member(store, None);
+        wake_later(&mut consumer, deed);
+        store.create_topic("later", TopicConfig::new()).unwrap();
+        let _ = consumer.poll(NOW);
+    }),
+    ("woken by a topic that goes", |store, deed| {
+        let mut consumer = told_member(store, None);
+        wake_later(&mut consumer, deed);
+        let _ = store.delete_topic("u");
+        let _ = consumer.poll(NOW);
+    }),
+    ("woken by a topic that grows", |store, deed| {
+        let mut consumer = told_member(store, None);
+        wake_later(&mut consumer, deed);
+        store.add_partitions("t", 4).unwrap();
+        let _ = consumer.poll(NOW);
+    }),
+    ("woken by one who leaves", |store, deed| {
+        let mut consumer = told_member(store, None);
+        let other = member(store);
+        let _ = consumer.poll(NOW);
+        wake_later(&mut consumer, deed);
+        drop(other);
+        let _ = consumer.poll(NOW);
+    }),
+    ("woken as it loses its place", |store, deed| {
+        let mut other =
+            grouped(store).max_poll_interval(Duration::from_millis(30)).build().unwrap();
+        other.subscribe(&["t", "u"]).unwrap();
+        let _ = other.poll(NOW);
+        let mut consumer = told_member(store, None);
+        let _ = other.poll(NOW);
+        let _ = consumer.poll(NOW);
+        wake_later(&mut consumer, deed);
+        thread::sleep(Duration::from_millis(150));
+        let _ = consumer.poll(NOW);
+    }),
+    ("woken by a decision about its offset", |store, deed| {
+        let first = told_member(store, None);
+        let mut producer = store.producer().transactional_id("id").build().unwrap();
+        let mut transaction = producer.begin().unwrap();
+        transaction.send_offsets(&first.position_map(), &first.group_metadata()).unwrap();
+        drop(first);
+        let mut consumer = member(store);
+        wake_later(&mut consumer, deed);
+        let _ = transaction.commit(LONG);
+        let _ = consumer.poll(NOW);
+    }),
+    ("told of a delivery", |store, deed| {
+        let producer = store.producer().build().unwrap();
+        producer.send_with(Record::to("t").value("record"), |_| deed()).unwrap();
+        let _ = producer.flush(LONG);
+    }),
+];
+
+#[test]
+fn whoever_is_called_about_a_group_may_do_anything_with_the_store() {
+    for flush in [Flush::Os, Flush::OnAck] {
+        for (called, call) in CALLS {
+            for (does, deed) in DEEDS {
+                let (told, heard) = channel();
+                thread::spawn(move || {
+                    let builder = Store::builder().flush(flush).simulated_disk(SimDisk::new(1));
+                    let store = builder.threads().open().unwrap();
+                    for topic in ["t", "u"] {
+                        store.create_topic(topic, TopicConfig::new().partitions(2)).unwrap();
+                    }
+                    store.create_topic("w", TopicConfig::new().partitions(400)).unwrap();
+                    append(&store, 0, 3);
+                    let (other, done) = (store.clone(), told.clone());
+                    let act = Box::new(move || {
+                        deed(&other);
+                        done.send("its deed").unwrap();
+                    });
+                    call(&store, act);
+                    told.send("the call").unwrap();
+                });
+                for _ in 0..2 {
+                    let ended = heard.recv_timeout(LONG);
+                    assert!(ended.is_ok(), "{called}: {does}: {flush:?}: {ended:?}");
+                }
+            }
+        }
+    }
+}
+
+/// Those behind it were told of by nobody.
+#[test]
+fn a_consumer_that_goes_while_a_callback_blocks_leaves_no_commit_untold() {
+    let disk = SimDisk::new(1);
+    let builder = Store::builder().flush(Flush::OnAck).simulated_disk(disk.clone());
+    let store = builder.threads().open().unwrap();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    append(&store, 0, 10);
+    let mut consumer = member(&store);
+    while consumer.poll(NOW).unwrap().is_empty() {}
+    let ((is_in, came_in), (let_go, held)) = (channel(), channel());
+    let block = move |_| {
+        is_in.send(()).unwrap();
+        held.recv_timeout(LONG).unwrap();
+    };
+    consumer.commit_async(block).unwrap();
+    // Nobody waits for it: the store's thread tells.
+    came_in.recv_timeout(LONG).unwrap();
+    disk.hang(Hang::Everything);
+    let (told, heard) = channel();
+    consumer.seek("t", 0, Offset(5)).unwrap();
+    consumer.commit_async(move |outcome| told.send(outcome).unwrap()).unwrap();
+    let _ = consumer.close(Duration::from_millis(50));
+    let_go.send(()).unwrap();
+    let outcome = heard.recv_timeout(LONG);
+    disk.answer();
+    assert!(matches!(outcome, Ok(Err(Error::TimedOut { .. }))), "{outcome:?}");
 }

@@ -7,12 +7,12 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use oncelog::simulation::SimDisk;
+use oncelog::simulation::{Hang, SimDisk};
 use oncelog::{
     Acks, Consumer, ConsumerBuilder, DiskId, Error, Flush, Isolation, Offset, ReadOptions, Record,
     StartAt, Store, TopicConfig,
@@ -43,6 +43,9 @@ struct Life<'a> {
     number: u64,
     over: AtomicBool,
     done: &'a Done,
+    /// Commits that were not waited for, and how many of them were told of.
+    begun: AtomicU64,
+    told: Arc<AtomicU64>,
 }
 
 /// Ends the workers, also when the judge panics.
@@ -213,7 +216,13 @@ impl Life<'_> {
             self.done.lock().unwrap().entry(group).or_default().extend(found);
             match way {
                 1 => consumer.commit()?,
-                2 => consumer.commit_async(|_| ())?,
+                2 => {
+                    let told = Arc::clone(&self.told);
+                    consumer.commit_async(move |_| {
+                        told.fetch_add(1, Ordering::Relaxed);
+                    })?;
+                    self.begun.fetch_add(1, Ordering::Relaxed);
+                }
                 3 if random.one_in(3) => consumer.commit_offsets(&consumer.position_map())?,
                 _ => {}
             }
@@ -260,6 +269,12 @@ impl Life<'_> {
                     if partitions < 6 {
                         let _ = self.store.add_partitions("in", partitions + 1);
                     }
+                }
+                5 if random.one_in(2) => {
+                    let disk = &self.disks[random.index(3)];
+                    disk.hang(Hang::Everything);
+                    thread::sleep(Duration::from_millis(random.below(100)));
+                    disk.answer();
                 }
                 _ => {}
             }
@@ -388,9 +403,12 @@ fn story(seed: u64) {
             }
         }
         let over = AtomicBool::new(false);
-        let life = Life { store, disks: &disks, seed, number, over, done: &done };
+        let (begun, told) = (AtomicU64::new(0), Arc::default());
+        let life = Life { store, disks: &disks, seed, number, over, done: &done, begun, told };
         let is_last = number + 1 == LIVES;
         live(&life, &mut random, is_last);
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        assert_eq!(count(&life.told), count(&life.begun), "each commit is told of once");
         if is_last {
             return judge(&life);
         }

@@ -26,12 +26,22 @@ pub(super) type Committed = Box<dyn FnOnce(Result<()>) + Send>;
 
 pub(super) struct Commits {
     chores: Arc<Chores>,
-    /// Oldest first; one without a ticket had nothing to commit.
-    pending: Mutex<VecDeque<(Option<Ticket>, Committed)>>,
-    /// Held by whoever tells; he may be told to let go of the consumer meanwhile.
+    pending: Mutex<Pending>,
+    /// Held by whoever tells; he may be told to let go of the consumer meanwhile. Nobody but who lets go of it waits for it,
+    /// and he not for ever: who tells may wait for the store.
     telling: ReentrantMutex<()>,
     /// How the last one failed that did, since this was asked last.
     failed: Mutex<Option<Error>>,
+}
+
+#[derive(Default)]
+struct Pending {
+    /// Oldest first; one without a ticket had nothing to commit.
+    queue: VecDeque<(Option<Ticket>, Committed)>,
+    /// There may be something to tell since whoever tells has looked.
+    is_due: bool,
+    /// The consumer is gone: what has not ended has timed out.
+    is_late: bool,
 }
 
 impl std::fmt::Debug for Commits {
@@ -53,18 +63,25 @@ impl Commits {
 
     /// Has `done` told how the commit of `ticket` ends; now, if that is known and it is its turn.
     pub(super) fn push(self: &Arc<Self>, ticket: Option<Ticket>, done: Committed) {
-        self.pending.lock().push_back((ticket, done));
-        // Whoever tells now comes to this one by itself, also if that is this thread.
-        if self.telling.is_owned_by_current_thread() {
-            return;
+        self.pending.lock().queue.push_back((ticket, done));
+        self.tell_due();
+    }
+
+    /// Tells what may be told now; or whoever tells does, before he goes.
+    fn tell_due(self: &Arc<Self>) {
+        self.pending.lock().is_due = true;
+        if !self.telling.is_owned_by_current_thread() {
+            self.tell_left();
         }
-        match self.telling.try_lock() {
-            Some(telling) => {
-                self.tell(None);
-                drop(telling);
-            }
-            // Whoever tells may have found no more just before.
-            None => self.wake_by_ref(),
+    }
+
+    /// He who lets go of it has to look again: others have left it to him.
+    fn tell_left(self: &Arc<Self>) {
+        while self.pending.lock().is_due {
+            let Some(telling) = self.telling.try_lock() else { return };
+            self.pending.lock().is_due = false;
+            self.tell(None);
+            drop(telling);
         }
     }
 
@@ -75,6 +92,9 @@ impl Commits {
         if let Some(telling) = self.telling.try_lock_for(timeout) {
             self.tell(Some(&left));
             drop(telling);
+        } else {
+            self.pending.lock().is_late = true;
+            self.tell_due();
         }
     }
 
@@ -82,16 +102,20 @@ impl Commits {
     fn tell(self: &Arc<Self>, left: Option<&dyn Fn() -> Duration>) {
         let waker = Waker::from(Arc::clone(self));
         loop {
-            let Some((ticket, done)) = self.pending.lock().pop_front() else { return };
+            let mut pending = self.pending.lock();
+            let Some((ticket, done)) = pending.queue.pop_front() else { return };
+            let is_late = pending.is_late;
+            drop(pending);
             let outcome = match (ticket, left) {
                 // There was nothing to add to those before it.
                 (None, _) => self.failed.lock().clone().map_or(Ok(()), Err),
                 (Some(ticket), Some(left)) => ticket.wait(left()).map(drop),
+                (Some(ticket), None) if is_late => ticket.wait(Duration::ZERO).map(drop),
                 (Some(mut ticket), None) => {
                     match Pin::new(&mut ticket).poll(&mut Context::from_waker(&waker)) {
                         Poll::Ready(outcome) => outcome.map(drop),
                         Poll::Pending => {
-                            self.pending.lock().push_front((Some(ticket), done));
+                            self.pending.lock().queue.push_front((Some(ticket), done));
                             return;
                         }
                     }
@@ -107,19 +131,13 @@ impl Commits {
 
 impl Chore for Commits {
     fn run(self: Arc<Self>) {
-        let telling = self.telling.lock();
-        self.tell(None);
-        drop(telling);
+        self.tell_due();
     }
 }
 
 impl Wake for Commits {
     fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        let weak: std::sync::Weak<Self> = Arc::downgrade(self);
+        let weak: std::sync::Weak<Self> = Arc::downgrade(&self);
         self.chores.push(weak);
     }
 }
@@ -363,11 +381,10 @@ mod tests {
     use crate::storage::Clock;
     use crate::types::Timestamp;
 
-    /// Whoever told had found no more, and had not let go yet: nobody came for it.
+    /// He had found no more, and had not let go yet: nobody came for it.
     #[test]
     fn a_commit_that_comes_as_another_thread_ends_telling_is_told_of() {
-        let chores = Arc::new(Chores::new(Clock::manual(Timestamp(0))));
-        let commits = Commits::new(Arc::clone(&chores));
+        let commits = Commits::new(Arc::new(Chores::new(Clock::manual(Timestamp(0)))));
         let told = Arc::new(AtomicBool::new(false));
         let telling = commits.telling.lock();
         std::thread::scope(|scope| {
@@ -376,7 +393,7 @@ mod tests {
             scope.spawn(|| commits.push(None, done));
         });
         drop(telling);
-        chores.run_due();
+        commits.tell_left();
         assert!(told.load(Ordering::Relaxed));
     }
 }

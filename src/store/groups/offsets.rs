@@ -44,6 +44,8 @@ struct Table {
     offsets: OffsetTable,
     /// Under which leader the table was read; `None`: it is not what the log says.
     epoch: Option<LeaderEpoch>,
+    /// Where the last transaction ended that nothing but its marker here decides: what it sent is no safer than that.
+    own_end: Offset,
     /// To be finished, without the lock.
     rewritten: Option<Rewritten>,
     /// Of those who wait for a decision.
@@ -59,6 +61,7 @@ impl Offsets {
             log,
             offsets: OffsetTable::default(),
             epoch: None,
+            own_end: Offset::ZERO,
             rewritten: None,
             wakers: Vec::new(),
         };
@@ -152,7 +155,7 @@ impl Offsets {
         let is_whole = appended.is_ok() && self.core.leader_epoch() == epoch;
         let outcome = if is_whole { Outcome::Committed } else { Outcome::Aborted };
         let ProducerSequence { id, epoch: of, .. } = author.producer;
-        let ended = table.end(shared, &Marker { producer: id, epoch: of, outcome });
+        let ended = table.end_own(shared, &Marker { producer: id, epoch: of, outcome });
         if let Err(error) = &ended {
             shared.look_at_transactions_of(&self.core);
             if error.written() == Written::No {
@@ -353,7 +356,15 @@ impl Table {
         Ok(placed)
     }
 
-    /// What is committed, and where its records stand; `None` while any of it is about to change.
+    /// As [`Table::end`], of a transaction of the table's own.
+    fn end_own(&mut self, shared: &Shared, marker: &Marker) -> Result<Placed> {
+        let placed = self.end(shared, marker)?;
+        let (Placed::Done(appended) | Placed::Waits(Waiting { appended, .. })) = &placed;
+        self.own_end = appended.offsets.start;
+        Ok(placed)
+    }
+
+    /// What is committed, and up to where the log has to be safe for it; `None` while any of it is about to change.
     fn stable(
         &self,
         group: &str,
@@ -361,13 +372,13 @@ impl Table {
     ) -> Option<Vec<Option<(Offset, CommittedOffset)>>> {
         let found = partitions.iter().map(|partition| {
             let held = self.offsets.committed_stable(group, *partition).ok()?;
-            Some(held.map(|(at, held)| (at, held.clone())))
+            Some(held.map(|(at, held)| (at.max(self.own_end), held.clone())))
         });
         found.collect()
     }
 
     fn read(&mut self, epoch: LeaderEpoch, end: Offset) -> Result<()> {
-        self.epoch = None;
+        (self.epoch, self.own_end) = (None, Offset::ZERO);
         let mut offsets = OffsetTable::default();
         self.log.replay(end, |entry| {
             match entry {
@@ -459,7 +470,7 @@ mod tests {
     use crate::storage::simulated::SimDisk;
     use crate::store::Store;
     use crate::store::groups::{ConsumerGroupMetadata, taken_back};
-    use crate::types::ProducerId;
+    use crate::types::{Flush, ProducerId, Timestamp};
 
     #[derive(Default)]
     struct Woken(AtomicBool);
@@ -531,6 +542,43 @@ mod tests {
         groups.offsets.finish_rewrite(store.shared());
         let found = store.committed_offsets("g", &[name], Duration::from_secs(1)).unwrap();
         assert_eq!(found, [Some(Offset(0).into())]);
+    }
+
+    /// Its first batch was enough: a consumer that began behind it had nothing to commit, and a power loss took it back.
+    #[test]
+    fn what_was_committed_in_several_batches_is_acknowledged_when_their_end_is() {
+        let builder = Store::builder().flush(Flush::OnAck).simulated_disk(SimDisk::new(1));
+        let store = builder.open().unwrap();
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        let shared = store.shared();
+        let groups = shared.groups().unwrap();
+        let Offsets { core, table, .. } = &groups.offsets;
+        let partition = PartitionId { topic: shared.topic("t").unwrap().id, partition: 0 };
+        let committed = CommittedOffset {
+            offset: Offset(0),
+            leader_epoch: None,
+            committed_at: Timestamp(0),
+            metadata: String::new(),
+        };
+        let (group, committed) = ("g".to_owned(), Some(committed));
+        let record = GroupRecord::Offset { group, partition, committed };
+        let author = shared.own_author().unwrap();
+        let wait = |placed| {
+            let ticket = shared.ticket_of(core, placed, Acks::All);
+            ticket.wait(Duration::from_secs(1)).unwrap();
+        };
+        let sent = table.lock().append(shared, Some(&author), vec![record]).unwrap();
+        wait(sent);
+        let ProducerSequence { id: producer, epoch, .. } = author.producer;
+        let marker = Marker { producer, epoch, outcome: Outcome::Committed };
+        let ended = table.lock().end_own(shared, &marker).unwrap();
+        let is_acknowledged = || {
+            let held = store.committed_offsets_now("g", &[partition], Waker::noop()).unwrap();
+            held.unwrap()[0].as_ref().unwrap().acknowledged
+        };
+        assert!(!is_acknowledged());
+        wait(ended);
+        assert!(is_acknowledged());
     }
 
     /// The last was waited for: another leader could lack those before it, and the group's offsets came back.
