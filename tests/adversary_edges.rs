@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use oncelog::simulation::{Clock, SimDisk};
 use oncelog::{
     Acks, Compression, Error, Flush, Isolation, Offset, Partition, Producer, ProducerEpoch,
-    ProducerId, ProducerSequence, ReadOptions, Record, Store, Timestamp, TimestampType,
-    TopicConfig, TopicUpdate, Written,
+    ProducerId, ProducerSequence, ReadOptions, Record, RecordMetadata, Store, Timestamp,
+    TimestampType, TopicConfig, TopicUpdate, Written,
 };
 
 use random::Random;
@@ -323,7 +323,7 @@ fn producers_of_what_does_not_pack_deliver_each_once_at_the_limit() {
                 let record = Record::to("t").value(&value);
                 if nth % 5 == 0 {
                     let called = Arc::clone(&called);
-                    let call = move |placed: Result<oncelog::RecordMetadata, Error>| {
+                    let call = move |placed: Result<RecordMetadata, Error>| {
                         assert_eq!(placed.unwrap().offset, Offset(nth));
                         called.fetch_add(1, Ordering::Relaxed);
                     };
@@ -682,7 +682,7 @@ impl Wake for Unpark {
 }
 
 /// Polls by hand, with another waker each time, and gives up after a while.
-fn block_on(mut sent: oncelog::Delivery) -> Result<oncelog::RecordMetadata, Error> {
+fn block_on(mut sent: oncelog::Delivery) -> Result<RecordMetadata, Error> {
     let started = Instant::now();
     loop {
         let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
@@ -860,4 +860,28 @@ fn cli_04_whoever_is_refused_for_a_full_buffer_and_comes_again_finds_room() {
         first.wait(LONG).unwrap();
         second.wait(LONG).unwrap();
     }
+}
+
+/// It was told first, if whoever sent it was also the first to learn of the one before.
+#[test]
+fn cli_21_a_record_that_is_acknowledged_at_once_is_told_behind_the_one_before_it() {
+    let builder = Store::builder().clock(Clock::manual(Timestamp(1_000_000)));
+    let store = builder.simulated_disk(SimDisk::new(1)).open().unwrap();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    let producer = store.producer().build().unwrap();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let send = || {
+        let told = Arc::clone(&told);
+        let note = move |sent: Result<RecordMetadata, Error>| {
+            told.lock().unwrap().push(sent.unwrap().offset);
+        };
+        producer.send_with(Record::to("t").value("v"), note).unwrap();
+    };
+    send();
+    // Its flush acknowledges both.
+    store.partition("t", 0).unwrap().append(&[Record::new("v")], Acks::All).unwrap();
+    store.alter_topic("t", TopicUpdate::new().flush(Flush::Os)).unwrap();
+    send();
+    producer.flush(LONG).unwrap();
+    assert_eq!(*told.lock().unwrap(), [Offset(0), Offset(2)]);
 }

@@ -313,6 +313,9 @@ impl<T: Target> Lane<T> {
                 let (offset, at) = (appended.offsets.start, appended.timestamp);
                 let timestamp = record.timestamp.filter(|_| !stamped).unwrap_or(at);
                 if let Some(callback) = callback {
+                    // Those that have ended before come first.
+                    let freed = self.collect(&mut state);
+                    self.common.memory.give_back(freed);
                     let metadata = RecordMetadata::new(&self.name, offset, timestamp);
                     state.calls.push_back((callback, Ok(metadata), number));
                 }
