@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use oncelog::{
     Acks, Error, Flush, Offset, Partition, Producer, ReadOptions, Record, Store, Timestamp,
@@ -205,6 +205,30 @@ fn cli_22_a_callback_may_send_wait_and_flush() {
         receiver.recv_timeout(SECONDS).unwrap();
         producer.flush(SECONDS).unwrap();
         assert_eq!(contents(&store.partition("t", 0).unwrap()), ["first", "second"]);
+    }
+}
+
+/// Nobody brought about what was only asked for; nor did the close.
+#[test]
+fn an_outcome_that_is_only_asked_for_comes() {
+    for flush in FLUSHES {
+        for closes in [false, true] {
+            let store = Store::in_memory(3).unwrap();
+            let config = TopicConfig::new().replication_factor(3).flush(flush);
+            store.create_topic("t", config).unwrap();
+            let producer = store.producer().build().unwrap();
+            let send = || producer.send(Record::to("t").value("v")).unwrap();
+            let deliveries: Vec<_> = (0..3).map(|_| send()).collect();
+            if closes {
+                store.close(SECONDS).unwrap();
+                assert!(deliveries.iter().all(|one| one.outcome().is_some()));
+            }
+            let begun = Instant::now();
+            while deliveries.iter().any(|one| one.outcome().is_none()) {
+                assert!(begun.elapsed() < SECONDS);
+                std::thread::yield_now();
+            }
+        }
     }
 }
 

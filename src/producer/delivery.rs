@@ -168,8 +168,8 @@ impl<T: Target> Receipt<T> {
 
     pub(super) fn outcome(&self) -> Option<Result<RecordMetadata>> {
         self.lane().look(self.sent.number);
-        if self.sent.in_burst && !self.has_ended() {
-            self.lane().ask();
+        if !self.has_ended() {
+            self.lane().ask_for(self.sent.number);
         }
         self.known()
     }

@@ -755,9 +755,10 @@ impl<T: Target> Lane<T> {
         Some(id)
     }
 
-    /// Somebody asks for the outcome of a record of a burst, and does not wait; or the store is about to close.
-    pub(super) fn ask(&self) {
-        let state = self.end_burst(self.state.lock());
+    /// Somebody asks for the outcome of the record `number`, and does not wait: nobody else need come for it.
+    pub(super) fn ask_for(&self, number: u64) {
+        let mut state = self.end_burst(self.state.lock());
+        state.followed = state.followed.max(number + 1);
         self.leave(state);
     }
 
@@ -838,7 +839,8 @@ impl<T: Target> Lane<T> {
 
 impl<T: Target> Chore for Lane<T> {
     fn close(self: Arc<Self>) {
-        self.ask();
+        let state = self.end_burst(self.state.lock());
+        self.leave(state);
     }
 
     fn run(self: Arc<Self>) {

@@ -910,7 +910,7 @@ fn cli_22_a_flush_waits_for_callbacks_that_another_thread_calls() {
     world.lane.watch(0, None, &waker);
     world.log.lock().acknowledge();
     std::thread::scope(|scope| {
-        scope.spawn(|| asked.into_iter().for_each(|()| world.lane.ask()));
+        scope.spawn(|| asked.into_iter().for_each(|()| world.lane.ask_for(0)));
         assert!(world.lane.wait(0, Duration::from_secs(60), Until::Called));
         assert!(has_returned.load(Ordering::Acquire), "it is not over");
     });
