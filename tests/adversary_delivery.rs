@@ -22,6 +22,8 @@ use random::Random;
 
 #[path = "common/random.rs"]
 mod random;
+#[path = "common/small_store.rs"]
+mod small_store;
 
 /// No test waits that long; one that does has found a hang.
 const LONG: Duration = Duration::from_secs(20);
@@ -333,16 +335,8 @@ fn text(value: Option<&[u8]>) -> String {
 
 fn read_all(store: &Store, partition: u32) -> Vec<String> {
     let log = store.partition("out", partition).unwrap();
-    let options = ReadOptions::new().isolation(Isolation::ReadCommitted);
-    let (mut at, mut found) = (Offset(0), Vec::new());
-    loop {
-        let records = log.read(at, options).unwrap();
-        found.extend(records.iter().map(|record| text(record.value())));
-        if records.next_offset() == at {
-            return found;
-        }
-        at = records.next_offset();
-    }
+    let records = small_store::read_all(&log, Isolation::ReadCommitted);
+    records.into_iter().map(|(_, value)| text(Some(&value))).collect()
 }
 
 /// Copies what it is given to both partitions of the output, until something fails or it has enough.
@@ -794,9 +788,11 @@ const DEEDS: [(&str, Deed); 16] = [
 /// Has somebody called, who does what he is given; once.
 type Call = fn(&Store, Box<dyn FnOnce() + Send>);
 
-fn wake_later(consumer: &mut Consumer, deed: Box<dyn FnOnce() + Send>) {
-    let waker = Waker::from(Arc::new(Once(Mutex::new(Some(deed)))));
+fn wake_later(consumer: &mut Consumer, deed: Box<dyn FnOnce() + Send>) -> Arc<Once> {
+    let once = Arc::new(Once(Mutex::new(Some(deed))));
+    let waker = Waker::from(Arc::clone(&once));
     while pin!(consumer.recv()).poll(&mut Context::from_waker(&waker)).is_ready() {}
+    once
 }
 
 /// A member that has read what there is, and is told of changes once.
@@ -881,8 +877,10 @@ const CALLS: [(&str, Call); 14] = [
         let mut consumer = told_member(store, None);
         let _ = other.poll(NOW);
         let _ = consumer.poll(NOW);
-        wake_later(&mut consumer, deed);
-        thread::sleep(Duration::from_millis(150));
+        let once = wake_later(&mut consumer, deed);
+        while once.0.lock().unwrap().is_some() {
+            thread::yield_now();
+        }
         let _ = consumer.poll(NOW);
     }),
     ("woken by a decision about its offset", |store, deed| {

@@ -14,14 +14,17 @@ use std::time::{Duration, Instant};
 
 use oncelog::simulation::{Hang, SimDisk};
 use oncelog::{
-    Acks, Consumer, ConsumerBuilder, DiskId, Error, Flush, Isolation, Offset, ReadOptions, Record,
-    StartAt, Store, TopicConfig,
+    Acks, Consumer, ConsumerBuilder, DiskId, Error, Flush, Isolation, Record, StartAt, Store,
+    TopicConfig,
 };
 
 use random::{Random, setting, tell};
+use small_store::read_all;
 
 #[path = "common/random.rs"]
 mod random;
+#[path = "common/small_store.rs"]
+mod small_store;
 
 /// No story takes that long; one that does has found a hang.
 const LONG: Duration = Duration::from_secs(60);
@@ -305,16 +308,8 @@ impl Life<'_> {
         let partitions = self.store.topic(topic).unwrap().partitions;
         let read = |partition| {
             let log = self.store.partition(topic, partition).unwrap();
-            let options = ReadOptions::new().isolation(Isolation::ReadCommitted);
-            let (mut at, mut found) = (Offset(0), Vec::new());
-            loop {
-                let records = log.read(at, options).unwrap();
-                found.extend(records.iter().map(|record| number(record.value())));
-                if records.next_offset() == at {
-                    return found;
-                }
-                at = records.next_offset();
-            }
+            let records = read_all(&log, Isolation::ReadCommitted);
+            records.into_iter().map(|(_, value)| number(Some(&value))).collect()
         };
         (0..partitions).map(read).collect()
     }

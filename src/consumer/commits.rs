@@ -314,11 +314,10 @@ impl Consumer {
         error: &Error,
         offsets: &[(TopicPartition, CommittedOffset)],
     ) -> bool {
-        // Offsets are placed by name: another topic may have it by now, with a shorter log and another owner.
+        // It may go between any two of a commit's checks, and the group with it to the next generation.
         let concerns_a_partition = matches!(
             error,
             Error::UnknownTopicOrPartition { .. }
-                | Error::OffsetOutOfRange { .. }
                 | Error::NotAssigned { .. }
                 | Error::IllegalGeneration { .. }
                 | Error::RebalanceInProgress { .. }

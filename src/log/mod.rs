@@ -34,7 +34,7 @@ use crate::segment::{
 use crate::storage::{File, OpenMode};
 use crate::types::{LeaderEpoch, Offset, ProducerId, Timestamp};
 
-pub(crate) use marks::Marks;
+pub(crate) use marks::{Marks, MarksView};
 use producers::Producers;
 pub(crate) use producers::{ProducerSnapshot, decided_end};
 pub(crate) use reader::LogReader;

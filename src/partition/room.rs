@@ -193,6 +193,10 @@ impl Core {
                 Err(error) => (None, Err(error)),
             },
         };
+        if made.is_some() {
+            // Before the first record: without a page, readers in other processes believe what they find in the files.
+            self.make_page(disk);
+        }
         let mut state = self.state.lock();
         // What was made for a log that was given up meanwhile stays behind, empty.
         if let Need::Segment(next) = need

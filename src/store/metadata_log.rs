@@ -144,7 +144,7 @@ impl Found {
         for (at, name_at, copy, bytes) in &copies {
             let found = &mut found[*at];
             found.present = true;
-            let is_newer = copy.last >= found.last;
+            let is_newest = copy.last >= found.last;
             found.last = found.last.max(copy.last);
             if copy.end.is_none() && bytes.get(..sound.len()) == Some(sound) {
                 found.stale.retain(|stale| stale != name_at);
@@ -155,7 +155,7 @@ impl Found {
             let own = &bytes[..usize::try_from(copy.position).expect("within the bytes")];
             // Of more than two, a majority has decided; what one has beyond that was never relied upon.
             let of_two = [&copy.state, &chosen.state].iter().any(|all| all.disks().count() == 2);
-            if of_two && !sound.starts_with(own) && (is_newer || found.strayed.is_none()) {
+            if of_two && !sound.starts_with(own) && (is_newest || found.strayed.is_none()) {
                 found.strayed = Some(copy.state.clone());
             }
         }
@@ -189,11 +189,10 @@ impl Found {
         let mut starts = Vec::new();
         for own in self.disks[at].strayed.iter().flat_map(MetadataState::topics) {
             let known = self.state.topic_by_name(&own.name).filter(|known| known.id == own.id);
-            let Some((id, known)) = known.map(|known| (known.id, known)) else { continue };
-            let both = own.partitions.iter().zip(&known.partitions);
-            for (number, (own, known)) in (0..).zip(both) {
-                if own.log_start > known.log_start {
-                    starts.push(((id, number), own.log_start));
+            let known = known.map_or(&[][..], |known| &known.partitions);
+            for (number, (alone, known)) in (0..).zip(own.partitions.iter().zip(known)) {
+                if alone.log_start > known.log_start {
+                    starts.push(((own.id, number), alone.log_start));
                 }
             }
         }

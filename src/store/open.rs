@@ -441,7 +441,8 @@ impl Shared {
         };
         let (disk, mut log) = found.remove(at);
         log.set_epoch(reign.epoch);
-        let (leads, has_page) = (disk.id, Marks::peek(log.place()).is_some());
+        let has_records = log.end() > log.reader().log_start();
+        let (leads, has_page) = (disk.id, has_records || Marks::peek(log.place()).is_some());
         let leading = replica(&disk, None);
         let mut followers: Vec<_> =
             found.into_iter().map(|(disk, log)| replica(&disk, Some(log))).collect();

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::log::{LogReader, Marks, Part, decided_end};
+use crate::log::{LogReader, Marks, MarksView, Part, decided_end};
 use crate::partition::ReadOptions;
 use crate::segment::{Place, Scan, Scanner, Segment, SparseIndex, log_name, parse_log_name};
 use crate::storage::{EntryKind, OpenMode};
@@ -163,7 +163,11 @@ impl View {
 
     /// Looks how far the owner has come.
     fn refresh(&self, state: &mut State) -> Result<()> {
-        let shown = Marks::peek(&self.place);
+        self.look(state, Marks::peek(&self.place))
+    }
+
+    /// Looks at the log behind a page that showed this.
+    fn look(&self, state: &mut State, shown: Option<MarksView>) -> Result<()> {
         let known_end = state.tail.as_ref().map_or(Offset::ZERO, |tail| tail.end);
         let start = shown.map_or(state.log_start, |marks| marks.log_start.max(state.log_start));
         if let Some(marks) = shown
@@ -175,6 +179,8 @@ impl View {
             return Ok(());
         }
         let tail = self.walk(state)?;
+        // The page is made before the first record, which the walk may have seen.
+        let shown = shown.or_else(|| Marks::peek(&self.place));
         let end = tail.as_ref().map_or(start, |tail| tail.end);
         let high = shown.map_or(end, |marks| marks.high_watermark.min(end));
         state.high_watermark = state.high_watermark.max(high);
@@ -293,10 +299,76 @@ mod tests {
     use super::*;
     use crate::config::TopicConfig;
     use crate::record::Record;
-    use crate::storage::Clock;
-    use crate::storage::simulated::SimDisk;
+    use crate::segment::FILE_HEADER_BYTES;
+    use crate::storage::simulated::{Hang, SimDisk};
+    use crate::storage::{Clock, Disk};
     use crate::store::Store;
     use crate::types::{Acks, Flush};
+
+    fn shows_page(disk: &SimDisk) -> bool {
+        let view = Store::builder().simulated_disk(disk.clone()).read_only().open().unwrap();
+        let (topic, name) = (view.shared().topic("t").unwrap(), TopicPartition::new("t", 0));
+        let disk: Arc<dyn Disk> = Arc::new(disk.clone());
+        Marks::peek(&view.shared().place(&topic, &name, &disk)).is_some()
+    }
+
+    /// A view that came before the first page was made took what was not acknowledged for readable, and the next one saw less.
+    #[test]
+    fn a_partition_has_its_page_before_its_first_record() {
+        for cut in 1.. {
+            let disk = SimDisk::new(1);
+            let builder = || Store::builder().simulated_disk(disk.clone());
+            let store = builder().open().unwrap();
+            store.create_topic("t", TopicConfig::new().flush(Flush::Os)).unwrap();
+            disk.crash_at(cut);
+            let partition = store.partition("t", 0);
+            let appended = partition.and_then(|it| it.append(&[Record::new("x")], Acks::All));
+            let is_reached = disk.is_dead();
+            disk.kill();
+            drop(store);
+            disk.heal();
+            disk.process_restart();
+            let segment = disk.files().into_iter().find(|name| name.ends_with(".log"));
+            let has_record = segment.is_some_and(|name| {
+                disk.read_file(&name)[FILE_HEADER_BYTES..].iter().any(|byte| *byte != 0)
+            });
+            assert!(!has_record || shows_page(&disk), "cut at {cut}: {appended:?}");
+            if !is_reached {
+                assert!(has_record && appended.is_ok());
+                builder().open().unwrap().close(Duration::ZERO).unwrap();
+                // Another run of the machine does not believe the page of the last one.
+                disk.power_loss();
+                let store = builder().open().unwrap();
+                let _partition = store.partition("t", 0).unwrap();
+                assert!(shows_page(&disk));
+                return;
+            }
+        }
+    }
+
+    /// What was not acknowledged was taken for readable, if the first page came between the look at it and the one at the log.
+    #[test]
+    fn a_page_that_is_made_while_a_view_looks_is_believed() {
+        let disks = [SimDisk::new(1), SimDisk::new(2)];
+        let builder =
+            || disks.iter().fold(Store::builder(), |all, disk| all.simulated_disk(disk.clone()));
+        let store = builder().open().unwrap();
+        let config = TopicConfig::new().replication_factor(2).flush(Flush::Os);
+        store.create_topic("t", config).unwrap();
+        let reader = builder().read_only().open().unwrap();
+        let topic = reader.shared().topic("t").unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let leader = usize::from(partition.core().unwrap().leader().unwrap().0);
+        disks[1 - leader].hang(Hang::Everything);
+        partition.append(&[Record::new("x")], Acks::Leader).unwrap();
+        let view = reader.shared().open_view(&topic, &topic.slots.read()[0]).unwrap();
+        let seen = {
+            let mut state = view.state.lock();
+            view.look(&mut state, None).map(|()| state.high_watermark)
+        };
+        disks[1 - leader].answer();
+        assert_eq!(seen.unwrap(), Offset(0));
+    }
 
     /// The page is never flushed: what the system wrote of it by itself is of some moment before. It was believed, and what
     /// had been acknowledged since could not be read, nor waited for.

@@ -467,10 +467,10 @@ mod tests {
 
     use super::*;
     use crate::config::TopicConfig;
-    use crate::storage::simulated::SimDisk;
+    use crate::storage::simulated::{Hang, SimDisk};
     use crate::store::Store;
     use crate::store::groups::{ConsumerGroupMetadata, taken_back};
-    use crate::types::{Flush, ProducerId, Timestamp};
+    use crate::types::{Flush, Isolation, ProducerId, Timestamp};
 
     #[derive(Default)]
     struct Woken(AtomicBool);
@@ -509,6 +509,62 @@ mod tests {
         assert!(woken.0.load(Ordering::Relaxed));
         let held = Held { committed: Offset(0).into(), acknowledged: true };
         assert_eq!(ask(), Some(vec![Some(held)]));
+    }
+
+    /// It held the table meanwhile: a close, and who tells of another leader, waited as long as an append may take.
+    #[test]
+    fn who_waits_to_read_the_table_anew_holds_up_nobody() {
+        let disks: Vec<_> = (0..3).map(SimDisk::new).collect();
+        let builder =
+            disks.iter().fold(Store::builder(), |all, disk| all.simulated_disk(disk.clone()));
+        let store = builder.threads().open().unwrap();
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        let (group, name) = (ConsumerGroupMetadata::of_group("g"), TopicPartition::new("t", 0));
+        let offset = (name.clone(), Offset(0).into());
+        let long = Duration::from_secs(20);
+        store.commit_without_members(&group, std::slice::from_ref(&offset), long).unwrap();
+        let groups = store.shared().groups().unwrap();
+        let leader = groups.offsets.core.leader().unwrap();
+        let followers = || disks.iter().enumerate().filter(|(at, _)| *at != usize::from(leader.0));
+        followers().for_each(|(_, disk)| disk.hang(Hang::Everything));
+        // It is in the leader's log, and nowhere else; and the table is to be read anew.
+        let _ticket = store.begin_commit_without_members(&group, &[offset]).unwrap();
+        groups.offsets.table.lock().epoch = None;
+        let is_held = std::thread::scope(|scope| {
+            let asks = scope.spawn(|| store.committed_offsets("g", &[name], long));
+            let begun = Instant::now();
+            let mut is_held = false;
+            while !is_held && begun.elapsed() < Duration::from_millis(100) {
+                let table = groups.offsets.table.try_lock_for(Duration::from_secs(5));
+                is_held = !table.is_some_and(|table| table.epoch.is_none());
+            }
+            followers().for_each(|(_, disk)| disk.answer());
+            assert_eq!(asks.join().unwrap().unwrap(), [Some(Offset(0).into())]);
+            is_held
+        });
+        assert!(!is_held, "who asked held the table while a disk did not answer");
+    }
+
+    /// Who held what a close wants, and waited for a log, was waited for until his time was over.
+    #[test]
+    fn a_close_ends_the_logs_before_it_wants_the_table() {
+        let store = Store::in_memory(1).unwrap();
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        let groups = store.shared().groups().unwrap();
+        let Offsets { core, table, .. } = &groups.offsets;
+        let end = core.log_end();
+        std::thread::scope(|scope| {
+            let (begins, begun) = std::sync::mpsc::channel();
+            let holds = scope.spawn(move || {
+                let _table = table.lock();
+                begins.send(()).unwrap();
+                core.wait_for(end, Isolation::ReadUncommitted, Duration::from_secs(10))
+            });
+            begun.recv().unwrap();
+            store.close(Duration::from_secs(20)).unwrap();
+            let told = holds.join().unwrap();
+            assert!(matches!(told, Err(Error::Closed)), "{told:?}");
+        });
     }
 
     /// It was written again with the rest, and counted, though whoever had committed it had been told that it did not.
