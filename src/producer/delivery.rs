@@ -179,7 +179,7 @@ impl<T: Target> Receipt<T> {
         Some(result.map(|placed| self.lane().metadata(placed, self.timestamp)))
     }
 
-    fn has_ended(&self) -> bool {
+    pub(super) fn has_ended(&self) -> bool {
         self.shared.cell.has_result(self.sent.index)
     }
 

@@ -882,6 +882,21 @@ fn cli_22_a_flush_waits_for_what_was_sent_before_it() {
     assert_eq!(world.called.lock().len(), 1);
 }
 
+/// It was left to whoever asked again, or to nobody.
+#[test]
+fn who_asks_once_for_an_outcome_has_it_brought_about() {
+    let mut world = World::plain();
+    world.fates(vec![Fate::Waits]);
+    world.sent = 1; // without a callback
+    world.send();
+    let (_, receipt) = &world.receipts[0];
+    assert!(receipt.outcome().is_none());
+    world.common.chores.run_due();
+    world.log.lock().acknowledge();
+    world.common.chores.run_due();
+    assert!(receipt.has_ended());
+}
+
 /// Between the end of a flush's records and their callbacks, another thread may have begun to call them.
 #[test]
 fn cli_22_a_flush_waits_for_callbacks_that_another_thread_calls() {
