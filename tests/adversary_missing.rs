@@ -433,7 +433,9 @@ impl World {
             self.part(here[0]);
         }
         if let Ok(store) = opened {
+            let told = self.trace.then(|| store.events());
             self.live_in(&store, &here, random);
+            told.into_iter().flatten().for_each(|event| eprintln!("event: {event}"));
             if random.one_in(2) && !self.is_dead() {
                 let closed = store.close(SECOND);
                 self.note(|| format!("closed: {closed:?}"));

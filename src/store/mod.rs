@@ -28,6 +28,7 @@ mod open;
 mod operations;
 mod partition;
 mod producer_ids;
+mod recover;
 mod reigns;
 mod scrub;
 mod session;

@@ -22,7 +22,8 @@ use super::builder::DISKS_MAX;
 use super::disks::{self, Given, StoreDisk};
 use super::layout::{self, DirectoryIdentity, IdentityFile};
 use super::metadata_log::{Found, MetadataLog};
-use super::open::{replica, stale_replicas};
+use super::open::stale_replicas;
+use super::recover::replica;
 use super::session::Session;
 use super::{Shared, Slot, Store, Topic, background};
 

@@ -13,7 +13,7 @@ use crate::partition::ReadOptions;
 use crate::partition::{Replica, Ticket};
 use crate::record::Record;
 use crate::storage::simulated::{Fault, Hang, SimDisk, SyncFault};
-use crate::store::open::replica;
+use crate::store::recover::replica;
 use crate::store::{Store, Topic, TopicConfig, VerifyOptions};
 use crate::types::{
     Acks, DiskId, Flush, LeaderEpoch, Offset, ProducerEpoch, ProducerId, ProducerSequence,
