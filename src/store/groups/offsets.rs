@@ -408,14 +408,14 @@ impl Table {
 
     fn rewrite_if_due(&mut self, shared: &Shared) {
         // A table that is to be read anew may have what the log has lost.
-        let is_known = self.epoch.is_some();
-        if !is_known || !self.log.rewrite_is_due() || self.rewritten.is_some() {
+        let Some(epoch) = self.epoch else { return };
+        if !self.log.rewrite_is_due() || self.rewritten.is_some() {
             return;
         }
         let live = self.offsets.live().filter_map(|(at, record)| {
             Some(Live { at, key: record.key(), value: record.value()? })
         });
-        match self.log.rewrite(shared, live) {
+        match self.log.rewrite(epoch, live) {
             Ok(rewritten) => self.rewritten = Some(rewritten),
             Err(error) => {
                 self.on_failure(&error);
