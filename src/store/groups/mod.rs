@@ -426,7 +426,7 @@ impl Groups {
 
     /// Their log has another leader.
     pub(super) fn on_other_leader(&self) {
-        self.offsets.on_other_leader();
+        self.offsets.look_again();
     }
 
     /// Ends the waits for committed offsets, which find the store closed.

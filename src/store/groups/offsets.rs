@@ -184,7 +184,11 @@ impl Offsets {
         shared: &Arc<Shared>,
         tombstones: &[GroupRecord],
     ) -> Result<Vec<Ticket>> {
-        batches(tombstones).map(|batch| self.append(shared, None, batch.to_vec())).collect()
+        let taken = batches(tombstones).map(|batch| self.append(shared, None, batch.to_vec()));
+        let taken = taken.collect();
+        // What was pending may be gone.
+        self.look_again();
+        taken
     }
 
     /// Appends the end of a transaction, which decides about the offsets that it has sent.
@@ -196,10 +200,8 @@ impl Offsets {
         let mut table = self.lock(shared)?;
         let placed = table.end(shared, marker)?;
         table.check_leader(&self.core);
-        let wakers = std::mem::take(&mut table.wakers);
         drop(table);
-        self.decided.notify_all();
-        wake_all(wakers);
+        self.look_again();
         Ok(placed)
     }
 
@@ -291,8 +293,8 @@ impl Offsets {
         }
     }
 
-    /// Another leader may lack what was pending, and get no marker for it: who waits looks again.
-    pub(super) fn on_other_leader(&self) {
+    /// Something was decided, or another leader may lack what was pending, and get no marker for it: who waits looks again.
+    pub(super) fn look_again(&self) {
         let wakers = std::mem::take(&mut self.table.lock().wakers);
         self.decided.notify_all();
         wake_all(wakers);
@@ -509,6 +511,31 @@ mod tests {
         assert!(woken.0.load(Ordering::Relaxed));
         let held = Held { committed: Offset(0).into(), acknowledged: true };
         assert_eq!(ask(), Some(vec![Some(held)]));
+    }
+
+    /// What was pending was gone with its group, and they waited for the transaction all the same.
+    #[test]
+    fn who_waits_for_a_pending_offset_that_is_taken_back_looks_again() {
+        let store = Store::in_memory(1).unwrap();
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        let groups = store.shared().groups().unwrap();
+        let topic = store.shared().topic("t").unwrap().id;
+        let id = PartitionId { topic, partition: 0 };
+        let place = RecordPlace { offset: Offset(0), transaction: Some(ProducerId(99)) };
+        let end = groups.offsets.table.lock().log.core().log_end();
+        assert_eq!(end, Offset(0));
+        let ask = |waker: &Waker| store.committed_offsets_now("g", &[id], waker).unwrap();
+        // Something comes before it, so that the tombstone is behind it.
+        let (group, name) = (ConsumerGroupMetadata::of_group("h"), TopicPartition::new("t", 0));
+        let offset = (name, Offset(0).into());
+        store.commit_without_members(&group, &[offset], Duration::from_secs(1)).unwrap();
+        groups.offsets.table.lock().offsets.apply(place, taken_back("g", id));
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        assert_eq!(ask(&waker), None);
+        store.delete_group("g").unwrap();
+        assert!(woken.0.load(Ordering::Relaxed));
+        assert_eq!(ask(&waker), Some(vec![None]));
     }
 
     /// It held the table meanwhile: a close, and who tells of another leader, waited as long as an append may take.
