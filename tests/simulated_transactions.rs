@@ -10,7 +10,7 @@ use std::time::Duration;
 use oncelog::simulation::{Clock, Fault, SimDisk};
 use oncelog::{
     Acks, DiskId, Error, Flush, Isolation, Offset, ReadOptions, Record, Store, Timestamp,
-    TopicConfig, TransactionId, TransactionOutcome, TransactionalProducer,
+    TopicConfig, TransactionId, TransactionOutcome, TransactionalProducer, Written,
 };
 
 use random::{Random, setting};
@@ -206,20 +206,26 @@ impl World {
                 self.clock.advance(SECOND * 61);
             }
         }
+        let mut is_shown = false;
         sent.told = match self.random.below(6) {
             0 => {
                 drop(transaction);
-                Told::Nothing
+                Told::Aborted
             }
-            1 => match transaction.abort(SECOND * 5) {
-                Ok(()) => Told::Aborted,
-                Err(_) => Told::Nothing,
-            },
-            _ => match transaction.commit(SECOND * 5) {
-                Ok(()) => Told::Committed,
-                Err(Error::TransactionAborted { .. }) => Told::Aborted,
-                Err(_) => Told::Nothing,
-            },
+            1 => {
+                // Now or later.
+                let _ = transaction.abort(SECOND * 5);
+                Told::Aborted
+            }
+            _ => {
+                let answer = transaction.commit(SECOND * 5);
+                is_shown = answer.is_ok();
+                match answer.map_err(|error| error.written()) {
+                    Ok(()) | Err(Written::Yes) => Told::Committed,
+                    Err(Written::No) => Told::Aborted,
+                    Err(Written::Unknown) => Told::Nothing,
+                }
+            }
         };
         if !has_appended && sent.told != Told::Committed {
             sent.id = None; // the next one has it
@@ -227,8 +233,7 @@ impl World {
         // What a dead process was told, nobody has heard.
         if self.disks.iter().any(SimDisk::is_dead) {
             (sent.told, sent.id) = (Told::Nothing, None);
-        }
-        if sent.told == Told::Committed {
+        } else if is_shown {
             for (partition, values) in &sent.values {
                 self.judge_shown(store, *partition, values);
             }
