@@ -6,16 +6,17 @@ use crate::record::Record;
 use crate::storage::simulated::SimDisk;
 use crate::store::{Store, StoreBuilder};
 
+fn on(disks: &[SimDisk]) -> StoreBuilder {
+    let all = |builder: StoreBuilder, disk: &SimDisk| builder.simulated_disk(disk.clone());
+    disks.iter().fold(Store::builder().flush(Flush::OnAck), all)
+}
+
 /// It was written again with the rest before its abort was, and a process that died just then had committed what
 /// [`Error::written`] had said was not.
 #[test]
 fn a_decision_that_another_leader_lacks_is_not_written_again() {
     let disks: Vec<_> = (1..=3).map(SimDisk::new).collect();
-    let open = || {
-        let all = |builder: StoreBuilder, disk: &SimDisk| builder.simulated_disk(disk.clone());
-        disks.iter().fold(Store::builder().flush(Flush::OnAck), all).open().unwrap()
-    };
-    let store = open();
+    let store = on(&disks).open().unwrap();
     store.create_topic("t", TopicConfig::new().replication_factor(3)).unwrap();
     let mut held = store.producer().transactional_id("id").build().unwrap();
     let mut transaction = held.begin().unwrap();
@@ -49,7 +50,32 @@ fn a_decision_that_another_leader_lacks_is_not_written_again() {
     drop((held, transactions, internal, store));
     disks.iter().for_each(SimDisk::heal);
     disks.iter().for_each(SimDisk::process_restart);
-    let store = open();
+    let store = on(&disks).open().unwrap();
     drop(store.producer().transactional_id("id").build().unwrap());
     assert_eq!(store.shared().transactions().unwrap().verdict(tag), Verdict::Aborted);
+}
+
+/// It is read anew first, and somebody's record is always on its way.
+#[test]
+fn under_another_leader_decisions_are_written_again_while_others_are_made() {
+    let disks: Vec<_> = (1..=3).map(SimDisk::new).collect();
+    let store = on(&disks).threads().open().unwrap();
+    drop(store.producer().transactional_id("id").build().unwrap());
+    let transactions = store.shared().transactions().unwrap();
+    let internal = Arc::clone(transactions.state.lock().topic.core());
+    store.stop_disk(internal.leader().unwrap()).unwrap();
+    std::thread::scope(|scope| {
+        for letter in ["a", "b", "c", "d"] {
+            let (store, internal, name) = (&store, &internal, letter.repeat(30_000));
+            scope.spawn(move || {
+                for _ in 0..100 {
+                    drop(store.producer().transactional_id(name.as_str()).build().unwrap());
+                    if internal.log_start() > Offset::ZERO {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    assert!(internal.log_start() > Offset::ZERO, "it was written again");
 }
