@@ -563,7 +563,7 @@ mod tests {
             let mut is_held = false;
             while !is_held && begun.elapsed() < Duration::from_millis(100) {
                 let table = groups.offsets.table.try_lock_for(Duration::from_secs(5));
-                is_held = !table.is_some_and(|table| table.epoch.is_none());
+                is_held = table.is_none_or(|table| table.epoch.is_some());
             }
             followers().for_each(|(_, disk)| disk.answer());
             assert_eq!(asks.join().unwrap().unwrap(), [Some(Offset(0).into())]);
