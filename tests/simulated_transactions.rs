@@ -37,6 +37,8 @@ struct Sent {
     /// By partition.
     values: BTreeMap<u32, Vec<String>>,
     told: Told,
+    /// Its markers are where they belong.
+    is_shown: bool,
 }
 
 struct World {
@@ -185,8 +187,8 @@ impl World {
     /// One transaction, from its begin to some end.
     fn run(&mut self, store: &Store, producer: &mut TransactionalProducer) {
         let Ok(mut transaction) = producer.begin() else { return };
-        let mut sent =
-            Sent { id: Some(transaction.id()), values: BTreeMap::new(), told: Told::Nothing };
+        let (id, values) = (Some(transaction.id()), BTreeMap::new());
+        let mut sent = Sent { id, values, told: Told::Nothing, is_shown: false };
         let mut has_appended = false;
         for _ in 0..1 + self.random.below(6) {
             let (partition, value) = (self.partition(), self.value());
@@ -206,7 +208,6 @@ impl World {
                 self.clock.advance(SECOND * 61);
             }
         }
-        let mut is_shown = false;
         sent.told = match self.random.below(6) {
             0 => {
                 drop(transaction);
@@ -219,7 +220,7 @@ impl World {
             }
             _ => {
                 let answer = transaction.commit(SECOND * 5);
-                is_shown = answer.is_ok();
+                sent.is_shown = answer.is_ok();
                 match answer.map_err(|error| error.written()) {
                     Ok(()) | Err(Written::Yes) => Told::Committed,
                     Err(Written::No) => Told::Aborted,
@@ -233,7 +234,7 @@ impl World {
         // What a dead process was told, nobody has heard.
         if self.disks.iter().any(SimDisk::is_dead) {
             (sent.told, sent.id) = (Told::Nothing, None);
-        } else if is_shown {
+        } else if sent.is_shown {
             for (partition, values) in &sent.values {
                 self.judge_shown(store, *partition, values);
             }
@@ -247,7 +248,7 @@ impl World {
         // A disk that fails now may keep the reader from it.
         let Ok(all) = read(Isolation::ReadUncommitted) else { return };
         let Ok(seen) = read(Isolation::ReadCommitted) else { return };
-        let others = self.sent.iter().filter(|other| other.told != Told::Committed);
+        let others = self.sent.iter().filter(|other| !other.is_shown);
         let left = others.flat_map(|other| other.values.get(&partition)).flatten();
         let left: BTreeSet<_> = left.collect();
         for value in values.iter().filter(|value| !self.deleted.contains(*value)) {
