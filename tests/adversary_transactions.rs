@@ -15,7 +15,7 @@ use oncelog::{
     Acks, CommittedOffset, Consumer, ConsumerGroupMetadata, DiskId, Error, Flush, Isolation,
     LeaderEpoch, Offset, ReadOptions, Record, ResetTo, StartAt, Store, Timestamp, TopicConfig,
     TopicPartition, TopicUpdate, Transaction, TransactionId, TransactionOutcome,
-    TransactionalProducer,
+    TransactionalProducer, Written,
 };
 
 const LONG: Duration = Duration::from_secs(10);
@@ -961,4 +961,145 @@ fn offsets_of_which_a_part_is_refused_are_not_committed_without_it() {
     let ended = transaction.commit(LONG);
     assert!(matches!(ended, Err(Error::TransactionAborted { .. })), "{ended:?}");
     assert_eq!(all_committed(&store, "g", 80), BTreeSet::from([None]));
+}
+
+/// A store whose next decision comes with all others written again; what was committed and aborted before.
+struct Outgrown {
+    disks: Vec<SimDisk>,
+    clock: Clock,
+    store: Store,
+    committed: TransactionId,
+    aborted: TransactionId,
+}
+
+impl Outgrown {
+    /// `opens`: how often an id with a long name is held first.
+    fn new(count: u64, opens: u32) -> Self {
+        let disks: Vec<_> = (1..=count).map(SimDisk::new).collect();
+        disks[1..].iter().for_each(|disk| disk.share_process(&disks[0]));
+        let clock = Clock::manual(Timestamp(1_000_000));
+        let store = Self::open(&disks, &clock);
+        let (replicas, required) = if count == 3 { (3, 2) } else { (1, 1) };
+        let config = TopicConfig::new().replication_factor(replicas);
+        store.create_topic("t", config.min_insync_replicas(required)).unwrap();
+        let mut held = producer(&store, "id");
+        let committed = put(&mut held, &["t"], "committed");
+        let mut transaction = held.begin().unwrap();
+        transaction.append("t", 0, &[Record::new("aborted")]).unwrap();
+        let aborted = transaction.id();
+        transaction.abort(LONG).unwrap();
+        drop(held);
+        let name = "x".repeat(32_000);
+        for _ in 0..opens {
+            drop(producer(&store, &name));
+        }
+        Self { disks, clock, store, committed, aborted }
+    }
+
+    fn open(disks: &[SimDisk], clock: &Clock) -> Store {
+        let builder =
+            Store::builder().append_timeout(Duration::from_millis(5)).clock(clock.clone());
+        let all = disks.iter().fold(builder, |all, disk| all.simulated_disk(disk.clone()));
+        all.flush(Flush::OnAck).open().unwrap()
+    }
+
+    fn is_rewritten(&self) -> bool {
+        let internal = self.store.partition("__transaction_state", 0).unwrap();
+        internal.log_start_offset() > Offset::ZERO
+    }
+
+    /// One more transaction; whether it was said to be committed, or not.
+    fn decide(&self, note: &str) -> Option<bool> {
+        let decide = || {
+            let mut held = self.store.producer().transactional_id("last").build().ok()?;
+            let mut transaction = held.begin().ok()?;
+            transaction.append("t", 0, &[Record::new("last")]).ok()?;
+            let told = transaction.commit(LONG);
+            // Somebody else goes on meanwhile.
+            let _ = self.store.producer().transactional_id("other").build();
+            Some(told)
+        };
+        let told = decide();
+        assert!(!matches!(&told, Some(Err(Error::Corrupt { .. }))), "{note}: {told:?}");
+        let dead = self.disks.iter().any(SimDisk::is_dead);
+        match told.map(|told| told.map_err(|error| error.written())) {
+            _ if dead => None,
+            Some(Ok(()) | Err(Written::Yes)) => Some(true),
+            None | Some(Err(Written::No)) => Some(false),
+            Some(Err(Written::Unknown)) => None,
+        }
+    }
+
+    fn judge(self, told: Option<bool>, power_loss: bool, note: &str) {
+        let Self { disks, clock, store, committed, aborted } = self;
+        disks[0].kill();
+        drop(store);
+        for disk in &disks {
+            disk.heal();
+            if power_loss {
+                disk.power_loss();
+            } else {
+                disk.process_restart();
+            }
+        }
+        let mut first = None;
+        for _ in 0..2 {
+            let store = Self::open(&disks, &clock);
+            for _ in 0..80 {
+                clock.advance(Duration::from_secs(1));
+                store.run_background();
+            }
+            let outcome = |id| store.transaction_outcome(id).unwrap();
+            assert_eq!(outcome(committed), TransactionOutcome::Committed, "{note}");
+            assert_eq!(outcome(aborted), TransactionOutcome::Aborted, "{note}");
+            let seen = committed_values(&store, "t");
+            let last = seen.len() > 1;
+            let expected: &[_] = if last { &["committed", "last"] } else { &["committed"] };
+            assert_eq!(seen, expected, "{note}");
+            assert_eq!(told.unwrap_or(last), last, "{note}: told {told:?}");
+            assert_eq!(*first.get_or_insert(last), last, "{note}: settled two ways");
+            let partition = store.partition("t", 0).unwrap();
+            let (stable, end) = (partition.last_stable_offset(), partition.log_end_offset());
+            assert_eq!(stable, end, "{note}: readers are held up");
+            store.close(LONG).unwrap();
+        }
+    }
+}
+
+/// What is decided while all decisions are written again, and what was decided before, with a fault at every call.
+#[test]
+fn a_fault_at_any_call_of_rewriting_decisions_changes_none() {
+    for count in [1, 3] {
+        let mut opens = 100;
+        let calls = loop {
+            let world = Outgrown::new(count, opens);
+            assert!(!world.is_rewritten(), "it was to be the last");
+            let before: Vec<_> = world.disks.iter().map(SimDisk::calls).collect();
+            assert_eq!(world.decide(""), Some(true));
+            let calls = world.disks.iter().zip(before).map(|(disk, before)| disk.calls() - before);
+            let calls: Vec<_> = calls.collect();
+            if world.is_rewritten() {
+                break calls;
+            }
+            opens += 1;
+        };
+        // A world is dear; with three disks, what one alone cannot meet is enough.
+        let (kinds, every) = if count == 1 { (0..5, 1) } else { (2..5, 4) };
+        for (disk, calls) in calls.into_iter().enumerate().take(2) {
+            for kind in kinds.clone() {
+                for at in (1..=calls).step_by(every) {
+                    let note = format!("{count} disks, fault {kind} in call {at} of disk {disk}");
+                    let world = Outgrown::new(count, opens);
+                    match kind {
+                        0 | 1 => world.disks[disk].crash_at(at),
+                        2 => world.disks[disk].fail_call(at, Fault::Eio),
+                        3 => world.disks[disk].fail_from(at, Fault::Eio),
+                        _ => world.disks[disk].fail_from(at, Fault::Enospc),
+                    }
+                    let told = world.decide(&note);
+                    world.judge(told, kind != 0, &note);
+                }
+            }
+        }
+    }
 }

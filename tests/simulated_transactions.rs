@@ -10,7 +10,7 @@ use std::time::Duration;
 use oncelog::simulation::{Clock, Fault, SimDisk};
 use oncelog::{
     Acks, DiskId, Error, Flush, Isolation, Offset, ReadOptions, Record, Store, Timestamp,
-    TopicConfig, TransactionId, TransactionOutcome, TransactionalProducer,
+    TopicConfig, TransactionId, TransactionOutcome, TransactionalProducer, Written,
 };
 
 use random::{Random, setting};
@@ -37,6 +37,8 @@ struct Sent {
     /// By partition.
     values: BTreeMap<u32, Vec<String>>,
     told: Told,
+    /// Its markers are where they belong.
+    is_shown: bool,
 }
 
 struct World {
@@ -185,8 +187,8 @@ impl World {
     /// One transaction, from its begin to some end.
     fn run(&mut self, store: &Store, producer: &mut TransactionalProducer) {
         let Ok(mut transaction) = producer.begin() else { return };
-        let mut sent =
-            Sent { id: Some(transaction.id()), values: BTreeMap::new(), told: Told::Nothing };
+        let (id, values) = (Some(transaction.id()), BTreeMap::new());
+        let mut sent = Sent { id, values, told: Told::Nothing, is_shown: false };
         let mut has_appended = false;
         for _ in 0..1 + self.random.below(6) {
             let (partition, value) = (self.partition(), self.value());
@@ -209,17 +211,22 @@ impl World {
         sent.told = match self.random.below(6) {
             0 => {
                 drop(transaction);
-                Told::Nothing
+                Told::Aborted
             }
-            1 => match transaction.abort(SECOND * 5) {
-                Ok(()) => Told::Aborted,
-                Err(_) => Told::Nothing,
-            },
-            _ => match transaction.commit(SECOND * 5) {
-                Ok(()) => Told::Committed,
-                Err(Error::TransactionAborted { .. }) => Told::Aborted,
-                Err(_) => Told::Nothing,
-            },
+            1 => {
+                // Now or later.
+                let _ = transaction.abort(SECOND * 5);
+                Told::Aborted
+            }
+            _ => {
+                let answer = transaction.commit(SECOND * 5);
+                sent.is_shown = answer.is_ok();
+                match answer.map_err(|error| error.written()) {
+                    Ok(()) | Err(Written::Yes) => Told::Committed,
+                    Err(Written::No) => Told::Aborted,
+                    Err(Written::Unknown) => Told::Nothing,
+                }
+            }
         };
         if !has_appended && sent.told != Told::Committed {
             sent.id = None; // the next one has it
@@ -227,8 +234,7 @@ impl World {
         // What a dead process was told, nobody has heard.
         if self.disks.iter().any(SimDisk::is_dead) {
             (sent.told, sent.id) = (Told::Nothing, None);
-        }
-        if sent.told == Told::Committed {
+        } else if sent.is_shown {
             for (partition, values) in &sent.values {
                 self.judge_shown(store, *partition, values);
             }
@@ -242,7 +248,7 @@ impl World {
         // A disk that fails now may keep the reader from it.
         let Ok(all) = read(Isolation::ReadUncommitted) else { return };
         let Ok(seen) = read(Isolation::ReadCommitted) else { return };
-        let others = self.sent.iter().filter(|other| other.told != Told::Committed);
+        let others = self.sent.iter().filter(|other| !other.is_shown);
         let left = others.flat_map(|other| other.values.get(&partition)).flatten();
         let left: BTreeSet<_> = left.collect();
         for value in values.iter().filter(|value| !self.deleted.contains(*value)) {

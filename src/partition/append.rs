@@ -42,7 +42,7 @@ impl Core {
         records: &[Record<'_>],
         acks: Acks,
     ) -> Result<Placed, Error> {
-        let placed = self.append_batch(author, records, acks)?;
+        let placed = self.append_batch(author, records, acks, None)?;
         if let Placed::Waits(appended) = &placed
             && acks == Acks::None
         {
@@ -59,7 +59,24 @@ impl Core {
         records: &[Record<'_>],
         acks: Acks,
     ) -> Result<Placed, Error> {
-        let placed = self.append_batch(author, records, acks)?;
+        let placed = self.append_batch(author, records, acks, None)?;
+        if let Placed::Waits(_) = placed {
+            self.ask_for_flush();
+        }
+        Ok(placed)
+    }
+
+    /// As [`Core::append_only`], under the reign of `epoch` and no other.
+    ///
+    /// # Errors
+    /// [`Error::NoLeader`]: it is over. As for an append.
+    pub(crate) fn append_under(
+        &self,
+        epoch: LeaderEpoch,
+        records: &[Record<'_>],
+        acks: Acks,
+    ) -> Result<Placed, Error> {
+        let placed = self.append_batch(None, records, acks, Some(epoch))?;
         if let Placed::Waits(_) = placed {
             self.ask_for_flush();
         }
@@ -75,7 +92,7 @@ impl Core {
         records: &[Record<'_>],
         acks: Acks,
     ) -> Result<Placed, Error> {
-        let placed = self.append_batch(author, records, acks)?;
+        let placed = self.append_batch(author, records, acks, None)?;
         if let Placed::Waits(appended) = &placed {
             if acks == Acks::None {
                 self.ask_for_flush();
@@ -92,6 +109,7 @@ impl Core {
         author: Option<&Author>,
         records: &[Record<'_>],
         acks: Acks,
+        reign: Option<LeaderEpoch>,
     ) -> Result<Placed, Error> {
         if !self.fork.is_owner() {
             return Err(Error::Closed);
@@ -128,6 +146,9 @@ impl Core {
             && let Some(known) = self.judge(&state, author, count, acks)?
         {
             return Ok(known);
+        }
+        if reign.is_some_and(|epoch| epoch != state.epoch) {
+            return Err(self.no_leader());
         }
         self.place(state, draft, acks, now)
     }

@@ -200,6 +200,8 @@ impl Core {
             });
         };
         let start = self.hold_end(&followers, elected.disk, elected.end)?;
+        // One who is not in sync need not have what would count if the topic asks for less meanwhile.
+        state.progress.on_leaderless();
         let mut new_isr = vec![elected.disk];
         if elected.clean {
             let stays = |c: &&Candidate| c.in_sync && c.disk != elected.disk;
@@ -448,6 +450,10 @@ impl Core {
     pub(crate) fn refuse(&self, proposal: &Proposal, error: &Error) {
         let mut state = self.state.lock();
         state.progress.on_isr_refused();
+        if state.fenced.is_none() && state.leader.is_some() && state.epoch == state.began {
+            let flush = state.flush;
+            state.progress.on_leading_on(flush);
+        }
         state.suspects.extend(proposal.suspects.iter().copied());
         for replica in &state.followers {
             replica.is_elected.store(false, Ordering::Release);

@@ -17,7 +17,7 @@ use crate::partition::{Author, Core, Placed, Wait, Waiting};
 use crate::protocol::metadata::MetadataRecord;
 use crate::record::{MARKER_COMMIT, Record};
 use crate::segment::batches::Batches;
-use crate::types::{Acks, Flush, Offset, Outcome, ProducerId};
+use crate::types::{Acks, Flush, LeaderEpoch, Offset, Outcome, ProducerId};
 
 use super::{Shared, Topic};
 
@@ -302,16 +302,16 @@ impl InternalTopic {
         self.log_bytes >= REWRITE_BYTES_MIN.max(REWRITE_FACTOR * self.table_bytes)
     }
 
-    /// Writes the table again at the end of the log. The caller keeps others away until it has handed over all.
+    /// Writes the table again at the end of the log, whose leader of `epoch` has all that is in it: another may lack some of
+    /// that, and is not to get it back. The caller keeps others away until it has handed over all.
     ///
     /// # Errors
     /// As for an append; what was written does no harm.
     pub(super) fn rewrite(
         &mut self,
-        shared: &Shared,
+        epoch: LeaderEpoch,
         table: impl Iterator<Item = Live>,
     ) -> Result<Rewritten> {
-        let epoch = self.core.leader_epoch();
         // What a transaction that is open now has written is not in the table.
         let start = self.core.log_end().min(self.core.last_stable_offset());
         let (mut batch, mut bytes, mut total) = (Vec::new(), 0, 0);
@@ -327,7 +327,8 @@ impl InternalTopic {
                     .zip(&places)
                     .map(|(live, at)| Record::new(&live.value).key(&live.key).header(FIRST_AT, at))
                     .collect();
-                last = Some(self.append(shared, None, &records)?);
+                self.grow(&records);
+                last = Some(self.core.append_under(epoch, &records, Acks::All)?);
                 total += bytes as u64 + ENTRY_BYTES;
                 (batch, bytes) = (Vec::new(), 0);
             }
@@ -429,7 +430,7 @@ mod tests {
             }
             Live { at: Offset::ZERO, key: key.clone(), value: value.clone() }
         });
-        let rewritten = topic.rewrite(shared, live);
+        let rewritten = topic.rewrite(topic.core().leader_epoch(), live);
         if let Ok(rewritten) = rewritten {
             rewritten.finish(shared, Duration::from_secs(10)).unwrap();
         }
@@ -446,5 +447,38 @@ mod tests {
         });
         read.unwrap();
         assert_eq!(found, keys);
+    }
+
+    /// The next leader lacked what its table had besides, and got it with the rest of what was written again.
+    #[test]
+    fn what_another_leader_lacks_is_not_written_to_it_amid_the_rest() {
+        let disks: Vec<_> = (1..=3).map(SimDisk::new).collect();
+        let all = |builder: StoreBuilder, disk: &SimDisk| builder.simulated_disk(disk.clone());
+        let store = disks.iter().fold(Store::builder(), all).open().unwrap();
+        let shared = store.shared();
+        let mut topic = shared.make_internal_topic("__table").unwrap();
+        let value = vec![7; 60 << 10];
+        let begun = topic.begin(shared, b"0", Some(&value)).unwrap();
+        begun.wait(shared, Duration::from_secs(10)).unwrap();
+        let leader = topic.core().leader().unwrap();
+        let lost = [b'1', b'2', b'3'];
+        let live = b"0".iter().chain(&lost).map(|key| {
+            if *key == lost[2] {
+                store.stop_disk(leader).unwrap();
+            }
+            Live { at: Offset::ZERO, key: vec![*key], value: value.clone() }
+        });
+        assert!(topic.rewrite(topic.core().leader_epoch(), live).is_err());
+        assert_ne!(topic.core().leader(), Some(leader));
+        let mut found = BTreeSet::new();
+        let end = safe_end(shared, topic.core(), Duration::from_secs(10)).unwrap();
+        let read = topic.replay(end, |entry| {
+            if let Entry::Record { key, .. } = entry {
+                found.insert(key.to_vec());
+            }
+            Ok(())
+        });
+        read.unwrap();
+        assert!(!found.contains(&[lost[2]][..]), "{found:?}");
     }
 }

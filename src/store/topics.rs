@@ -120,6 +120,7 @@ impl Store {
                 reason: format!("the topic has {present} partitions, which cannot become fewer"),
             });
         }
+        check_config(metadata.state(), topic.id, &config)?;
         let replicas = shared.spread(metadata.state(), total - present, &config)?;
         metadata.commit(&MetadataRecord::PartitionsAdded { id: topic.id, replicas })?;
         *topic.config.write() = Arc::new(config);
@@ -189,6 +190,7 @@ impl Shared {
             let reason = format!("too much like that of topic {}", other.name);
             return Err(Error::InvalidTopic { topic: name.to_owned(), reason });
         }
+        config.validate(metadata.state().disks().count())?;
         let id = metadata.state().next_topic_id();
         let replicas = self.spread(metadata.state(), config.partitions, &config)?;
         metadata.commit(&MetadataRecord::TopicCreated {
@@ -209,7 +211,7 @@ impl Shared {
         let mut metadata = self.metadata.lock();
         topic.check_here()?;
         let config = update.apply(&topic.config.read());
-        config.validate(metadata.state().disks().count())?;
+        check_config(metadata.state(), topic.id, &config)?;
         metadata.commit(&MetadataRecord::TopicAltered { id: topic.id, config: config.clone() })?;
         *topic.config.write() = Arc::new(config);
         let slots = topic.slots.read().clone();
@@ -304,18 +306,16 @@ impl Shared {
         deleted.into_iter().try_for_each(|(id, name)| self.remove_topic_files(id, &name))
     }
 
-    /// Disks for new partitions: leaders and followers each on the disk that has the fewest so far.
+    /// Disks for new partitions: leaders and followers each on the disk that has the fewest so far. The settings fit.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] where the settings do not fit; [`Error::MissingDisk`] where they would if all disks were in
-    /// service.
+    /// [`Error::MissingDisk`] while too few disks are in service.
     fn spread(
         &self,
         state: &MetadataState,
         partitions: u32,
         config: &TopicConfig,
     ) -> Result<Vec<Vec<DiskId>>> {
-        config.validate(state.disks().count())?;
         let online: Vec<_> = self.online_disks().iter().map(|disk| disk.id).collect();
         let replicas = config.replication_factor;
         if usize::from(replicas) > online.len()
@@ -326,6 +326,19 @@ impl Shared {
         let mut load = Load::of(state);
         Ok((0..partitions).map(|_| load.place(&online, replicas)).collect())
     }
+}
+
+/// Whether a topic can have these settings: as many replicas may be required as any of its partitions has, which may have
+/// been moved to more disks than it was made for.
+///
+/// # Errors
+/// [`Error::InvalidConfig`].
+fn check_config(state: &MetadataState, topic: TopicId, config: &TopicConfig) -> Result<()> {
+    let known = state.topics().find(|known| known.id == topic);
+    let partitions = known.into_iter().flat_map(|known| &known.partitions);
+    let most = partitions.map(|partition| partition.replicas.len()).max().unwrap_or_default();
+    let most = u16::try_from(most).unwrap_or(u16::MAX).max(config.replication_factor);
+    config.clone().replication_factor(most).validate(state.disks().count())
 }
 
 /// Removes a partition tree, two levels deep as they are; what else is in it stays, and with it the
@@ -362,5 +375,29 @@ fn describe(topic: &Topic) -> TopicDescription {
         id: topic.id,
         partitions: u32::try_from(topic.slots.read().len()).unwrap_or(u32::MAX),
         config: TopicConfig::clone(&topic.config.read()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Record;
+    use crate::types::Acks;
+
+    /// They were counted as the topic had been made: what a partition got since could not be required.
+    #[test]
+    fn as_many_replicas_may_be_required_as_a_partition_has() {
+        let store = Store::in_memory(3).unwrap();
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        let require =
+            |replicas| store.alter_topic("t", TopicUpdate::new().min_insync_replicas(replicas));
+        assert!(matches!(require(2), Err(Error::InvalidConfig { .. })));
+        store.reassign("t", 0, &[DiskId(0), DiskId(1)]).unwrap();
+        require(2).unwrap();
+        assert!(matches!(require(3), Err(Error::InvalidConfig { .. })));
+        store.add_partitions("t", 2).unwrap();
+        store.stop_disk(DiskId(1)).unwrap();
+        let append = |at| store.partition("t", at).unwrap().append(&[Record::new("x")], Acks::All);
+        assert!(matches!(append(0), Err(Error::NotEnoughReplicas { in_sync: 1, required: 2, .. })));
     }
 }

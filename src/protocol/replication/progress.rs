@@ -342,9 +342,15 @@ impl Progress {
         }
     }
 
-    /// The leader failed, and nobody has taken over.
+    /// The leader failed, or hands over, and nobody has taken over yet.
     pub(crate) fn on_leaderless(&mut self) {
         self.led = false;
+    }
+
+    /// Nobody takes over: the leader stays.
+    pub(crate) fn on_leading_on(&mut self, flush: Flush) {
+        self.led = true;
+        self.advance(flush);
     }
 
     /// The topic's `min.insync.replicas` was changed.

@@ -426,7 +426,7 @@ impl Groups {
 
     /// Their log has another leader.
     pub(super) fn on_other_leader(&self) {
-        self.offsets.on_other_leader();
+        self.offsets.look_again();
     }
 
     /// Ends the waits for committed offsets, which find the store closed.
@@ -503,7 +503,10 @@ impl Groups {
                 None => self.offsets.append(shared, author, records),
             }
         })
-        .inspect(|_| self.finish_rewrite_soon(shared))
+        .inspect(|_| {
+            self.finish_rewrite_soon(shared);
+            self.forget_gone(shared, offsets);
+        })
     }
 
     /// Does something with a group, which is there from then on.
@@ -579,6 +582,18 @@ impl Groups {
         for topic in known.unwrap_or_default().difference(&there) {
             self.forget_topic(shared, *topic);
         }
+    }
+
+    /// Forgets what was committed for topics that have gone since they were looked up, and may have been forgotten before.
+    fn forget_gone(&self, shared: &Arc<Shared>, offsets: &[PlacedOffset]) {
+        let gone: BTreeSet<_> = {
+            let topics = shared.topics.read();
+            let is_gone = |(id, name, _): &&PlacedOffset| {
+                topics.get(name.topic()).is_none_or(|topic| topic.id != id.topic)
+            };
+            offsets.iter().filter(is_gone).map(|(id, ..)| id.topic).collect()
+        };
+        gone.into_iter().for_each(|topic| self.forget_topic(shared, topic));
     }
 
     /// Forgets what was committed for a topic that is gone (GRP-10).

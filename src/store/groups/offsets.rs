@@ -184,7 +184,11 @@ impl Offsets {
         shared: &Arc<Shared>,
         tombstones: &[GroupRecord],
     ) -> Result<Vec<Ticket>> {
-        batches(tombstones).map(|batch| self.append(shared, None, batch.to_vec())).collect()
+        let taken = batches(tombstones).map(|batch| self.append(shared, None, batch.to_vec()));
+        let taken = taken.collect();
+        // What was pending may be gone.
+        self.look_again();
+        taken
     }
 
     /// Appends the end of a transaction, which decides about the offsets that it has sent.
@@ -196,10 +200,8 @@ impl Offsets {
         let mut table = self.lock(shared)?;
         let placed = table.end(shared, marker)?;
         table.check_leader(&self.core);
-        let wakers = std::mem::take(&mut table.wakers);
         drop(table);
-        self.decided.notify_all();
-        wake_all(wakers);
+        self.look_again();
         Ok(placed)
     }
 
@@ -291,8 +293,8 @@ impl Offsets {
         }
     }
 
-    /// Another leader may lack what was pending, and get no marker for it: who waits looks again.
-    pub(super) fn on_other_leader(&self) {
+    /// Something was decided, or another leader may lack what was pending, and get no marker for it: who waits looks again.
+    pub(super) fn look_again(&self) {
         let wakers = std::mem::take(&mut self.table.lock().wakers);
         self.decided.notify_all();
         wake_all(wakers);
@@ -408,14 +410,14 @@ impl Table {
 
     fn rewrite_if_due(&mut self, shared: &Shared) {
         // A table that is to be read anew may have what the log has lost.
-        let is_known = self.epoch.is_some();
-        if !is_known || !self.log.rewrite_is_due() || self.rewritten.is_some() {
+        let Some(epoch) = self.epoch else { return };
+        if !self.log.rewrite_is_due() || self.rewritten.is_some() {
             return;
         }
         let live = self.offsets.live().filter_map(|(at, record)| {
             Some(Live { at, key: record.key(), value: record.value()? })
         });
-        match self.log.rewrite(shared, live) {
+        match self.log.rewrite(epoch, live) {
             Ok(rewritten) => self.rewritten = Some(rewritten),
             Err(error) => {
                 self.on_failure(&error);
@@ -511,6 +513,31 @@ mod tests {
         assert_eq!(ask(), Some(vec![Some(held)]));
     }
 
+    /// What was pending was gone with its group, and they waited for the transaction all the same.
+    #[test]
+    fn who_waits_for_a_pending_offset_that_is_taken_back_looks_again() {
+        let store = Store::in_memory(1).unwrap();
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        let groups = store.shared().groups().unwrap();
+        let topic = store.shared().topic("t").unwrap().id;
+        let id = PartitionId { topic, partition: 0 };
+        let place = RecordPlace { offset: Offset(0), transaction: Some(ProducerId(99)) };
+        let end = groups.offsets.table.lock().log.core().log_end();
+        assert_eq!(end, Offset(0));
+        let ask = |waker: &Waker| store.committed_offsets_now("g", &[id], waker).unwrap();
+        // Something comes before it, so that the tombstone is behind it.
+        let (group, name) = (ConsumerGroupMetadata::of_group("h"), TopicPartition::new("t", 0));
+        let offset = (name, Offset(0).into());
+        store.commit_without_members(&group, &[offset], Duration::from_secs(1)).unwrap();
+        groups.offsets.table.lock().offsets.apply(place, taken_back("g", id));
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        assert_eq!(ask(&waker), None);
+        store.delete_group("g").unwrap();
+        assert!(woken.0.load(Ordering::Relaxed));
+        assert_eq!(ask(&waker), Some(vec![None]));
+    }
+
     /// It held the table meanwhile: a close, and who tells of another leader, waited as long as an append may take.
     #[test]
     fn who_waits_to_read_the_table_anew_holds_up_nobody() {
@@ -536,7 +563,7 @@ mod tests {
             let mut is_held = false;
             while !is_held && begun.elapsed() < Duration::from_millis(100) {
                 let table = groups.offsets.table.try_lock_for(Duration::from_secs(5));
-                is_held = !table.is_some_and(|table| table.epoch.is_none());
+                is_held = table.is_none_or(|table| table.epoch.is_some());
             }
             followers().for_each(|(_, disk)| disk.answer());
             assert_eq!(asks.join().unwrap().unwrap(), [Some(Offset(0).into())]);

@@ -552,3 +552,37 @@ fn an_internal_topic_that_was_made_for_small_batches_takes_what_its_table_writes
     }
     assert_eq!(world.reopen(true).at(0), Some(2));
 }
+
+/// It was found before the topic went, and appended after what was committed for it had been taken back: until the next
+/// opening, the group had an offset of nothing.
+#[test]
+fn grp_10_a_commit_that_the_deletion_of_its_topic_overtakes_leaves_nothing() {
+    let store = Store::in_memory(1).unwrap();
+    let shared = store.shared();
+    let groups = shared.groups().unwrap();
+    shared.transactions().unwrap();
+    let metadata = "x".repeat(4096);
+    let offset = |partition| {
+        let committed = CommittedOffset { metadata: metadata.clone(), ..Offset(0).into() };
+        (TopicPartition::new("t", partition), committed)
+    };
+    let offsets: Vec<_> = (0..300).map(offset).collect();
+    let mut committed = false;
+    while !committed {
+        store.create_topic("t", TopicConfig::new().partitions(300)).unwrap();
+        let slots = shared.topic("t").unwrap().slots.read().clone();
+        committed = std::thread::scope(|scope| {
+            // More than a batch takes needs an id, when it has been checked.
+            let ids = shared.producer_ids.lock();
+            let commits =
+                scope.spawn(|| store.commit_without_members(&group("g"), &offsets, 10 * SECOND));
+            while slots[299].core.lock().is_none() {
+                std::thread::yield_now();
+            }
+            store.delete_topic("t").unwrap();
+            drop(ids);
+            commits.join().unwrap().is_ok()
+        });
+    }
+    assert_eq!(groups.offsets.look(shared, |table| table.topics().len()).unwrap(), 0);
+}

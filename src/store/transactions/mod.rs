@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Written};
 use crate::partition::{Attention, Core, EventKind, postpone};
 use crate::protocol::group::assignment::PartitionId;
 use crate::protocol::transaction::coordinator::{Coordinator, Replay};
@@ -33,7 +33,7 @@ use crate::protocol::transaction::messages::{
 };
 use crate::protocol::transaction::records::TransactionRecord;
 use crate::storage::Steady;
-use crate::types::{Flush, Mix, Offset, Outcome, Timestamp, TopicId};
+use crate::types::{Flush, LeaderEpoch, Mix, Offset, Outcome, Timestamp, TopicId};
 
 use super::background::try_apart;
 use super::groups::GROUP_TOPIC;
@@ -104,6 +104,8 @@ struct State {
     topic: InternalTopic,
     /// What the topic holds, as bytes.
     table: HashMap<Vec<u8>, Vec<u8>>,
+    /// Under which leader that is so; `None`: it is not known to be what the log says.
+    epoch: Option<LeaderEpoch>,
     next_request: u64,
     /// A handful: each is taken by whoever waits for it.
     answers: Vec<(RequestId, Answer)>,
@@ -198,6 +200,7 @@ impl Transactions {
         let mut replay = Replay::default();
         let mut table = HashMap::new();
         let patience = shared.patience(shared.options.append_timeout);
+        let epoch = Some(topic.core().leader_epoch());
         let end = safe_end(shared, topic.core(), patience)?;
         topic.replay(end, |entry| {
             if let Entry::Record { key, value, .. } = entry {
@@ -221,6 +224,7 @@ impl Transactions {
                 coordinator,
                 topic,
                 table,
+                epoch,
                 next_request: 0,
                 answers: Vec::new(),
                 abandoned: BTreeSet::new(),
@@ -551,13 +555,13 @@ impl Transactions {
         for effect in effects {
             match effect {
                 Effect::Persist { record } => {
+                    // Before it, for it is not safe yet.
+                    let rewritten = state.rewrite_if_due(shared);
                     let begun = state.write(shared, &record);
                     jobs.push(Job::Persist { id: record.id, begun });
-                    if state.topic.rewrite_is_due() {
-                        match state.rewrite(shared) {
-                            Ok(rewritten) => jobs.push(Job::Rewrite(rewritten)),
-                            Err(error) => report(shared, "rewriting the transactions", &error),
-                        }
+                    match rewritten {
+                        Ok(rewritten) => jobs.extend(rewritten.map(Job::Rewrite)),
+                        Err(error) => report(shared, "rewriting the transactions", &error),
                     }
                 }
                 Effect::Note { record } => {
@@ -660,19 +664,50 @@ impl State {
 
     fn write(&mut self, shared: &Arc<Shared>, record: &TransactionRecord) -> Result<Begun> {
         let (key, value) = (record.key(), record.value());
-        let begun = self.topic.begin(shared, &key, value.as_deref())?;
+        let begun = self.topic.begin(shared, &key, value.as_deref());
+        let begun = begun.inspect_err(|error| {
+            if error.written() != Written::No {
+                self.epoch = None;
+            }
+        })?;
         put(&mut self.table, key, value);
         Ok(begun)
     }
 
-    fn rewrite(&mut self, shared: &Arc<Shared>) -> Result<Rewritten> {
+    /// Writes the table again, if the log has outgrown it.
+    fn rewrite_if_due(&mut self, shared: &Arc<Shared>) -> Result<Option<Rewritten>> {
+        if !self.topic.rewrite_is_due() {
+            return Ok(None);
+        }
+        let epoch = self.topic.core().leader_epoch();
+        if self.epoch != Some(epoch) && !self.read(shared, epoch)? {
+            return Ok(None);
+        }
         // Nothing here is written in transactions, so that where a record was first makes no difference.
         let live = self.table.iter().map(|(key, value)| Live {
             at: Offset::ZERO,
             key: key.clone(),
             value: value.clone(),
         });
-        self.topic.rewrite(shared, live)
+        self.topic.rewrite(epoch, live).map(Some)
+    }
+
+    /// Reads the table anew: what it has of a leader before may be lost, and is not to come back. False: not all of the log
+    /// is safe by now.
+    fn read(&mut self, shared: &Arc<Shared>, epoch: LeaderEpoch) -> Result<bool> {
+        let end = match safe_end(shared, self.topic.core(), Duration::ZERO) {
+            Err(Error::TimedOut { .. }) => return Ok(false),
+            end => end?,
+        };
+        let mut table = HashMap::new();
+        self.topic.replay(end, |entry| {
+            if let Entry::Record { key, value, .. } = entry {
+                put(&mut table, key.to_vec(), value.map(<[u8]>::to_vec));
+            }
+            Ok(())
+        })?;
+        (self.table, self.epoch) = (table, Some(epoch));
+        Ok(true)
     }
 }
 
@@ -726,3 +761,6 @@ fn refused(id: &str, refusal: Refusal, tag: Option<TransactionTag>) -> Error {
         _ => Error::InvalidTransactionState { id, reason },
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -91,3 +91,60 @@ fn inv_02_a_lower_minimum_acknowledges_nothing_of_a_leader_that_has_failed() {
     assert_eq!(core.leader(), Some(DiskId(1)));
     assert_eq!((readable, append(&store).unwrap()), (Offset(1), Offset(1)));
 }
+
+/// What the leader that handed over had alone on its stable storage could be read, and a power loss took it from the next one.
+#[test]
+fn inv_02_a_lower_minimum_acknowledges_nothing_of_a_leader_that_is_handing_over() {
+    let disks = [0, 1].map(SimDisk::new);
+    let store = open(&disks);
+    let config = TopicConfig::new().replication_factor(2).min_insync_replicas(2);
+    store.create_topic("t", config.flush(Flush::OnAck)).unwrap();
+    append(&store).unwrap();
+    let shared = &store.handle.shared;
+    let (topic, core) = shared.cores().pop().expect("one partition");
+    let partition = store.partition("t", 0).unwrap();
+    assert!(core.stop_replica(DiskId(1), "away"));
+    shared.settle_one(&core);
+    partition.append(&[Record::new("alone")], Acks::Leader).unwrap();
+    let returned = opened_anew(shared, &topic, &core, DiskId(1));
+    let now = shared.clock.now();
+    core.return_replica(&returned, false, now).unwrap();
+    // It has all that there is, and not on stable storage.
+    core.step_down(DiskId(0));
+    core.drain(DiskId(1), now);
+    let proposal = core.proposal().expect("the other has all");
+    assert_eq!((proposal.leader, core.high_watermark()), (Some(DiskId(1)), Offset(1)));
+    let records = records_of(topic.id, core.partition(), &proposal);
+    shared.metadata.lock().commit_all(&records).unwrap();
+    let mut altered = TopicConfig::clone(&topic.config.read());
+    altered.min_insync_replicas = 1;
+    core.set_settings(shared.core_settings(&Arc::new(altered)));
+    let readable = core.high_watermark();
+    core.install(proposal, now);
+    assert!(core.stop_replica(DiskId(0), "it stops"));
+    shared.settle_one(&core);
+    disks.iter().for_each(SimDisk::kill);
+    drop((partition, topic, core, store));
+    disks.iter().for_each(SimDisk::heal);
+    disks.iter().for_each(SimDisk::power_loss);
+    let kept = open(&disks).partition("t", 0).unwrap().log_end_offset();
+    assert!(kept >= readable, "read up to {readable}, kept up to {kept}");
+}
+
+/// As above, and the handing over comes to nothing: it goes on.
+#[test]
+fn a_leader_whose_handing_over_is_refused_goes_on_to_acknowledge() {
+    let disks = [0, 1].map(SimDisk::new);
+    let store = open(&disks);
+    let config = TopicConfig::new().replication_factor(2).flush(Flush::Os);
+    store.create_topic("t", config).unwrap();
+    append(&store).unwrap();
+    let core = store.handle.shared.cores().pop().expect("one partition").1;
+    core.step_down(DiskId(0));
+    let proposal = core.proposal().expect("the other has all");
+    assert_eq!(proposal.leader, Some(DiskId(1)));
+    core.refuse(&proposal, &Error::Closed);
+    core.stop_replica(DiskId(1), "away");
+    store.handle.shared.settle_one(&core);
+    assert_eq!(append(&store).unwrap(), Offset(1));
+}
