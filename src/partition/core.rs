@@ -155,6 +155,8 @@ pub(super) struct State {
     pub(super) stuck: bool,
     /// Something of the reign is to be made durable.
     pub(super) unsettled: bool,
+    /// What was proposed last may be durable or not: until something else is, both hold.
+    pub(super) in_doubt: bool,
     /// Replicas whose flush failed, and up to where each is believed; to be made durable.
     pub(super) suspects: Vec<(DiskId, Offset)>,
     /// Damage that was met and is to be repaired from another replica: on which disk, and where.
@@ -248,6 +250,7 @@ impl Core {
                 preferred_since: None,
                 stuck: false,
                 unsettled: false,
+                in_doubt: false,
                 suspects: Vec::new(),
                 damaged: Vec::new(),
                 reported: Vec::new(),

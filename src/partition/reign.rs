@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::error::Error;
+use crate::error::{Error, Written};
 use crate::log::{Log, Marks};
 use crate::protocol::replication::{
     Candidate, FollowerStart, Progress, elect, eligible_after, goes_on_without_eligible,
@@ -241,6 +241,7 @@ impl Core {
             return;
         }
         let before = (state.leader, state.isr.clone());
+        state.in_doubt = false;
         state.isr.clone_from(&proposal.isr);
         state.eligible.clone_from(&proposal.eligible);
         state.forget_eligible();
@@ -446,17 +447,20 @@ impl Core {
         self.show_epoch(state.epoch);
     }
 
-    /// The proposal could not be made durable.
+    /// The proposal could not be made durable; or it is not known whether it was, and the next opening may find it.
     pub(crate) fn refuse(&self, proposal: &Proposal, error: &Error) {
         let mut state = self.state.lock();
-        state.progress.on_isr_refused();
-        if state.fenced.is_none() && state.leader.is_some() && state.epoch == state.began {
-            let flush = state.flush;
-            state.progress.on_leading_on(flush);
-        }
+        state.in_doubt |= error.written() != Written::No;
         state.suspects.extend(proposal.suspects.iter().copied());
-        for replica in &state.followers {
-            replica.is_elected.store(false, Ordering::Release);
+        if !state.in_doubt {
+            state.progress.on_isr_refused();
+            if state.fenced.is_none() && state.leader.is_some() && state.epoch == state.began {
+                let flush = state.flush;
+                state.progress.on_leading_on(flush);
+            }
+            for replica in &state.followers {
+                replica.is_elected.store(false, Ordering::Release);
+            }
         }
         drop(state);
         self.background_failed("writing down a change of replicas", error);

@@ -9,20 +9,20 @@
 //! that joins already holds the watermark back, one that leaves still does (KIP-497, REPL-09).
 //!
 //! ```text
-//!          may_join              the metadata say so
+//!          may join              the metadata say so
 //!   Out ------------> Joining ------------------------> In
-//!    ^                   |                               |
-//!    |   fails           |     fails, or lags            |
-//!    +-------------------+            +------------------+
-//!    ^                                v
-//!    +---------------------------- Leaving
-//!           the metadata say so
+//!    ^                   | fails                         | fails, or lags
+//!    |                   v      the metadata say so      v
+//!    |<-------------- Doubtful -----------------------> Leaving
+//!    |    the metadata do not say so                     |
+//!    +---------------------------------------------------+
+//!                   the metadata say so
 //! ```
 //!
 //! Invariants (INV-01, INV-04):
 //! 1. `log_start <= high_watermark <= log_end`, and `flushed <= log_end`.
 //! 2. The high watermark only rises while one leader reigns.
-//! 3. It is at most the acknowledged end of every replica that is in sync, joins or leaves.
+//! 3. It is at most the acknowledged end of every replica that is in sync, or may be by what is being written down.
 
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ enum Membership {
     Out,
     /// Counted already, and not yet durably so.
     Joining,
+    /// It failed while it joined, which may be durable by now: it holds the watermark back, and is not in sync.
+    Doubtful,
     In,
     /// Still counted, until that is durable.
     Leaving,
@@ -297,7 +299,7 @@ impl Progress {
                     follower.membership = Membership::Joining;
                     changed = true;
                 }
-                Membership::Joining | Membership::Leaving => changed = true,
+                Membership::Joining | Membership::Doubtful | Membership::Leaving => changed = true,
                 Membership::In | Membership::Out => {}
             }
         }
@@ -307,9 +309,8 @@ impl Progress {
 
     /// The in-sync followers as they should be; `None` if that is what is durable already.
     pub(crate) fn proposal(&self) -> Option<Vec<DiskId>> {
-        let pending = |follower: &Follower| {
-            matches!(follower.membership, Membership::Joining | Membership::Leaving)
-        };
+        let pending =
+            |follower: &Follower| !matches!(follower.membership, Membership::In | Membership::Out);
         self.followers.iter().any(pending).then(|| {
             let counted = |follower: &&Follower| {
                 matches!(follower.membership, Membership::Joining | Membership::In)
@@ -325,18 +326,18 @@ impl Progress {
             let named = isr.contains(&follower.disk);
             follower.membership = match (follower.membership, named) {
                 (Membership::Joining, true) => Membership::In,
-                (Membership::Leaving, false) => Membership::Out,
-                (Membership::Out, true) => Membership::Leaving, // it failed while it joined
+                (Membership::Doubtful, true) => Membership::Leaving,
+                (Membership::Doubtful | Membership::Leaving, false) => Membership::Out,
                 (kept, _) => kept,
             };
         }
         self.advance(flush);
     }
 
-    /// The change could not be made durable: nobody joins; who leaves still counts.
+    /// The change is not durable, and will not be: nobody joins; who leaves still counts.
     pub(crate) fn on_isr_refused(&mut self) {
         for follower in &mut self.followers {
-            if follower.membership == Membership::Joining {
+            if matches!(follower.membership, Membership::Joining | Membership::Doubtful) {
                 follower.membership = Membership::Out;
             }
         }
@@ -410,7 +411,8 @@ impl Follower {
     fn leave(&mut self) -> bool {
         let (next, changed) = match self.membership {
             Membership::In | Membership::Leaving => (Membership::Leaving, true),
-            Membership::Joining | Membership::Out => (Membership::Out, false),
+            Membership::Joining | Membership::Doubtful => (Membership::Doubtful, true),
+            Membership::Out => (Membership::Out, false),
         };
         self.membership = next;
         changed
@@ -592,6 +594,7 @@ mod tests {
         progress.on_followed(DiskId(1), Offset(8), Flush::Os);
         assert!(progress.tick(NOW, LAG, Flush::Os));
         progress.on_failed(DiskId(1));
+        progress.on_isr_refused();
         progress.on_returned(DiskId(1), Offset(6), Offset(6));
         assert!(!progress.tick(NOW, LAG, Flush::Os));
         assert_eq!((progress.high_watermark(), progress.proposal()), (Offset(5), None));
@@ -631,6 +634,22 @@ mod tests {
         assert_eq!(progress.proposal(), Some(vec![]));
         progress.on_isr(&[], Flush::Os);
         assert_eq!(progress.high_watermark(), Offset(4));
+    }
+
+    /// What was acknowledged without it was lost where its joining turned out to be durable.
+    #[test]
+    fn repl_09_one_that_fails_while_it_joins_holds_the_watermark_until_that_is_settled() {
+        let mut progress = Progress::recovered(Offset(0), Offset(0), Offset(0));
+        let out = FollowerStart { in_sync: false, ..in_sync(1) };
+        progress.begin_reign(true, Offset(0), Offset(0), 2, &[out, in_sync(2)], Flush::Os);
+        assert!(progress.tick(NOW, LAG, Flush::Os));
+        assert!(progress.on_failed(DiskId(1)));
+        progress.on_appended(Offset(4));
+        progress.on_followed(DiskId(2), Offset(4), Flush::Os);
+        assert_eq!((progress.high_watermark(), progress.in_sync()), (Offset(0), 2));
+        assert_eq!(progress.proposal(), Some(vec![DiskId(2)]));
+        progress.on_isr(&[DiskId(2)], Flush::Os);
+        assert_eq!((progress.high_watermark(), progress.proposal()), (Offset(4), None));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What happens while an election is written down, which may take as long as a disk does.
 
-use crate::storage::simulated::SimDisk;
+use crate::storage::simulated::{Fault, SimDisk};
 use crate::store::TopicConfig;
 
 use super::*;
@@ -90,6 +90,36 @@ fn inv_02_a_lower_minimum_acknowledges_nothing_of_a_leader_that_has_failed() {
     shared.settle_one(&core);
     assert_eq!(core.leader(), Some(DiskId(1)));
     assert_eq!((readable, append(&store).unwrap()), (Offset(1), Offset(1)));
+}
+
+/// The next opening may find it in sync: what was acknowledged without it was lost where it led then.
+#[test]
+fn inv_02_a_replica_that_joins_holds_the_watermark_as_long_as_that_is_in_doubt() {
+    let disks = [0, 1, 2].map(SimDisk::new);
+    let store = open(&disks);
+    let config = TopicConfig::new().replication_factor(2).min_insync_replicas(1);
+    store.create_topic("t", config.flush(Flush::Os)).unwrap();
+    append(&store).unwrap();
+    let shared = &store.handle.shared;
+    let (topic, core) = shared.cores().pop().expect("one partition");
+    let partition = store.partition("t", 0).unwrap();
+    let joins = DiskId(1 - core.leader().unwrap().0);
+    store.stop_disk(DiskId(2)).unwrap();
+    assert!(core.stop_replica(joins, "away"));
+    shared.settle_one(&core);
+    let returned = opened_anew(shared, &topic, &core, joins);
+    core.return_replica(&returned, false, shared.clock.now()).unwrap();
+    core.tick(Duration::from_secs(1), Duration::from_secs(30));
+    let proposal = core.proposal().expect("it has caught up");
+    assert_eq!(proposal.isr.len(), 2);
+    let records = records_of(topic.id, core.partition(), &proposal);
+    disks[usize::from(joins.0)].fail_from(1, Fault::Eio);
+    let error = shared.metadata.lock().commit_all(&records).unwrap_err();
+    core.refuse(&proposal, &error);
+    core.stop_replica(joins, "it fails");
+    shared.settle_one(&core);
+    partition.append(&[Record::new("alone")], Acks::Leader).unwrap();
+    assert_eq!((core.log_end(), core.high_watermark()), (Offset(2), Offset(1)));
 }
 
 /// What the leader that handed over had alone on its stable storage could be read, and a power loss took it from the next one.
