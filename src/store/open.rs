@@ -441,6 +441,11 @@ impl Shared {
         };
         let (disk, mut log) = found.remove(at);
         log.set_epoch(reign.epoch);
+        if self.options.mode == StorageMode::Write {
+            // What an earlier session showed, nobody shows any more: it would be believed.
+            let place = log.place();
+            Marks::forget(place).map_err(|error| place.io_error("marks", "remove", error))?;
+        }
         let has_records = log.end() > log.reader().log_start();
         let (leads, has_page) = (disk.id, has_records || Marks::peek(log.place()).is_some());
         let leading = replica(&disk, None);

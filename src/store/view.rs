@@ -502,6 +502,29 @@ mod tests {
         }
     }
 
+    /// The page was of an earlier session: what was acknowledged since could not be read.
+    #[test]
+    fn a_page_of_an_earlier_session_goes_where_nobody_writes_to_it() {
+        let disk = SimDisk::new(1);
+        let builder = || Store::builder().simulated_disk(disk.clone());
+        let store = builder().open().unwrap();
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        let append = |store: &Store| {
+            let partition = store.partition("t", 0).unwrap();
+            partition.append(&[Record::new("x")], Acks::All).unwrap();
+        };
+        append(&store);
+        let reader = builder().read_only().open().unwrap();
+        let before = reader.partition("t", 0).unwrap();
+        assert_eq!(before.high_watermark(), Offset(1));
+        drop(store);
+        let store = builder().storage_mode(StorageMode::Write).open().unwrap();
+        append(&store);
+        let after = builder().read_only().open().unwrap();
+        assert_eq!(after.partition("t", 0).unwrap().high_watermark(), Offset(2));
+        assert_eq!(before.read(Offset(1), ReadOptions::new()).unwrap().count(), 1);
+    }
+
     /// Only the metadata say where the log begins if there is no page: what was deleted since was called damaged.
     #[test]
     fn a_view_that_looks_for_a_time_learns_what_was_deleted() {
