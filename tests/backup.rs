@@ -627,3 +627,56 @@ fn what_goes_on_against_a_copy_neither_repeats_nor_skips() {
         judge(&store, "the store");
     }
 }
+
+/// One that failed as it wrote who it was left that behind, without anything else: it could not be tried again.
+#[test]
+fn s9_a_target_that_fails_once_can_be_tried_again() {
+    let disk = SimDisk::new(1);
+    let clock = Clock::manual(NOW);
+    let store = open(std::slice::from_ref(&disk), &clock).unwrap();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    append(&store.partition("t", 0).unwrap(), 0..20);
+    for at in 1.. {
+        let target = SimDisk::new(9);
+        target.fail_call(at, Fault::Eio);
+        let before = target.calls();
+        let outcome = store.backup_to_simulated_disk(target.clone());
+        let is_reached = target.calls() - before >= at;
+        target.heal();
+        if let Err(error) = outcome {
+            let again = store.backup_to_simulated_disk(target.clone());
+            assert!(again.is_ok(), "{at}: {error}, then {again:?}");
+        }
+        let copy = open(&[target], &clock).unwrap();
+        assert_eq!(check(&copy.partition("t", 0).unwrap()), 20, "{at}");
+        if !is_reached {
+            return;
+        }
+    }
+}
+
+/// And one of the source, in which nothing is to change.
+#[test]
+fn s9_a_source_that_fails_once_while_it_is_copied_is_as_it_was() {
+    for at in 1.. {
+        let (disks, clock, store) = filled(1);
+        let before = disks[0].calls();
+        disks[0].fail_call(at, Fault::Eio);
+        let target = SimDisk::new(9);
+        let outcome = store.backup_to_simulated_disk(target.clone());
+        let is_reached = disks[0].calls() - before >= at;
+        disks[0].heal();
+        if let Err(error) = outcome {
+            let again = store.backup_to_simulated_disk(target.clone());
+            assert!(again.is_ok(), "{at}: {error}, then {again:?}");
+        }
+        let copy = open(&[target], &clock).unwrap();
+        for number in 0..2 {
+            assert_eq!(check(&copy.partition("t", number).unwrap()), 400, "{at}");
+            append(&store.partition("t", number).unwrap(), 400..410);
+        }
+        if !is_reached {
+            return;
+        }
+    }
+}

@@ -158,3 +158,82 @@ fn s18_a_forked_child_acknowledges_nothing_of_its_parents() {
     assert_eq!(answer, 0);
     ticket.wait(Duration::from_secs(10)).unwrap();
 }
+
+/// What a child holds of its parent's producers, transactions and consumers it may use and let go of.
+#[test]
+fn s18_a_forked_child_lets_go_of_producers_and_consumers_at_once() {
+    use oncelog::{ReadOptions, StartAt};
+    const SECOND: Duration = Duration::from_secs(1);
+    let scratch = tempfile::tempdir().unwrap();
+    let store = Store::open(scratch.path()).unwrap();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    partition.append(&[Record::new("a")], Acks::All).unwrap();
+    let producer = store.producer().linger(SECOND * 5).build().unwrap();
+    let mut transactional = store.producer().transactional_id("id").build().unwrap();
+    let mut consumer =
+        store.consumer().group("g").start(StartAt::Earliest).auto_commit(SECOND).build().unwrap();
+    consumer.subscribe(&["t"]).unwrap();
+    let mut polled = 0;
+    while polled == 0 {
+        polled = consumer.poll(SECOND).unwrap().count();
+    }
+    let delivery = producer.send(Record::to("t").partition(0).value("b")).unwrap();
+    let mut transaction = transactional.begin().unwrap();
+    transaction.append("t", 0, &[Record::new("c")]).unwrap();
+    consumer.commit_async(drop).unwrap();
+    let (mut given, mut one) = (Some((producer, consumer)), Some(transaction));
+    for what in 0..6 {
+        let answer = forked(|| {
+            let begun = std::time::Instant::now();
+            let (producer, mut consumer) = given.take().unwrap();
+            let transaction = one.take().unwrap();
+            let is_refused = match what {
+                0 => producer
+                    .send(Record::to("t").partition(0).value("child"))
+                    .and_then(|sent| sent.wait(SECOND).map(drop))
+                    .is_err(),
+                1 => {
+                    let _ = (producer.flush(SECOND), producer.close(SECOND));
+                    delivery.wait(Duration::ZERO).is_err()
+                }
+                2 => transaction.commit(SECOND).is_err(),
+                3 => transaction.abort(SECOND).is_err(),
+                4 => {
+                    let polled = consumer.poll(Duration::ZERO).is_err();
+                    let committed = consumer.commit().is_err();
+                    polled && committed && consumer.seek_to_begin("t", 0).is_ok()
+                }
+                _ => {
+                    let read = partition.read(Offset(0), ReadOptions::new()).is_ok();
+                    read && delivery.wait(Duration::ZERO).is_err()
+                        && store.snapshot(&[("t", 0)]).is_err()
+                        && store.backup("nowhere").is_err()
+                        && store.groups().is_err()
+                        && store.stop_disk(oncelog::DiskId(0)).is_err()
+                }
+            };
+            if what < 4 {
+                drop(consumer);
+            }
+            if what != 1 {
+                drop(producer);
+            }
+            if begun.elapsed() > SECOND * 8 {
+                return 2;
+            }
+            i32::from(!is_refused)
+        });
+        assert_eq!(answer, 0, "call {what}; 1: it was let in; 2: it took long; 200: it hung");
+    }
+    one.take().unwrap().commit(SECOND * 10).unwrap();
+    let (producer, consumer) = given.take().unwrap();
+    delivery.wait(SECOND * 10).unwrap();
+    drop(producer);
+    consumer.close(SECOND * 10).unwrap();
+    assert_eq!(partition.read(Offset(0), ReadOptions::new()).unwrap().count(), 3);
+    store.close(SECOND * 10).unwrap();
+    let store = Store::open(scratch.path()).unwrap();
+    assert_eq!(store.verify(VerifyOptions::new()).unwrap().damages, []);
+    assert!(store.events().all(|event| !event.to_string().contains("unclean")));
+}

@@ -60,8 +60,11 @@ impl Marks {
             }
             opened => opened?,
         };
-        file.allocate(0, PAGE_BYTES as u64)?;
-        write_all_at(&*file, 0, &[0; PAGE_BYTES])?;
+        // One that is looked at meanwhile stays to be seen.
+        if file.len()? < PAGE_BYTES as u64 {
+            file.allocate(0, PAGE_BYTES as u64)?;
+            write_all_at(&*file, 0, &[0; PAGE_BYTES])?;
+        }
         let page = Self { map: file.map(PAGE_BYTES, true)? };
         page.show(marks, last_stable, written);
         for (at, word) in (48..).step_by(8).zip(boot_words(place)) {

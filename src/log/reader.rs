@@ -345,12 +345,17 @@ impl LogReader {
         from: Offset,
         upper: Offset,
     ) -> Result<Option<(Offset, Timestamp)>, Error> {
+        let mut next = from;
         for segment in self.segments().iter() {
-            if segment.end() > from && segment.base < upper {
-                let hit = segment.find_time(timestamp, from.max(segment.base), upper)?;
+            if segment.end() > next && segment.base < upper {
+                if segment.base > next {
+                    return Err(self.missing(next, segment.base));
+                }
+                let hit = segment.find_time(timestamp, next, upper)?;
                 if hit.is_some() {
                     return Ok(hit);
                 }
+                next = segment.end();
             }
         }
         Ok(None)

@@ -1,12 +1,35 @@
 //! The page for readers in other processes: made under no lock, since a disk may hang (S22).
 
+use std::io;
 use std::sync::Arc;
 
-use crate::log::Marks;
-use crate::types::DiskId;
+use crate::log::{Log, Marks};
+use crate::protocol::replication::Progress;
+use crate::segment::Place;
+use crate::types::{DiskId, Offset};
 
+use super::Proposal;
 use super::core::{Core, State};
 use super::events::EventKind;
+
+/// The page of one that is to lead.
+#[derive(Debug)]
+pub(crate) struct NextPage {
+    pub(crate) disk: DiskId,
+    place: Place,
+    progress: Progress,
+    last_stable: Offset,
+}
+
+impl NextPage {
+    /// Makes it. It says how far may be read, and vouches for nothing that is in the files.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn make(&self) -> io::Result<()> {
+        Marks::create(&self.place, &self.progress, self.last_stable, Offset::ZERO).map(drop)
+    }
+}
 
 impl State {
     pub(super) fn lacks_page(&self) -> bool {
@@ -16,6 +39,32 @@ impl State {
 }
 
 impl Core {
+    /// The page to be made before the metadata name another leader.
+    pub(crate) fn next_page(&self, proposal: &Proposal) -> Option<NextPage> {
+        let disk = proposal.start.and(proposal.leader)?;
+        let mut state = self.brief()?;
+        if !self.show_marks || disk == state.leading.disk {
+            return None;
+        }
+        let replica = state.followers.iter().find(|replica| replica.disk == disk)?;
+        let place = replica.brief()?.log.as_ref().map(Log::place).cloned()?;
+        let progress = state.progress.clone();
+        let last_stable = state.log.last_stable(progress.high_watermark());
+        Some(NextPage { disk, place, progress, last_stable })
+    }
+
+    /// Has the page made of one that leads since now, by the thread that flushes its disk if there is one.
+    pub(crate) fn show_reign(&self) {
+        let state = self.state.lock();
+        let disk = state.leading.disk;
+        let is_asked =
+            !state.lacks_page() || (self.background && state.leading.ask_for_flush(self));
+        drop(state);
+        if !is_asked {
+            self.make_page(disk);
+        }
+    }
+
     /// Makes the page of the leader on `disk`. It is a service to other processes: an append does not fail for want of it.
     #[cold]
     pub(crate) fn make_page(&self, disk: DiskId) {

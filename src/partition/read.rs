@@ -215,11 +215,32 @@ impl Core {
     /// The first record whose timestamp is at least `timestamp`, below the high watermark.
     pub(crate) fn offset_for_time(&self, timestamp: Timestamp) -> Result<Option<Offset>, Error> {
         self.check_usable()?;
-        let found = self.reader().find_time(timestamp, self.log_start(), self.high_watermark());
-        if let Err(error @ Error::Corrupt { offsets, .. }) = &found {
-            self.report_damage(offsets.start, error);
+        loop {
+            let (start, upper) = (self.log_start(), self.high_watermark());
+            let find = |reader: &LogReader| {
+                let found = reader.find_time(timestamp, start, upper);
+                found.map(|hit| hit.map(|(offset, _)| offset))
+            };
+            let error = match find(&self.reader()) {
+                Ok(found) => return Ok(found),
+                // Retention has passed by.
+                Err(_) if self.log_start() > start => continue,
+                Err(error) => error,
+            };
+            self.check_usable()?;
+            if let Error::Corrupt { offsets, .. } = &error {
+                self.report_damage(offsets.start, &error);
+            }
+            // Whoever has not got so far does not know that there is none.
+            let knows = |reader: &LogReader, found: &Option<Offset>| {
+                let end = reader.segments().last().map_or(Offset::ZERO, |last| last.end());
+                found.is_some() || end >= upper
+            };
+            let mut others = self.readers().into_iter().skip(1);
+            let elsewhere = others
+                .find_map(|(_, reader)| find(&reader).ok().filter(|found| knows(&reader, found)));
+            return elsewhere.ok_or(error);
         }
-        Ok(found?.map(|(offset, _)| offset))
     }
 
     /// Waits until a record at `offset` can be read.
@@ -269,5 +290,91 @@ fn visible_end(state: &mut State, isolation: Isolation) -> Offset {
     match isolation {
         Isolation::ReadUncommitted => high_watermark,
         Isolation::ReadCommitted => state.log.last_stable(high_watermark),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::TopicConfig;
+    use crate::error::Error;
+    use crate::record::Record;
+    use crate::storage::Clock;
+    use crate::storage::simulated::SimDisk;
+    use crate::store::Store;
+    use crate::types::{Acks, Flush, Offset, Timestamp};
+
+    const NOW: Timestamp = Timestamp(1_000_000);
+    const RECORDS: u64 = 100;
+
+    fn open(disks: &[SimDisk], clock: &Clock) -> Store {
+        let builder = Store::builder().clock(clock.clone());
+        disks.iter().fold(builder, |all, disk| all.simulated_disk(disk.clone())).open().unwrap()
+    }
+
+    /// Several segments, a record a millisecond.
+    fn filled(count: u16) -> (Vec<SimDisk>, Clock) {
+        let disks: Vec<_> = (0..count).map(|at| SimDisk::new(at.into())).collect();
+        let clock = Clock::manual(NOW);
+        let store = open(&disks, &clock);
+        let config = TopicConfig::new().replication_factor(count).flush(Flush::Os);
+        store.create_topic("t", config.segment_bytes(64 << 10)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        for _ in 0..RECORDS {
+            partition.append(&[Record::new(&[7; 2000])], Acks::All).unwrap();
+            clock.advance(std::time::Duration::from_millis(1));
+        }
+        (disks, clock)
+    }
+
+    fn segments(disk: &SimDisk) -> Vec<String> {
+        let is_segment = |name: &String| name.contains("-t/0/") && name.ends_with(".log");
+        disk.files().into_iter().filter(is_segment).collect()
+    }
+
+    /// Only the leader's replica was asked.
+    #[test]
+    fn s3_a_time_that_is_damaged_on_one_disk_is_found_on_another() {
+        let (disks, clock) = filled(2);
+        let leader = {
+            let store = open(&disks, &clock);
+            let leader = store.partition("t", 0).unwrap().leader().unwrap();
+            store.close(std::time::Duration::ZERO).unwrap();
+            &disks[usize::from(leader.0)]
+        };
+        let name = segments(leader).swap_remove(1);
+        let mut bytes = leader.read_file(&name);
+        bytes[10_000] ^= 4;
+        leader.write_file(&name, &bytes);
+        let store = open(&disks, &clock);
+        let partition = store.partition("t", 0).unwrap();
+        for at in 0..RECORDS {
+            let time = Timestamp(NOW.0 + i64::try_from(at).unwrap());
+            assert_eq!(partition.offset_for_time(time).unwrap(), Some(Offset(at)));
+        }
+        let time = Timestamp(NOW.0 + i64::try_from(RECORDS).unwrap());
+        assert_eq!(partition.offset_for_time(time).unwrap(), None);
+    }
+
+    #[test]
+    fn s16_a_time_within_offsets_that_are_missing_is_told_to_be() {
+        let (disks, clock) = filled(1);
+        let names = segments(&disks[0]);
+        let bases: Vec<u64> = names
+            .iter()
+            .map(|name| name.rsplit('/').next().unwrap().trim_end_matches(".log").parse().unwrap())
+            .collect();
+        assert!(bases.len() > 3, "{bases:?}");
+        disks[0].remove_file(&names[1]);
+        let store = open(&disks, &clock);
+        let partition = store.partition("t", 0).unwrap();
+        let find =
+            |at: u64| partition.offset_for_time(Timestamp(NOW.0 + i64::try_from(at).unwrap()));
+        assert_eq!(find(bases[1] - 1).unwrap(), Some(Offset(bases[1] - 1)));
+        let told = find(bases[1] + 1);
+        assert!(
+            matches!(&told, Err(Error::Corrupt { offsets, .. })
+            if *offsets == (Offset(bases[1])..Offset(bases[2]))),
+            "{told:?}"
+        );
     }
 }

@@ -124,7 +124,8 @@ impl Store {
         let report = shared.copy_to(&target);
         if report.is_err() {
             // An empty directory can be tried again; a disk that is full or failed may refuse even that.
-            for name in layout::METADATA.iter().chain([&layout::SESSION]) {
+            let files = [layout::IDENTITY, layout::SESSION];
+            for name in files.iter().chain(&layout::METADATA) {
                 let _ = target.remove(name);
             }
             let _ = remove_tree(&*target, layout::TOPICS);

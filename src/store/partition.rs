@@ -300,11 +300,16 @@ impl Partition {
     pub(crate) fn fetch(&self, offset: Offset, options: &ReadOptions) -> Result<Part> {
         match &self.inner {
             Inner::Live(core) | Inner::Internal(core) => core.read(offset, options),
-            Inner::View(view) => view.read(offset, options).or_else(|_| {
-                self.look_again(view)?;
-                view.read(offset, options)
-            }),
+            Inner::View(view) => self.look_twice(view, |view| view.read(offset, options)),
         }
+    }
+
+    /// Asks a view, and again where that failed after it has learnt what the metadata say by now.
+    fn look_twice<T>(&self, view: &View, ask: impl Fn(&View) -> Result<T>) -> Result<T> {
+        ask(view).or_else(|_| {
+            self.look_again(view)?;
+            ask(view)
+        })
     }
 
     /// A view has learnt what it knows of the metadata when it was opened.
@@ -316,8 +321,7 @@ impl Partition {
         let metadata = shared.metadata.lock();
         let described = metadata.state().partition(self.topic, partition.partition());
         let unknown = || Error::UnknownTopicOrPartition { partition: partition.clone() };
-        view.learn_start(described.ok_or_else(unknown)?.log_start);
-        Ok(())
+        view.learn(described.ok_or_else(unknown)?)
     }
 
     /// Has `waker` woken, once, when the record at `offset` can be read, or never will be.
@@ -473,7 +477,7 @@ impl Partition {
     pub fn offset_for_time(&self, timestamp: Timestamp) -> Result<Option<Offset>> {
         match &self.inner {
             Inner::Live(core) | Inner::Internal(core) => core.offset_for_time(timestamp),
-            Inner::View(view) => view.offset_for_time(timestamp),
+            Inner::View(view) => self.look_twice(view, |view| view.offset_for_time(timestamp)),
         }
     }
 

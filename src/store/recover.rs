@@ -89,6 +89,10 @@ impl Shared {
         };
         let (disk, mut log) = found.remove(at);
         log.set_epoch(reign.epoch);
+        if self.options.mode == StorageMode::Write {
+            // What an earlier session showed, nobody shows any more: it would be believed. One that stays shows less.
+            let _ = Marks::forget(log.place());
+        }
         let has_records = log.end() > log.reader().log_start();
         let (leads, has_page) = (disk.id, has_records || Marks::peek(log.place()).is_some());
         let leading = replica(&disk, None);

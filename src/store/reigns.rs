@@ -99,12 +99,14 @@ impl Shared {
             records.extend(records_of(topic.id, core.partition(), &proposal));
             proposals.push((Arc::clone(core), proposal));
         }
+        self.make_pages(&proposals);
         let outcome =
             if metadata.is_poisoned() { Err(Error::Closed) } else { metadata.commit_all(&records) };
         match outcome {
             Ok(()) => {
                 for (core, proposal) in proposals {
                     core.install(proposal, now);
+                    core.show_reign();
                     self.look_at_transactions_of(&core);
                 }
             }
@@ -116,6 +118,20 @@ impl Shared {
         }
         drop(metadata);
         self.lose_failed_disks();
+    }
+
+    /// Makes the pages of those that are to lead: where the metadata name one that has none, readers in other processes believe
+    /// what they find in its files.
+    fn make_pages(&self, proposals: &[(Arc<Core>, Proposal)]) {
+        let mut pages = BTreeMap::<_, Vec<_>>::new();
+        for page in proposals.iter().filter_map(|(core, proposal)| core.next_page(proposal)) {
+            pages.entry(page.disk).or_default().push(page);
+        }
+        let disks: Vec<_> = pages.keys().filter_map(|disk| self.online_disk(*disk)).collect();
+        // They are a service to others: who cannot make them leads all the same.
+        self.on_each(&disks, DRAIN_PATIENCE, move |disk| {
+            pages.get(&disk.id).into_iter().flatten().for_each(|page| _ = page.make());
+        });
     }
 
     /// Has leaders that others are to follow copied to those, before anything is decided. What takes calls to disks, which

@@ -1,7 +1,7 @@
 //! A partition as a second process sees it: read only, while its owner appends.
 //!
 //! The owner's page of offsets tells how far the log may be read; without one, everything that is
-//! intact is read. Where batches are is found by walking on from where the last look ended. Files
+//! intact is read. One that goes tells that another disk may lead: then the metadata say who does. Where batches are is found by walking on from where the last look ended. Files
 //! that retention removes under us end in [`Error::OffsetOutOfRange`] once the page says so.
 
 use std::io;
@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use crate::error::{Error, Result};
 use crate::log::{LogReader, Marks, MarksView, Part, decided_end};
 use crate::partition::ReadOptions;
+use crate::protocol::metadata::PartitionState;
 use crate::segment::{Place, Scan, Scanner, Segment, SparseIndex, log_name, parse_log_name};
 use crate::storage::{EntryKind, OpenMode};
 use crate::types::{DiskId, Isolation, LeaderEpoch, Offset, Timestamp, TopicPartition};
@@ -27,7 +28,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(1);
 pub(super) struct View {
     place: Place,
     partition: TopicPartition,
-    epoch: LeaderEpoch,
+    /// Whose log it is: the leader's when it was opened.
+    disk: DiskId,
     replicas: Vec<DiskId>,
     state: Mutex<State>,
 }
@@ -35,6 +37,9 @@ pub(super) struct View {
 #[derive(Debug)]
 struct State {
     reader: Arc<LogReader>,
+    epoch: LeaderEpoch,
+    /// Whether the owner has shown a page: one that goes was taken back.
+    has_page: bool,
     /// By the metadata when they were last looked at, and by the page.
     log_start: Offset,
     high_watermark: Offset,
@@ -58,7 +63,7 @@ impl View {
     }
 
     pub(super) fn leader_epoch(&self) -> LeaderEpoch {
-        self.epoch
+        self.state.lock().epoch
     }
 
     pub(super) fn replicas(&self) -> Vec<DiskId> {
@@ -148,13 +153,33 @@ impl View {
         }
     }
 
-    /// The metadata say that the log begins there.
-    pub(super) fn learn_start(&self, start: Offset) {
+    /// What the metadata say of it now.
+    ///
+    /// # Errors
+    /// [`Error::NoLeader`] if this is not the leader's log any more; what looking at it runs into.
+    pub(super) fn learn(&self, described: &PartitionState) -> Result<()> {
+        if described.leader != Some(self.disk) {
+            return Err(self.no_leader());
+        }
         let mut state = self.state.lock();
+        let start = described.log_start;
         state.log_start = state.log_start.max(start);
         // What was walked over before may lie below it.
         state.high_watermark = state.high_watermark.max(start);
         state.last_stable = state.last_stable.max(start);
+        // It leads without one.
+        state.has_page = false;
+        if state.epoch != described.leader_epoch {
+            // It may have followed meanwhile, and been cut.
+            state.epoch = described.leader_epoch;
+            state.tail = None;
+            state.reader = Arc::new(LogReader::new(self.place.clone(), Vec::new(), start));
+        }
+        self.refresh(&mut state)
+    }
+
+    fn no_leader(&self) -> Error {
+        Error::NoLeader { partition: self.partition.clone() }
     }
 
     pub(super) fn reader(&self) -> Arc<LogReader> {
@@ -163,7 +188,11 @@ impl View {
 
     /// Looks how far the owner has come.
     fn refresh(&self, state: &mut State) -> Result<()> {
-        self.look(state, Marks::peek(&self.place))
+        let shown = Marks::peek(&self.place);
+        if shown.is_none() && state.has_page {
+            return Err(self.no_leader());
+        }
+        self.look(state, shown)
     }
 
     /// Looks at the log behind a page that showed this.
@@ -174,6 +203,7 @@ impl View {
             && marks.high_watermark <= known_end
             && start == state.log_start
         {
+            state.has_page = true;
             state.high_watermark = state.high_watermark.max(marks.high_watermark);
             state.last_stable = state.last_stable.max(marks.last_stable);
             return Ok(());
@@ -181,6 +211,7 @@ impl View {
         let tail = self.walk(state)?;
         // The page is made before the first record, which the walk may have seen.
         let shown = shown.or_else(|| Marks::peek(&self.place));
+        state.has_page = shown.is_some();
         let end = tail.as_ref().map_or(start, |tail| tail.end);
         let high = shown.map_or(end, |marks| marks.high_watermark.min(end));
         state.high_watermark = state.high_watermark.max(high);
@@ -267,30 +298,49 @@ impl Shared {
 
     /// A view of a partition. Views are not shared: each keeps its own place.
     pub(super) fn open_view(&self, topic: &Topic, slot: &Slot) -> Result<Arc<View>> {
-        let partition = slot.partition.clone();
-        let described = {
-            let metadata = self.metadata.lock();
-            metadata.state().partition(topic.id, partition.partition()).cloned()
+        let describe = || {
+            let (partition, metadata) = (slot.partition.clone(), self.metadata.lock());
+            let described = metadata.state().partition(topic.id, partition.partition()).cloned();
+            described.ok_or(Error::UnknownTopicOrPartition { partition })
         };
-        let described = described
-            .ok_or_else(|| Error::UnknownTopicOrPartition { partition: partition.clone() })?;
+        let mut described = describe()?;
+        loop {
+            let view = self.view_of(topic, slot, &described)?;
+            if view.state.lock().has_page {
+                return Ok(Arc::new(view));
+            }
+            // Another may lead by now.
+            self.refresh()?;
+            let now = describe()?;
+            let is_same = now.leader == described.leader;
+            if is_same && now.leader_epoch == described.leader_epoch {
+                return Ok(Arc::new(view));
+            }
+            described = now;
+        }
+    }
+
+    fn view_of(&self, topic: &Topic, slot: &Slot, described: &PartitionState) -> Result<View> {
+        let partition = slot.partition.clone();
         let (log_start, epoch) = (described.log_start, described.leader_epoch);
         // Only the leader's disk tells how far a log may be read.
         let disk = described.leader.and_then(|leader| self.disk(leader));
         let disk = disk.ok_or_else(|| Error::NoLeader { partition: partition.clone() })?;
-        let place = self.place(topic, &partition, &disk.disk);
+        let (disk, place) = (disk.id, self.place(topic, &partition, &disk.disk));
         let reader = Arc::new(LogReader::new(place.clone(), Vec::new(), log_start));
         let state = State {
             reader,
+            epoch,
+            has_page: false,
             log_start,
             high_watermark: log_start,
             last_stable: log_start,
             tail: None,
         };
-        let replicas = described.replicas;
-        let view = View { place, partition, epoch, replicas, state: Mutex::new(state) };
+        let replicas = described.replicas.clone();
+        let view = View { place, partition, disk, replicas, state: Mutex::new(state) };
         view.refresh(&mut view.state.lock())?;
-        Ok(Arc::new(view))
+        Ok(view)
     }
 }
 
@@ -303,7 +353,7 @@ mod tests {
     use crate::storage::simulated::{Hang, SimDisk};
     use crate::storage::{Clock, Disk};
     use crate::store::Store;
-    use crate::types::{Acks, Flush};
+    use crate::types::{Acks, Flush, StorageMode};
 
     fn shows_page(disk: &SimDisk) -> bool {
         let view = Store::builder().simulated_disk(disk.clone()).read_only().open().unwrap();
@@ -395,5 +445,107 @@ mod tests {
         disk.write_file(page, &before);
         let view = builder().read_only().open().unwrap();
         assert_eq!(view.partition("t", 0).unwrap().high_watermark(), Offset(6));
+    }
+
+    /// The page of the leader that went was taken back, and the one that came had none yet: a view took all for readable that it
+    /// found in either's files.
+    #[test]
+    fn a_view_at_a_change_of_leader_shows_no_more_than_is_acknowledged() {
+        for cut in 1.. {
+            let disks = [SimDisk::new(1), SimDisk::new(2), SimDisk::new(3)];
+            disks[1..].iter().for_each(|disk| disk.share_process(&disks[0]));
+            let builder = || {
+                disks.iter().fold(Store::builder(), |all, disk| all.simulated_disk(disk.clone()))
+            };
+            let store = builder().open().unwrap();
+            let config = TopicConfig::new().replication_factor(3).min_insync_replicas(3);
+            store.create_topic("t", config.flush(Flush::Os)).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            let replicas = partition.replicas();
+            partition.append(&[Record::new("x")], Acks::All).unwrap();
+            store.stop_disk(replicas[2]).unwrap();
+            // Two have it, and three have to.
+            partition.append(&[Record::new("x")], Acks::Leader).unwrap();
+            assert_eq!(partition.high_watermark(), Offset(1));
+            let reader = builder().read_only().open().unwrap();
+            let old = reader.partition("t", 0).unwrap();
+            assert_eq!(old.high_watermark(), Offset(1));
+            let next = &disks[usize::from(replicas[1].0)];
+            next.crash_at(cut);
+            let _ = store.stop_disk(replicas[0]);
+            let is_reached = next.is_dead();
+            next.heal();
+            if !is_reached {
+                assert_eq!(partition.leader(), Some(replicas[1]));
+                assert_eq!(
+                    (partition.high_watermark(), partition.log_end_offset().0),
+                    (Offset(1), 2)
+                );
+                let told = old.read(Offset(1), ReadOptions::new());
+                assert!(matches!(told, Err(Error::NoLeader { .. })), "{told:?}");
+            }
+            drop(store);
+            if is_reached {
+                disks.iter().for_each(SimDisk::process_restart);
+            }
+            assert_eq!(old.high_watermark(), Offset(1), "cut at {cut}");
+            // One that knows of another leader, and one that has yet to hear of him.
+            for view in [builder().read_only().open().unwrap(), reader] {
+                match view.partition("t", 0) {
+                    Ok(new) => assert_eq!(new.high_watermark(), Offset(1), "cut at {cut}"),
+                    Err(error) => assert!(matches!(error, Error::NoLeader { .. }), "{error}"),
+                }
+            }
+            if !is_reached {
+                return;
+            }
+        }
+    }
+
+    /// The page was of an earlier session: what was acknowledged since could not be read.
+    #[test]
+    fn a_page_of_an_earlier_session_goes_where_nobody_writes_to_it() {
+        let disk = SimDisk::new(1);
+        let builder = || Store::builder().simulated_disk(disk.clone());
+        let store = builder().open().unwrap();
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        let append = |store: &Store| {
+            let partition = store.partition("t", 0).unwrap();
+            partition.append(&[Record::new("x")], Acks::All).unwrap();
+        };
+        append(&store);
+        let reader = builder().read_only().open().unwrap();
+        let before = reader.partition("t", 0).unwrap();
+        assert_eq!(before.high_watermark(), Offset(1));
+        drop(store);
+        let store = builder().storage_mode(StorageMode::Write).open().unwrap();
+        append(&store);
+        let after = builder().read_only().open().unwrap();
+        assert_eq!(after.partition("t", 0).unwrap().high_watermark(), Offset(2));
+        assert_eq!(before.read(Offset(1), ReadOptions::new()).unwrap().count(), 1);
+    }
+
+    /// Only the metadata say where the log begins if there is no page: what was deleted since was called damaged.
+    #[test]
+    fn a_view_that_looks_for_a_time_learns_what_was_deleted() {
+        let disk = SimDisk::new(1);
+        let clock = Clock::manual(Timestamp(1_000_000));
+        let builder = || Store::builder().clock(clock.clone()).simulated_disk(disk.clone());
+        let store = builder().storage_mode(StorageMode::Write).open().unwrap();
+        store.create_topic("t", TopicConfig::new().segment_bytes(64 << 10)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let view = builder().read_only().open().unwrap();
+        let viewed = view.partition("t", 0).unwrap();
+        for _ in 0..100 {
+            clock.advance(Duration::from_millis(1));
+            partition.append(&[Record::new(&[7; 2000])], Acks::All).unwrap();
+        }
+        assert_eq!(viewed.offset_for_time(Timestamp(0)).unwrap(), Some(Offset(0)));
+        partition.delete_records(Offset(90)).unwrap();
+        store.run_background();
+        for time in [0, 1_000_001, 1_000_091] {
+            let found = viewed.offset_for_time(Timestamp(time));
+            assert_eq!(found.unwrap(), Some(Offset(90)), "{time}");
+        }
     }
 }
