@@ -714,6 +714,8 @@ impl Shared {
             self.clear_if_gone(topic, &disk);
             added.push(replica(&disk, Some(opened?.0.log)));
         }
+        // Not while a change of replicas is written down: they are counted anew.
+        let _metadata = self.metadata.lock();
         core.set_replicas(replicas, added, self.clock.now());
         Ok(())
     }

@@ -326,7 +326,7 @@ impl Progress {
             let named = isr.contains(&follower.disk);
             follower.membership = match (follower.membership, named) {
                 (Membership::Joining, true) => Membership::In,
-                (Membership::Doubtful, true) => Membership::Leaving,
+                (Membership::Doubtful | Membership::Out, true) => Membership::Leaving,
                 (Membership::Doubtful | Membership::Leaving, false) => Membership::Out,
                 (kept, _) => kept,
             };
