@@ -60,9 +60,11 @@ impl Marks {
             }
             opened => opened?,
         };
-        // One that is looked at meanwhile stays to be seen.
-        if file.len()? < PAGE_BYTES as u64 {
-            file.allocate(0, PAGE_BYTES as u64)?;
+        let is_short = file.len()? < PAGE_BYTES as u64;
+        // Also of one that is there: a copy of it may have holes, and a store into one fails where the disk is full.
+        file.allocate(0, PAGE_BYTES as u64)?;
+        if is_short {
+            // One that is looked at meanwhile stays to be seen.
             write_all_at(&*file, 0, &[0; PAGE_BYTES])?;
         }
         let page = Self { map: file.map(PAGE_BYTES, true)? };
