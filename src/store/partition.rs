@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::config::check_not_internal;
 use crate::error::{Error, Result};
@@ -312,6 +312,23 @@ impl Partition {
         })
     }
 
+    /// A view as it is now, or as it was when its disk last answered.
+    fn now<'a>(&self, view: &'a View) -> &'a View {
+        let _ = self.look_twice(view, View::look);
+        view
+    }
+
+    fn wait_in(
+        &self,
+        view: &View,
+        offset: Offset,
+        isolation: Isolation,
+        timeout: Duration,
+    ) -> Result<()> {
+        let started = Instant::now();
+        self.look_twice(view, |view| view.wait_for(offset, isolation, started, timeout))
+    }
+
     /// A view has learnt what it knows of the metadata when it was opened.
     #[cold]
     fn look_again(&self, view: &View) -> Result<()> {
@@ -364,13 +381,14 @@ impl Partition {
     /// Waits until the record at `offset` can be read.
     ///
     /// # Errors
-    /// [`Error::TimedOut`]; [`Error::Closed`] when the store is closed meanwhile.
+    /// [`Error::TimedOut`]; [`Error::Closed`] when the store is closed meanwhile; of a read-only store, [`Error::NoLeader`]
+    /// when another disk leads.
     pub fn wait_for(&self, offset: Offset, timeout: Duration) -> Result<()> {
         match &self.inner {
             Inner::Live(core) | Inner::Internal(core) => {
                 core.wait_for(offset, Isolation::ReadUncommitted, timeout)
             }
-            Inner::View(view) => view.wait_for(offset, Isolation::ReadUncommitted, timeout),
+            Inner::View(view) => self.wait_in(view, offset, Isolation::ReadUncommitted, timeout),
         }
     }
 
@@ -384,7 +402,7 @@ impl Partition {
             Inner::Live(core) | Inner::Internal(core) => {
                 core.wait_for(offset, Isolation::ReadCommitted, timeout)
             }
-            Inner::View(view) => view.wait_for(offset, Isolation::ReadCommitted, timeout),
+            Inner::View(view) => self.wait_in(view, offset, Isolation::ReadCommitted, timeout),
         }
     }
 
@@ -393,7 +411,7 @@ impl Partition {
     pub fn log_start_offset(&self) -> Offset {
         match &self.inner {
             Inner::Live(core) | Inner::Internal(core) => core.log_start(),
-            Inner::View(view) => view.offsets().0,
+            Inner::View(view) => self.now(view).offsets().0,
         }
     }
 
@@ -402,7 +420,7 @@ impl Partition {
     pub fn high_watermark(&self) -> Offset {
         match &self.inner {
             Inner::Live(core) | Inner::Internal(core) => core.high_watermark(),
-            Inner::View(view) => view.offsets().1,
+            Inner::View(view) => self.now(view).offsets().1,
         }
     }
 
@@ -411,7 +429,7 @@ impl Partition {
     pub fn last_stable_offset(&self) -> Offset {
         match &self.inner {
             Inner::Live(core) | Inner::Internal(core) => core.last_stable_offset(),
-            Inner::View(view) => view.last_stable(),
+            Inner::View(view) => self.now(view).last_stable(),
         }
     }
 
@@ -420,7 +438,7 @@ impl Partition {
     pub fn log_end_offset(&self) -> Offset {
         match &self.inner {
             Inner::Live(core) | Inner::Internal(core) => core.log_end(),
-            Inner::View(view) => view.offsets().2,
+            Inner::View(view) => self.now(view).offsets().2,
         }
     }
 

@@ -1,8 +1,8 @@
 //! A partition as a second process sees it: read only, while its owner appends.
 //!
-//! The owner's page of offsets tells how far the log may be read; without one, everything that is
-//! intact is read. One that goes tells that another disk may lead: then the metadata say who does. Where batches are is found by walking on from where the last look ended. Files
-//! that retention removes under us end in [`Error::OffsetOutOfRange`] once the page says so.
+//! The owner's page of offsets tells how far the log may be read; without one, everything that is intact is read. One that
+//! goes tells that another disk may lead: then the metadata say who does. Where batches are is found by walking on from
+//! where the last look ended. Files that retention removes under us end in [`Error::OffsetOutOfRange`] once the page says so.
 
 use std::io;
 use std::sync::Arc;
@@ -70,19 +70,24 @@ impl View {
         self.replicas.clone()
     }
 
-    /// Start, high watermark and end as they are now, or as they were when the disk last answered.
+    /// Looks how far the owner has come.
+    ///
+    /// # Errors
+    /// [`Error::NoLeader`]: another may lead. What looking at the disk runs into.
+    pub(super) fn look(&self) -> Result<()> {
+        self.refresh(&mut self.state.lock())
+    }
+
+    /// Start, high watermark and end as of the last look.
     pub(super) fn offsets(&self) -> (Offset, Offset, Offset) {
-        let mut state = self.state.lock();
-        let _ = self.refresh(&mut state);
+        let state = self.state.lock();
         let end = state.tail.as_ref().map_or(state.high_watermark, |tail| tail.end);
         (state.log_start, state.high_watermark, end.max(state.high_watermark))
     }
 
-    /// Where a read-committed read ends, now or when the disk last answered.
+    /// Where a read-committed read ended at the last look.
     pub(super) fn last_stable(&self) -> Offset {
-        let mut state = self.state.lock();
-        let _ = self.refresh(&mut state);
-        state.last_stable
+        self.state.lock().last_stable
     }
 
     pub(super) fn read(&self, offset: Offset, options: &ReadOptions) -> Result<Part> {
@@ -129,17 +134,24 @@ impl View {
         Ok(reader.find_time(timestamp, start, upper)?.map(|(offset, _)| offset))
     }
 
+    /// Waits from `started` on.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`]; [`Error::NoLeader`]: another may lead.
     pub(super) fn wait_for(
         &self,
         offset: Offset,
         isolation: Isolation,
+        started: Instant,
         timeout: Duration,
     ) -> Result<()> {
-        let started = Instant::now();
         loop {
-            let (_, high_watermark, _) = self.offsets();
+            // A disk that does not answer now may do so in time.
+            if let Err(error @ Error::NoLeader { .. }) = self.look() {
+                return Err(error);
+            }
             let end = match isolation {
-                Isolation::ReadUncommitted => high_watermark,
+                Isolation::ReadUncommitted => self.offsets().1,
                 Isolation::ReadCommitted => self.last_stable(),
             };
             if end > offset {
@@ -186,17 +198,16 @@ impl View {
         Arc::clone(&self.state.lock().reader)
     }
 
-    /// Looks how far the owner has come.
     fn refresh(&self, state: &mut State) -> Result<()> {
         let shown = Marks::peek(&self.place);
         if shown.is_none() && state.has_page {
             return Err(self.no_leader());
         }
-        self.look(state, shown)
+        self.look_behind(state, shown)
     }
 
     /// Looks at the log behind a page that showed this.
-    fn look(&self, state: &mut State, shown: Option<MarksView>) -> Result<()> {
+    fn look_behind(&self, state: &mut State, shown: Option<MarksView>) -> Result<()> {
         let known_end = state.tail.as_ref().map_or(Offset::ZERO, |tail| tail.end);
         let start = shown.map_or(state.log_start, |marks| marks.log_start.max(state.log_start));
         if let Some(marks) = shown
@@ -414,7 +425,7 @@ mod tests {
         let view = reader.shared().open_view(&topic, &topic.slots.read()[0]).unwrap();
         let seen = {
             let mut state = view.state.lock();
-            view.look(&mut state, None).map(|()| state.high_watermark)
+            view.look_behind(&mut state, None).map(|()| state.high_watermark)
         };
         disks[1 - leader].answer();
         assert_eq!(seen.unwrap(), Offset(0));
@@ -483,6 +494,8 @@ mod tests {
                 );
                 let told = old.read(Offset(1), ReadOptions::new());
                 assert!(matches!(told, Err(Error::NoLeader { .. })), "{told:?}");
+                let told = old.wait_for(Offset(1), Duration::from_secs(5));
+                assert!(matches!(told, Err(Error::NoLeader { .. })), "{told:?}");
             }
             drop(store);
             if is_reached {
@@ -515,14 +528,17 @@ mod tests {
         };
         append(&store);
         let reader = builder().read_only().open().unwrap();
-        let before = reader.partition("t", 0).unwrap();
+        let view = || reader.partition("t", 0).unwrap();
+        let (before, waiting) = (view(), view());
         assert_eq!(before.high_watermark(), Offset(1));
         drop(store);
         let store = builder().storage_mode(StorageMode::Write).open().unwrap();
         append(&store);
         let after = builder().read_only().open().unwrap();
         assert_eq!(after.partition("t", 0).unwrap().high_watermark(), Offset(2));
+        assert_eq!(before.high_watermark(), Offset(2));
         assert_eq!(before.read(Offset(1), ReadOptions::new()).unwrap().count(), 1);
+        waiting.wait_for_committed(Offset(1), Duration::from_secs(5)).unwrap();
     }
 
     /// Only the metadata say where the log begins if there is no page: what was deleted since was called damaged.
