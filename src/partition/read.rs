@@ -1,7 +1,6 @@
 //! Reading a partition: what a reader may see, and waiting until there is more.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -128,10 +127,11 @@ impl Core {
                 self.check_range(offset)?;
                 self.check_usable()?;
                 self.report_damage(offset, &error);
-                match self.read_elsewhere(offset, upper, options) {
-                    Some(read) => read,
-                    None => return Err(error),
-                }
+                let elsewhere = self.elsewhere(|reader| {
+                    let read = reader.read_records(offset, upper, max_bytes, isolation).ok();
+                    read.filter(|(_, next)| *next > offset)
+                });
+                elsewhere.ok_or(error)?
             }
             Ok(read) => read,
         };
@@ -155,9 +155,8 @@ impl Core {
         };
         self.check_usable()?;
         self.report_damage(offset, &error);
-        let mut others = self.readers().into_iter().skip(1);
-        let read = |reader: Arc<LogReader>| reader.read(offset, upper, max_bytes).ok().flatten();
-        others.find_map(|(_, reader)| read(reader)).map(Some).ok_or(error)
+        let read = |reader: &LogReader| reader.read(offset, upper, max_bytes).ok().flatten();
+        self.elsewhere(read).map(Some).ok_or(error)
     }
 
     /// Reads what is below `end` and was decided when those transactions were open, which began where `open` says.
@@ -180,27 +179,17 @@ impl Core {
                 self.check_range(offset)?;
                 self.check_usable()?;
                 self.report_damage(offset, &error);
-                let mut others = self.readers().into_iter().skip(1);
-                let elsewhere = others.find_map(|(_, reader)| read(&reader).ok());
+                let elsewhere = self.elsewhere(|reader| read(reader).ok());
                 elsewhere.filter(|(_, next)| *next > offset).ok_or(error)?
             }
         };
         Ok(Part::new(self.partition.clone(), offset, next, fetched))
     }
 
-    /// Reads from another replica what the leader's has lost.
+    /// Asks the other replicas, one by one, for what the leader's has lost.
     #[cold]
-    fn read_elsewhere(
-        &self,
-        offset: Offset,
-        upper: Offset,
-        options: &ReadOptions,
-    ) -> Option<(Option<Fetched>, Offset)> {
-        let ReadOptions { max_bytes, isolation } = *options;
-        self.readers().into_iter().skip(1).find_map(|(_, reader)| {
-            let read = reader.read_records(offset, upper, max_bytes, isolation).ok();
-            read.filter(|(_, next)| *next > offset)
-        })
+    fn elsewhere<T>(&self, ask: impl Fn(&LogReader) -> Option<T>) -> Option<T> {
+        self.readers().into_iter().skip(1).find_map(|(_, reader)| ask(&reader))
     }
 
     fn check_range(&self, offset: Offset) -> Result<(), Error> {
@@ -236,9 +225,8 @@ impl Core {
                 let end = reader.segments().last().map_or(Offset::ZERO, |last| last.end());
                 found.is_some() || end >= upper
             };
-            let mut others = self.readers().into_iter().skip(1);
-            let elsewhere = others
-                .find_map(|(_, reader)| find(&reader).ok().filter(|found| knows(&reader, found)));
+            let elsewhere =
+                self.elsewhere(|reader| find(reader).ok().filter(|found| knows(reader, found)));
             return elsewhere.ok_or(error);
         }
     }
