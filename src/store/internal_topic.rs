@@ -397,6 +397,20 @@ mod tests {
     use crate::store::{Store, StoreBuilder};
     use crate::types::DiskId;
 
+    /// What it holds by now, whoever leads.
+    fn keys_of(shared: &Shared, topic: &mut InternalTopic) -> BTreeSet<Vec<u8>> {
+        let mut found = BTreeSet::new();
+        let end = safe_end(shared, topic.core(), Duration::from_secs(10)).unwrap();
+        let read = topic.replay(end, |entry| {
+            if let Entry::Record { key, .. } = entry {
+                found.insert(key.to_vec());
+            }
+            Ok(())
+        });
+        read.unwrap();
+        found
+    }
+
     /// The next leader lacked a part of what was written again, and got the rest of it: what lay before went all the same.
     #[test]
     fn a_table_that_is_written_again_under_two_leaders_replaces_nothing() {
@@ -437,15 +451,7 @@ mod tests {
         while topic.core().leader().is_none_or(|disk| usize::from(disk.0) == leader) {
             thread::yield_now();
         }
-        let mut found = BTreeSet::new();
-        let end = safe_end(shared, topic.core(), Duration::from_secs(10)).unwrap();
-        let read = topic.replay(end, |entry| {
-            if let Entry::Record { key, .. } = entry {
-                found.insert(key.to_vec());
-            }
-            Ok(())
-        });
-        read.unwrap();
+        let found = keys_of(shared, &mut topic);
         assert_eq!(found, keys);
     }
 
@@ -470,15 +476,7 @@ mod tests {
         });
         assert!(topic.rewrite(topic.core().leader_epoch(), live).is_err());
         assert_ne!(topic.core().leader(), Some(leader));
-        let mut found = BTreeSet::new();
-        let end = safe_end(shared, topic.core(), Duration::from_secs(10)).unwrap();
-        let read = topic.replay(end, |entry| {
-            if let Entry::Record { key, .. } = entry {
-                found.insert(key.to_vec());
-            }
-            Ok(())
-        });
-        read.unwrap();
+        let found = keys_of(shared, &mut topic);
         assert!(!found.contains(&[lost[2]][..]), "{found:?}");
     }
 }

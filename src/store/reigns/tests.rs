@@ -14,7 +14,7 @@ use crate::partition::{Replica, Ticket};
 use crate::record::Record;
 use crate::storage::simulated::{Fault, Hang, SimDisk, SyncFault};
 use crate::store::recover::replica;
-use crate::store::{Store, Topic, TopicConfig, VerifyOptions};
+use crate::store::{Partition, Store, Topic, TopicConfig, VerifyOptions};
 use crate::types::{
     Acks, DiskId, Flush, LeaderEpoch, Offset, ProducerEpoch, ProducerId, ProducerSequence,
     StorageMode,
