@@ -7,7 +7,9 @@
 //! file is cut and synced. Records whose flush nobody can prove are written again and synced before
 //! they are served: a page that a failed flush left marked clean would otherwise be lost later.
 
+use std::collections::HashSet;
 use std::io;
+use std::iter;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use crate::error::{DecodeError, Error};
 use crate::protocol::recovery::{Finding, Verdict, judge};
 use crate::segment::{
     ActiveSegment, DATA_START, FILE_HEADER_BYTES, FileHeader, HeaderFault, Place, Scan, ScanEnd,
-    Scanner, Segment, SideHead, SparseIndex, log_name, parse_log_name, parse_side_name,
+    Scanner, Segment, SideHead, SparseIndex, log_name, parse_log_name, parse_side_name, side_name,
 };
 use crate::storage::{Disk, EntryKind, File, OpenMode, read_full_at, write_all_at};
 use crate::types::{LeaderEpoch, Offset, Timestamp};
@@ -63,7 +65,7 @@ pub(crate) enum Loss {
     Cut { from: Offset, bytes: u64, kept: Option<PathBuf>, reason: String },
     /// These offsets were durable and cannot be read; the bytes are kept.
     Damaged { from: Offset, to: Offset, path: PathBuf, reason: String },
-    /// A file that is not part of the log; left alone.
+    /// A file that is not part of the log; left alone, or moved to the quarantine if it has a segment's name.
     Foreign { path: PathBuf },
     /// Who wrote below is not known any more: what told of it is damaged, and the records are deleted.
     ProducersForgotten { below: Offset },
@@ -123,6 +125,7 @@ struct Found {
     base: Offset,
     len: u64,
     created: Option<Timestamp>,
+    lacks_header: bool,
 }
 
 impl Opening {
@@ -254,15 +257,14 @@ impl Opening {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             listed => listed.map_err(|error| self.place.io_error("", "list", error))?,
         };
-        let mut found = Vec::new();
+        let mut named = Vec::new();
+        let mut sides = HashSet::new();
         for entry in entries {
             let name = entry.name.as_str();
             let stem = name.strip_suffix(".tmp").unwrap_or(name);
             let is_file = entry.kind == EntryKind::File;
-            let snapshot = parse_snapshot_name(stem);
-            let ours = parse_log_name(stem).is_some()
-                || parse_side_name(stem).is_some()
-                || snapshot.is_some();
+            let (side, snapshot) = (parse_side_name(stem), parse_snapshot_name(stem));
+            let ours = parse_log_name(stem).is_some() || side.is_some() || snapshot.is_some();
             if is_file && ours && stem != name {
                 if self.evidence.repair {
                     // A file that never got its name holds nothing that was acknowledged.
@@ -270,35 +272,41 @@ impl Opening {
                     removed.map_err(|error| self.place.io_error(name, "remove", error))?;
                 }
             } else if let (true, Some(base)) = (is_file, parse_log_name(name)) {
-                if let Some(created) = self.identify(base, entry.len)? {
-                    found.push(Found { base, len: entry.len, created });
-                }
+                named.push((base, entry.len));
             } else if let (true, Some(end)) = (is_file, snapshot) {
                 self.snapshots.push(end);
-            } else if !(is_file && (ours || marks::is_marks(stem))) {
+            } else if let (true, Some(base)) = (is_file, side) {
+                sides.insert(base);
+            } else if !(is_file && marks::is_marks(stem)) {
                 self.losses.push(Loss::Foreign { path: self.place.full_path(name) });
+            }
+        }
+        let mut found = Vec::new();
+        for (base, len) in named {
+            // A clean stop is believed of what was sealed; a file that was put there since has no side file.
+            let has_side = sides.contains(&base);
+            let is_known = self.evidence.clean && has_side;
+            match if is_known { Some(None) } else { self.identify(base, len)? } {
+                Some(created) => {
+                    let lacks_header = created.is_none() && !is_known;
+                    found.push(Found { base, len, created, lacks_header });
+                }
+                None => self.leave_out(base, has_side)?,
             }
         }
         found.sort_by_key(|found| found.base);
         Ok(found)
     }
 
-    /// Reads a data file's header after an unclean stop, or where a clean one left none. `None`: the
-    /// file belongs to another log.
+    /// Reads a data file's header. `None`: the file belongs to another log.
     #[expect(clippy::option_option, reason = "is it ours, and when was it made, if it says so")]
     fn identify(&mut self, base: Offset, len: u64) -> Result<Option<Option<Timestamp>>, Error> {
-        if self.evidence.clean && base <= self.evidence.proven_end {
-            return Ok(Some(None));
-        }
         let name = log_name(base);
         match self.header(base)? {
             Ok(header) if header.belongs_to(&self.place.identity, base) => {
                 Ok(Some(Some(header.created)))
             }
-            Ok(_) => {
-                self.losses.push(Loss::Foreign { path: self.place.full_path(&name) });
-                Ok(None)
-            }
+            Ok(_) => Ok(None),
             // The header is for people; batches prove themselves. A file too short for one is empty.
             Err(source) => {
                 if len > DATA_START {
@@ -309,6 +317,20 @@ impl Opening {
                 Ok(Some(None))
             }
         }
+    }
+
+    /// Moves another log's file out of the way of the segment that will have its name, or be taken for the one before.
+    fn leave_out(&mut self, base: Offset, has_side: bool) -> Result<(), Error> {
+        let name = log_name(base);
+        let mut path = self.place.full_path(&name);
+        if self.evidence.repair {
+            if has_side {
+                self.quarantine(&side_name(base))?;
+            }
+            path = self.place.disk.root().join(self.quarantine(&name)?);
+        }
+        self.losses.push(Loss::Foreign { path });
+        Ok(())
     }
 
     /// What a data file says of itself, or why it does not.
@@ -571,9 +593,9 @@ impl Opening {
         )
     }
 
-    /// Writes the file header again where a crash took it.
+    /// Writes the file header again where a crash took it, or where it is damaged.
     fn mend_header(&self, found: Found) -> Result<(), Error> {
-        if self.evidence.clean || found.created.is_some() {
+        if !found.lacks_header {
             return Ok(());
         }
         let header = FileHeader::new(&self.place.identity, found.base, self.evidence.now);
@@ -675,16 +697,31 @@ impl Opening {
             return Ok(());
         }
         for found in later.iter().rev() {
-            let name = log_name(found.base);
-            let moved = self.quarantine_path(&name).and_then(|path| {
-                self.place.disk.rename(&self.place.path(&name), &path)?;
-                self.place.disk.sync_dir(QUARANTINE)?;
-                self.place.disk.sync_dir(&self.place.directory)
-            });
-            moved.map_err(|error| self.place.io_error(&name, "set aside", error))?;
+            self.quarantine(&log_name(found.base))?;
             remove_segment_files(&self.place, found.base)?;
         }
         Ok(())
+    }
+
+    /// Moves a file out of the log. Returns where it is now.
+    fn quarantine(&self, name: &str) -> Result<String, Error> {
+        let moved = self.quarantine_path(name).and_then(|path| {
+            let disk = &self.place.disk;
+            // What was moved there before under this name stays.
+            let kept = disk.list(QUARANTINE)?;
+            let is_free = |path: &String| {
+                !kept
+                    .iter()
+                    .any(|entry| path.strip_prefix(QUARANTINE) == Some(&format!("/{}", entry.name)))
+            };
+            let numbered = (2..).map(|number: u32| format!("{path}.{number}"));
+            let path = iter::once(path.clone()).chain(numbered).find(is_free).expect("one is free");
+            disk.rename(&self.place.path(name), &path)?;
+            disk.sync_dir(QUARANTINE)?;
+            disk.sync_dir(&self.place.directory)?;
+            Ok(path)
+        });
+        moved.map_err(|error| self.place.io_error(name, "set aside", error))
     }
 
     fn quarantine_path(&self, name: &str) -> io::Result<String> {

@@ -66,9 +66,10 @@ pub enum EventKind {
         /// What is wrong.
         reason: String,
     },
-    /// A file that does not belong to the store was found, and left alone.
+    /// A file that does not belong to the store was found. It is left alone, but for one with a segment's name: that is moved
+    /// to `quarantine/`.
     ForeignFile {
-        /// The file.
+        /// The file, where it is now.
         path: PathBuf,
     },
     /// A replica was taken out of service, because its disk failed.
@@ -186,7 +187,7 @@ impl fmt::Display for Event {
                 path.display()
             ),
             EventKind::ForeignFile { path } => {
-                write!(out, "{}: not ours, left alone", path.display())
+                write!(out, "{}: not ours", path.display())
             }
             EventKind::ReplicaFenced { partition, disk, at_risk, cause } => write!(
                 out,
