@@ -126,6 +126,7 @@ struct Found {
     len: u64,
     created: Option<Timestamp>,
     lacks_header: bool,
+    has_side: bool,
 }
 
 impl Opening {
@@ -289,7 +290,7 @@ impl Opening {
             match if is_known { Some(None) } else { self.identify(base, len)? } {
                 Some(created) => {
                     let lacks_header = created.is_none() && !is_known;
-                    found.push(Found { base, len, created, lacks_header });
+                    found.push(Found { base, len, created, lacks_header, has_side });
                 }
                 None => self.leave_out(base, has_side)?,
             }
@@ -568,6 +569,12 @@ impl Opening {
         }
         self.mend_header(found)?;
         self.secure(found.base, scan)?;
+        if found.has_side && told.is_none() {
+            // It tells of batches that may not be there, and of others by and by.
+            let name = side_name(found.base);
+            let removed = self.place.disk.remove(&self.place.path(&name));
+            removed.map_err(|error| self.place.io_error(&name, "remove", error))?;
+        }
         let active = self.reopen(found, scan, scan.end)?;
         active.segment().set_producers(scan.producers);
         // Of what was appended since, nobody knows the time: it must not go too early.
