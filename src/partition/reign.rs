@@ -82,8 +82,17 @@ impl Core {
         // One that begins a segment hands over when that is done.
         let steps_down = state.stepping_down && !state.log.is_rolling();
         let leaderless = state.fenced.is_some() || steps_down;
-        if leaderless && let Some(proposal) = self.propose_leader(&mut state, &suspects) {
-            return Some(proposal);
+        if leaderless {
+            match self.propose_leader(&mut state, &suspects) {
+                Ok(None) => {}
+                Ok(proposed) => return proposed,
+                Err(unflushed) => {
+                    state.suspects.extend(suspects);
+                    drop(state);
+                    self.want_follower_flush(&unflushed);
+                    return None;
+                }
+            }
         }
         if !leaderless && let Some(followers) = state.progress.proposal() {
             let mut isr = vec![state.leading.disk];
@@ -117,7 +126,12 @@ impl Core {
         })
     }
 
-    fn propose_leader(&self, state: &mut State, suspects: &[(DiskId, Offset)]) -> Option<Proposal> {
+    /// `Err`: that one is to lead, and to be flushed first.
+    fn propose_leader(
+        &self,
+        state: &mut State,
+        suspects: &[(DiskId, Offset)],
+    ) -> Result<Option<Proposal>, Arc<Replica>> {
         let followers = state.followers.clone();
         let (isr, eligible) = (state.isr.clone(), state.eligible.clone());
         let mut candidates = Vec::new();
@@ -172,7 +186,7 @@ impl Core {
                     // The metadata name one that never led, so it begins anew.
                     let mut new_isr = vec![state.leading.disk];
                     new_isr.extend(candidates.iter().filter(|c| c.in_sync).map(|c| c.disk));
-                    return Some(Proposal {
+                    return Ok(Some(Proposal {
                         leader: Some(state.leading.disk),
                         epoch: LeaderEpoch(state.epoch.0.saturating_add(1)),
                         eligible: without(eligible_after(&isr, &eligible, &new_isr, required)),
@@ -181,14 +195,16 @@ impl Core {
                         high_watermark,
                         suspects: suspects.to_vec(),
                         lost: None,
-                    });
+                    }));
                 }
                 state.stepping_down = false;
                 state.hand_to = None;
-                return None;
+                return Ok(None);
             }
-            state.leader?;
-            return Some(Proposal {
+            if state.leader.is_none() {
+                return Ok(None);
+            }
+            return Ok(Some(Proposal {
                 leader: None,
                 epoch: state.epoch,
                 isr: Vec::new(),
@@ -197,9 +213,22 @@ impl Core {
                 high_watermark,
                 suspects: suspects.to_vec(),
                 lost: None,
-            });
+            }));
         };
-        let start = self.hold_end(&followers, elected.disk, elected.end)?;
+        // What was acknowledged stays as safe as it was: power may go before one that was not in sync is flushed.
+        if !elected.clean && state.flush == Flush::OnAck {
+            let counts = elected.end.min(high_watermark);
+            let is_unflushed = |replica: &&Arc<Replica>| {
+                let held = replica.brief().filter(|_| replica.disk == elected.disk);
+                held.is_some_and(|held| held.log.as_ref().is_some_and(|l| l.flushed_end() < counts))
+            };
+            if let Some(replica) = followers.iter().find(is_unflushed) {
+                return Err(Arc::clone(replica));
+            }
+        }
+        let Some(start) = self.hold_end(&followers, elected.disk, elected.end) else {
+            return Ok(None);
+        };
         // One who is not in sync need not have what would count if the topic asks for less meanwhile.
         state.progress.on_leaderless();
         let mut new_isr = vec![elected.disk];
@@ -212,7 +241,7 @@ impl Core {
             }
         }
         let lost = (!elected.clean && start < high_watermark).then_some(start..high_watermark);
-        Some(Proposal {
+        Ok(Some(Proposal {
             leader: Some(elected.disk),
             epoch: LeaderEpoch(state.epoch.0.saturating_add(1)),
             eligible: without(eligible_after(&isr, &eligible, &new_isr, required)),
@@ -221,7 +250,7 @@ impl Core {
             high_watermark: high_watermark.min(start),
             suspects: suspects.to_vec(),
             lost,
-        })
+        }))
     }
 
     /// Sees to it that the elected log ends where it did when it was looked at, until the election is settled: what is copied

@@ -195,3 +195,29 @@ fn a_leader_whose_handing_over_is_refused_goes_on_to_acknowledge() {
     store.shared().settle_one(core);
     assert_eq!(append(store).unwrap(), Offset(1));
 }
+
+/// It led with what it had not flushed: what was acknowledged, and durable on the disk that failed, went with power, and nobody
+/// said so.
+#[test]
+fn repl_23_an_unclean_leader_has_flushed_what_it_has_of_what_was_acknowledged() {
+    for seed in (0..30).step_by(2) {
+        let disks = [seed, seed + 1].map(SimDisk::new);
+        let config = TopicConfig::new().replication_factor(2).unclean_leader_election(true);
+        let begun = Begun::on(&disks, config.flush(Flush::OnAck));
+        begun.goes_away(DiskId(1));
+        assert_eq!(append(&begun.store).unwrap(), Offset(1));
+        begun.is_back(DiskId(1));
+        begun.core.drain(DiskId(1), begun.store.shared().clock.now());
+        begun.core.fence_replica(DiskId(0), &Error::Closed);
+        // It may have to be looked at twice.
+        (0..2).for_each(|_| begun.store.shared().settle_one(&begun.core));
+        assert_eq!(begun.core.leader(), Some(DiskId(1)));
+        assert_eq!(begun.core.high_watermark(), Offset(2));
+        disks.iter().for_each(SimDisk::kill);
+        drop(begun);
+        disks.iter().for_each(SimDisk::heal);
+        disks.iter().for_each(SimDisk::power_loss);
+        let partition = open(&disks).partition("t", 0).unwrap();
+        assert_eq!(partition.high_watermark(), Offset(2), "seed {seed}");
+    }
+}
