@@ -254,7 +254,9 @@ impl World {
             if self.is_dead() {
                 break;
             }
-            if let Some(mut old) = zombie.take_if(|_| self.random.one_in(3)) {
+            // Not before: it would go on behind what it took and did not commit.
+            let is_taken_over = worker.is_some();
+            if let Some(mut old) = zombie.take_if(|_| is_taken_over && self.random.one_in(3)) {
                 let outcome = old.step(|| self.trouble(&store, false));
                 self.tell(&format!("a zombie: {outcome:?}"));
             }
