@@ -145,9 +145,13 @@ impl Image {
         if count == 0 {
             return Ok(0);
         }
-        if self.has_bad_sector(position..position + count as u64) {
-            return Err(io::Error::from_raw_os_error(libc::EIO));
-        }
+        // What lies before a bad sector is read, as by a kernel.
+        let bad = self.bad.range(sectors(position..position + count as u64)).next();
+        let count = match bad.map(|sector| sector * SECTOR as u64) {
+            Some(bad) if bad <= position => return Err(io::Error::from_raw_os_error(libc::EIO)),
+            Some(bad) => size(bad - position),
+            None => count,
+        };
         self.block.copy_out(size(position), &mut target[..count]);
         Ok(count)
     }
