@@ -287,7 +287,8 @@ impl Opening {
     /// file belongs to another log.
     #[expect(clippy::option_option, reason = "is it ours, and when was it made, if it says so")]
     fn identify(&mut self, base: Offset, len: u64) -> Result<Option<Option<Timestamp>>, Error> {
-        if self.evidence.clean && base <= self.evidence.proven_end {
+        // What has the name of the next segment may be anything: batches that are to come do not prove it.
+        if self.evidence.clean && base < self.evidence.proven_end {
             return Ok(Some(None));
         }
         let name = log_name(base);
