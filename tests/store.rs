@@ -356,7 +356,7 @@ fn a_view_without_a_page_shows_committed_records_behind_deleted_ones() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::builder()
         .disk(directory.path())
-        .storage_mode(oncelog::StorageMode::Write)
+        .storage_mode(StorageMode::Write)
         .open()
         .unwrap();
     store.create_topic("t", TopicConfig::new().segment_bytes(16 << 10)).unwrap();
