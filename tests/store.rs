@@ -354,11 +354,8 @@ fn a_view_without_a_page_learns_what_was_deleted_from_the_metadata() {
 #[test]
 fn a_view_without_a_page_shows_committed_records_behind_deleted_ones() {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::builder()
-        .disk(directory.path())
-        .storage_mode(StorageMode::Write)
-        .open()
-        .unwrap();
+    let store =
+        Store::builder().disk(directory.path()).storage_mode(StorageMode::Write).open().unwrap();
     store.create_topic("t", TopicConfig::new().segment_bytes(16 << 10)).unwrap();
     let partition = store.partition("t", 0).unwrap();
     for _ in 0..40 {
