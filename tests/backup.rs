@@ -54,6 +54,15 @@ fn config(disks: &[SimDisk]) -> TopicConfig {
         .index_interval_bytes(256)
 }
 
+/// As [`filled`], closed and opened again: what is read comes from files.
+fn settled(count: u64) -> (Vec<SimDisk>, Clock, Store) {
+    let (disks, clock, store) = filled(count);
+    store.close(SECOND).unwrap();
+    drop(store);
+    let store = open(&disks, &clock).unwrap();
+    (disks, clock, store)
+}
+
 /// A store with 400 records in each of two partitions.
 fn filled(count: u64) -> (Vec<SimDisk>, Clock, Store) {
     let disks: Vec<_> = (0..count).map(|at| SimDisk::new(at + 1)).collect();
@@ -659,7 +668,7 @@ fn s9_a_target_that_fails_once_can_be_tried_again() {
 #[test]
 fn s9_a_source_that_fails_once_while_it_is_copied_is_as_it_was() {
     for at in 1.. {
-        let (disks, clock, store) = filled(1);
+        let (disks, clock, store) = settled(1);
         let before = disks[0].calls();
         disks[0].fail_call(at, Fault::Eio);
         let target = SimDisk::new(9);
@@ -677,6 +686,147 @@ fn s9_a_source_that_fails_once_while_it_is_copied_is_as_it_was() {
         }
         if !is_reached {
             return;
+        }
+    }
+}
+
+/// Flips a bit at the place in the record of the offset that begins a batch there, or in the batch's header.
+fn rot(disk: &SimDisk, name: &str, offset: u64, in_header: bool) {
+    let mut bytes = disk.read_file(name);
+    let wanted = value(offset);
+    let at = bytes.windows(wanted.len()).position(|window| window == wanted).unwrap();
+    bytes[if in_header { at - 40 } else { at }] ^= 4;
+    disk.write_file(name, &bytes);
+}
+
+/// What the copy has of a partition that had 400 records: all but these.
+fn assert_lacks(copy: &Partition, lost: &[std::ops::Range<Offset>]) {
+    let (mut next, mut lacking) = (Offset(0), Vec::new());
+    while next < Offset(400) {
+        match copy.read(next, ReadOptions::new().max_bytes(1)) {
+            Ok(records) => {
+                for record in &records {
+                    assert_eq!(record.value().unwrap(), value(record.offset().0));
+                }
+                next = records.next_offset();
+            }
+            Err(Error::Corrupt { offsets, .. }) => {
+                next = offsets.end;
+                lacking.push(offsets);
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!(lacking, lost);
+}
+
+/// One sector of the only replica, and there was no backup at all; and readers missed what lies some kilobytes before it.
+#[test]
+fn s3_sectors_that_cannot_be_read_are_told_and_all_else_is_copied() {
+    for sectors in [&[0][..], &[1], &[20], &[20, 21, 22], &[9, 31], &[62, 63, 64]] {
+        for has_side in [true, false] {
+            let disks = [SimDisk::new(1)];
+            let clock = Clock::manual(NOW);
+            let store = open(&disks, &clock).unwrap();
+            store.create_topic("t", config(&disks).segment_bytes(32 << 10)).unwrap();
+            for number in 0..2 {
+                append(&store.partition("t", number).unwrap(), 0..400);
+            }
+            store.close(SECOND).unwrap();
+            drop(store);
+            let mut names = disks[0].files();
+            names.retain(|name| name.contains("-t/0/") && name.ends_with(".log"));
+            let broken = &names[0];
+            if !has_side {
+                disks[0].remove_file(&broken.replace(".log", ".side"));
+            }
+            sectors.iter().for_each(|sector| disks[0].break_sector(broken, *sector));
+            let store = open(&disks, &clock).unwrap();
+            let target = SimDisk::new(9);
+            let what = format!("{sectors:?}, {has_side}");
+            let report = store.backup_to_simulated_disk(target.clone()).expect(&what);
+            assert_eq!(report.partitions, 2);
+            let lost: Vec<_> = report.damages.iter().map(|(_, offsets)| offsets.clone()).collect();
+            assert!(report.damages.iter().all(|(name, _)| name.partition() == 0), "{what}");
+            // A page each, of batches that are about 110 bytes long.
+            let count: u64 = lost.iter().map(|offsets| offsets.end.0 - offsets.start.0).sum();
+            assert!((1..=42 * sectors.len() as u64).contains(&count), "{what}: {lost:?}");
+            // Nor is more out of reach of the store's own readers.
+            let partition = store.partition("t", 0).unwrap();
+            for at in (0..400).map(Offset) {
+                let read = partition.read(at, ReadOptions::new());
+                match read {
+                    Ok(records) => assert_eq!(records.iter().next().unwrap().offset(), at),
+                    Err(error) => {
+                        assert!(matches!(error, Error::Io { .. }), "{what}: {error}");
+                        assert!(lost.iter().any(|lost| lost.contains(&at)), "{what}: {at}");
+                    }
+                }
+            }
+            let copy = open(&[target], &clock).unwrap();
+            assert_lacks(&copy.partition("t", 0).unwrap(), &lost);
+            assert_eq!(check(&copy.partition("t", 1).unwrap()), 400);
+            let found: Vec<_> = copy.verify(VerifyOptions::new()).unwrap().damages;
+            let found: Vec<_> = found.into_iter().map(|damage| damage.offsets).collect();
+            assert_eq!(found, lost, "{what}: it does not pass for whole");
+            append(&copy.partition("t", 0).unwrap(), 400..410);
+        }
+    }
+}
+
+/// A disk that has failed is no damage: what is on it may be had another time.
+#[test]
+fn s13_a_source_that_fails_for_good_is_no_damage() {
+    let mut failed = 0;
+    for at in (1..).step_by(3) {
+        let (disks, clock, store) = settled(1);
+        let before = disks[0].calls();
+        disks[0].fail_from(at, Fault::Eio);
+        let target = SimDisk::new(9);
+        let outcome = store.backup_to_simulated_disk(target.clone());
+        let is_reached = disks[0].calls() - before >= at;
+        disks[0].heal();
+        match outcome {
+            Ok(report) => {
+                assert_eq!(report.damages, [], "{at}");
+                let copy = open(&[target], &clock).unwrap();
+                assert_eq!(check(&copy.partition("t", 0).unwrap()), 400, "{at}");
+            }
+            Err(error) => {
+                assert!(matches!(error, Error::Io { .. }), "{at}: {error}");
+                failed += 1;
+            }
+        }
+        if !is_reached {
+            break;
+        }
+    }
+    assert!(failed > 3, "{failed}");
+}
+
+/// Where one replica lacks more than another, the copy lacked all that the one lacks which was asked last.
+#[test]
+fn s3_the_copy_lacks_only_what_all_replicas_lack() {
+    for more in 0..2 {
+        for unreadable in [false, true] {
+            let (disks, clock, store) = filled(2);
+            store.close(SECOND).unwrap();
+            drop(store);
+            let mut names = disks[0].files();
+            names.retain(|name| name.contains("-t/0/") && name.ends_with(".log"));
+            disks.iter().for_each(|disk| rot(disk, &names[0], 5, false));
+            if unreadable {
+                disks[more].break_sector(&names[0], 2);
+            } else {
+                rot(&disks[more], &names[0], 6, true);
+            }
+            let store = open(&disks, &clock).unwrap();
+            let target = SimDisk::new(9);
+            let report = store.backup_to_simulated_disk(target.clone()).unwrap();
+            let lost: Vec<_> = report.damages.iter().map(|(_, offsets)| offsets.clone()).collect();
+            assert_eq!(lost, [Offset(5)..Offset(6)], "{more}, {unreadable}");
+            let copy = open(&[target], &clock).unwrap();
+            assert_lacks(&copy.partition("t", 0).unwrap(), &lost);
         }
     }
 }

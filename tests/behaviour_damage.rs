@@ -534,6 +534,26 @@ fn s15_a_foreign_file_where_the_next_segment_goes_is_not_written_over() {
     assert!(disk.files().iter().any(|name| disk.read_file(name) == foreign), "never deleted");
 }
 
+/// After a power loss, a sector of a removed segment stood where the next one's header was. The first opening left the file
+/// alone, the one after a clean stop appended to it, and the next left it alone again, with all that was acknowledged.
+#[test]
+fn s15_what_has_the_next_segments_name_is_not_appended_to_after_a_clean_stop() {
+    let disk = closed_store(100);
+    let first = logs(&disk).remove(0);
+    let next = first.replace(&"0".repeat(20), &format!("{:020}", 100));
+    disk.write_file(&next, &disk.read_file(&first));
+    for round in 0..2 {
+        let store = open(&disk).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        append(&partition, 100 + round * 10..110 + round * 10);
+        disk.kill();
+        drop((store, partition));
+        disk.process_restart();
+    }
+    let store = open(&disk).unwrap();
+    assert_eq!(contents(&store.partition("t", 0).unwrap()), (offsets(&[(0, 120)]), vec![]));
+}
+
 /// Names, bytes and times of everything below `directory`.
 fn tree(directory: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
     let mut found = BTreeMap::new();

@@ -418,7 +418,9 @@ fn s22_a_repair_that_hangs_holds_up_no_election() {
     disks[0].break_sector(&path, 2);
     let hanging = Hanging::new(&disks[0], Hang::Syncs);
     // Another replica answers; the one that is damaged is to be repaired.
-    damaged.read(Offset(0), ReadOptions::new()).unwrap();
+    for at in (0..100).map(Offset) {
+        damaged.read(at, ReadOptions::new()).unwrap();
+    }
     let is_damaged = |event: oncelog::Event| matches!(event.kind, EventKind::Damaged { .. });
     assert!(store.events().any(is_damaged));
     store.stop_disk(DiskId(4)).unwrap();

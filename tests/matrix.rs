@@ -471,13 +471,18 @@ fn s03_rot_met_by_a_reader(replicas: u16) {
 fn s03_bad_sector_met_by_a_reader(replicas: u16) {
     for victim in (0..replicas).map(DiskId) {
         let world = World::closed_with(replicas, 200);
-        world.disk(victim).break_sector(&world.logs(victim)[0], 3);
+        let name = world.logs(victim).swap_remove(0);
+        let starts = batches(&world.disk(victim).read_file(&name));
+        let broken = starts.iter().position(|start| *start > 3 * 512).unwrap() as u64;
+        world.disk(victim).break_sector(&name, 3);
         let (store, partition) = world.reopen();
         let leads = partition.leader() == Some(victim);
         if replicas == 1 {
-            let error = partition.read(Offset(10), ReadOptions::new()).unwrap_err();
+            let error = partition.read(Offset(broken), ReadOptions::new()).unwrap_err();
             assert!(matches!(error, Error::Io { .. }), "{error:?}");
-            assert!(partition.read(Offset(100), ReadOptions::new()).is_ok());
+            for at in [broken - 5, 100].map(Offset) {
+                assert!(partition.read(at, ReadOptions::new()).is_ok());
+            }
             let report = store.verify(VerifyOptions::new()).unwrap();
             assert_eq!(report.damages.len(), 1);
             continue;

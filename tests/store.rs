@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use oncelog::{
-    Acks, Error, Flush, Offset, ReadOptions, Record, Retention, Store, Timestamp, TopicConfig,
-    TopicUpdate,
+    Acks, Error, Flush, Offset, ReadOptions, Record, Retention, StorageMode, Store, Timestamp,
+    TopicConfig, TopicUpdate,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -331,13 +331,8 @@ fn a_view_sees_what_its_owner_does_before_the_first_append_of_its_session() {
 #[test]
 fn a_view_without_a_page_learns_what_was_deleted_from_the_metadata() {
     let directory = tempfile::tempdir().unwrap();
-    let open = || {
-        Store::builder()
-            .disk(directory.path())
-            .storage_mode(oncelog::StorageMode::Write)
-            .open()
-            .unwrap()
-    };
+    let open =
+        || Store::builder().disk(directory.path()).storage_mode(StorageMode::Write).open().unwrap();
     let store = open();
     store.create_topic("t", TopicConfig::new().segment_bytes(4096)).unwrap();
     let partition = store.partition("t", 0).unwrap();
@@ -353,4 +348,33 @@ fn a_view_without_a_page_learns_what_was_deleted_from_the_metadata() {
     assert_eq!(seen.log_start_offset(), Offset(8));
     let records = seen.read(Offset(8), ReadOptions::new()).unwrap();
     assert_eq!(records.iter().next().unwrap().offset(), Offset(8));
+}
+
+/// Where nothing but the files tells what is decided, and records were deleted that nobody numbered, it told nothing.
+#[test]
+fn a_view_without_a_page_shows_committed_records_behind_deleted_ones() {
+    let directory = tempfile::tempdir().unwrap();
+    let store =
+        Store::builder().disk(directory.path()).storage_mode(StorageMode::Write).open().unwrap();
+    store.create_topic("t", TopicConfig::new().segment_bytes(16 << 10)).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    for _ in 0..40 {
+        partition.append(&[Record::new(&[7; 2000])], Acks::All).unwrap();
+    }
+    partition.delete_records(Offset(30)).unwrap();
+    let view = Store::open_read_only(directory.path()).unwrap();
+    let decided = || view.partition("t", 0).unwrap().last_stable_offset();
+    assert_eq!(decided(), Offset(40));
+    let mut producer = store.producer().transactional_id("id").build().unwrap();
+    let mut transaction = producer.begin().unwrap();
+    transaction.append("t", 0, &[Record::new("one")]).unwrap();
+    partition.append(&[Record::new("two")], Acks::All).unwrap();
+    assert_eq!(decided(), Offset(40), "it is open");
+    // Its first record goes, and it is open all the same.
+    transaction.append("t", 0, &[Record::new("three")]).unwrap();
+    partition.delete_records(Offset(41)).unwrap();
+    assert!(decided() <= Offset(42));
+    transaction.commit(Duration::from_secs(10)).unwrap();
+    partition.append(&[Record::new("four")], Acks::All).unwrap();
+    assert_eq!(decided(), partition.log_end_offset());
 }

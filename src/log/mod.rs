@@ -828,7 +828,10 @@ pub(crate) fn settle(sealed: &Sealed, durable: bool) -> Result<(), SettleError> 
     }
     // A segment that was settled before this opening has its index in its side file.
     if sealed.settled {
-        segment.load_index().map_err(SettleError::Other)?;
+        let index = segment.load_index().map_err(SettleError::Other)?;
+        if index.unknown_from.is_some() {
+            return Ok(()); // a side file would speak for what could not be looked at
+        }
     }
     let head = segment.head(place.disk.boot_id(), durable);
     segment.write_side_file(head).map_err(SettleError::Other)?;

@@ -439,7 +439,13 @@ pub(crate) fn decided_end(place: &Place, reader: &LogReader, end: Offset) -> Res
     };
     let names = entries.iter().filter_map(|entry| parse_snapshot_name(&entry.name));
     let recalled = Producers::recover(place, reader, names.collect(), end, Timestamp::MIN)?;
-    Ok(recalled.producers.decided(end))
+    if !recalled.producers.lacks_past {
+        return Ok(recalled.producers.decided(end));
+    }
+    // What of a transaction has been deleted, nobody sees: that it is open, its other batches tell.
+    let mut left = Producers::none(reader.log_start());
+    reader.producer_headers(reader.log_start(), end, |header| left.take(header, Timestamp::MIN))?;
+    Ok(left.decided(end))
 }
 
 /// Whether a snapshot tells of the log's own past: of two logs that went different ways after an election, the last

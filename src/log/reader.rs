@@ -12,6 +12,7 @@ use crate::error::{DecodeError, Error, ErrorClass};
 use crate::record::BatchHeader;
 use crate::segment::batches::Batches;
 use crate::segment::{Fetched, Place, Segment, log_name};
+use crate::storage::Disk;
 use crate::types::{Isolation, Offset, ProducerId, Timestamp};
 
 type SegmentList = Arc<Vec<Arc<Segment>>>;
@@ -76,6 +77,10 @@ impl LogReader {
 
     pub(crate) fn log_start(&self) -> Offset {
         Offset(self.log_start.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn disk(&self) -> &dyn Disk {
+        &*self.place.disk
     }
 
     /// The file in which an offset is, or would be.
@@ -161,6 +166,17 @@ impl LogReader {
             Some(base) if from < base => Err(self.missing(first_missing, base)),
             Some(_) => Ok(None),
             None => Err(self.missing(first_missing, upper)),
+        }
+    }
+
+    /// Where the row goes on behind what cannot be read at `from`; `from`, if it can be read after all.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn goes_on_behind(&self, from: Offset) -> Result<Offset, Error> {
+        match self.find(from).0.filter(|segment| from < segment.end()) {
+            Some(segment) => segment.goes_on_behind(from),
+            None => Ok(from),
         }
     }
 

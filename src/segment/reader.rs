@@ -1,14 +1,14 @@
 //! Reading a segment: from an offset, or from a time.
 //!
 //! A read finds the last indexed place before the offset and walks batch by batch. Everything that
-//! is handed out was checked: header, payload, and every length inside. Where a batch is damaged
+//! is handed out was checked: header, payload, and every length inside. Where a batch is damaged, or cannot be read,
 //! the walk looks for the next intact header, so that only the damaged offsets are out of reach.
 
 use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use crate::error::{DecodeError, Error};
+use crate::error::{DecodeError, Error, ErrorClass};
 use crate::protocol::producer_state::transactions::AbortedRange;
 use crate::record::{Batch, BatchHeader, HEADER_BYTES, find_header};
 use crate::storage::{Mapping, OpenMode, PooledBuffer};
@@ -21,6 +21,8 @@ use super::{DATA_START, Scanner, Segment, Source, SparseIndex, log_name};
 const SLACK_BYTES: usize = 8 << 10;
 /// Bytes searched at a time for the next intact header.
 const SEARCH_BYTES: usize = 1 << 20;
+/// Bytes that the system reads at once: where one of them cannot be read, none of them can.
+const PAGE_BYTES: u64 = 4096;
 /// Bytes read at a time when only headers are wanted.
 const HEADERS_BYTES: usize = 256 << 10;
 /// Bytes read at a time when looking for a timestamp.
@@ -105,6 +107,32 @@ impl Segment {
         upper: Offset,
         bytes_max: usize,
     ) -> Result<Option<Fetched>, Error> {
+        let mut unread = None;
+        let read = self.read_around(from, upper, bytes_max, &mut unread);
+        // It may be had another time.
+        read.map_err(|error| unread.unwrap_or(error))
+    }
+
+    /// Where the row goes on behind what cannot be read at `from`; `from`, if it can be read after all.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn goes_on_behind(&self, from: Offset) -> Result<Offset, Error> {
+        match self.read_around(from, self.end(), 1, &mut None) {
+            Ok(_) => Ok(from),
+            Err(Error::Corrupt { offsets, .. }) => Ok(offsets.end),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`Segment::read`]; where `from` cannot be read, `unread` says why, and the error where the row goes on.
+    fn read_around(
+        &self,
+        from: Offset,
+        upper: Offset,
+        bytes_max: usize,
+        unread: &mut Option<Error>,
+    ) -> Result<Option<Fetched>, Error> {
         let upper = upper.min(self.end());
         let mut walk = self.start_before(from)?;
         let mut want = bytes_max.saturating_add(SLACK_BYTES);
@@ -115,8 +143,9 @@ impl Segment {
                 // The file ends before the segment does: what is missing is damage, at `from` too.
                 return if from < upper { Err(self.missing(walk.expected)) } else { Ok(None) };
             }
-            let bytes = self.load(walk.position, want, limit)?;
-            if bytes.is_empty() {
+            let bytes;
+            (bytes, *unread) = self.load_around(walk.position, want, limit)?;
+            if bytes.is_empty() && unread.is_none() {
                 return Err(self.missing(walk.expected));
             }
             match self.take_batches(&bytes, walk, from, upper, bytes_max, behind_damage) {
@@ -135,7 +164,7 @@ impl Segment {
                     let asked =
                         usize::try_from(limit - walk.position).unwrap_or(usize::MAX).min(want);
                     let end = walk.position + bytes.len() as u64;
-                    let loaded_all = end >= limit || bytes.len() < asked;
+                    let loaded_all = unread.is_some() || end >= limit || bytes.len() < asked;
                     if stopped.position == walk.position && loaded_all {
                         walk = self.step_over(stopped, from, short(&bytes, need))?;
                         behind_damage = true;
@@ -145,6 +174,7 @@ impl Segment {
                     }
                 }
                 Taken::Damage { walk: stopped, source } => {
+                    *unread = None;
                     walk = self.step_over(stopped, from, source)?;
                     behind_damage = true;
                 }
@@ -326,7 +356,7 @@ impl Segment {
         let seed = self.place.identity.seed;
         let mut position = stopped.position;
         // A batch whose header is intact is damaged in its own offsets only, if the row goes on behind it.
-        let head = self.load(position, HEADER_BYTES, limit)?;
+        let (head, _) = self.load_around(position, HEADER_BYTES, limit)?;
         let own = BatchHeader::decode(&head, seed).ok();
         drop(head);
         if let Some(header) = own.filter(|header| header.base_offset == stopped.expected) {
@@ -342,7 +372,7 @@ impl Segment {
         let later = own.is_some_and(|header| header.base_offset > stopped.expected);
         position += if later { 0 } else { 4 };
         while position < limit {
-            let bytes = self.load(position, SEARCH_BYTES, limit)?;
+            let (bytes, unread) = self.load_around(position, SEARCH_BYTES, limit)?;
             let mut at = 0;
             while let Some((found, header)) = find_header(&bytes, at, seed) {
                 if header.base_offset >= stopped.expected && header.end_offset() <= self.end() {
@@ -351,6 +381,11 @@ impl Segment {
                     return self.reachable(stopped, next, from, source);
                 }
                 at = found + 4;
+            }
+            if unread.is_some() {
+                let end = position + bytes.len() as u64;
+                position = (end / PAGE_BYTES + 1) * PAGE_BYTES;
+                continue;
             }
             if bytes.len() < SEARCH_BYTES {
                 break;
@@ -365,7 +400,7 @@ impl Segment {
         if walk.position >= limit {
             return Ok(walk.position == limit);
         }
-        let head = self.load(walk.position, HEADER_BYTES, limit)?;
+        let (head, _) = self.load_around(walk.position, HEADER_BYTES, limit)?;
         let header = BatchHeader::decode(&head, self.place.identity.seed);
         Ok(header.is_ok_and(|header| header.base_offset == walk.expected))
     }
@@ -446,7 +481,7 @@ impl Segment {
 
     fn rebuild_index(&self) -> Result<Arc<SparseIndex>, Error> {
         let file = self.open_file(OpenMode::Read)?;
-        let mut scanner = Scanner::new(&self.place, self.base);
+        let mut scanner = Scanner::new(&self.place, self.base).up_to_unreadable();
         let mut scan = scanner.walk(&*file, self.position(), Some(self.end()))?;
         if scan.end < self.end() {
             scan.index.unknown_from = Some(scan.end);
@@ -486,6 +521,23 @@ impl Segment {
                 self.load(position, len, limit)
             }
         }
+    }
+
+    /// As [`Segment::load`], up to what cannot be read, and why it cannot.
+    fn load_around(
+        &self,
+        position: u64,
+        len: usize,
+        limit: u64,
+    ) -> Result<(Bytes, Option<Error>), Error> {
+        let error = match self.load(position, len, limit) {
+            Err(error) if is_unreadable(&error) => error,
+            loaded => return Ok((loaded?, None)),
+        };
+        let Source::File(file) = self.source.read().clone() else { return Err(error) };
+        let len = usize::try_from(limit.saturating_sub(position)).unwrap_or(usize::MAX).min(len);
+        let buffer = self.place.buffers.read_on(&*file, position, len);
+        Ok((Bytes::Owned { range: 0..buffer.len(), buffer }, Some(error)))
     }
 
     fn open_source(&self) -> Result<(), Error> {
@@ -530,6 +582,11 @@ enum Taken {
         walk: Walk,
         source: DecodeError,
     },
+}
+
+/// Whether sectors fail, and not the way to them.
+pub(super) fn is_unreadable(error: &Error) -> bool {
+    matches!(error, Error::Io { action: "read", .. }) && error.class() == ErrorClass::Fatal
 }
 
 fn misplaced(header: &BatchHeader, expected: Offset) -> DecodeError {

@@ -8,9 +8,10 @@ use crate::error::{DecodeError, Error};
 use crate::protocol::producer_state::batch::{BatchFacts, Content};
 use crate::protocol::producer_state::transactions::AbortedRange;
 use crate::record::{Batch, BatchHeader, HEADER_BYTES, find_header, first_offset};
-use crate::storage::{File, read_full_at};
+use crate::storage::{File, read_full_at, read_on_at};
 use crate::types::{LeaderEpoch, Offset, Outcome, ProducerId, Timestamp};
 
+use super::reader::is_unreadable;
 use super::{DATA_START, IndexEntry, Place, SparseIndex, log_name};
 
 const WINDOW_BYTES: usize = 1 << 20;
@@ -70,6 +71,7 @@ pub(crate) struct Scanner<'a> {
     max_timestamp: Timestamp,
     index_interval: u64,
     sealed_since: Option<LeaderEpoch>,
+    up_to_unreadable: bool,
     window: Vec<u8>,
 }
 
@@ -85,8 +87,15 @@ impl<'a> Scanner<'a> {
             max_timestamp: Timestamp::MIN,
             index_interval: 4096,
             sealed_since: None,
+            up_to_unreadable: false,
             window: Vec::new(),
         }
+    }
+
+    /// What cannot be read ends the walk, as damage does. Not for who decides what is cut.
+    pub(crate) fn up_to_unreadable(mut self) -> Self {
+        self.up_to_unreadable = true;
+        self
     }
 
     /// Batches of that reign or a later one were sealed on this disk, so that the durable end they carry is
@@ -143,8 +152,12 @@ impl<'a> Scanner<'a> {
         let limit = limit.min(len);
         'windows: while scan.position < limit && until.is_none_or(|until| scan.end < until) {
             let window_start = scan.position;
-            self.fill(file, window_start, want, limit)?;
-            let at_limit = window_start + self.window.len() as u64 >= limit;
+            let is_cut = self.fill(file, window_start, want, limit)?;
+            if is_cut && self.window.is_empty() {
+                scan.stop = ScanEnd::Bad(DecodeError::Missing);
+                break;
+            }
+            let at_limit = is_cut || window_start + self.window.len() as u64 >= limit;
             want = WINDOW_BYTES;
             let mut at = 0;
             while at < self.window.len() {
@@ -253,23 +266,29 @@ impl<'a> Scanner<'a> {
         if own { header.durable_end } else { Offset::ZERO }
     }
 
+    /// Returns whether what cannot be read has cut it short.
     fn fill(
         &mut self,
         file: &dyn File,
         position: u64,
         want: usize,
         limit: u64,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let left = usize::try_from(limit - position).unwrap_or(usize::MAX);
         let want = want.min(left);
         if self.window.len() < want {
             self.window.resize(want, 0);
         }
         self.window.truncate(want);
-        let count = read_full_at(file, position, &mut self.window)
-            .map_err(|error| self.io("read", error))?;
+        let read = read_full_at(file, position, &mut self.window);
+        let (count, is_cut) = match read.map_err(|error| self.io("read", error)) {
+            Err(error) if self.up_to_unreadable && is_unreadable(&error) => {
+                (read_on_at(file, position, &mut self.window), true)
+            }
+            read => (read?, false),
+        };
         self.window.truncate(count);
-        Ok(())
+        Ok(is_cut)
     }
 
     fn zero_until(&self, file: &dyn File, position: u64, limit: u64) -> Result<bool, Error> {

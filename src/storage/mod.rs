@@ -171,6 +171,19 @@ pub(crate) fn read_full_at(file: &dyn File, position: u64, target: &mut [u8]) ->
     Ok(done)
 }
 
+/// As [`read_full_at`], up to what cannot be read.
+pub(crate) fn read_on_at(file: &dyn File, position: u64, target: &mut [u8]) -> usize {
+    let mut done = 0;
+    while done < target.len() {
+        match file.read_at(position + done as u64, &mut target[done..]) {
+            Ok(count @ 1..) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            _ => break,
+        }
+    }
+    done
+}
+
 /// The whole of a small file, at most `len_max` bytes of it. `NotFound` if there is none.
 pub(crate) fn read_small(disk: &dyn Disk, path: &str, len_max: usize) -> io::Result<Vec<u8>> {
     let file = disk.open(path, OpenMode::Read)?;

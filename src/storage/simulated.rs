@@ -163,6 +163,20 @@ impl SimDisk {
         gate.close(hang);
     }
 
+    /// The `n`-th call from now on (1 is the next) does not return until [`SimDisk::answer`], while others do: to do something
+    /// in that moment. Stores through a mapping do not count.
+    pub fn hold_call(&self, n: u64) {
+        let gate = Arc::clone(&self.world.lock().gate);
+        gate.hold(n);
+    }
+
+    /// Whether the call waits that [`SimDisk::hold_call`] named.
+    #[must_use]
+    pub fn holds_call(&self) -> bool {
+        let gate = Arc::clone(&self.world.lock().gate);
+        gate.holds()
+    }
+
     /// It hangs no more. Other faults stay, and may meet the calls that hung.
     pub fn answer(&self) {
         let gate = Arc::clone(&self.world.lock().gate);

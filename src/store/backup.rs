@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::config::is_internal;
-use crate::error::{Error, Result};
-use crate::log::{Evidence, Log, LogSettings, SettleError, settle};
+use crate::error::{Error, ErrorClass, Result};
+use crate::log::{Evidence, Log, LogReader, LogSettings, SettleError, settle};
 use crate::partition::{Core, CoreCut};
 use crate::protocol::metadata::{Copied, DiskState, MetadataRecord, MetadataState};
 use crate::segment::{Place, WriteHow};
@@ -48,7 +48,8 @@ pub struct BackupReport {
     pub partitions: u64,
     /// Bytes of batches.
     pub bytes: u64,
-    /// Offsets that no replica could give any more; in the copy they cannot be read either.
+    /// Offsets that no replica could give: they are damaged, or sectors cannot be read. In the copy they answer
+    /// [`Error::Corrupt`]; a copy that lacks any is not whole, and no reason to let go of an earlier one.
     pub damages: Vec<(TopicPartition, Range<Offset>)>,
 }
 
@@ -76,7 +77,8 @@ impl From<Error> for Lost {
 impl Store {
     /// Copies the store into a directory, which is made if need be and must be empty. Appends go on meanwhile. The copy
     /// holds, of every partition, all that could be read at one moment after the call, and of a transaction everything
-    /// or nothing; a topic that is deleted meanwhile may be left out. Files of records that retention or
+    /// or nothing; a topic that is deleted meanwhile may be left out. What no replica can give, for damage or for sectors that
+    /// cannot be read, is left out and told in [`BackupReport::damages`]: look at it, such a copy is not whole. Files of records that retention or
     /// [`Partition::delete_records`](crate::Partition::delete_records) takes stay until their partition is copied. It opens as
     /// a store on one disk, to which others can be added. It has the store's id: do not give its directory to the store as one
     /// of its disks.
@@ -84,7 +86,7 @@ impl Store {
     /// # Errors
     /// [`Error::UnsupportedFormat`] if the directory is not empty; [`Error::NoSpace`] if it has too little room;
     /// [`Error::NoLeader`], [`Error::MissingDisk`] if a partition cannot be read now; [`Error::TimedOut`] while a
-    /// transaction cannot be settled; [`Error::Io`]. The directory is then no store.
+    /// transaction cannot be settled; [`Error::Io`], also of a disk of the store that failed meanwhile. The directory is then no store.
     ///
     /// # Examples
     /// ```
@@ -249,22 +251,22 @@ impl Shared {
         let mut next = start;
         log.restart(next)?;
         while next < end {
-            let (fetched, error) = read_somewhere(&cut.at, next);
+            let found = read_somewhere(&cut.at, next);
             // What is read of a store that is closed may be another's by now.
             self.check_open()?;
             if cut.topic.is_gone.load(Ordering::Acquire) {
                 return Err(Lost::Gone);
             }
-            if let Some(bytes) = fetched {
-                log.append_batches(&bytes, now)?;
-                report.bytes += bytes.len() as u64;
-            } else if let Some(Error::Corrupt { offsets, .. }) = error {
-                let to = offsets.end.clamp(next.next(), end);
-                report.damages.push((partition.clone(), next..to));
-                log.pass_over(to, now)?;
-            } else {
-                let unread = || Error::NoLeader { partition: partition.clone() };
-                return Err(error.unwrap_or_else(unread).into());
+            match found? {
+                Found::Batches(bytes) => {
+                    log.append_batches(&bytes, now)?;
+                    report.bytes += bytes.len() as u64;
+                }
+                Found::Nothing { until } => {
+                    let to = until.clamp(next.next(), end);
+                    report.damages.push((partition.clone(), next..to));
+                    log.pass_over(to, now)?;
+                }
             }
             next = log.end();
             settle_sealed(&mut log)?;
@@ -319,24 +321,49 @@ fn rank(topic: &str) -> u8 {
     }
 }
 
-/// Whole batches from one of the replicas as they are, or as they were, or why there are none.
-fn read_somewhere(cut: &CoreCut, next: Offset) -> (Option<Vec<u8>>, Option<Error>) {
-    let mut first = None;
+/// What the replicas have, as they are or as they were.
+enum Found {
+    /// Whole batches.
+    Batches(Vec<u8>),
+    /// None of them could give anything up to there.
+    Nothing { until: Offset },
+}
+
+/// Asks all replicas for what comes next.
+///
+/// # Errors
+/// What may be had another time: of a disk that has failed, or from want of handles or memory.
+fn read_somewhere(cut: &CoreCut, next: Offset) -> Result<Found> {
     let now = cut.core().readers();
+    let (mut ends, mut unread) = (Vec::new(), Vec::new());
     for reader in now.iter().map(|(_, reader)| &**reader).chain(&cut.logs) {
         match reader.read(next, cut.end, COPY_BYTES) {
-            Ok(Some(fetched)) => return (Some(fetched.bytes.to_vec()), None),
+            Ok(Some(fetched)) => return Ok(Found::Batches(fetched.bytes.to_vec())),
             Ok(None) => {}
-            Err(error) => {
-                // What is damaged on one disk and unreadable on another is damaged.
-                let corrupt = matches!(error, Error::Corrupt { .. });
-                if corrupt || first.is_none() {
-                    first = Some(error);
-                }
-            }
+            Err(Error::Corrupt { offsets, .. }) => ends.push(offsets.end),
+            Err(error) => unread.push((reader, error)),
         }
     }
-    (None, first)
+    let mut failed = None;
+    for (reader, error) in unread {
+        if error.class() != ErrorClass::Fatal {
+            return Err(error);
+        }
+        match behind_unreadable(reader, next) {
+            Some(end) => ends.push(end),
+            None => failed = failed.or(Some(error)),
+        }
+    }
+    // What is damaged on one disk and cannot be had from another is damaged.
+    let unread = || Error::NoLeader { partition: cut.core().partition().clone() };
+    let until = ends.into_iter().min().ok_or_else(|| failed.unwrap_or_else(unread))?;
+    Ok(Found::Nothing { until })
+}
+
+/// Where a log goes on behind sectors that cannot be read; `None` if its disk gives nothing else either.
+fn behind_unreadable(reader: &LogReader, next: Offset) -> Option<Offset> {
+    DirectoryIdentity::read(reader.disk()).ok()?;
+    reader.goes_on_behind(next).ok().filter(|end| *end > next)
 }
 
 /// Makes what is sealed durable, with its side file, and closes it.

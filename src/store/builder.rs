@@ -232,6 +232,15 @@ impl StoreBuilder {
         self
     }
 
+    /// Opens a store of several disks to look at it, as [`Store::open_read_only`] does one of a single disk. What is about
+    /// writing has no effect.
+    ///
+    /// # Errors
+    /// As there; [`Error::MissingDisk`] as for [`StoreBuilder::open`].
+    pub fn open_read_only(self) -> Result<Store> {
+        self.read_only().open()
+    }
+
     /// Opens the store; makes it where its directories are empty.
     ///
     /// # Errors
@@ -289,6 +298,12 @@ impl StoreBuilder {
             return Err(error);
         }
         if blank && unreadable.is_empty() {
+            if self.options.read_only && !alone {
+                let roots = disks.into_iter().map(|disk| disk.root().to_owned());
+                let path = roots.chain(absent.into_iter().map(|(_, path)| path)).next();
+                let (path, reason) = (path.unwrap_or_default(), "there is no store".into());
+                return Err(Error::UnsupportedFormat { path, reason });
+            }
             for (at, path) in absent {
                 let made = RealDisk::open(&path, true)
                     .map_err(|error| Error::io(path, "open directory", error))?;

@@ -105,16 +105,23 @@ impl View {
             Isolation::ReadUncommitted => upper,
             Isolation::ReadCommitted => upper.min(last_stable),
         };
-        match reader.read_records(offset, upper, options.max_bytes, options.isolation) {
-            Ok((fetched, next)) => Ok(Part::new(self.partition.clone(), offset, next, fetched)),
+        let read = |reader: &LogReader| {
+            reader.read_records(offset, upper, options.max_bytes, options.isolation)
+        };
+        let (fetched, next) = match read(&reader) {
+            Ok(read) => read,
             Err(error) => {
                 // The owner's retention may have removed the file since the last look.
                 let mut state = self.state.lock();
                 self.refresh(&mut state)?;
                 self.check_range(offset, state.log_start, state.high_watermark)?;
-                Err(error)
+                self.open_anew(&mut state)?;
+                let reader = Arc::clone(&state.reader);
+                drop(state);
+                read(&reader).map_err(|_| error)?
             }
-        }
+        };
+        Ok(Part::new(self.partition.clone(), offset, next, fetched))
     }
 
     fn check_range(&self, offset: Offset, start: Offset, end: Offset) -> Result<()> {
@@ -126,12 +133,39 @@ impl View {
     }
 
     pub(super) fn offset_for_time(&self, timestamp: Timestamp) -> Result<Option<Offset>> {
-        let (reader, start, upper) = {
+        let find = |state: &State| {
+            let (reader, start, upper) =
+                (Arc::clone(&state.reader), state.log_start, state.high_watermark);
+            move || reader.find_time(timestamp, start, upper)
+        };
+        let first = {
             let mut state = self.state.lock();
             self.refresh(&mut state)?;
-            (Arc::clone(&state.reader), state.log_start, state.high_watermark)
+            find(&state)
         };
-        Ok(reader.find_time(timestamp, start, upper)?.map(|(offset, _)| offset))
+        let found = first().or_else(|_| {
+            let mut state = self.state.lock();
+            self.refresh(&mut state)?;
+            self.open_anew(&mut state)?;
+            let again = find(&state);
+            drop(state);
+            again()
+        })?;
+        Ok(found.map(|(offset, _)| offset))
+    }
+
+    /// The owner may have repaired what is damaged in a file that is open here: another has its name by now.
+    fn open_anew(&self, state: &mut State) -> Result<()> {
+        let nothing = Arc::new(LogReader::new(self.place.clone(), Vec::new(), state.log_start));
+        let before = std::mem::replace(&mut state.reader, nothing);
+        match self.walk(state) {
+            Ok(tail) => state.tail = tail,
+            Err(error) => {
+                state.reader = before;
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// Waits from `started` on.
@@ -365,7 +399,7 @@ mod tests {
     use crate::segment::FILE_HEADER_BYTES;
     use crate::storage::simulated::{Hang, SimDisk};
     use crate::storage::{Clock, Disk};
-    use crate::store::Store;
+    use crate::store::{Partition, Store};
     use crate::types::{Acks, Flush, StorageMode};
 
     fn shows_page(disk: &SimDisk) -> bool {
@@ -583,6 +617,53 @@ mod tests {
         assert_eq!(store.partition("t", 0).unwrap().high_watermark(), left);
         append(&store, 400, 3000);
         assert_eq!(seen(), left.plus(400));
+    }
+
+    /// It kept the damaged file open, which had lost its name, and answered that it is damaged for ever.
+    #[test]
+    fn s3_a_view_reads_what_its_owner_has_repaired() {
+        let disks = [SimDisk::new(1), SimDisk::new(2)];
+        let clock = Clock::manual(Timestamp(1000));
+        let builder = || {
+            let builder = Store::builder().clock(clock.clone());
+            disks.iter().fold(builder, |all, disk| all.simulated_disk(disk.clone()))
+        };
+        let store = builder().open().unwrap();
+        let config = TopicConfig::new().replication_factor(2).segment_bytes(4096);
+        store.create_topic("t", config).unwrap();
+        let append = |store: &Store, count: u64| {
+            let partition = store.partition("t", 0).unwrap();
+            for _ in 0..count {
+                partition.append(&[Record::new(&[7; 200])], Acks::All).unwrap();
+                clock.advance(Duration::from_millis(1));
+            }
+        };
+        append(&store, 60);
+        store.close(Duration::from_secs(1)).unwrap();
+        drop(store);
+        let store = builder().open().unwrap();
+        let leader = store.partition("t", 0).unwrap().leader().unwrap();
+        let disk = &disks[usize::from(leader.0)];
+        let mut logs = disk.files();
+        logs.retain(|name| name.contains("-t/0/") && name.ends_with(".log"));
+        let mut bytes = disk.read_file(&logs[0]);
+        bytes[1000] ^= 1;
+        disk.write_file(&logs[0], &bytes);
+        let reader = builder().read_only().open().unwrap();
+        let [viewed, other] = [0; 2].map(|_| reader.partition("t", 0).unwrap());
+        let read = |partition: &Partition| {
+            (0..60).map(Offset).all(|at| partition.read(at, ReadOptions::new()).is_ok())
+        };
+        let find = || other.offset_for_time(Timestamp(1008));
+        assert!(!read(&viewed) && find().is_err());
+        // Whoever meets it asks for its repair.
+        assert!(read(&store.partition("t", 0).unwrap()));
+        store.run_background();
+        assert_ne!(disk.read_file(&logs[0]), bytes);
+        assert!(read(&viewed));
+        assert_eq!(find().unwrap(), Some(Offset(8)));
+        append(&store, 60);
+        assert_eq!(viewed.read(Offset(119), ReadOptions::new()).unwrap().count(), 1);
     }
 
     /// Only the metadata say where the log begins if there is no page: what was deleted since was called damaged.

@@ -22,6 +22,10 @@ pub(super) struct Gate {
 #[derive(Default)]
 struct State {
     hang: Option<Hang>,
+    /// How many more calls pass before one is held.
+    hold_in: Option<u64>,
+    /// Whether one is held for that.
+    holds: bool,
     held: usize,
 }
 
@@ -30,8 +34,20 @@ impl Gate {
         self.state.lock().hang = Some(hang);
     }
 
+    /// The `n`-th call from now is held, and no other.
+    pub(super) fn hold(&self, n: u64) {
+        self.state.lock().hold_in = n.checked_sub(1);
+    }
+
+    /// Whether the call is held that was to be.
+    pub(super) fn holds(&self) -> bool {
+        self.state.lock().holds
+    }
+
     pub(super) fn open(&self) {
-        self.state.lock().hang = None;
+        let mut state = self.state.lock();
+        (state.hang, state.hold_in, state.holds) = (None, None, false);
+        drop(state);
         self.opened.notify_all();
     }
 
@@ -44,6 +60,11 @@ impl Gate {
     pub(super) fn pass(&self, call: Call) {
         let mut state = self.state.lock();
         state.held += 1;
+        if state.hold_in == Some(0) {
+            (state.hold_in, state.holds) = (None, true);
+            self.opened.wait_while(&mut state, |state| state.holds);
+        }
+        state.hold_in = state.hold_in.map(|left| left - 1);
         self.opened.wait_while(&mut state, |state| {
             state.hang == Some(Hang::Everything)
                 || (state.hang == Some(Hang::Syncs) && call.is_sync())
