@@ -495,6 +495,33 @@ fn s15_a_segment_of_another_store_is_not_read_and_not_removed() {
     }
 }
 
+/// After the next clean stop it was taken for the log's own, appended to, and left alone again after a kill: all that had been
+/// acknowledged since was lost. A power loss leaves such a file where a block of an earlier one is given out again.
+#[test]
+fn s15_a_foreign_segment_where_the_log_ends_is_never_appended_to() {
+    for clean in [true, false] {
+        let (disk, name, foreign) = with_a_foreign_segment(100, clean);
+        for at in (100..).step_by(2).take(3) {
+            let store = open(&disk).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            append(&partition, at..at + 2);
+            if at == 100 {
+                drop(partition);
+                store.close(SECOND).unwrap();
+                continue;
+            }
+            disk.kill();
+            drop((partition, store));
+            disk.heal();
+            disk.process_restart();
+        }
+        let store = open(&disk).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        assert_eq!(contents(&partition), (offsets(&[(0, 106)]), vec![]), "clean {clean}");
+        assert_eq!(disk.read_file(&name), foreign);
+    }
+}
+
 #[test]
 #[ignore = "a new segment is renamed over a foreign file that has its name"]
 fn s15_a_foreign_file_where_the_next_segment_goes_is_not_written_over() {

@@ -287,7 +287,8 @@ impl Opening {
     /// file belongs to another log.
     #[expect(clippy::option_option, reason = "is it ours, and when was it made, if it says so")]
     fn identify(&mut self, base: Offset, len: u64) -> Result<Option<Option<Timestamp>>, Error> {
-        if self.evidence.clean && base <= self.evidence.proven_end {
+        // One that begins where the log ended may have been left there, as not ours, and nothing be in it that counts.
+        if self.evidence.clean && base < self.evidence.proven_end {
             return Ok(Some(None));
         }
         let name = log_name(base);
