@@ -669,9 +669,14 @@ impl Shared {
             self.settle_reigns();
         }
         self.change_replicas(topic, slot, &core, disks)?;
+        // One that does not know of it keeps what it has.
+        self.lose_failed_disks();
         for gone in old.iter().filter(|disk| !disks.contains(disk)) {
-            if let Some(disk) = self.online_disk(*gone) {
-                self.clear_replica(topic, slot, &disk)?;
+            if let Some(disk) = self.online_disk(*gone)
+                && let Err(error) = self.clear_replica(topic, slot, &disk)
+            {
+                // In nobody's way: it is removed before a replica comes there again.
+                core.background_failed("removing a replica that has moved", &error);
             }
         }
         Ok(())

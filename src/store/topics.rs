@@ -9,8 +9,8 @@ use parking_lot::{Mutex, RwLock};
 use crate::config::{
     TopicConfig, TopicUpdate, check_not_internal, collides, is_internal, validate_topic_name,
 };
-use crate::error::{Error, Result};
-use crate::partition::postpone;
+use crate::error::{Error, Result, Written};
+use crate::partition::{EventKind, postpone};
 use crate::protocol::metadata::{MetadataRecord, MetadataState};
 use crate::protocol::replication::Load;
 use crate::types::{DiskId, TopicId, TopicPartition};
@@ -131,10 +131,11 @@ impl Store {
     }
 
     /// Deletes a topic and its records. Handles to its partitions fail from then on; records that were
-    /// read stay readable by whoever holds them.
+    /// read stay readable by whoever holds them. Files that cannot be removed now go at the next opening.
     ///
     /// # Errors
-    /// [`Error::UnknownTopicOrPartition`]. When files cannot be removed now, the next open does it.
+    /// [`Error::UnknownTopicOrPartition`], [`Error::MissingDisk`], [`Error::NoSpace`]: it is there. After [`Error::Io`],
+    /// [`Error::written`] says whether the next opening may find it deleted: then it takes no more records until that.
     pub fn delete_topic(&self, name: &str) -> Result<()> {
         let shared = self.shared();
         let _operating = shared.operate()?;
@@ -143,7 +144,13 @@ impl Store {
         let _postponed = postpone();
         let mut metadata = shared.metadata.lock();
         topic.check_here()?;
-        metadata.commit(&MetadataRecord::TopicDeleted { id: topic.id })?;
+        if let Err(error) = metadata.commit(&MetadataRecord::TopicDeleted { id: topic.id }) {
+            drop(metadata);
+            if error.written() != Written::No {
+                topic.stop_appends();
+            }
+            return Err(error);
+        }
         // In one step: whoever does not find the name any more knows that this one is gone.
         let mut topics = shared.topics.write();
         topics.remove(&topic.name);
@@ -151,6 +158,8 @@ impl Store {
         drop(topics);
         // Whoever opens a partition holds its slot and asks the metadata.
         drop(metadata);
+        // One that does not know of it keeps what it has.
+        shared.lose_failed_disks();
         let slots = topic.slots.read().clone();
         for slot in slots {
             if let Some(core) = slot.core.lock().take() {
@@ -168,11 +177,27 @@ impl Store {
         // Else they went with a disk that came into service just now.
         let is_left = metadata.state().deleted_topics().any(|(id, _)| id == topic.id);
         drop(metadata);
-        let removed =
-            if is_left { shared.remove_topic_files(topic.id, &topic.name) } else { Ok(()) };
+        if is_left && let Err(error) = shared.remove_topic_files(topic.id, &topic.name) {
+            let reason = format!("removing the files of topic {}: {error}", topic.name);
+            let kind = EventKind::BackgroundFailed { partition: None, reason };
+            shared.events.push(shared.clock.now(), kind);
+        }
         shared.topics_changed();
         shared.forget_offsets_of(topic.id);
-        removed
+        Ok(())
+    }
+}
+
+impl Topic {
+    /// Takes no more records: its deletion may be found by the next opening.
+    fn stop_appends(&self) {
+        self.is_in_doubt.store(true, Ordering::Release);
+        let slots = self.slots.read().clone();
+        for slot in slots {
+            if let Some(core) = &*slot.core.lock() {
+                core.refuse_appends();
+            }
+        }
     }
 }
 
@@ -255,6 +280,7 @@ impl Shared {
                     config: RwLock::new(Arc::new(described.config.clone())),
                     slots: RwLock::new(Vec::new()),
                     is_gone: AtomicBool::new(false),
+                    is_in_doubt: AtomicBool::new(false),
                 })
             });
             let mut slots = topic.slots.write();
