@@ -215,8 +215,7 @@ impl World {
             }
             last = if committed { run.number } else { last };
         }
-        let known = self.runs.iter().map(|run| run.number);
-        let known: Vec<_> = known.collect();
+        let known: Vec<_> = self.runs.iter().map(|run| run.number).collect();
         assert!(seen.iter().flat_map(BTreeMap::keys).all(|number| known.contains(number)));
         let found = consumer.committed(&[("t", 0)]).unwrap();
         let found = found.values().map(|committed| committed.offset).next();
@@ -285,7 +284,7 @@ impl World {
             self.begin_again();
             self.hang();
             let disks = self.disks.clone();
-            let (dies, call) = (self.story.end != End::Answers, self.story.call);
+            let dies = self.story.end != End::Answers;
             // An opening that hangs goes on when the disk answers, or ends with the process.
             let ends = thread::spawn(move || {
                 thread::sleep(LAG * 2);
@@ -293,7 +292,6 @@ impl World {
                     disks[0].kill();
                 }
                 disks.iter().for_each(SimDisk::answer);
-                let _ = call;
             });
             let builder = Store::builder().replica_lag_max(LAG).append_timeout(TIMEOUT);
             let all = self.disks.iter().fold(builder, |all, disk| all.simulated_disk(disk.clone()));
