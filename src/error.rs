@@ -442,8 +442,9 @@ impl Error {
         }
     }
 
-    /// Whether the records of the append that failed are in the log; of a commit, whether it is, or may be, made all the same.
-    /// `No` for every other call.
+    /// Whether the records of the append that failed are in the log; of a commit, whether it is, or may be, made all the same;
+    /// of a change of topics, replicas, disks, or of who holds a name or an id, whether the next opening has it, or may have
+    /// it. `No` for every other call.
     #[must_use]
     pub fn written(&self) -> Written {
         match self {
@@ -548,7 +549,7 @@ impl Error {
         Self::TimedOut { what: what.into(), timeout, appended: Some(offsets), written }
     }
 
-    /// What a wait for records of others ran into: the call that waited wrote nothing.
+    /// What a call ran into before it wrote anything: a wait for records of others, or a change that it needed.
     pub(crate) fn of_others(self) -> Self {
         match self {
             Self::TimedOut { what, timeout, .. } => Self::late(what, timeout),
@@ -563,6 +564,16 @@ impl Error {
             }
             error => error,
         }
+    }
+
+    /// Whether the leader failed with the append, so that another may take it.
+    pub(crate) fn is_of_leader(&self) -> bool {
+        matches!(self, Self::NoLeader { .. } | Self::Io { written: Written::Unknown, .. })
+    }
+
+    /// What is known after another try: that nothing of the first is in the log, that one cannot tell.
+    pub(crate) fn or_still(self, again: Self) -> Self {
+        if again.written() == Written::No && self.written() != Written::No { self } else { again }
     }
 
     /// Names the file and the action that the system refused.

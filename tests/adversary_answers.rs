@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use oncelog::simulation::{Clock, Fault, Hang, SimDisk};
 use oncelog::{
-    Acks, CommittedOffset, Consumer, DiskId, Error, ErrorClass, Flush, Offset, Producer,
-    ProducerEpoch, ProducerId, ProducerSequence, Record, StartAt, Store, Timestamp, TopicConfig,
-    TopicPartition, TransactionOutcome, Written,
+    Acks, CommittedOffset, Consumer, DiskId, Error, ErrorClass, Flush, Isolation, Offset, Producer,
+    ProducerEpoch, ProducerId, ProducerSequence, Record, StartAt, StorageMode, Store, Timestamp,
+    TopicConfig, TopicPartition, TransactionOutcome, Written,
 };
 
 use common::{Hanging, LONG};
@@ -373,4 +373,100 @@ fn s8_who_waits_for_a_flush_that_fails_is_not_told_that_it_may_have_written() {
         consumer.committed(&[("t", 0)]).map(drop)
     });
     outcome(|_, named| named.next_sequence("t", 0).map(drop));
+}
+
+/// Half of a batch is all of it where the rest is zero, as what lies there is: the next opening had what was not written.
+#[test]
+fn s9_an_append_that_fails_amid_its_write_may_be_in_the_log() {
+    for replicas in [1, 3] {
+        let disks: Vec<_> = (1..=u64::from(replicas)).map(SimDisk::new).collect();
+        disks[1..].iter().for_each(|disk| disk.share_process(&disks[0]));
+        let open = || {
+            let builder = Store::builder().storage_mode(StorageMode::Write);
+            disks.iter().cloned().fold(builder, |all, disk| all.simulated_disk(disk)).open()
+        };
+        let store = open().unwrap();
+        let config = TopicConfig::new().flush(Flush::Os).replication_factor(replicas);
+        store.create_topic("t", config).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        partition.append(&[Record::new("x")], Acks::All).unwrap();
+        let leader = usize::from(partition.leader().unwrap().0);
+        disks[leader].fail_call(1, Fault::ShortIo);
+        for (at, disk) in disks.iter().enumerate() {
+            // Nor can it be written down that another is to lead.
+            disk.fail_from(if at == leader { 2 } else { 1 }, Fault::Eio);
+        }
+        let told = partition.append(&[Record::new(&[0; 500])], Acks::All).unwrap_err();
+        disks[0].kill();
+        drop((partition, store));
+        disks.iter().for_each(SimDisk::heal);
+        disks.iter().for_each(SimDisk::process_restart);
+        let store = open().unwrap();
+        assert_eq!(store.partition("t", 0).unwrap().log_end_offset(), Offset(2));
+        assert_eq!(told.written(), Written::Unknown, "{replicas} replicas: {told:?}");
+    }
+}
+
+/// It was told that they may be there, as was true of a record of the store's own.
+#[test]
+fn records_of_a_transaction_that_is_not_decided_are_not_there() {
+    let told = |fails: fn(&Store, &SimDisk) -> Error| {
+        let disk = SimDisk::new(1);
+        let builder = Store::builder().flush(Flush::Os).append_timeout(SHORT);
+        let store = builder.simulated_disk(disk.clone()).open().unwrap();
+        store.create_topic("t", TopicConfig::new().partitions(2)).unwrap();
+        store.create_topic("safe", TopicConfig::new().partitions(2).flush(Flush::OnAck)).unwrap();
+        for (topic, number) in [("t", 0), ("t", 1), ("safe", 0), ("safe", 1)] {
+            let partition = store.partition(topic, number).unwrap();
+            partition.append(&[Record::new("x")], Acks::All).unwrap();
+        }
+        let told = fails(&store, &disk);
+        assert_eq!(told.written(), Written::No, "{told:?}");
+        disk.kill();
+        drop(store);
+        disk.heal();
+        disk.process_restart();
+        let store = Store::builder().simulated_disk(disk).open().unwrap();
+        for topic in ["t", "safe"] {
+            let reader = store.consumer().isolation(Isolation::ReadCommitted);
+            let mut reader = reader.start(StartAt::Earliest).build().unwrap();
+            reader.assign(&[(topic, 0), (topic, 1)]).unwrap();
+            let found = std::iter::repeat_with(|| reader.poll(Duration::ZERO).unwrap().count());
+            assert_eq!(found.take(4).sum::<usize>(), 2, "{topic}");
+        }
+    };
+    // The topic of decisions cannot be made.
+    told(|store, disk| {
+        disk.fail_from(1, Fault::Eio);
+        both(store, "t").unwrap_err()
+    });
+    // It cannot be made as strict as the topic.
+    told(|store, disk| {
+        let mut producer = store.producer().transactional_id("id").build().unwrap();
+        let transaction = producer.begin().unwrap();
+        drop(transaction);
+        disk.fail_from(1, Fault::Eio);
+        both(store, "safe").unwrap_err()
+    });
+    // They are not acknowledged, and neither is their abort.
+    told(|store, disk| {
+        let mut producer = store.producer().transactional_id("id").build().unwrap();
+        let mut transaction = producer.begin().unwrap();
+        transaction.append("safe", 0, &[Record::new("y")]).unwrap();
+        disk.fail_from(1, Fault::Eio);
+        transaction.commit(LONG).unwrap_err()
+    });
+    told(|store, disk| {
+        let mut producer = store.producer().transactional_id("id").build().unwrap();
+        let mut transaction = producer.begin().unwrap();
+        transaction.append("safe", 0, &[Record::new("y")]).unwrap();
+        disk.fail_from(1, Fault::Eio);
+        transaction.abort(LONG).unwrap_err()
+    });
+}
+
+/// Appends to both partitions of a topic, or to neither.
+fn both(store: &Store, topic: &str) -> Result<(), Error> {
+    let records = [Record::new("y")];
+    store.append_atomic(&[(topic, 0, &records), (topic, 1, &records)], LONG).map(drop)
 }

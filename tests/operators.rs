@@ -394,6 +394,35 @@ fn a_move_that_fails_anywhere_can_be_taken_back() {
     }
 }
 
+/// It went on with what it had left, and acknowledged that.
+#[test]
+fn a_partition_is_not_moved_to_fewer_disks_than_its_topic_requires() {
+    let disks = disks(3);
+    let store = open(&disks).unwrap();
+    let config = TopicConfig::new().replication_factor(3).min_insync_replicas(2);
+    store.create_topic("t", config).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    append(&partition, 0..3);
+    let (before, calls) = (partition.replicas(), disks.iter().map(SimDisk::calls).sum::<u64>());
+    let outcome = store.reassign("t", 0, &[DiskId(1)]);
+    let Err(Error::InvalidConfig { key, value, reason }) = outcome else { panic!("{outcome:?}") };
+    assert_eq!((key.as_str(), value.as_str()), ("replicas", "1"));
+    assert_eq!(reason, "min.insync.replicas is 2, and these are 1");
+    assert_eq!(partition.replicas(), before);
+    assert_eq!(disks.iter().map(SimDisk::calls).sum::<u64>(), calls, "nothing was done");
+    store.reassign("t", 0, &[DiskId(1), DiskId(2)]).unwrap();
+    append(&partition, 3..5);
+    store.stop_disk(DiskId(2)).unwrap();
+    let refused = partition.append(&[Record::new("x")], Acks::All);
+    assert!(matches!(refused, Err(Error::NotEnoughReplicas { in_sync: 1, required: 2, .. })));
+    // Nor does it come to require more than it has.
+    let three = store.alter_topic("t", TopicUpdate::new().min_insync_replicas(3));
+    assert!(matches!(three, Err(Error::InvalidConfig { .. })), "{three:?}");
+    store.alter_topic("t", TopicUpdate::new().min_insync_replicas(1)).unwrap();
+    store.reassign("t", 0, &[DiskId(1)]).unwrap();
+    append(&partition, 5..6);
+}
+
 // What is waited for.
 
 /// Does something when it goes, as a task may that holds a handle of the store's.

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use parking_lot::MutexGuard;
 
 use crate::config::TopicConfig;
-use crate::error::{Error, ErrorClass};
+use crate::error::{Error, ErrorClass, Written};
 use crate::protocol::producer_state::verdict::Verdict;
 use crate::record::{Draft, DraftSettings, Marker, Record};
 use crate::types::{Acks, Flush, LeaderEpoch, Offset, ProducerId, Timestamp};
@@ -221,7 +221,7 @@ impl Core {
         let draft = scratch.draft();
         let mut state = self.lock_to_append()?;
         loop {
-            self.check_leads(&state)?;
+            self.check_takes_markers(&state)?;
             if acks == Acks::All && !state.followers.is_empty() {
                 self.check_in_sync(&state)?;
             }
@@ -342,8 +342,9 @@ impl Core {
             ErrorClass::Fatal => {
                 self.fence(&mut state, &error);
                 self.wake_all(state);
-                // Another replica leads on, and has nothing of it.
-                if replicated { self.no_leader() } else { error }
+                // Another replica leads on, and has nothing of it; until one does, it may be in the file.
+                let is_gone = replicated && error.written() == Written::No;
+                if is_gone { self.no_leader() } else { error }
             }
             _ if replicated && matches!(error, Error::NoSpace { .. }) => {
                 // A replica whose disk has room may lead instead.

@@ -169,8 +169,8 @@ pub(super) struct State {
     /// Why nothing can be appended any more.
     pub(super) fenced: Option<Fenced>,
     pub(super) ended: Option<Ended>,
-    /// The store is about to close.
-    pub(super) stopped: bool,
+    /// What is not taken any more.
+    pub(super) stopped: Stopped,
     pub(super) readers: u32,
     /// Readers who are to be woken.
     pub(super) watches: Vec<Watch>,
@@ -186,6 +186,16 @@ pub(super) struct State {
 pub(super) struct Fenced {
     pub(super) cause: Arc<str>,
     pub(super) at_risk: Range<Offset>,
+}
+
+/// What a partition that is still read does not take any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stopped {
+    No,
+    /// Its topic may be deleted. Transactions that have records here end all the same.
+    Records,
+    /// The store is about to close.
+    All,
 }
 
 /// The partition is no longer there to be used.
@@ -259,7 +269,7 @@ impl Core {
                 flush,
                 fenced: None,
                 ended: None,
-                stopped: false,
+                stopped: Stopped::No,
                 readers: 0,
                 watches: Vec::new(),
                 durable: Durable::default(),
@@ -306,15 +316,24 @@ impl Core {
     /// As [`Core::check_open`], for appends: a partition whose leader is to change is `NoLeader`.
     #[inline]
     pub(super) fn check_leads(&self, state: &State) -> Result<(), Error> {
-        if state.ended.is_none() && state.fenced.is_none() && !state.stopped && !state.stepping_down
-        {
+        let taken = state.stopped == Stopped::No && !state.stepping_down;
+        if state.ended.is_none() && state.fenced.is_none() && taken {
             return Ok(());
         }
         let other = state.replicas > 1 || state.leader.is_none();
-        if state.ended.is_none() && !state.stopped && other {
+        if state.ended.is_none() && state.stopped == Stopped::No && other {
             return Err(self.no_leader());
         }
         Err(self.closed_error(state, Written::No))
+    }
+
+    /// As [`Core::check_leads`], for the end of a transaction.
+    pub(super) fn check_takes_markers(&self, state: &State) -> Result<(), Error> {
+        let alone = state.stopped == Stopped::Records;
+        if alone && state.ended.is_none() && state.fenced.is_none() && !state.stepping_down {
+            return Ok(());
+        }
+        self.check_leads(state)
     }
 
     pub(crate) fn partition(&self) -> &TopicPartition {
@@ -492,11 +511,19 @@ impl Core {
     /// Nothing is appended any more; waits go on until [`Core::close`].
     pub(crate) fn stop_appends(&self) {
         let mut state = self.state.lock();
-        state.stopped = true;
+        state.stopped = Stopped::All;
         // Late zeroes would lie over what is appended after the next opening. One that was given up is no concern: its
         // disk is not left as if all were well.
         while state.making_room.iter().any(|(disk, _)| state.has_log_on(*disk)) {
             self.room_made.wait(&mut state);
+        }
+    }
+
+    /// Its topic may be found deleted: what is appended from here on would be acknowledged, and gone.
+    pub(crate) fn refuse_appends(&self) {
+        let mut state = self.state.lock();
+        if state.stopped == Stopped::No {
+            state.stopped = Stopped::Records;
         }
     }
 
@@ -512,7 +539,7 @@ impl Core {
 
     #[inline]
     pub(super) fn check_open(&self, state: &State) -> Result<(), Error> {
-        if state.ended.is_none() && state.fenced.is_none() && !state.stopped {
+        if state.ended.is_none() && state.fenced.is_none() && state.stopped == Stopped::No {
             return Ok(());
         }
         Err(self.closed_error(state, Written::No))
@@ -536,6 +563,12 @@ impl Core {
                 written,
             },
             (None, Some(ended)) => self.ended_error(ended),
+            (None, None) if state.stopped == Stopped::Records => Error::Io {
+                path: state.log.place().full_path(""),
+                action: "append to a topic whose deletion is in doubt",
+                written,
+                source: Arc::new(std::io::ErrorKind::Other.into()),
+            },
             (None, None) => Error::Closed,
         }
     }

@@ -9,7 +9,7 @@ use crate::segment::Place;
 use crate::types::{DiskId, Offset};
 
 use super::Proposal;
-use super::core::{Core, State};
+use super::core::{Core, State, Stopped};
 use super::events::EventKind;
 
 /// The page of one that is to lead.
@@ -33,7 +33,7 @@ impl NextPage {
 
 impl State {
     pub(super) fn lacks_page(&self) -> bool {
-        let in_use = self.fenced.is_none() && self.ended.is_none() && !self.stopped;
+        let in_use = self.fenced.is_none() && self.ended.is_none() && self.stopped != Stopped::All;
         self.page.is_none() && !self.making_page && in_use
     }
 }

@@ -20,8 +20,8 @@ impl Store {
     ///
     /// # Errors
     /// Those of [`Partition::append`](crate::Partition::append) and of
-    /// [`Transaction::commit`](crate::Transaction::commit): nothing was written that anybody will see, except that
-    /// after [`Error::TimedOut`](crate::Error::TimedOut) from the decision that is not known.
+    /// [`Transaction::commit`](crate::Transaction::commit): nothing was written that anybody will see, unless
+    /// [`Error::written`] says otherwise, of the decision.
     ///
     /// # Examples
     /// ```
@@ -48,7 +48,7 @@ impl Store {
             }
             _ => {}
         }
-        let mut producer = self.take_spare_producer(timeout)?;
+        let mut producer = self.take_spare_producer(timeout).map_err(Error::of_others)?;
         let outcome = append_all(&mut producer, batches, timeout);
         let transactions = Arc::clone(&producer.transactions);
         if let Some(spare) = producer.give_up() {
@@ -91,7 +91,8 @@ fn append_all(
     let batches = places.iter().zip(batches);
     let appended: Result<Vec<_>> =
         batches.map(|(to, (_, _, records))| transaction.append_to(to, records)).collect();
-    let appended = appended?;
+    // What is not committed is not there.
+    let appended = appended.map_err(Error::of_others)?;
     transaction.commit(timeout)?;
     Ok(appended)
 }

@@ -381,10 +381,12 @@ impl<'a> Transaction<'a> {
         let transactions = &producer.transactions;
         let ended = transactions.end(store, &producer.id, tag, outcome, wait);
         let (ended, next) = ended.map_err(|error| {
-            let written = match (outcome, transactions.verdict(tag)) {
-                (Outcome::Aborted, _) | (_, Verdict::Aborted) => Written::No,
-                (_, Verdict::Committed) => Written::Yes,
-                (_, Verdict::Open | Verdict::Forgotten | Verdict::Unknown) => Written::Unknown,
+            let written = match (outcome, transactions.verdict(tag), error.written()) {
+                (Outcome::Aborted, ..) | (_, Verdict::Aborted, _) => Written::No,
+                (_, Verdict::Committed, _) => Written::Yes,
+                // The decision was refused, and is not asked for again.
+                (_, Verdict::Open, Written::No) => Written::No,
+                (_, Verdict::Open | Verdict::Forgotten | Verdict::Unknown, _) => Written::Unknown,
             };
             without_answer(error, written, wait)
         })?;
@@ -416,6 +418,12 @@ fn without_answer(error: Error, written: Written, timeout: Duration) -> Error {
     let what = match error {
         Error::TimedOut { what, .. } => what,
         Error::NotEnoughReplicasAfterAppend { .. } => error.to_string(),
+        Error::Io { path, action, source, .. } => {
+            return Error::Io { path, action, written, source };
+        }
+        Error::DiskOffline { partition, disk, at_risk, cause, .. } => {
+            return Error::DiskOffline { partition, disk, at_risk, cause, written };
+        }
         error => return error,
     };
     Error::TimedOut { what, timeout, appended: None, written }

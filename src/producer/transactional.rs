@@ -293,7 +293,8 @@ impl TransactionalProducer {
         let (_, next) = match ended {
             // A transaction that has timed out is over as well.
             Err(Error::TransactionAborted { .. }) => (Outcome::Aborted, None),
-            ended => ended?,
+            // Of the next one nothing is written.
+            ended => ended.map_err(Error::of_others)?,
         };
         self.take_next(next)
     }
@@ -306,7 +307,8 @@ impl TransactionalProducer {
             None => {
                 let (store, renews) = (self.store.shared(), Some(self.tag));
                 let (timeout, wait) = (self.transaction.timeout, self.settings.max_block);
-                self.transactions.open(store, &self.id, timeout, renews, wait)?
+                let opened = self.transactions.open(store, &self.id, timeout, renews, wait);
+                opened.map_err(Error::of_others)?
             }
         };
         self.in_doubt = false;

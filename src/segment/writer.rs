@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::error::Error;
+use crate::error::{Error, Written};
 use crate::record::{BatchHeader, LENGTH_AT};
 use crate::storage::{File, Mapping, OpenMode, write_all_at};
 use crate::types::{Offset, Timestamp};
@@ -466,12 +466,35 @@ impl ActiveSegment {
             }
             None => {
                 self.write_out()?;
-                write_all_at(&*self.file, start, bytes)
-                    .map_err(|error| self.fault("write", error))?;
+                self.write(start, bytes)?;
                 self.dirty = true;
             }
         }
         self.advance(end, header, now);
+        Ok(())
+    }
+
+    /// Writes a batch. One whose end is missing may be whole all the same: what lies there is zero.
+    fn write(&self, position: u64, bytes: &[u8]) -> Result<(), Error> {
+        let mut left = bytes;
+        while !left.is_empty() {
+            let at = position + (bytes.len() - left.len()) as u64;
+            let source = match self.file.write_at(at, left) {
+                Ok(0) => io::ErrorKind::WriteZero.into(),
+                Ok(count) => {
+                    left = &left[count..];
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if is_full(&error) && left.len() == bytes.len() => {
+                    return Err(self.fault("write", error));
+                }
+                Err(error) => error,
+            };
+            let path = self.segment.place.full_path(&log_name(self.segment.base));
+            let (action, written, source) = ("write", Written::Unknown, Arc::new(source));
+            return Err(Error::Io { path, action, written, source });
+        }
         Ok(())
     }
 

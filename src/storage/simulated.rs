@@ -98,6 +98,7 @@ struct World {
     fault_from: Option<(u64, Fault)>,
     sync_fault: Option<(u64, SyncFault)>,
     syncs: u64,
+    hang_after: Option<(u64, Hang)>,
     gate: Arc<Gate>,
 }
 
@@ -127,6 +128,7 @@ impl SimDisk {
                 fault_from: None,
                 sync_fault: None,
                 syncs: 0,
+                hang_after: None,
                 gate: Arc::default(),
             })),
         }
@@ -177,9 +179,19 @@ impl SimDisk {
         gate.holds()
     }
 
+    /// As [`SimDisk::hang`], once `n` more events were begun.
+    pub fn hang_after(&self, n: u64, hang: Hang) {
+        let mut world = self.world.lock();
+        world.hang_after = Some((world.calls + n, hang));
+        world.begin_to_hang();
+    }
+
     /// It hangs no more. Other faults stay, and may meet the calls that hung.
     pub fn answer(&self) {
-        let gate = Arc::clone(&self.world.lock().gate);
+        let mut world = self.world.lock();
+        world.hang_after = None;
+        let gate = Arc::clone(&world.gate);
+        drop(world);
         gate.open();
     }
 
@@ -220,6 +232,7 @@ impl SimDisk {
         world.fault_at = None;
         world.fault_from = None;
         world.sync_fault = None;
+        world.hang_after = None;
         world.images.values_mut().for_each(Image::heal);
         let gate = Arc::clone(&world.gate);
         drop(world);
@@ -406,7 +419,14 @@ impl World {
         if self.crash_at == Some(self.calls) {
             self.dead.store(true, Ordering::Release);
         }
+        self.begin_to_hang();
         self.is_dead()
+    }
+
+    fn begin_to_hang(&mut self) {
+        if let Some((_, hang)) = self.hang_after.take_if(|(after, _)| self.calls >= *after) {
+            self.gate.close(hang);
+        }
     }
 
     fn begin(&mut self, call: Call) -> io::Result<Way> {

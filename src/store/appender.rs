@@ -119,7 +119,10 @@ impl Shared {
         match core.append_to_wait(Some(author), records, acks) {
             Ok(Placed::Done(appended)) => Ok(Offered::Done(appended)),
             Ok(waits) => Ok(Offered::Waits(self.ticket_of(core, waits, acks))),
-            Err(Error::NoLeader { .. }) => self.offer_again(core, author, records, acks),
+            Err(error) if error.is_of_leader() => {
+                let again = self.offer_again(core, author, records, acks);
+                again.map_err(|again| error.or_still(again))
+            }
             Err(error) => Err(error),
         }
     }
@@ -146,9 +149,9 @@ impl Shared {
         append: impl Fn(&Core) -> Result<Placed>,
     ) -> Result<Placed> {
         match append(core) {
-            Err(Error::NoLeader { .. }) => {
+            Err(error) if error.is_of_leader() => {
                 self.settle_one(core);
-                append(core)
+                append(core).map_err(|again| error.or_still(again))
             }
             placed => placed,
         }
@@ -162,14 +165,16 @@ impl Shared {
     ) -> Result<Placed> {
         let mut placed = append(core);
         let mut leaders = None;
-        while matches!(placed, Err(Error::NoLeader { .. })) {
+        while let Err(error) = &placed
+            && error.is_of_leader()
+        {
             let left: &mut usize = leaders.get_or_insert_with(|| core.replicas().len());
             if *left == 0 {
                 break;
             }
             *left -= 1;
             self.settle_one(core);
-            placed = append(core);
+            placed = append(core).map_err(|again| error.clone().or_still(again));
         }
         placed
     }

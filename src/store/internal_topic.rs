@@ -153,6 +153,11 @@ impl Shared {
     /// # Errors
     /// Those of making a topic.
     pub(super) fn make_internal_topic(&self, name: &str) -> Result<InternalTopic> {
+        // Who wants it has written nothing yet.
+        self.make_or_widen(name).map_err(Error::of_others)
+    }
+
+    fn make_or_widen(&self, name: &str) -> Result<InternalTopic> {
         if let Some(topic) = self.internal_topic(name)? {
             self.widen(topic.topic())?;
             return Ok(topic);

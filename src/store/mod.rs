@@ -158,6 +158,8 @@ struct Topic {
     slots: RwLock<Vec<Arc<Slot>>>,
     /// It was deleted; another may have its name.
     is_gone: AtomicBool,
+    /// It may be deleted for the next opening.
+    is_in_doubt: AtomicBool,
 }
 
 impl Topic {

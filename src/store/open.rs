@@ -331,7 +331,7 @@ impl Shared {
                             *core = Some(opened);
                         }
                         // It is asked again when it is used.
-                        Err(Error::NoLeader { .. }) => whole = false,
+                        Err(Error::NoLeader { .. } | Error::MissingDisk { .. }) => whole = false,
                         // One disk's only copy is no reason to do without the others.
                         Err(error) if self.disks.read().len() > 1 => {
                             let reason = format!("recovering: {error}");

@@ -213,21 +213,17 @@ impl Store {
     /// replicas are in sync and the old ones are gone.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] if the list is empty or names a disk twice; [`Error::MissingDisk`] if one is
-    /// not in service; [`Error::TimedOut`] when the copy takes longer than the store's append timeout: the
+    /// [`Error::InvalidConfig`] if the list is empty, names a disk twice, or has fewer disks than the topic requires
+    /// in sync (`min.insync.replicas`); [`Error::MissingDisk`] if one is not in service; [`Error::TimedOut`] when the copy takes longer than the store's append timeout: the
     /// partition then has both the old replicas and the new ones; or when another move of it takes as long.
     pub fn reassign(&self, topic: &str, partition: u32, disks: &[DiskId]) -> Result<()> {
         let shared = self.shared();
         let _operating = shared.operate()?;
-        let refuse = |reason: &str| {
-            let value = disks.iter().map(|disk| disk.0.to_string()).collect::<Vec<_>>().join(",");
-            Err(Error::InvalidConfig { key: "replicas".into(), value, reason: reason.into() })
-        };
         if disks.is_empty() {
-            return refuse("a partition needs a replica");
+            return Err(unfit(disks, "a partition needs a replica"));
         }
         if disks.iter().enumerate().any(|(at, disk)| disks[..at].contains(disk)) {
-            return refuse("a disk is named twice");
+            return Err(unfit(disks, "a disk is named twice"));
         }
         for disk in disks {
             shared.in_service(*disk)?;
@@ -237,12 +233,32 @@ impl Store {
             let partition = TopicPartition::new(Arc::clone(&topic.name), partition);
             Error::UnknownTopicOrPartition { partition }
         })?;
+        topic.check_enough(disks)?;
         let timeout = shared.options.append_timeout;
         let _alone = slot.moving.try_lock_for(timeout).ok_or_else(|| {
             let what = format!("{}: another move of its replicas", slot.partition);
             Error::late(what, timeout)
         })?;
         shared.move_replicas(&topic, &slot, disks)
+    }
+}
+
+/// The replicas of a partition cannot be on these disks.
+fn unfit(disks: &[DiskId], reason: impl Into<String>) -> Error {
+    let value = disks.iter().map(|disk| disk.0.to_string()).collect::<Vec<_>>().join(",");
+    Error::InvalidConfig { key: "replicas".into(), value, reason: reason.into() }
+}
+
+impl Topic {
+    /// With fewer replicas than that, a partition would acknowledge what is on fewer disks than its topic says (REPL-01).
+    fn check_enough(&self, disks: &[DiskId]) -> Result<()> {
+        let required = self.config.read().min_insync_replicas;
+        if disks.len() >= usize::from(required) {
+            return Ok(());
+        }
+        let given = disks.len();
+        let reason = format!("min.insync.replicas is {required}, and these are {given}");
+        Err(unfit(disks, reason))
     }
 }
 
@@ -653,9 +669,14 @@ impl Shared {
             self.settle_reigns();
         }
         self.change_replicas(topic, slot, &core, disks)?;
+        // One that does not know of it keeps what it has.
+        self.lose_failed_disks();
         for gone in old.iter().filter(|disk| !disks.contains(disk)) {
-            if let Some(disk) = self.online_disk(*gone) {
-                self.clear_replica(topic, slot, &disk)?;
+            if let Some(disk) = self.online_disk(*gone)
+                && let Err(error) = self.clear_replica(topic, slot, &disk)
+            {
+                // In nobody's way: it is removed before a replica comes there again.
+                core.background_failed("removing a replica that has moved", &error);
             }
         }
         Ok(())
@@ -694,6 +715,8 @@ impl Shared {
         let _postponed = postpone();
         let mut metadata = self.metadata.lock();
         topic.check_here()?;
+        // The topic may require more since the move began.
+        topic.check_enough(replicas)?;
         let record = MetadataRecord::ReplicasChanged { id, partition, replicas: replicas.to_vec() };
         metadata.commit(&record)?;
         if missing.is_empty() {

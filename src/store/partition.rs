@@ -233,19 +233,19 @@ impl Partition {
         records: &[Record<'_>],
         acks: Acks,
     ) -> Result<Appended> {
-        if !matches!(error, Error::NoLeader { .. }) {
+        if !error.is_of_leader() {
             return Err(error);
         }
         let core = self.live()?;
         for _ in 0..core.replicas().len() {
-            if !matches!(error, Error::NoLeader { .. }) {
+            if !error.is_of_leader() {
                 break;
             }
             self.handle.shared.settle_one(core);
             match core.append(author, records, acks) {
                 Ok(Placed::Done(appended)) => return Ok(appended),
                 Ok(Placed::Waits(waiting)) => return self.wait(waiting, acks),
-                Err(again) => error = again,
+                Err(again) => error = error.or_still(again),
             }
         }
         Err(error)
@@ -500,10 +500,10 @@ impl Partition {
     }
 
     /// Deletes the records below `before`, durably so when this returns. Returns the new log start
-    /// offset, which is higher if more had been deleted before.
+    /// offset, which is higher if more had been deleted before. Files that cannot be removed now go at the next opening.
     ///
     /// # Errors
-    /// [`Error::OffsetOutOfRange`] above the high watermark.
+    /// [`Error::OffsetOutOfRange`] above the high watermark; what writing it down runs into.
     pub fn delete_records(&self, before: Offset) -> Result<Offset> {
         let core = self.live()?;
         core.check_delete(before)?;
@@ -524,7 +524,9 @@ impl Partition {
                 offset: before,
             })?;
             drop(metadata);
-            core.raise_log_start(before)?;
+            if let Err(error) = core.raise_log_start(before) {
+                core.background_failed("removing deleted records", &error);
+            }
         }
         Ok(core.log_start())
     }

@@ -88,7 +88,8 @@ impl Shared {
         if ids.is_empty() {
             let mut metadata = self.metadata.lock();
             let first = metadata.state().next_producer_id();
-            metadata.commit(&MetadataRecord::ProducerIdBlock { next: first + BLOCK })?;
+            let block = MetadataRecord::ProducerIdBlock { next: first + BLOCK };
+            metadata.commit(&block).map_err(Error::of_others)?;
             *ids = first..first + BLOCK;
         }
         let number = ids.next().expect("a block was made just now");

@@ -4,6 +4,7 @@
 //! elected; what the leader's log lacks it gets from the others, and the others are told where they part from it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::config::TopicConfig;
 use crate::error::{Error, Result};
@@ -25,8 +26,11 @@ impl Shared {
             return Ok(Arc::clone(core));
         }
         self.check_open()?;
-        let (opened, _) = self.recover(topic, slot)?;
+        let (opened, _) = self.recover(topic, slot).map_err(Error::of_others)?;
         *core = Some(Arc::clone(&opened));
+        if topic.is_in_doubt.load(Ordering::Acquire) {
+            opened.refuse_appends();
+        }
         self.look_at_transactions_of(&opened);
         // Closed meanwhile: the close waits for the slot, and leaves what it finds here then as it is.
         if let Err(closed) = self.check_open() {

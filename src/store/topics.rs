@@ -9,8 +9,8 @@ use parking_lot::{Mutex, RwLock};
 use crate::config::{
     TopicConfig, TopicUpdate, check_not_internal, collides, is_internal, validate_topic_name,
 };
-use crate::error::{Error, Result};
-use crate::partition::postpone;
+use crate::error::{Error, Result, Written};
+use crate::partition::{EventKind, postpone};
 use crate::protocol::metadata::{MetadataRecord, MetadataState};
 use crate::protocol::replication::Load;
 use crate::types::{DiskId, TopicId, TopicPartition};
@@ -120,7 +120,7 @@ impl Store {
                 reason: format!("the topic has {present} partitions, which cannot become fewer"),
             });
         }
-        check_config(metadata.state(), topic.id, &config)?;
+        check_config(metadata.state(), topic.id, &config, false)?;
         let replicas = shared.spread(metadata.state(), total - present, &config)?;
         metadata.commit(&MetadataRecord::PartitionsAdded { id: topic.id, replicas })?;
         *topic.config.write() = Arc::new(config);
@@ -131,10 +131,11 @@ impl Store {
     }
 
     /// Deletes a topic and its records. Handles to its partitions fail from then on; records that were
-    /// read stay readable by whoever holds them.
+    /// read stay readable by whoever holds them. Files that cannot be removed now go at the next opening.
     ///
     /// # Errors
-    /// [`Error::UnknownTopicOrPartition`]. When files cannot be removed now, the next open does it.
+    /// [`Error::UnknownTopicOrPartition`], [`Error::MissingDisk`], [`Error::NoSpace`]: it is there. After [`Error::Io`],
+    /// [`Error::written`] says whether the next opening may find it deleted: then it takes no more records until that.
     pub fn delete_topic(&self, name: &str) -> Result<()> {
         let shared = self.shared();
         let _operating = shared.operate()?;
@@ -143,7 +144,13 @@ impl Store {
         let _postponed = postpone();
         let mut metadata = shared.metadata.lock();
         topic.check_here()?;
-        metadata.commit(&MetadataRecord::TopicDeleted { id: topic.id })?;
+        if let Err(error) = metadata.commit(&MetadataRecord::TopicDeleted { id: topic.id }) {
+            drop(metadata);
+            if error.written() != Written::No {
+                topic.stop_appends();
+            }
+            return Err(error);
+        }
         // In one step: whoever does not find the name any more knows that this one is gone.
         let mut topics = shared.topics.write();
         topics.remove(&topic.name);
@@ -151,6 +158,8 @@ impl Store {
         drop(topics);
         // Whoever opens a partition holds its slot and asks the metadata.
         drop(metadata);
+        // One that does not know of it keeps what it has.
+        shared.lose_failed_disks();
         let slots = topic.slots.read().clone();
         for slot in slots {
             if let Some(core) = slot.core.lock().take() {
@@ -168,11 +177,27 @@ impl Store {
         // Else they went with a disk that came into service just now.
         let is_left = metadata.state().deleted_topics().any(|(id, _)| id == topic.id);
         drop(metadata);
-        let removed =
-            if is_left { shared.remove_topic_files(topic.id, &topic.name) } else { Ok(()) };
+        if is_left && let Err(error) = shared.remove_topic_files(topic.id, &topic.name) {
+            let reason = format!("removing the files of topic {}: {error}", topic.name);
+            let kind = EventKind::BackgroundFailed { partition: None, reason };
+            shared.events.push(shared.clock.now(), kind);
+        }
         shared.topics_changed();
         shared.forget_offsets_of(topic.id);
-        removed
+        Ok(())
+    }
+}
+
+impl Topic {
+    /// Takes no more records: its deletion may be found by the next opening.
+    fn stop_appends(&self) {
+        self.is_in_doubt.store(true, Ordering::Release);
+        let slots = self.slots.read().clone();
+        for slot in slots {
+            if let Some(core) = &*slot.core.lock() {
+                core.refuse_appends();
+            }
+        }
     }
 }
 
@@ -210,8 +235,10 @@ impl Shared {
     pub(super) fn alter(&self, topic: &Topic, update: &TopicUpdate) -> Result<()> {
         let mut metadata = self.metadata.lock();
         topic.check_here()?;
-        let config = update.apply(&topic.config.read());
-        check_config(metadata.state(), topic.id, &config)?;
+        let before = Arc::clone(&*topic.config.read());
+        let config = update.apply(&before);
+        let requires_more = config.min_insync_replicas > before.min_insync_replicas;
+        check_config(metadata.state(), topic.id, &config, requires_more)?;
         metadata.commit(&MetadataRecord::TopicAltered { id: topic.id, config: config.clone() })?;
         *topic.config.write() = Arc::new(config);
         let slots = topic.slots.read().clone();
@@ -253,6 +280,7 @@ impl Shared {
                     config: RwLock::new(Arc::new(described.config.clone())),
                     slots: RwLock::new(Vec::new()),
                     is_gone: AtomicBool::new(false),
+                    is_in_doubt: AtomicBool::new(false),
                 })
             });
             let mut slots = topic.slots.write();
@@ -317,7 +345,8 @@ impl Shared {
         config: &TopicConfig,
     ) -> Result<Vec<Vec<DiskId>>> {
         let online: Vec<_> = self.online_disks().iter().map(|disk| disk.id).collect();
-        let replicas = config.replication_factor;
+        // A topic may have come to require more than it was made with.
+        let replicas = config.replication_factor.max(config.min_insync_replicas);
         if usize::from(replicas) > online.len()
             && let Some(away) = state.disks().find(|disk| !online.contains(disk))
         {
@@ -328,17 +357,26 @@ impl Shared {
     }
 }
 
-/// Whether a topic can have these settings: as many replicas may be required as any of its partitions has, which may have
-/// been moved to more disks than it was made for.
+/// Whether a topic can have these settings. Where it is to require more replicas in sync, each of its partitions has to have
+/// as many, which may have been moved to more or fewer disks than it was made for.
 ///
 /// # Errors
 /// [`Error::InvalidConfig`].
-fn check_config(state: &MetadataState, topic: TopicId, config: &TopicConfig) -> Result<()> {
+fn check_config(
+    state: &MetadataState,
+    topic: TopicId,
+    config: &TopicConfig,
+    requires_more: bool,
+) -> Result<()> {
     let known = state.topics().find(|known| known.id == topic);
     let partitions = known.into_iter().flat_map(|known| &known.partitions);
-    let most = partitions.map(|partition| partition.replicas.len()).max().unwrap_or_default();
-    let most = u16::try_from(most).unwrap_or(u16::MAX).max(config.replication_factor);
-    config.clone().replication_factor(most).validate(state.disks().count())
+    let least = partitions.map(|partition| partition.replicas.len()).min().unwrap_or_default();
+    let replicas = if requires_more {
+        u16::try_from(least).unwrap_or(u16::MAX)
+    } else {
+        config.replication_factor.max(config.min_insync_replicas)
+    };
+    config.clone().replication_factor(replicas).validate(state.disks().count())
 }
 
 /// Removes a partition tree, two levels deep as they are; what else is in it stays, and with it the
@@ -386,18 +424,23 @@ mod tests {
 
     /// They were counted as the topic had been made: what a partition got since could not be required.
     #[test]
-    fn as_many_replicas_may_be_required_as_a_partition_has() {
+    fn as_many_replicas_may_be_required_as_each_partition_has() {
         let store = Store::in_memory(3).unwrap();
-        store.create_topic("t", TopicConfig::new()).unwrap();
+        store.create_topic("t", TopicConfig::new().partitions(2)).unwrap();
         let require =
             |replicas| store.alter_topic("t", TopicUpdate::new().min_insync_replicas(replicas));
         assert!(matches!(require(2), Err(Error::InvalidConfig { .. })));
         store.reassign("t", 0, &[DiskId(0), DiskId(1)]).unwrap();
+        // The other one would acknowledge with less.
+        assert!(matches!(require(2), Err(Error::InvalidConfig { .. })));
+        store.reassign("t", 1, &[DiskId(1), DiskId(2)]).unwrap();
         require(2).unwrap();
         assert!(matches!(require(3), Err(Error::InvalidConfig { .. })));
-        store.add_partitions("t", 2).unwrap();
+        store.add_partitions("t", 3).unwrap();
+        let partition = |number| store.partition("t", number).unwrap();
+        assert_eq!(partition(2).replicas().len(), 2);
         store.stop_disk(DiskId(1)).unwrap();
-        let append = |at| store.partition("t", at).unwrap().append(&[Record::new("x")], Acks::All);
+        let append = |number| partition(number).append(&[Record::new("x")], Acks::All);
         assert!(matches!(append(0), Err(Error::NotEnoughReplicas { in_sync: 1, required: 2, .. })));
     }
 }

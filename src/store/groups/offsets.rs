@@ -163,12 +163,14 @@ impl Offsets {
                 table.offsets.end_transaction(id, Outcome::Aborted);
             }
         }
-        appended?;
+        // What ends with an abort never counts.
+        appended.map_err(Error::of_others)?;
         let placed = ended?;
         if !is_whole || self.core.leader_epoch() != epoch {
             table.epoch = None;
             let what = "committing offsets under one leader";
-            return Err(Error::late(what, Duration::ZERO));
+            let unknown = if is_whole { Error::in_doubt } else { Error::late };
+            return Err(unknown(what, Duration::ZERO));
         }
         table.rewrite_if_due(shared);
         Ok(shared.ticket_of(&self.core, placed, Acks::All))

@@ -302,10 +302,11 @@ impl Transactions {
         let _postponed = postpone();
         let mut current = self.flush.lock();
         if flush.exposure() < current.exposure() {
-            shared.tighten_internal_topics(flush)?;
+            // Whose sake it is for has written nothing yet.
+            shared.tighten_internal_topics(flush).map_err(Error::of_others)?;
             if flush == Flush::OnAck {
                 // The transaction may have sent offsets before.
-                shared.make_internal_topics_durable()?;
+                shared.make_internal_topics_durable().map_err(Error::of_others)?;
             }
             *current = flush;
             self.exposure.store(flush.exposure_nanos(), Ordering::Release);
@@ -510,7 +511,7 @@ impl Transactions {
             };
             if late && !state.answers.iter().any(|(of, _)| *of == request) {
                 state.abandoned.insert(request);
-                return Err(Error::late(format!("transaction {id}"), wait));
+                return Err(Error::in_doubt(format!("transaction {id}"), wait));
             }
         }
     }
