@@ -22,6 +22,7 @@ mod repair;
 mod roll;
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -534,20 +535,20 @@ impl Log {
         Ok(last.map(|(epoch, _)| epoch))
     }
 
-    /// The epoch of the batch before `end`, and where that batch begins. Damaged ones are passed over:
-    /// they are the leader's to replace.
+    /// The epoch and the offsets of the batch before `end`. Damaged ones are passed over: they are the leader's to replace.
     fn batch_before(
         &self,
         start: Offset,
         mut end: Offset,
-    ) -> Result<Option<(LeaderEpoch, Offset)>, Error> {
+    ) -> Result<Option<(LeaderEpoch, Range<Offset>)>, Error> {
         while end > start {
             let last = Offset(end.0 - 1);
             match self.reader.read(last, self.end, 1) {
                 Ok(fetched) => {
                     let header =
                         fetched.as_ref().and_then(|fetched| BatchHeader::trusted(&fetched.bytes));
-                    return Ok(header.map(|header| (header.leader_epoch, header.base_offset)));
+                    let offsets = |header: &BatchHeader| header.base_offset..header.end_offset();
+                    return Ok(header.map(|header| (header.leader_epoch, offsets(&header))));
                 }
                 Err(Error::Corrupt { offsets, .. }) => end = offsets.start.min(last),
                 Err(error) => return Err(error),

@@ -7,6 +7,8 @@
 //! it: one leader wrote that epoch, onto a log that the follower had agreed to before. So the last
 //! batch of a log tells where it departs: behind the end that its epoch has in the history.
 
+use std::ops::Range;
+
 use crate::types::{LeaderEpoch, Offset};
 
 /// Where one reign begins.
@@ -52,7 +54,8 @@ impl EpochHistory {
 
     /// How far a log that ends at `end` agrees with a leader's that ends at `leader_end`; the log is cut
     /// there. One that is to lead is held against its own end first: it may have led before, and gone on
-    /// after the next reign began. `epoch_before` gives the epoch of the batch before an offset, and where that batch begins.
+    /// after the next reign began. `epoch_before` gives the epoch and the offsets of the last batch before an offset: what lies
+    /// between, nobody can read.
     ///
     /// Cutting can uncover a batch of a still older reign that went on too long: the search goes back
     /// until the last batch left is one that the history knows (KIP-279).
@@ -63,15 +66,15 @@ impl EpochHistory {
         &self,
         leader_end: Offset,
         mut end: Offset,
-        mut epoch_before: impl FnMut(Offset) -> Result<Option<(LeaderEpoch, Offset)>, E>,
+        mut epoch_before: impl FnMut(Offset) -> Result<Option<(LeaderEpoch, Range<Offset>)>, E>,
     ) -> Result<Offset, E> {
-        while let Some((epoch, batch_start)) = epoch_before(end)? {
+        while let Some((epoch, batch)) = epoch_before(end)? {
             let bound = self.end_of(epoch).unwrap_or(leader_end).min(leader_end);
             if end <= bound {
                 break;
             }
             // A batch is cut as a whole.
-            end = if bound > batch_start { batch_start } else { bound };
+            end = if batch.start < bound && bound < batch.end { batch.start } else { bound };
         }
         Ok(end.min(leader_end))
     }
@@ -95,11 +98,29 @@ mod tests {
     fn agreed(history: &EpochHistory, leader_end: u64, log: &[u32]) -> u64 {
         let before = |end: Offset| {
             let at = usize::try_from(end.0).unwrap().checked_sub(1);
-            Ok::<_, Infallible>(at.map(|at| (LeaderEpoch(log[at]), Offset(at as u64))))
+            let offsets = |at| Offset(at as u64)..Offset(at as u64 + 1);
+            Ok::<_, Infallible>(at.map(|at| (LeaderEpoch(log[at]), offsets(at))))
         };
         let end = Offset(log.len() as u64);
         let Ok(agreed) = history.agreed_end(Offset(leader_end), end, before);
         agreed.0
+    }
+
+    /// The batch before offsets that were missing, behind where the next reign began, was cut with them: it was acknowledged.
+    #[test]
+    fn inv_02_a_batch_goes_only_if_the_next_reign_began_within_it() {
+        let before = |end: Offset| {
+            let batches = [0..3, 3..5, 7..10].map(|batch| Offset(batch.start)..Offset(batch.end));
+            let last = batches.into_iter().rfind(|batch| batch.start < end);
+            Ok::<_, Infallible>(last.map(|batch| (LeaderEpoch(0), batch)))
+        };
+        for (next, agreed) in [(3, 3), (5, 5), (6, 6), (7, 7), (8, 7), (9, 7), (10, 10)] {
+            let history = history(&[(0, 0), (1, next)]);
+            let Ok(found) = history.agreed_end(Offset(20), Offset(10), before);
+            assert_eq!(found, Offset(agreed), "the next reign began at {next}");
+        }
+        let Ok(found) = history(&[(0, 0), (1, 5)]).agreed_end(Offset(20), Offset(7), before);
+        assert_eq!(found, Offset(5), "what ends with a hole");
     }
 
     #[test]

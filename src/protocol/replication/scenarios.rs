@@ -146,7 +146,8 @@ impl World {
         let log = &self.replicas[at].log;
         let before = |end: Offset| {
             let last = usize::try_from(end.0).unwrap().checked_sub(1);
-            Ok::<_, Infallible>(last.map(|last| (LeaderEpoch(log[last].0), Offset(last as u64))))
+            let offsets = |last| Offset(last as u64)..Offset(last as u64 + 1);
+            Ok::<_, Infallible>(last.map(|last| (LeaderEpoch(log[last].0), offsets(last))))
         };
         let Ok(agreed) = self.history.agreed_end(leader_end, end(log), before);
         let replica = &mut self.replicas[at];
