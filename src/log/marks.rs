@@ -87,6 +87,20 @@ impl Marks {
         }
     }
 
+    /// Has a page that is there tell of nothing behind `end`, before the log is cut to that.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn lower(place: &Place, end: Offset) -> io::Result<()> {
+        let shown = Self::peek(place).and_then(|marks| marks.log_end);
+        if shown.is_none_or(|shown| shown <= end) {
+            return Ok(());
+        }
+        let file = place.disk.open(&place.path(NAME), OpenMode::Write)?;
+        let words = [end.0, !end.0].map(u64::to_le_bytes);
+        write_all_at(&*file, 32, &words.concat())
+    }
+
     /// Stores the offsets. Everything below `written` is in the files, and not only in this process.
     #[inline(always)]
     pub(crate) fn show(&self, marks: &Progress, last_stable: Offset, written: Offset) {

@@ -199,6 +199,8 @@ impl Log {
     }
 
     fn lower_witness(&self, end: Offset) -> Result<(), Error> {
+        let lowered = Marks::lower(&self.place, end);
+        lowered.map_err(|error| self.place.io_error("marks", "write", error))?;
         self.witness.as_ref().map_or(Ok(()), |witness| witness.lower(end))
     }
 

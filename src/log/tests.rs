@@ -1,6 +1,7 @@
 use std::ops::Range;
 
 use super::*;
+use crate::protocol::replication::Progress;
 use crate::record::{DraftSettings, Marker, Record};
 use crate::segment::Identity;
 use crate::storage::simulated::SimDisk;
@@ -583,4 +584,20 @@ fn a_repair_of_an_empty_segment_leaves_the_next_one_its_file() {
         drop(log);
         assert_eq!(values(&open_from(&disk, Offset(5))), [5, 6], "asked for {asked}");
     }
+}
+
+/// After a crash between the cut and the next page, the old one told of what had been cut: it was called damaged.
+#[test]
+fn a_page_tells_of_nothing_that_is_about_to_be_cut() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk);
+    (0..10).for_each(|value| drop(append(&mut log, &[value])));
+    let place = place(Arc::new(disk.clone()));
+    let progress = Progress::recovered(Offset::ZERO, Offset(10), Offset(10));
+    Marks::create(&place, &progress, Offset(10), Offset(10)).unwrap();
+    log.truncate(Offset(6), NOW).unwrap();
+    drop(log);
+    let shown = Marks::peek(&place).and_then(|marks| marks.log_end).expect("a page");
+    let recovered = recover_proven(Arc::new(disk), Offset::ZERO, true, shown);
+    assert_eq!((recovered.log.end(), recovered.losses), (Offset(6), vec![]));
 }
