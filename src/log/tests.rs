@@ -591,7 +591,9 @@ fn a_repair_of_an_empty_segment_leaves_the_next_one_its_file() {
 fn a_page_tells_of_nothing_that_is_about_to_be_cut() {
     let disk = MemoryDisk::new();
     let mut log = open(&disk);
-    (0..10).for_each(|value| drop(append(&mut log, &[value])));
+    for value in 0..10 {
+        append(&mut log, &[value]);
+    }
     let place = place(Arc::new(disk.clone()));
     let progress = Progress::recovered(Offset::ZERO, Offset(10), Offset(10));
     Marks::create(&place, &progress, Offset(10), Offset(10)).unwrap();
