@@ -287,9 +287,13 @@ impl Opening {
             // A clean stop is believed of what was sealed; a file that was put there since has no side file.
             let has_side = sides.contains(&base);
             let is_known = self.evidence.clean && has_side;
-            match if is_known { Some(None) } else { self.identify(base, len)? } {
+            let identified = if is_known { Ok(Some(None)) } else { self.identify(base, len) };
+            // Nor is it needed after a clean stop.
+            let is_unread =
+                self.evidence.clean && matches!(identified, Err(Error::Io { action: "read", .. }));
+            match if is_unread { Some(None) } else { identified? } {
                 Some(created) => {
-                    let lacks_header = created.is_none() && !is_known;
+                    let lacks_header = created.is_none() && !is_known && !is_unread;
                     found.push(Found { base, len, created, lacks_header, has_side });
                 }
                 None => self.leave_out(base, has_side)?,
