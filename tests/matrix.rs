@@ -445,7 +445,7 @@ fn s02_damage_on_all_disks_and_more_on_one(replicas: u16) {
 
 /// Files in the quarantine of a disk.
 fn kept_aside(world: &World, id: DiskId) -> usize {
-    world.disk(id).files().iter().filter(|name| name.contains(".damaged-")).count()
+    world.disk(id).files().iter().filter(|name| name.contains(".damaged")).count()
 }
 
 fn s03_rot_met_by_a_reader(replicas: u16) {

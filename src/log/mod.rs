@@ -15,6 +15,7 @@
 mod authors;
 mod marks;
 mod producers;
+mod quarantine;
 mod reader;
 mod records;
 mod recovery;

@@ -9,7 +9,6 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::iter;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,10 +23,8 @@ use crate::storage::{Disk, EntryKind, File, OpenMode, read_full_at, write_all_at
 use crate::types::{LeaderEpoch, Offset, Timestamp};
 
 use super::producers::{Producers, parse_snapshot_name, remove_for_good, remove_snapshots};
-use super::{Log, LogReader, LogSettings, Sealed, marks, remove_segment_files};
+use super::{Log, LogReader, LogSettings, Sealed, marks, quarantine, remove_segment_files};
 
-/// Where cut bytes are kept, below the disk's root.
-pub(crate) const QUARANTINE: &str = "quarantine";
 const COPY_BYTES: usize = 1 << 20;
 
 /// What is known of a log before its files are looked at.
@@ -124,9 +121,19 @@ struct Opening {
 struct Found {
     base: Offset,
     len: u64,
-    created: Option<Timestamp>,
-    lacks_header: bool,
+    header: Header,
     has_side: bool,
+}
+
+/// What is known of the header of a data file of this log.
+#[derive(Clone, Copy)]
+enum Header {
+    /// It need not be read after a clean stop.
+    Unread,
+    Sound {
+        created: Timestamp,
+    },
+    Lost,
 }
 
 impl Opening {
@@ -284,18 +291,9 @@ impl Opening {
         }
         let mut found = Vec::new();
         for (base, len) in named {
-            // A clean stop is believed of what was sealed; a file that was put there since has no side file.
             let has_side = sides.contains(&base);
-            let is_known = self.evidence.clean && has_side;
-            let identified = if is_known { Ok(Some(None)) } else { self.identify(base, len) };
-            // Nor is it needed after a clean stop.
-            let is_unread =
-                self.evidence.clean && matches!(identified, Err(Error::Io { action: "read", .. }));
-            match if is_unread { Some(None) } else { identified? } {
-                Some(created) => {
-                    let lacks_header = created.is_none() && !is_known && !is_unread;
-                    found.push(Found { base, len, created, lacks_header, has_side });
-                }
+            match self.identify(base, len, has_side)? {
+                Some(header) => found.push(Found { base, len, header, has_side }),
                 None => self.leave_out(base, has_side)?,
             }
         }
@@ -304,22 +302,35 @@ impl Opening {
     }
 
     /// Reads a data file's header. `None`: the file belongs to another log.
-    #[expect(clippy::option_option, reason = "is it ours, and when was it made, if it says so")]
-    fn identify(&mut self, base: Offset, len: u64) -> Result<Option<Option<Timestamp>>, Error> {
-        let name = log_name(base);
-        match self.header(base)? {
+    fn identify(
+        &mut self,
+        base: Offset,
+        len: u64,
+        has_side: bool,
+    ) -> Result<Option<Header>, Error> {
+        // A clean stop is believed of what has a side file; what was put there since has none.
+        if self.evidence.clean && has_side {
+            return Ok(Some(Header::Unread));
+        }
+        let read = match self.header(base) {
+            Err(Error::Io { action: "read", .. }) if self.evidence.clean => {
+                return Ok(Some(Header::Unread));
+            }
+            read => read?,
+        };
+        match read {
             Ok(header) if header.belongs_to(&self.place.identity, base) => {
-                Ok(Some(Some(header.created)))
+                Ok(Some(Header::Sound { created: header.created }))
             }
             Ok(_) => Ok(None),
             // The header is for people; batches prove themselves. A file too short for one is empty.
             Err(source) => {
                 if len > DATA_START {
-                    let path = self.place.full_path(&name);
+                    let path = self.place.full_path(&log_name(base));
                     let reason = source.to_string();
                     self.losses.push(Loss::Damaged { from: base, to: base, path, reason });
                 }
-                Ok(Some(None))
+                Ok(Some(Header::Lost))
             }
         }
     }
@@ -330,9 +341,9 @@ impl Opening {
         let mut path = self.place.full_path(&name);
         if self.evidence.repair {
             if has_side {
-                self.quarantine(&side_name(base))?;
+                quarantine::move_file(&self.place, &side_name(base))?;
             }
-            path = self.place.disk.root().join(self.quarantine(&name)?);
+            path = quarantine::move_file(&self.place, &name)?;
         }
         self.losses.push(Loss::Foreign { path });
         Ok(())
@@ -590,6 +601,10 @@ impl Opening {
     }
 
     fn reopen(&self, found: Found, scan: &Scan, end: Offset) -> Result<ActiveSegment, Error> {
+        let created = match found.header {
+            Header::Sound { created } => created,
+            Header::Unread | Header::Lost => self.evidence.now,
+        };
         ActiveSegment::reopen(
             &self.place,
             found.base,
@@ -598,7 +613,7 @@ impl Opening {
             self.settings.segment_bytes,
             self.settings.index_interval,
             self.settings.how,
-            found.created.unwrap_or(self.evidence.now),
+            created,
             scan.max_timestamp,
             scan.index.clone(),
         )
@@ -606,7 +621,7 @@ impl Opening {
 
     /// Writes the file header again where a crash took it, or where it is damaged.
     fn mend_header(&self, found: Found) -> Result<(), Error> {
-        if !found.lacks_header {
+        if !matches!(found.header, Header::Lost) {
             return Ok(());
         }
         let header = FileHeader::new(&self.place.identity, found.base, self.evidence.now);
@@ -681,25 +696,20 @@ impl Opening {
         disk.sync_dir(directory)
     }
 
-    /// Copies the bytes behind `position` to the quarantine, without the zeroes at their end.
+    /// Keeps the bytes behind `position`, without the zeroes at their end.
     fn keep_aside(
         &self,
         file: &dyn File,
         base: Offset,
         position: u64,
     ) -> io::Result<Option<PathBuf>> {
-        let disk = &*self.place.disk;
         let mut scanner = Scanner::new(&self.place, base);
         let beyond = scanner.look_beyond(file, position, base).map_err(io::Error::other)?;
         if beyond.bytes_end <= position {
             return Ok(None);
         }
-        let path = self.quarantine_path(&format!("{:020}-{position}.bytes", base.0))?;
-        let temporary = format!("{path}.tmp");
-        copy_bytes(disk, file, position..beyond.bytes_end, &temporary)?;
-        disk.rename(&temporary, &path)?;
-        disk.sync_dir(QUARANTINE)?;
-        Ok(Some(disk.root().join(path)))
+        let name = format!("{:020}-{position}.bytes", base.0);
+        quarantine::keep_bytes(&self.place, file, position..beyond.bytes_end, &name).map(Some)
     }
 
     /// Moves segments that the log has lost its way to out of it, the last one first.
@@ -708,41 +718,10 @@ impl Opening {
             return Ok(());
         }
         for found in later.iter().rev() {
-            self.quarantine(&log_name(found.base))?;
+            quarantine::move_file(&self.place, &log_name(found.base))?;
             remove_segment_files(&self.place, found.base)?;
         }
         Ok(())
-    }
-
-    /// Moves a file out of the log. Returns where it is now.
-    fn quarantine(&self, name: &str) -> Result<String, Error> {
-        let moved = self.quarantine_path(name).and_then(|path| {
-            let disk = &self.place.disk;
-            // What was moved there before under this name stays.
-            let kept = disk.list(QUARANTINE)?;
-            let is_free = |path: &String| {
-                !kept
-                    .iter()
-                    .any(|entry| path.strip_prefix(QUARANTINE) == Some(&format!("/{}", entry.name)))
-            };
-            let numbered = (2..).map(|number: u32| format!("{path}.{number}"));
-            let path = iter::once(path.clone()).chain(numbered).find(is_free).expect("one is free");
-            disk.rename(&self.place.path(name), &path)?;
-            disk.sync_dir(QUARANTINE)?;
-            disk.sync_dir(&self.place.directory)?;
-            Ok(path)
-        });
-        moved.map_err(|error| self.place.io_error(name, "set aside", error))
-    }
-
-    fn quarantine_path(&self, name: &str) -> io::Result<String> {
-        match self.place.disk.create_dir(QUARANTINE) {
-            Ok(()) => self.place.disk.sync_dir("")?,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
-        }
-        let directory = self.place.directory.replace('/', "-");
-        Ok(format!("{QUARANTINE}/{directory}-{name}"))
     }
 
     /// The last segment is sound in this run of the machine, and still has to be flushed: until then no

@@ -16,11 +16,10 @@ use std::sync::Arc;
 use crate::error::Error;
 use crate::record::BatchHeader;
 use crate::segment::{DATA_START, Fetched, FileHeader, Place, Segment, log_name, side_name};
-use crate::storage::{File, OpenMode, parent, write_all_at};
+use crate::storage::{File, OpenMode, write_all_at};
 use crate::types::{Offset, Timestamp};
 
-use super::recovery::QUARANTINE;
-use super::{Log, LogReader, Sealed, remove_segment_files};
+use super::{Log, LogReader, Sealed, quarantine, remove_segment_files};
 
 const COPY_BYTES: usize = 1 << 20;
 
@@ -330,27 +329,8 @@ impl Rewrite {
         let Ok(from) = place.disk.open(&place.path(&name), OpenMode::Read) else {
             return Ok(()); // there is nothing to keep
         };
-        match place.disk.create_dir(QUARANTINE) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(fault(error)),
-            _ => {}
-        }
-        let stem = place.directory.replace('/', "-");
-        let mut number = 0;
-        let (path, to) = loop {
-            let path = format!("{QUARANTINE}/{stem}-{name}.damaged-{number}");
-            match place.disk.open(&path, OpenMode::Create) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
-                opened => break (path, opened.map_err(fault)?),
-            }
-        };
-        let mut buffer = vec![0; COPY_BYTES];
-        let mut position = 0;
-        // What cannot be read is lost already.
-        while let Ok(count @ 1..) = from.read_at(position, &mut buffer) {
-            write_all_at(&*to, position, &buffer[..count]).map_err(fault)?;
-            position += count as u64;
-        }
-        to.sync_data().map_err(fault)?;
-        place.disk.sync_dir(parent(&path)).map_err(fault)
+        let len = from.len().map_err(fault)?;
+        let kept = quarantine::keep_bytes(place, &*from, 0..len, &format!("{name}.damaged"));
+        kept.map(|_| ()).map_err(fault)
     }
 }
