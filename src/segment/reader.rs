@@ -15,14 +15,13 @@ use crate::storage::{Mapping, OpenMode, PooledBuffer};
 use crate::types::{Compression, Offset, Timestamp};
 
 use super::batches::Batches;
+use super::writer::PAGE_BYTES;
 use super::{DATA_START, Scanner, Segment, Source, SparseIndex, log_name};
 
 /// Bytes read ahead of what was asked for, to find the first batch behind an index entry.
 const SLACK_BYTES: usize = 8 << 10;
 /// Bytes searched at a time for the next intact header.
 const SEARCH_BYTES: usize = 1 << 20;
-/// Bytes that the system reads at once: where one of them cannot be read, none of them can.
-const PAGE_BYTES: u64 = 4096;
 /// Bytes read at a time when only headers are wanted.
 const HEADERS_BYTES: usize = 256 << 10;
 /// Bytes read at a time when looking for a timestamp.
@@ -383,6 +382,7 @@ impl Segment {
                 at = found + 4;
             }
             if unread.is_some() {
+                // A page is read at once: where one of its bytes cannot be read, none of them can.
                 let end = position + bytes.len() as u64;
                 position = (end / PAGE_BYTES + 1) * PAGE_BYTES;
                 continue;
@@ -501,26 +501,8 @@ impl Segment {
 
     /// Up to `len` bytes at `position`, none at or behind `limit`.
     fn load(&self, position: u64, len: usize, limit: u64) -> Result<Bytes, Error> {
-        let len = usize::try_from(limit.saturating_sub(position)).unwrap_or(usize::MAX).min(len);
-        let source = self.source.read().clone();
-        match source {
-            Source::Mapped(map) => {
-                let start = usize::try_from(position).expect("a mapped position fits an address");
-                let end = start.saturating_add(len).min(map.len());
-                Ok(Bytes::Mapped { range: start.min(end)..end, map })
-            }
-            Source::File(file) => {
-                let buffer =
-                    self.place.buffers.read(&*file, position, len).map_err(|error| {
-                        self.place.io_error(&log_name(self.base), "read", error)
-                    })?;
-                Ok(Bytes::Owned { range: 0..buffer.len(), buffer })
-            }
-            Source::Closed => {
-                self.open_source()?;
-                self.load(position, len, limit)
-            }
-        }
+        let (bytes, unread) = self.load_around(position, len, limit)?;
+        unread.map_or(Ok(bytes), Err)
     }
 
     /// As [`Segment::load`], up to what cannot be read, and why it cannot.
@@ -530,14 +512,28 @@ impl Segment {
         len: usize,
         limit: u64,
     ) -> Result<(Bytes, Option<Error>), Error> {
-        let error = match self.load(position, len, limit) {
-            Err(error) if is_unreadable(&error) => error,
-            loaded => return Ok((loaded?, None)),
-        };
-        let Source::File(file) = self.source.read().clone() else { return Err(error) };
         let len = usize::try_from(limit.saturating_sub(position)).unwrap_or(usize::MAX).min(len);
-        let buffer = self.place.buffers.read_on(&*file, position, len);
-        Ok((Bytes::Owned { range: 0..buffer.len(), buffer }, Some(error)))
+        let source = self.source.read().clone();
+        match source {
+            Source::Mapped(map) => {
+                let start = usize::try_from(position).expect("a mapped position fits an address");
+                let end = start.saturating_add(len).min(map.len());
+                Ok((Bytes::Mapped { range: start.min(end)..end, map }, None))
+            }
+            Source::File(file) => {
+                let (buffer, read) = self.place.buffers.read(&*file, position, len);
+                let fault = |error| self.place.io_error(&log_name(self.base), "read", error);
+                let unread = match read.map_err(fault) {
+                    Err(error) if is_unreadable(&error) => Some(error),
+                    read => read.map(|()| None)?,
+                };
+                Ok((Bytes::Owned { range: 0..buffer.len(), buffer }, unread))
+            }
+            Source::Closed => {
+                self.open_source()?;
+                self.load_around(position, len, limit)
+            }
+        }
     }
 
     fn open_source(&self) -> Result<(), Error> {

@@ -280,15 +280,12 @@ impl<'a> Scanner<'a> {
             self.window.resize(want, 0);
         }
         self.window.truncate(want);
-        let read = read_full_at(file, position, &mut self.window);
-        let (count, is_cut) = match read.map_err(|error| self.io("read", error)) {
-            Err(error) if self.up_to_unreadable && is_unreadable(&error) => {
-                (read_on_at(file, position, &mut self.window), true)
-            }
-            read => (read?, false),
-        };
+        let (count, read) = read_on_at(file, position, &mut self.window);
         self.window.truncate(count);
-        Ok(is_cut)
+        match read.map_err(|error| self.io("read", error)) {
+            Err(error) if self.up_to_unreadable && is_unreadable(&error) => Ok(true),
+            read => read.map(|()| false),
+        }
     }
 
     fn zero_until(&self, file: &dyn File, position: u64, limit: u64) -> Result<bool, Error> {

@@ -31,7 +31,8 @@ use crate::types::{Offset, Timestamp};
 
 use super::{DATA_START, FileHeader, IndexEntry, Place, Segment, Source, SparseIndex, log_name};
 
-const PAGE_BYTES: u64 = 4096;
+/// Of the system's memory.
+pub(super) const PAGE_BYTES: u64 = 4096;
 /// The first allocation of a segment: ten thousand idle partitions must cost little.
 const ALLOCATE_BYTES_MIN: u64 = 32 << 10;
 /// Allocation doubles up to this step.

@@ -20,32 +20,19 @@ pub(crate) struct BufferPool {
 }
 
 impl BufferPool {
-    /// Reads up to `len` bytes at `position`; the result is shorter at the end of the file.
+    /// Reads up to `len` bytes at `position`; the result is shorter at the end of the file, or before what cannot be read.
     pub(crate) fn read(
         &self,
         file: &dyn File,
         position: u64,
         len: usize,
-    ) -> io::Result<PooledBuffer> {
-        let mut bytes = self.take(len);
-        let count = super::read_full_at(file, position, &mut bytes[..len]);
-        let buffer = PooledBuffer { len: *count.as_ref().unwrap_or(&0), bytes, pool: self.clone() };
-        count.map(|_| buffer)
-    }
-
-    /// Reads up to `len` bytes at `position`, as far as they can be read.
-    pub(crate) fn read_on(&self, file: &dyn File, position: u64, len: usize) -> PooledBuffer {
-        let mut bytes = self.take(len);
-        let len = super::read_on_at(file, position, &mut bytes[..len]);
-        PooledBuffer { len, bytes, pool: self.clone() }
-    }
-
-    fn take(&self, len: usize) -> Vec<u8> {
+    ) -> (PooledBuffer, io::Result<()>) {
         let mut bytes = self.free.lock().pop().unwrap_or_default();
         if bytes.len() < len {
             bytes.resize(len, 0);
         }
-        bytes
+        let (len, outcome) = super::read_on_at(file, position, &mut bytes[..len]);
+        (PooledBuffer { len, bytes, pool: self.clone() }, outcome)
     }
 }
 

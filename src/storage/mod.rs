@@ -159,29 +159,26 @@ pub(crate) fn write_all_at(
 
 /// Reads until `target` is full or the file ends; returns how many bytes there were.
 pub(crate) fn read_full_at(file: &dyn File, position: u64, target: &mut [u8]) -> io::Result<usize> {
+    let (count, outcome) = read_on_at(file, position, target);
+    outcome.map(|()| count)
+}
+
+/// As [`read_full_at`]; also how many bytes there were before what cannot be read.
+pub(crate) fn read_on_at(
+    file: &dyn File,
+    position: u64,
+    target: &mut [u8],
+) -> (usize, io::Result<()>) {
     let mut done = 0;
     while done < target.len() {
         match file.read_at(position + done as u64, &mut target[done..]) {
             Ok(0) => break,
             Ok(count) => done += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Err(error) => return (done, Err(error)),
         }
     }
-    Ok(done)
-}
-
-/// As [`read_full_at`], up to what cannot be read.
-pub(crate) fn read_on_at(file: &dyn File, position: u64, target: &mut [u8]) -> usize {
-    let mut done = 0;
-    while done < target.len() {
-        match file.read_at(position + done as u64, &mut target[done..]) {
-            Ok(count @ 1..) => done += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            _ => break,
-        }
-    }
-    done
+    (done, Ok(()))
 }
 
 /// The whole of a small file, at most `len_max` bytes of it. `NotFound` if there is none.
