@@ -521,6 +521,43 @@ fn s15_nothing_is_appended_to_a_file_of_another_store_where_the_log_ends() {
 }
 
 #[test]
+fn s15_a_crash_amid_the_opening_that_moves_it_away_keeps_all_of_it_and_of_the_log() {
+    for (place, clean, power_loss) in [50, 100]
+        .into_iter()
+        .flat_map(|place| [0, 1, 2, 3].map(|kind| (place, kind % 2 == 0, kind / 2 == 0)))
+    {
+        let (before, name, foreign) = with_a_foreign_segment(place, clean);
+        let side = name.replace(".log", ".side");
+        if !clean {
+            before.write_file(&side, b"also not ours");
+        }
+        for cut in 1.. {
+            let note = format!("at {place}, clean {clean}, power {power_loss}, cut {cut}");
+            let disk = before.fork();
+            disk.crash_at(cut);
+            drop(open(&disk).and_then(|store| store.partition("t", 0)));
+            let is_reached = disk.is_dead();
+            disk.kill();
+            disk.heal();
+            if power_loss {
+                disk.power_loss();
+            } else {
+                disk.process_restart();
+            }
+            let store = open(&disk).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            append(&partition, 100..110);
+            assert_eq!(contents(&partition), (offsets(&[(0, 110)]), vec![]), "{note}");
+            let has = |bytes: &[u8]| disk.files().iter().any(|file| disk.read_file(file) == bytes);
+            assert!(has(&foreign) && (clean || has(b"also not ours")), "{note}");
+            if !is_reached {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
 fn s15_a_foreign_file_where_the_next_segment_goes_is_not_written_over() {
     let disk = closed_store(100);
     let store = open(&disk).unwrap();

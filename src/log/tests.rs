@@ -586,20 +586,31 @@ fn a_repair_of_an_empty_segment_leaves_the_next_one_its_file() {
     }
 }
 
-/// After a crash between the cut and the next page, the old one told of what had been cut: it was called damaged.
+/// After a crash amid the cut, or before the next page, the page told of what had been cut: it was called damaged.
 #[test]
 fn a_page_tells_of_nothing_that_is_about_to_be_cut() {
-    let disk = MemoryDisk::new();
-    let mut log = open(&disk);
-    for value in 0..10 {
-        append(&mut log, &[value]);
+    for cut in 1.. {
+        let disk = SimDisk::new(1);
+        let on_disk = || Arc::new(disk.clone());
+        let mut log = recover(on_disk(), Offset::ZERO, true).log;
+        for value in 0..100 {
+            append(&mut log, &[value]);
+        }
+        let place = place(on_disk());
+        let progress = Progress::recovered(Offset::ZERO, log.end(), log.end());
+        Marks::create(&place, &progress, log.end(), log.end()).unwrap();
+        disk.crash_at(cut);
+        let outcome = log.truncate(Offset(6), NOW);
+        let is_reached = disk.is_dead();
+        drop(log);
+        disk.heal();
+        disk.process_restart();
+        let shown = Marks::peek(&place).and_then(|marks| marks.log_end).unwrap_or_default();
+        let recovered = recover_proven(on_disk(), Offset::ZERO, true, shown);
+        assert_eq!(recovered.losses, [], "cut at {cut}");
+        if !is_reached {
+            assert_eq!((outcome.unwrap(), recovered.log.end()), (Offset(6), Offset(6)));
+            return;
+        }
     }
-    let place = place(Arc::new(disk.clone()));
-    let progress = Progress::recovered(Offset::ZERO, Offset(10), Offset(10));
-    Marks::create(&place, &progress, Offset(10), Offset(10)).unwrap();
-    log.truncate(Offset(6), NOW).unwrap();
-    drop(log);
-    let shown = Marks::peek(&place).and_then(|marks| marks.log_end).expect("a page");
-    let recovered = recover_proven(Arc::new(disk), Offset::ZERO, true, shown);
-    assert_eq!((recovered.log.end(), recovered.losses), (Offset(6), vec![]));
 }

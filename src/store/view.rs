@@ -581,8 +581,8 @@ mod tests {
     #[test]
     fn s8_a_side_file_that_counts_no_more_misleads_no_view() {
         let disk = SimDisk::new(1);
-        let builder = || Store::builder().checkpoint_bytes(1 << 20).simulated_disk(disk.clone());
-        let store = builder().open().unwrap();
+        let builder = |disk: &SimDisk| Store::builder().simulated_disk(disk.clone());
+        let store = builder(&disk).checkpoint_bytes(1 << 20).open().unwrap();
         store.create_topic("t", TopicConfig::new().flush(Flush::Os)).unwrap();
         let append = |store: &Store, count: usize, len: usize| {
             let partition = store.partition("t", 0).unwrap();
@@ -602,8 +602,8 @@ mod tests {
         disk.power_loss();
         disk.write_file(&side, &told);
         disk.write_file(&log, &bytes);
-        let seen = || {
-            let view = builder().read_only().open().unwrap();
+        let seen = |disk: &SimDisk| {
+            let view = builder(disk).read_only().open().unwrap();
             let viewed = view.partition("t", 0).unwrap();
             let (mut next, end) = (Offset(0), viewed.high_watermark());
             while next < end {
@@ -611,12 +611,24 @@ mod tests {
             }
             end
         };
-        let left = seen();
+        let left = seen(&disk);
         assert!(left < Offset(300), "a part is lost");
-        let store = builder().checkpoint_bytes(64 << 20).open().unwrap();
-        assert_eq!(store.partition("t", 0).unwrap().high_watermark(), left);
-        append(&store, 400, 3000);
-        assert_eq!(seen(), left.plus(400));
+        for cut in 1.. {
+            let disk = disk.fork();
+            disk.crash_at(cut);
+            drop(builder(&disk).open());
+            let is_reached = disk.is_dead();
+            disk.kill();
+            disk.heal();
+            disk.process_restart();
+            let store = builder(&disk).open().unwrap();
+            assert_eq!(store.partition("t", 0).unwrap().high_watermark(), left, "cut at {cut}");
+            append(&store, 400, 3000);
+            assert_eq!(seen(&disk), left.plus(400), "cut at {cut}");
+            if !is_reached {
+                return;
+            }
+        }
     }
 
     /// It kept the damaged file open, which had lost its name, and answered that it is damaged for ever.
