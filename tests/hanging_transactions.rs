@@ -17,16 +17,15 @@ use oncelog::{
     TransactionalProducer, Written,
 };
 
-use common::LONG;
 use random::setting;
 
-mod common;
 #[path = "common/random.rs"]
 mod random;
 
 /// Much longer than a healthy machine that is busy elsewhere takes for a call.
 const LAG: Duration = Duration::from_millis(600);
 const TIMEOUT: Duration = Duration::from_secs(3);
+const LONG: Duration = Duration::from_secs(30);
 const PARTITIONS: u32 = 2;
 const STORIES_AT_ONCE: usize = 16;
 
@@ -85,10 +84,10 @@ impl World {
         Self { disks, runs: Vec::new(), numbered: 0, story }
     }
 
-    fn open(&self) -> Store {
+    fn open(&self) -> Result<Store, Error> {
         let builder = Store::builder().replica_lag_max(LAG).append_timeout(TIMEOUT);
         let all = self.disks.iter().fold(builder, |all, disk| all.simulated_disk(disk.clone()));
-        all.threads().open().unwrap()
+        all.threads().open()
     }
 
     /// Does something that is to end in its time.
@@ -253,7 +252,7 @@ impl World {
     }
 
     fn tell(&mut self) {
-        let store = self.open();
+        let store = self.open().unwrap();
         let config = TopicConfig::new()
             .partitions(PARTITIONS)
             .replication_factor(3)
@@ -293,9 +292,7 @@ impl World {
                 }
                 disks.iter().for_each(SimDisk::answer);
             });
-            let builder = Store::builder().replica_lag_max(LAG).append_timeout(TIMEOUT);
-            let all = self.disks.iter().fold(builder, |all, disk| all.simulated_disk(disk.clone()));
-            let opened = all.threads().open();
+            let opened = self.open();
             ends.join().unwrap();
             return self.end(opened.ok());
         }
@@ -311,7 +308,7 @@ impl World {
         self.die();
         drop(store);
         self.begin_again();
-        let store = self.open();
+        let store = self.open().unwrap();
         self.judge(&store);
         store.close(LONG).unwrap();
     }

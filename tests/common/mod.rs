@@ -1,5 +1,4 @@
 //! Disks that hang for as long as a test needs it, and no longer.
-#![allow(dead_code, reason = "not every test has a disk hang so")]
 
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
