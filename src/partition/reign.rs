@@ -216,15 +216,15 @@ impl Core {
             }));
         };
         // What was acknowledged stays as safe as it was: power may go before one that was not in sync is flushed.
-        if !elected.clean && state.flush == Flush::OnAck {
-            let counts = elected.end.min(high_watermark);
-            let is_unflushed = |replica: &&Arc<Replica>| {
-                let held = replica.brief().filter(|_| replica.disk == elected.disk);
-                held.is_some_and(|held| held.log.as_ref().is_some_and(|l| l.flushed_end() < counts))
-            };
-            if let Some(replica) = followers.iter().find(is_unflushed) {
-                return Err(Arc::clone(replica));
-            }
+        let flushed_end =
+            |replica: &Arc<Replica>| replica.brief()?.log.as_ref().map(Log::flushed_end);
+        let counts = elected.end.min(high_watermark);
+        if !elected.clean
+            && state.flush == Flush::OnAck
+            && let Some(replica) = followers.iter().find(|replica| replica.disk == elected.disk)
+            && flushed_end(replica).is_some_and(|flushed| flushed < counts)
+        {
+            return Err(Arc::clone(replica));
         }
         let Some(start) = self.hold_end(&followers, elected.disk, elected.end) else {
             return Ok(None);

@@ -76,17 +76,18 @@ impl From<Error> for Lost {
 
 impl Store {
     /// Copies the store into a directory, which is made if need be and must be empty. Appends go on meanwhile. The copy
-    /// holds, of every partition, all that could be read at one moment after the call, and of a transaction everything
-    /// or nothing; a topic that is deleted meanwhile may be left out. What no replica can give, for damage or for sectors that
-    /// cannot be read, is left out and told in [`BackupReport::damages`]: look at it, such a copy is not whole. Files of records that retention or
-    /// [`Partition::delete_records`](crate::Partition::delete_records) takes stay until their partition is copied. It opens as
-    /// a store on one disk, to which others can be added. It has the store's id: do not give its directory to the store as one
-    /// of its disks.
+    /// holds, of every partition, all that could be read at one moment after the call, and of a transaction everything or
+    /// nothing; a topic that is deleted meanwhile may be left out. What no replica can give, for damage or for sectors that
+    /// cannot be read, is left out and told in [`BackupReport::damages`]: look at it, such a copy is not whole. Files of
+    /// records that retention or [`Partition::delete_records`](crate::Partition::delete_records) takes stay until their
+    /// partition is copied. It opens as a store on one disk, to which others can be added. It has the store's id: do not give
+    /// its directory to the store as one of its disks.
     ///
     /// # Errors
     /// [`Error::UnsupportedFormat`] if the directory is not empty; [`Error::NoSpace`] if it has too little room;
     /// [`Error::NoLeader`], [`Error::MissingDisk`] if a partition cannot be read now; [`Error::TimedOut`] while a
-    /// transaction cannot be settled; [`Error::Io`], also of a disk of the store that failed meanwhile. The directory is then no store.
+    /// transaction cannot be settled; [`Error::Io`], also of a disk of the store that failed meanwhile. The directory is
+    /// then no store.
     ///
     /// # Examples
     /// ```

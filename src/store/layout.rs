@@ -9,7 +9,7 @@
 //!   topics/00000001-orders/0/00000000000000000000.log    batches
 //!                            00000000000000000000.side   what is known of them
 //!                            marks                       offsets, for readers in other processes
-//!   quarantine/             bytes that a recovery cut
+//!   quarantine/             what a log gave up: torn tails, damaged bytes, files not its own
 //!   reserve                 room that opening the store on a full disk takes
 //! ```
 

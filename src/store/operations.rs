@@ -213,9 +213,10 @@ impl Store {
     /// replicas are in sync and the old ones are gone.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] if the list is empty, names a disk twice, or has fewer disks than the topic requires
-    /// in sync (`min.insync.replicas`); [`Error::MissingDisk`] if one is not in service; [`Error::TimedOut`] when the copy takes longer than the store's append timeout: the
-    /// partition then has both the old replicas and the new ones; or when another move of it takes as long.
+    /// [`Error::InvalidConfig`] if the list is empty, names a disk twice, or has fewer disks than the topic requires in sync
+    /// (`min.insync.replicas`); [`Error::MissingDisk`] if one is not in service; [`Error::TimedOut`] when the copy takes longer
+    /// than the store's append timeout: the partition then has both the old replicas and the new ones; or when another move
+    /// of it takes as long.
     pub fn reassign(&self, topic: &str, partition: u32, disks: &[DiskId]) -> Result<()> {
         let shared = self.shared();
         let _operating = shared.operate()?;
