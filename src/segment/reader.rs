@@ -142,8 +142,8 @@ impl Segment {
                 // The file ends before the segment does: what is missing is damage, at `from` too.
                 return if from < upper { Err(self.missing(walk.expected)) } else { Ok(None) };
             }
-            let bytes;
-            (bytes, *unread) = self.load_around(walk.position, want, limit)?;
+            *unread = None;
+            let bytes = self.load_around(walk.position, want, limit, unread)?;
             if bytes.is_empty() && unread.is_none() {
                 return Err(self.missing(walk.expected));
             }
@@ -355,7 +355,7 @@ impl Segment {
         let seed = self.place.identity.seed;
         let mut position = stopped.position;
         // A batch whose header is intact is damaged in its own offsets only, if the row goes on behind it.
-        let (head, _) = self.load_around(position, HEADER_BYTES, limit)?;
+        let head = self.load_around(position, HEADER_BYTES, limit, &mut None)?;
         let own = BatchHeader::decode(&head, seed).ok();
         drop(head);
         if let Some(header) = own.filter(|header| header.base_offset == stopped.expected) {
@@ -371,7 +371,8 @@ impl Segment {
         let later = own.is_some_and(|header| header.base_offset > stopped.expected);
         position += if later { 0 } else { 4 };
         while position < limit {
-            let (bytes, unread) = self.load_around(position, SEARCH_BYTES, limit)?;
+            let mut unread = None;
+            let bytes = self.load_around(position, SEARCH_BYTES, limit, &mut unread)?;
             let mut at = 0;
             while let Some((found, header)) = find_header(&bytes, at, seed) {
                 if header.base_offset >= stopped.expected && header.end_offset() <= self.end() {
@@ -400,7 +401,7 @@ impl Segment {
         if walk.position >= limit {
             return Ok(walk.position == limit);
         }
-        let (head, _) = self.load_around(walk.position, HEADER_BYTES, limit)?;
+        let head = self.load_around(walk.position, HEADER_BYTES, limit, &mut None)?;
         let header = BatchHeader::decode(&head, self.place.identity.seed);
         Ok(header.is_ok_and(|header| header.base_offset == walk.expected))
     }
@@ -501,37 +502,39 @@ impl Segment {
 
     /// Up to `len` bytes at `position`, none at or behind `limit`.
     fn load(&self, position: u64, len: usize, limit: u64) -> Result<Bytes, Error> {
-        let (bytes, unread) = self.load_around(position, len, limit)?;
+        let mut unread = None;
+        let bytes = self.load_around(position, len, limit, &mut unread)?;
         unread.map_or(Ok(bytes), Err)
     }
 
-    /// As [`Segment::load`], up to what cannot be read, and why it cannot.
+    /// As [`Segment::load`], up to what cannot be read; `unread` says then why it cannot.
     fn load_around(
         &self,
         position: u64,
         len: usize,
         limit: u64,
-    ) -> Result<(Bytes, Option<Error>), Error> {
+        unread: &mut Option<Error>,
+    ) -> Result<Bytes, Error> {
         let len = usize::try_from(limit.saturating_sub(position)).unwrap_or(usize::MAX).min(len);
         let source = self.source.read().clone();
         match source {
             Source::Mapped(map) => {
                 let start = usize::try_from(position).expect("a mapped position fits an address");
                 let end = start.saturating_add(len).min(map.len());
-                Ok((Bytes::Mapped { range: start.min(end)..end, map }, None))
+                Ok(Bytes::Mapped { range: start.min(end)..end, map })
             }
             Source::File(file) => {
                 let (buffer, read) = self.place.buffers.read(&*file, position, len);
                 let fault = |error| self.place.io_error(&log_name(self.base), "read", error);
-                let unread = match read.map_err(fault) {
-                    Err(error) if is_unreadable(&error) => Some(error),
-                    read => read.map(|()| None)?,
-                };
-                Ok((Bytes::Owned { range: 0..buffer.len(), buffer }, unread))
+                match read.map_err(fault) {
+                    Err(error) if is_unreadable(&error) => *unread = Some(error),
+                    read => read?,
+                }
+                Ok(Bytes::Owned { range: 0..buffer.len(), buffer })
             }
             Source::Closed => {
                 self.open_source()?;
-                self.load_around(position, len, limit)
+                self.load_around(position, len, limit, unread)
             }
         }
     }
