@@ -366,7 +366,8 @@ fn operate(store: &Store, random: &mut Random) {
 }
 
 fn committed(store: &Store, number: u32) -> Vec<String> {
-    let partition = store.partition("t", number).unwrap();
+    let partition = store.partition("t", number);
+    let partition = partition.unwrap_or_else(|error| panic!("{error}; {:#?}", store.events()));
     let started = Instant::now();
     let is_settled = || {
         let end = partition.log_end_offset();
@@ -428,7 +429,7 @@ fn closed_amid_everything(seed: u64, rounds: u64) {
     store.create_topic("trim", config).unwrap();
     let ledger = Mutex::new(Vec::new());
     for round in 0..rounds {
-        let span = Duration::from_millis(20 + random.below(300));
+        let span = Duration::from_millis(2 + random.below(60));
         let seeds = [random.below(1 << 30), random.below(1 << 30)];
         thread::scope(|scope| {
             let (ledger, disks) = (&ledger, &disks);

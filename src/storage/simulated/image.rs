@@ -26,6 +26,10 @@ const PAGE_SECTORS: u64 = 8;
 const VERSIONS_MAX: usize = 3;
 const BLOCK_BYTES_MIN: usize = 4096;
 
+/// The least room of a file that is mapped, which cannot be given more then: so much is what the system gives page by
+/// page, as it is touched, from whatever allocator. Under miri each of it counts.
+const MAPPED_BYTES_MIN: usize = if cfg!(miri) { BLOCK_BYTES_MIN } else { 33 << 20 };
+
 /// Split-mix: small, and good enough to draw faults.
 #[derive(Clone, Debug)]
 pub(super) struct Random(pub(super) u64);
@@ -206,6 +210,9 @@ impl Image {
 
     /// The block to map, with room for `len` bytes.
     pub(super) fn block_of(&mut self, len: usize) -> io::Result<Arc<HeapBlock>> {
+        if Arc::get_mut(&mut self.block).is_some() {
+            self.reserve(len.max(MAPPED_BYTES_MIN))?;
+        }
         self.reserve(len)?;
         Ok(Arc::clone(&self.block))
     }
@@ -446,9 +453,10 @@ impl Image {
     }
 
     fn copied_block(&self) -> Arc<HeapBlock> {
-        let block = HeapBlock::zeroed(self.block.len()).expect("room for a simulated file");
+        let capacity = size(self.len).max(BLOCK_BYTES_MIN);
+        let block = HeapBlock::zeroed(capacity).expect("room for a simulated file");
         for sector in self.used() {
-            let bytes = sector_bytes(sector, self.block.len());
+            let bytes = sector_bytes(sector, capacity);
             block.copy_from(&self.block, bytes.start, bytes.len());
         }
         block
