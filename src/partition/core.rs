@@ -23,6 +23,7 @@ use super::append::plain_bytes_max;
 use super::cut::Kept;
 use super::events::EventKind;
 use super::flush::{Durable, Group, Sleeper};
+use super::hang::BRIEF;
 use super::read::Watch;
 use super::replica::Replica;
 use super::room::Errand;
@@ -515,7 +516,14 @@ impl Core {
         // Late zeroes would lie over what is appended after the next opening. One that was given up is no concern: its
         // disk is not left as if all were well.
         while state.making_room.iter().any(|(disk, _)| state.has_log_on(*disk)) {
-            self.room_made.wait(&mut state);
+            if state.left_behind().is_some() {
+                // Its threads have ended: nobody makes what was asked of them.
+                drop(state);
+                self.fence_left_behind();
+                state = self.state.lock();
+                continue;
+            }
+            self.room_made.wait_for(&mut state, BRIEF);
         }
     }
 

@@ -58,8 +58,8 @@ pub(super) struct Durable {
     pub(super) led_since: Option<Duration>,
     /// Rises with each lead, and with each reign: a flush of an earlier one hands nothing on.
     pub(super) round: u64,
-    /// The disk of an earlier leader whose flush has not returned.
-    pub(super) hung: Option<DiskId>,
+    /// The disks of leaders, this one or earlier ones, whose flushes have not returned.
+    flushing: Vec<DiskId>,
     sleepers: Vec<Sleeper>,
     /// How many the last round served or left behind.
     company: u32,
@@ -70,6 +70,20 @@ pub(super) struct Durable {
 pub(super) struct Sleeper {
     wait: Wait,
     bed: Arc<Bed>,
+}
+
+impl Durable {
+    /// Whether a flush of a log that leads, or led, is on its way on `disk`.
+    pub(super) fn is_flushing(&self, disk: DiskId) -> bool {
+        self.flushing.contains(&disk)
+    }
+
+    /// A flush on `disk` has returned.
+    fn has_flushed(&mut self, disk: DiskId) {
+        if let Some(at) = self.flushing.iter().position(|flushing| *flushing == disk) {
+            self.flushing.swap_remove(at);
+        }
+    }
 }
 
 impl Sleeper {
@@ -265,6 +279,10 @@ impl Core {
         if state.ended.is_some() || (state.fenced.is_some() && state.replicas == 1) {
             return Some(Err(self.closed_error(state, Written::Unknown)));
         }
+        if wait.until == Until::Flushed && state.fenced.is_some() && !state.unsettled {
+            // Nobody can lead: there is no log to flush.
+            return Some(Err(self.closed_error(state, Written::Unknown)));
+        }
         let (in_sync, required) = (state.progress.live_in_sync(), state.progress.required());
         if wait.until == Until::All && in_sync < required && !state.unsettled {
             return Some(Err(Error::NotEnoughReplicasAfterAppend {
@@ -375,7 +393,8 @@ impl Core {
         state.durable.led = true;
         state.durable.led_since = None;
         state.durable.round += 1;
-        let (round, disk) = (state.durable.round, state.leading.disk);
+        let (round, mut flushed) = (state.durable.round, state.leading.disk);
+        state.durable.flushing.push(flushed);
         // The caller itself, if it waits for the flush as the others do.
         let own = u32::from(!std::mem::take(&mut state.durable.handed));
         let company = state.durable.company.saturating_sub(own);
@@ -383,10 +402,13 @@ impl Core {
             drop(state);
             self.gather(company);
             state = self.state.lock();
+            // Another may lead by now.
+            state.durable.has_flushed(flushed);
+            flushed = state.leading.disk;
+            state.durable.flushing.push(flushed);
         }
-        let plan = state.log.flush_plan();
-        // Another may lead by now.
-        let flushed = state.leading.disk;
+        // One that is out of service is not written to: it may be open anew.
+        let plan = if state.fenced.is_none() { state.log.flush_plan() } else { None };
         let followers = state.followers.clone();
         drop(state);
         // The others' disks flush at the same time.
@@ -400,6 +422,7 @@ impl Core {
         }
         let slow = started.elapsed() >= SLOW;
         let mut state = self.state.lock();
+        state.durable.has_flushed(flushed);
         state.durable.slow = slow;
         match (plan, outcome) {
             (Some(plan), Some(outcome)) => {
@@ -413,7 +436,6 @@ impl Core {
         }
         if state.durable.round != round {
             // A reign has begun meanwhile, and its flushes are others'.
-            state.durable.hung = state.durable.hung.filter(|hung| *hung != disk);
             self.publish(state);
             return;
         }
@@ -529,4 +551,44 @@ fn is_acknowledged(state: &State, wait: &Wait) -> bool {
 
 fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::TopicConfig;
+    use crate::record::Record;
+    use crate::storage::simulated::SimDisk;
+    use crate::store::Store;
+    use crate::types::Acks;
+
+    /// With its disk stopped and nobody to take over, there is none: a close waited for it as long as an append may take.
+    #[test]
+    fn who_waits_for_a_flush_of_a_log_that_nobody_leads_is_told_so() {
+        let disks = [0, 1, 2].map(SimDisk::new);
+        let builder = Store::builder().append_timeout(Duration::from_secs(3600));
+        let all = disks.iter().fold(builder, |all, disk| all.simulated_disk(disk.clone()));
+        let store = all.open().unwrap();
+        let config = TopicConfig::new().replication_factor(2).flush(Flush::Os);
+        store.create_topic("t", config).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        partition.append(&[Record::new("v")], Acks::All).unwrap();
+        let core = Arc::clone(partition.core().unwrap());
+        let replicas = partition.replicas();
+        store.stop_disk(replicas[1]).unwrap();
+        // Somebody flushes, and will not return.
+        core.state.lock().durable.led = true;
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| core.make_durable());
+            while core.state.lock().durable.is_idle() && !waiting.is_finished() {
+                thread::yield_now();
+            }
+            store.stop_disk(replicas[0]).unwrap();
+            let told = waiting.join().unwrap();
+            assert!(matches!(told, Err(Error::DiskOffline { .. })), "{told:?}");
+        });
+    }
 }

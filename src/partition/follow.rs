@@ -512,7 +512,8 @@ impl Core {
         follower.fenced = Some(Fenced { cause: words.as_str().into(), at_risk: at_risk.clone() });
         drop(follower);
         state.suspects.push((replica.disk, at_risk.start));
-        state.progress.on_failed(replica.disk);
+        let flush = state.flush;
+        state.progress.on_failed(replica.disk, flush);
         self.ask_for_settling(&mut state);
         self.report(EventKind::ReplicaFenced {
             partition: self.partition.clone(),
@@ -550,7 +551,8 @@ impl Core {
             } else {
                 self.orphan(state, &replica, &words);
             }
-            state.progress.on_failed(disk);
+            let flush = state.flush;
+            state.progress.on_failed(disk, flush);
         }
         self.report(EventKind::ReplicaFenced {
             partition: self.partition.clone(),

@@ -102,7 +102,8 @@ impl Core {
         heir.state.lock().fenced = Some(Fenced { cause: cause.into(), at_risk });
         *place = heir;
         state.orphans.push(Arc::clone(replica));
-        state.progress.on_failed(replica.disk);
+        let flush = state.flush;
+        state.progress.on_failed(replica.disk, flush);
     }
 
     /// Whether `replica` is one of the partition's, and no orphan.
@@ -127,10 +128,8 @@ impl Core {
         });
         // Late zeroes would lie over what was appended to the same file by then.
         let makes_room = state.making_room.iter().any(|(making, _)| *making == disk);
-        let flushes = state.leading.disk == disk && state.durable.led && !state.durable.handed;
         !state.orphans.iter().any(|orphan| orphan.disk == disk)
-            && state.durable.hung != Some(disk)
-            && !flushes
+            && !state.durable.is_flushing(disk)
             && !makes_room
     }
 

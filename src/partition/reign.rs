@@ -378,9 +378,7 @@ impl Core {
         }
         if std::mem::take(&mut state.durable.led) {
             state.durable.round += 1;
-            if !std::mem::take(&mut state.durable.handed) {
-                state.durable.hung = Some(old_place_disk);
-            }
+            state.durable.handed = false;
         }
         state.leader = Some(leader);
         state.stuck = false;
@@ -420,7 +418,7 @@ impl Core {
         let mut starts = Vec::new();
         for replica in state.followers.clone() {
             // A log is not cut while a flush of it is on its way, or has ended and could not be noted.
-            let hangs = state.durable.hung == Some(replica.disk);
+            let hangs = state.durable.is_flushing(replica.disk);
             let held = replica.brief().filter(|held| {
                 held.log.as_ref().is_none_or(|log| {
                     log.end() <= leader_end || !(hangs || held.flushing || log.is_flushing())
@@ -491,6 +489,8 @@ impl Core {
                 replica.is_elected.store(false, Ordering::Release);
             }
         }
+        // Whoever waits for a flush of a log that nobody leads waits in vain.
+        self.wake_sleepers(&mut state);
         drop(state);
         self.background_failed("writing down a change of replicas", error);
     }
@@ -590,7 +590,8 @@ impl Core {
         } else {
             self.orphan(&mut state, &replica, cause);
         }
-        state.progress.on_failed(disk);
+        let flush = state.flush;
+        state.progress.on_failed(disk, flush);
         self.ask_for_settling(&mut state);
         self.publish(state);
         true

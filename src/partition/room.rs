@@ -57,6 +57,14 @@ impl State {
 }
 
 impl Core {
+    /// As an append that the leader's disk has not answered yet.
+    #[cfg(test)]
+    pub(crate) fn asks_for_room(&self) {
+        let mut state = self.state.lock();
+        let disk = state.leading.disk;
+        state.making_room.push((disk, None));
+    }
+
     /// A call for more space on `disk` has returned.
     pub(super) fn room_made(&self, state: &mut State, disk: DiskId) {
         state.done_on(disk);

@@ -2,7 +2,7 @@
 //! longer than the application must not be the one that closes the store.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::partition::{Appended, Author, Core, Placed, Ticket, Wait};
@@ -11,6 +11,9 @@ use crate::record::Record;
 use crate::types::{Acks, Offset, ProducerId, TimestampType};
 
 use super::Shared;
+
+/// How long a close may have to wait for who waits.
+const LOOKS_AFTER: Duration = Duration::from_millis(250);
 
 /// What became of a batch that was offered.
 #[derive(Debug)]
@@ -107,6 +110,30 @@ impl Shared {
         if self.options.background { timeout } else { timeout.min(Duration::from_millis(1)) }
     }
 
+    /// Waits for what the store itself has appended, `wait` by `wait`: a close, which waits for the store's threads, is not
+    /// held up by replicas that are away.
+    ///
+    /// # Errors
+    /// Those of `wait`; that it took as long as it did when the store is closed meanwhile.
+    pub(super) fn while_open(
+        &self,
+        timeout: Duration,
+        mut wait: impl FnMut(Duration) -> Result<()>,
+    ) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            let left = timeout.saturating_sub(begun.elapsed());
+            match wait(left.min(LOOKS_AFTER)) {
+                Err(Error::TimedOut { what, appended, written, .. }) => {
+                    if left <= LOOKS_AFTER || self.check_open().is_err() {
+                        return Err(Error::TimedOut { what, timeout, appended, written });
+                    }
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
     /// Appends a batch whose author is likely to wait for it at once.
     #[inline(always)]
     pub(super) fn offer(
@@ -192,5 +219,30 @@ impl Shared {
             }
         };
         Ticket::new(Arc::clone(core), placed, acks, settler)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    /// Markers of replicas that were away held a close up for as long as an append may take.
+    #[test]
+    fn s18_what_the_store_itself_waits_for_is_given_up_at_a_close() {
+        let store = Store::in_memory(1).unwrap();
+        let long = Duration::from_secs(3600);
+        let mut rounds = 0..3;
+        let told = store.shared().while_open(long, |span| {
+            assert!(span < Duration::from_secs(1));
+            if rounds.next().is_none() {
+                store.close(long)?;
+            }
+            Err(Error::in_doubt("a marker", span))
+        });
+        assert!(
+            matches!(told, Err(Error::TimedOut { timeout, .. }) if timeout == long),
+            "{told:?}"
+        );
     }
 }

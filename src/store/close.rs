@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::partition::{Core, wake_all};
 use crate::protocol::metadata::{MetadataRecord, MetadataState};
+use crate::types::DiskId;
 
 use parking_lot::{Condvar, Mutex, RwLockReadGuard};
 
@@ -132,6 +133,8 @@ impl Shared {
     /// well.
     fn close_all(self: &Arc<Self>, operates: bool) -> Result<()> {
         self.chores.close();
+        // The thread that would tell them has ended, and who waits for such a disk may hold what is needed next.
+        self.fence_left_behind();
         if let Some(transactions) = self.known_transactions() {
             transactions.note_all(self);
         }
@@ -145,7 +148,13 @@ impl Shared {
             // Nobody else tells it any more that it is to do without a disk.
             core.fence_left_behind();
             let key = (topic.id, core.partition().partition());
-            for (disk, settled) in core.settle_for_close(self.clock.now()) {
+            let settled = core.settle_for_close(self.clock.now());
+            // A replica that was taken out of service, perhaps just now, may have more than anybody knows.
+            let is_settled = |disk: &DiskId| settled.iter().any(|(settled, _)| settled == disk);
+            for disk in core.replicas().iter().filter(|disk| !is_settled(disk)) {
+                sessions.entry(*disk).and_modify(|session| *session = None);
+            }
+            for (disk, settled) in settled {
                 match (settled, sessions.get_mut(&disk)) {
                     (Ok((end, producers)), Some(Some(session))) => {
                         session.ends.insert(key, LogEnd { end, producers, ..LogEnd::default() });
@@ -175,7 +184,8 @@ impl Shared {
         if metadata.is_poisoned() {
             outcome = outcome.and(Err(Error::Closed));
         }
-        for disk in disks.iter().filter(|_| !metadata.is_poisoned()) {
+        let online = disks.iter().filter(|disk| disk.is_online());
+        for disk in online.filter(|_| !metadata.is_poisoned()) {
             if let Some(Some(session)) = sessions.remove(&disk.id) {
                 let (boot, (metadata, disks)) = (disk.disk.boot_id(), metadata.witnessed());
                 let session = Session { clean: true, boot, metadata, disks, ..session };
@@ -237,7 +247,7 @@ mod tests {
     use crate::config::TopicConfig;
     use crate::record::Record;
     use crate::storage::simulated::SimDisk;
-    use crate::store::Store;
+    use crate::store::{Store, StoreBuilder};
     use crate::types::{Acks, DiskId, LeaderEpoch, Offset};
 
     /// They gave a disk that had failed meanwhile its place in the in-sync set back: the next opening could have it lead
@@ -271,5 +281,23 @@ mod tests {
         let later = LeaderEpoch(core.leader_epoch().0 + 1);
         metadata.commit_all(&[told(later, &alone, Offset::ZERO)]).unwrap();
         assert!(last_words(&cores, metadata.state()).is_empty(), "of another reign");
+    }
+
+    /// Its disk was called clean, without a word of that log: the next opening looked at nothing of it, took it for flushed,
+    /// and knew of no transaction there. What was aborted later was shown as committed.
+    #[test]
+    fn a_disk_whose_replica_was_taken_out_of_service_amid_the_close_is_not_called_clean() {
+        let disks = [0, 1].map(SimDisk::new);
+        let all = |builder: StoreBuilder, disk: &SimDisk| builder.simulated_disk(disk.clone());
+        let store = disks.iter().fold(Store::builder(), all).open().unwrap();
+        store.create_topic("t", TopicConfig::new().replication_factor(2)).unwrap();
+        store.partition("t", 0).unwrap().append(&[Record::new("v")], Acks::All).unwrap();
+        let (_, core) = store.handle.shared.cores().pop().expect("one partition");
+        // As `stop_disk` does, when it comes in between.
+        assert!(core.stop_replica(DiskId(1), "it is stopped"));
+        store.close(Duration::from_secs(30)).unwrap();
+        let id = store.handle.shared.id;
+        let is_clean = |disk: &SimDisk| Session::read(disk, id).unwrap().clean;
+        assert_eq!([is_clean(&disks[0]), is_clean(&disks[1])], [true, false]);
     }
 }

@@ -365,7 +365,9 @@ impl Begun {
     pub(super) fn wait(&self, shared: &Shared, timeout: Duration) -> Result<()> {
         let Some(Waiting { appended, epoch }) = &self.waiting else { return Ok(()) };
         let wait = Wait::new(appended.offsets.clone(), Acks::All, *epoch);
-        self.core.wait_settled(&wait, timeout, &|| shared.settle_one(&self.core))
+        shared.while_open(timeout, |span| {
+            self.core.wait_settled(&wait, span, &|| shared.settle_one(&self.core))
+        })
     }
 }
 

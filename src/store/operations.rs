@@ -350,6 +350,8 @@ impl Shared {
             }
         }
         disk.attention.abandon();
+        // Those that were opened meanwhile.
+        self.fence_left_behind();
         self.settle_reigns();
         // Whoever unmounts or clears the directory next is not to meet what was under way.
         drop(disk.at_work.try_write_for(STOP_PATIENCE));

@@ -28,6 +28,8 @@ impl Shared {
         self.check_open()?;
         let (opened, _) = self.recover(topic, slot).map_err(Error::of_others)?;
         *core = Some(Arc::clone(&opened));
+        // A disk that was stopped meanwhile was stopped without it.
+        opened.fence_left_behind();
         if topic.is_in_doubt.load(Ordering::Acquire) {
             opened.refuse_appends();
         }

@@ -190,6 +190,11 @@ impl Shared {
         self.settle_reigns();
     }
 
+    /// Has the partitions do without disks that were taken out of service while they could not be told.
+    pub(super) fn fence_left_behind(&self) {
+        self.cores().iter().for_each(|(_, core)| core.fence_left_behind());
+    }
+
     /// The disk is out of service from here on: its threads end, and its directory is let go of.
     pub(super) fn note_offline(&self, disk: &StoreDisk, cause: &str) {
         *disk.offline.lock() = Some(cause.to_owned());

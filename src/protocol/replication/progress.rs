@@ -225,9 +225,11 @@ impl Progress {
     }
 
     /// A follower's replica is out of service. Returns whether that is to be made durable.
-    pub(crate) fn on_failed(&mut self, disk: DiskId) -> bool {
+    pub(crate) fn on_failed(&mut self, disk: DiskId, flush: Flush) -> bool {
         let Some(follower) = self.follower_mut(disk) else { return false };
         follower.online = false;
+        // What waited in memory for its flush went with it: it counts no more, whatever the topic asks for from here on.
+        follower.end = follower.acknowledged(flush);
         follower.leave()
     }
 
@@ -493,7 +495,7 @@ mod tests {
         progress.on_appended(Offset(9));
         progress.advance(Flush::Os);
         progress.on_followed(DiskId(1), Offset(9), Flush::Os);
-        assert!(progress.on_failed(DiskId(2)));
+        assert!(progress.on_failed(DiskId(2), Flush::Os));
         assert_eq!(progress.high_watermark(), Offset(0));
         let proposal = progress.proposal().unwrap();
         assert_eq!(proposal, [DiskId(1)]);
@@ -521,7 +523,7 @@ mod tests {
     fn repl_33_under_min_insync_the_watermark_stands_and_jumps_when_one_is_back() {
         let mut progress = three(2, Flush::Os);
         for disk in [1, 2] {
-            progress.on_failed(DiskId(disk));
+            progress.on_failed(DiskId(disk), Flush::Os);
         }
         progress.on_isr(&[], Flush::Os);
         progress.on_appended(Offset(9));
@@ -593,7 +595,7 @@ mod tests {
         progress.begin_reign(true, Offset(8), Offset(5), 2, &[out], Flush::Os);
         progress.on_followed(DiskId(1), Offset(8), Flush::Os);
         assert!(progress.tick(NOW, LAG, Flush::Os));
-        progress.on_failed(DiskId(1));
+        progress.on_failed(DiskId(1), Flush::Os);
         progress.on_isr_refused();
         progress.on_returned(DiskId(1), Offset(6), Offset(6));
         assert!(!progress.tick(NOW, LAG, Flush::Os));
@@ -626,7 +628,7 @@ mod tests {
         progress.begin_reign(true, Offset(0), Offset(0), 1, &[out], Flush::Os);
         assert!(progress.tick(NOW, LAG, Flush::Os));
         let joins = progress.proposal().unwrap();
-        progress.on_failed(DiskId(1));
+        progress.on_failed(DiskId(1), Flush::Os);
         progress.on_isr(&joins, Flush::Os);
         progress.on_appended(Offset(4));
         progress.advance(Flush::Os);
@@ -643,7 +645,7 @@ mod tests {
         let out = FollowerStart { in_sync: false, ..in_sync(1) };
         progress.begin_reign(true, Offset(0), Offset(0), 2, &[out, in_sync(2)], Flush::Os);
         assert!(progress.tick(NOW, LAG, Flush::Os));
-        assert!(progress.on_failed(DiskId(1)));
+        assert!(progress.on_failed(DiskId(1), Flush::Os));
         progress.on_appended(Offset(4));
         progress.on_followed(DiskId(2), Offset(4), Flush::Os);
         assert_eq!((progress.high_watermark(), progress.in_sync()), (Offset(0), 2));
@@ -652,10 +654,29 @@ mod tests {
         assert_eq!((progress.high_watermark(), progress.proposal()), (Offset(4), None));
     }
 
+    /// Batches that wait for their flush wait in memory, which goes with the replica: a topic that asks for less from here
+    /// on had them counted as copied.
+    #[test]
+    fn inv_04_what_a_follower_that_failed_had_in_memory_only_counts_for_nothing() {
+        let mut progress = three(1, Flush::OnAck);
+        progress.on_appended(Offset(9));
+        progress.on_flushed(Offset(9), Flush::OnAck);
+        for (disk, flushed) in [(1, 2), (2, 9)] {
+            progress.on_followed(DiskId(disk), Offset(9), Flush::OnAck);
+            progress.on_follower_flushed(DiskId(disk), Offset(flushed), Flush::OnAck);
+        }
+        progress.on_failed(DiskId(1), Flush::OnAck);
+        progress.on_isr_refused();
+        progress.set_min_insync(1, Flush::Os);
+        assert_eq!(progress.high_watermark(), Offset(2), "1 is in sync still, and has no more");
+        progress.on_isr(&[DiskId(2)], Flush::Os);
+        assert_eq!(progress.high_watermark(), Offset(9));
+    }
+
     #[test]
     fn repl_15_a_change_that_was_refused_is_asked_for_again() {
         let mut progress = three(1, Flush::Os);
-        assert!(progress.on_failed(DiskId(1)));
+        assert!(progress.on_failed(DiskId(1), Flush::Os));
         progress.on_isr_refused();
         assert!(progress.tick(NOW, LAG, Flush::Os));
         assert_eq!(progress.proposal(), Some(vec![DiskId(2)]));
@@ -664,9 +685,9 @@ mod tests {
     #[test]
     fn repl_15_what_changes_while_a_change_is_written_waits_for_the_next() {
         let mut progress = three(1, Flush::Os);
-        progress.on_failed(DiskId(1));
+        progress.on_failed(DiskId(1), Flush::Os);
         let first = progress.proposal().unwrap();
-        progress.on_failed(DiskId(2));
+        progress.on_failed(DiskId(2), Flush::Os);
         progress.on_isr(&first, Flush::Os);
         assert_eq!(progress.proposal(), Some(vec![]), "2 is still to leave");
         assert!(progress.is_in_sync(DiskId(2)) && !progress.is_in_sync(DiskId(1)));
@@ -690,7 +711,7 @@ mod tests {
     #[test]
     fn a_lower_min_insync_lets_the_watermark_go_on() {
         let mut progress = three(3, Flush::Os);
-        progress.on_failed(DiskId(2));
+        progress.on_failed(DiskId(2), Flush::Os);
         progress.on_isr(&[DiskId(1)], Flush::Os);
         progress.on_appended(Offset(4));
         progress.advance(Flush::Os);

@@ -202,7 +202,7 @@ impl World {
                 self.metadata_watermark = self.progress.high_watermark();
                 self.elect();
             }
-            Some(_) if self.progress.on_failed(disk(at)) => self.commit(),
+            Some(_) if self.progress.on_failed(disk(at), Flush::Os) => self.commit(),
             _ => {}
         }
     }

@@ -57,7 +57,10 @@ impl Transactions {
                     reports.push(Event::MarkerAppended { tag, partition });
                     continue;
                 }
-                Ok(Some(ticket)) => ticket.wait(shared.options.append_timeout).map(drop),
+                Ok(Some(ticket)) => {
+                    let timeout = shared.options.append_timeout;
+                    shared.while_open(timeout, |span| ticket.wait(span).map(drop))
+                }
                 Ok(None) => Ok(()),
                 Err(error) => Err(error),
             };

@@ -113,8 +113,8 @@ struct State {
     abandoned: BTreeSet<RequestId>,
     /// When the thread that looks after time-outs comes back by itself.
     wakes_at: Timestamp,
-    /// Why a record was not written last, and of which id.
-    last_error: Option<(Arc<str>, Error)>,
+    /// Why the last record of an id was not written, or is not known to be. Several may wait for theirs at once.
+    failures: HashMap<Arc<str>, Error>,
     /// Where markers of committed transactions could not be written, and others of them may be. What an aborted one has
     /// written is seen nowhere, with its markers and without.
     halves: BTreeSet<(TransactionTag, PartitionId)>,
@@ -229,7 +229,7 @@ impl Transactions {
                 answers: Vec::new(),
                 abandoned: BTreeSet::new(),
                 wakes_at: Timestamp::MAX,
-                last_error: None,
+                failures: HashMap::new(),
                 halves: BTreeSet::new(),
             }),
             answered: Condvar::new(),
@@ -471,9 +471,10 @@ impl Transactions {
 
     /// A record could not be written, or is not known to be.
     fn in_doubt(&self, id: &str, timeout: Duration) -> Error {
-        let last = self.state.lock().last_error.take_if(|(of, _)| &**of == id);
-        let late = || Error::late(format!("the record of a transaction of {id}"), timeout);
-        last.map_or_else(late, |(_, error)| error)
+        let failed = self.state.lock().failures.remove(id);
+        failed.unwrap_or_else(|| {
+            Error::in_doubt(format!("the record of a transaction of {id}"), timeout)
+        })
     }
 
     /// Asks something and waits for the answer.
@@ -634,9 +635,12 @@ impl Transactions {
                         wait = wait.saturating_sub(since.elapsed());
                     }
                     let event = match written {
-                        Ok(()) => Event::Persisted { id },
+                        Ok(()) => {
+                            self.state.lock().failures.remove(&id);
+                            Event::Persisted { id }
+                        }
                         Err(error) => {
-                            self.state.lock().last_error = Some((Arc::clone(&id), error));
+                            self.state.lock().failures.insert(Arc::clone(&id), error);
                             Event::PersistFailed { id }
                         }
                     };

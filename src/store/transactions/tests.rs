@@ -55,6 +55,22 @@ fn a_decision_that_another_leader_lacks_is_not_written_again() {
     assert_eq!(store.shared().transactions().unwrap().verdict(tag), Verdict::Aborted);
 }
 
+/// The word of the one that failed last was everybody's, and whoever came second was told that nothing was written.
+#[test]
+fn of_records_that_fail_at_once_each_tells_its_own_reason_and_an_unknown_one_is_in_doubt() {
+    let store = on(&[SimDisk::new(1)]).open().unwrap();
+    let transactions = store.shared().transactions().unwrap();
+    let late = |what| Error::late(what, Duration::ZERO);
+    for id in ["a", "b"] {
+        transactions.state.lock().failures.insert(id.into(), late(id));
+    }
+    for id in ["a", "b"] {
+        let told = transactions.in_doubt(id, Duration::ZERO);
+        assert!(matches!(&told, Error::TimedOut { what, .. } if what == id), "{told}");
+    }
+    assert_eq!(transactions.in_doubt("a", Duration::ZERO).written(), Written::Unknown);
+}
+
 /// It is read anew first, and somebody's record is always on its way.
 #[test]
 fn under_another_leader_decisions_are_written_again_while_others_are_made() {
