@@ -172,6 +172,9 @@ impl Shared {
             self.settle_one(core);
             core.close();
         }
+        for disk in self.unrecovered_on() {
+            sessions.entry(disk).and_modify(|session| *session = None);
+        }
         // Not before: who holds what this takes may wait for a log.
         if let Some(groups) = self.groups.get() {
             groups.wake_waiting();
@@ -204,6 +207,23 @@ impl Shared {
             transactions.wake_waiting();
         }
         outcome
+    }
+
+    /// The disks that hold what the opening could not recover, and nobody has since: the next opening is to try again.
+    fn unrecovered_on(&self) -> Vec<DiskId> {
+        let topics: Vec<_> = self.topics.read().values().cloned().collect();
+        let mut left = Vec::new();
+        for topic in topics {
+            let slots = topic.slots.read().clone();
+            left.extend((0..).zip(slots).filter_map(|(number, slot)| {
+                let is_open = || slot.core.try_lock().is_some_and(|core| core.is_some());
+                let is_left = slot.is_unrecovered.load(Ordering::Acquire) && !is_open();
+                is_left.then_some((topic.id, number))
+            }));
+        }
+        let metadata = self.metadata.lock();
+        let known = left.iter().filter_map(|(id, number)| metadata.state().partition(*id, *number));
+        known.flat_map(|known| known.replicas.clone()).collect()
     }
 
     /// Waits for those that are at work in the directories. They have not long to go: nothing is let in any more, and
@@ -299,5 +319,33 @@ mod tests {
         let id = store.handle.shared.id;
         let is_clean = |disk: &SimDisk| Session::read(disk, id).unwrap().clean;
         assert_eq!([is_clean(&disks[0]), is_clean(&disks[1])], [true, false]);
+    }
+
+    /// It was called clean without having been looked at: what a power loss had left of it was taken for flushed.
+    #[test]
+    fn a_disk_with_a_log_that_could_not_be_recovered_is_not_called_clean() {
+        let disks = [0, 1, 2].map(SimDisk::new);
+        let on = |disks: &mut dyn Iterator<Item = &SimDisk>| {
+            disks.fold(Store::builder(), |all, disk| all.simulated_disk(disk.clone()))
+        };
+        let store = on(&mut disks.iter()).open().unwrap();
+        store.create_topic("t", TopicConfig::new().replication_factor(2)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let [short, whole] = partition.replicas()[..] else { panic!("two replicas") };
+        partition.append(&[Record::new("v")], Acks::All).unwrap();
+        store.stop_disk(short).unwrap();
+        partition.append(&[Record::new("v")], Acks::All).unwrap();
+        disks.iter().for_each(SimDisk::kill);
+        drop((partition, store));
+        disks.iter().for_each(SimDisk::process_restart);
+        let others = disks.iter().filter(|disk| !std::ptr::eq(*disk, &disks[usize::from(whole.0)]));
+        let store = on(&mut { others }).allow_missing(whole).open().unwrap();
+        assert!(store.partition("t", 0).is_err(), "who has all of it is away");
+        store.close(Duration::from_secs(30)).unwrap();
+        let session =
+            |disk: DiskId| Session::read(&disks[usize::from(disk.0)], store.handle.shared.id);
+        assert!(!session(short).unwrap().clean);
+        let store = on(&mut disks.iter()).open().unwrap();
+        assert_eq!(store.partition("t", 0).unwrap().log_end_offset(), Offset(2));
     }
 }

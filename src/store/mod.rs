@@ -203,6 +203,8 @@ struct Slot {
     core: Mutex<Option<Arc<Core>>>,
     /// Held while its replicas move: what one move removes at its end, another may have brought there.
     moving: Mutex<()>,
+    /// After an unclean stop its logs could not be recovered: until that is done, none of them is clean.
+    is_unrecovered: AtomicBool,
 }
 
 impl Store {

@@ -288,7 +288,12 @@ impl Shared {
             let total = u32::try_from(described.partitions.len()).unwrap_or(u32::MAX);
             slots.extend((present..total).map(|number| {
                 let partition = TopicPartition::new(Arc::clone(&topic.name), number);
-                Arc::new(Slot { partition, core: Mutex::default(), moving: Mutex::default() })
+                Arc::new(Slot {
+                    partition,
+                    core: Mutex::default(),
+                    moving: Mutex::default(),
+                    is_unrecovered: AtomicBool::new(false),
+                })
             }));
             drop(slots);
             topics.insert(Arc::clone(&topic.name), topic);

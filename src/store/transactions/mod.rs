@@ -635,10 +635,7 @@ impl Transactions {
                         wait = wait.saturating_sub(since.elapsed());
                     }
                     let event = match written {
-                        Ok(()) => {
-                            self.state.lock().failures.remove(&id);
-                            Event::Persisted { id }
-                        }
+                        Ok(()) => Event::Persisted { id },
                         Err(error) => {
                             self.state.lock().failures.insert(Arc::clone(&id), error);
                             Event::PersistFailed { id }
