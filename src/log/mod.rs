@@ -31,7 +31,8 @@ use crate::error::Error;
 use crate::protocol::replication::EpochHistory;
 use crate::record::{self, Batch, BatchHeader, Draft, MARKER_ABORT};
 use crate::segment::{
-    ActiveSegment, Place, Room, Segment, Staged, WriteHow, aborted_by, log_name, side_name,
+    ActiveSegment, Place, Room, Segment, Staged, WriteHow, aborted_by, log_name, parse_log_name,
+    side_name,
 };
 use crate::storage::{File, OpenMode};
 use crate::types::{LeaderEpoch, Offset, ProducerId, Timestamp};
@@ -420,12 +421,17 @@ impl Log {
 
     fn begin_at(&mut self, start: Offset) -> Result<(), Error> {
         self.lower_witness(start)?;
-        self.active = None;
-        self.sealed.clear();
-        let segments = self.reader.segments();
-        self.reader.clear();
-        for segment in segments.iter().rev() {
-            self.remove_files(segment)?;
+        self.let_go();
+        // Also those that were made for nothing: the name of one says where the segment before it ends.
+        let entries = match self.place.disk.list(&self.place.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            listed => listed.map_err(|error| self.place.io_error("", "list", error))?,
+        };
+        let mut bases: Vec<_> =
+            entries.iter().filter_map(|entry| parse_log_name(&entry.name)).collect();
+        bases.sort_unstable();
+        for base in bases.into_iter().rev() {
+            remove_segment_files(&self.place, base)?;
         }
         self.reader.raise_log_start(start);
         (self.end, self.flushed_end) = (start, start);

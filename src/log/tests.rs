@@ -170,6 +170,24 @@ fn log_19_a_log_cut_to_nothing_begins_anew_with_a_batch_that_begins_before_it() 
     assert_eq!(values(&open(&disk)), (0..10).collect::<Vec<_>>());
 }
 
+/// A segment that was made for nothing stayed, and its name cut the one that came in its place short.
+#[test]
+fn log_19_a_log_that_begins_anew_leaves_no_file_of_what_it_was() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk);
+    append(&mut log, &[0]);
+    log.restart(Offset(5)).unwrap();
+    log.make_directory().unwrap();
+    let next = log.begin_roll(1, 100).unwrap();
+    drop(next.make(NOW).unwrap());
+    log.end_roll(None, NOW);
+    log.restart(Offset(0)).unwrap();
+    append(&mut log, &(0..7).collect::<Vec<_>>());
+    log.finish(NOW);
+    drop(log);
+    assert_eq!(values(&open(&disk)), (0..7).collect::<Vec<_>>());
+}
+
 /// They were in memory until the flush wrote them, which a process may not live to see, and were acknowledged as
 /// being in the file.
 #[test]
