@@ -169,7 +169,14 @@ impl Shared {
                 }
             }
             // A flush that failed just now must be known to the next open.
+            let reign = core.leader_epoch();
             self.settle_one(core);
+            if core.leader_epoch() != reign {
+                // The next leader may have less than the others were left with.
+                for disk in core.replicas() {
+                    sessions.entry(disk).and_modify(|session| *session = None);
+                }
+            }
             core.close();
         }
         for disk in self.unrecovered_on() {
@@ -266,9 +273,9 @@ mod tests {
     use super::*;
     use crate::config::TopicConfig;
     use crate::record::Record;
-    use crate::storage::simulated::SimDisk;
+    use crate::storage::simulated::{SimDisk, SyncFault};
     use crate::store::{Store, StoreBuilder};
-    use crate::types::{Acks, DiskId, LeaderEpoch, Offset};
+    use crate::types::{Acks, DiskId, Flush, LeaderEpoch, Offset};
 
     /// They gave a disk that had failed meanwhile its place in the in-sync set back: the next opening could have it lead
     /// without what was acknowledged since.
@@ -347,5 +354,29 @@ mod tests {
         assert!(!session(short).unwrap().clean);
         let store = on(&mut disks.iter()).open().unwrap();
         assert_eq!(store.partition("t", 0).unwrap().log_end_offset(), Offset(2));
+    }
+
+    /// Their ends were written down before the election, which may cut them.
+    #[test]
+    fn disks_are_not_called_clean_whose_leader_failed_amid_the_close() {
+        let disks = [0, 1, 2].map(SimDisk::new);
+        let all = |builder: StoreBuilder, disk: &SimDisk| builder.simulated_disk(disk.clone());
+        let store = disks.iter().fold(Store::builder(), all).open().unwrap();
+        let config = TopicConfig::new().replication_factor(3).flush(Flush::Os);
+        store.create_topic("t", config).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        partition.append(&[Record::new("v")], Acks::All).unwrap();
+        let led = usize::from(partition.leader().unwrap().0);
+        disks[led].fail_sync(1, SyncFault::CleanedPages);
+        store.close(Duration::from_secs(30)).unwrap_err();
+        let id = store.handle.shared.id;
+        for disk in &disks {
+            assert!(!Session::read(disk, id).unwrap().clean);
+        }
+        assert_ne!(partition.leader(), Some(DiskId(u16::try_from(led).unwrap())));
+        drop((partition, store));
+        disks.iter().for_each(SimDisk::heal);
+        let store = disks.iter().fold(Store::builder(), all).open().unwrap();
+        assert_eq!(store.partition("t", 0).unwrap().log_end_offset(), Offset(1));
     }
 }
