@@ -367,7 +367,8 @@ fn operate(store: &Store, random: &mut Random) {
 
 fn committed(store: &Store, number: u32) -> Vec<String> {
     let partition = store.partition("t", number);
-    let partition = partition.unwrap_or_else(|error| panic!("{error}; {:#?}", store.events()));
+    let told = || store.events().collect::<Vec<_>>();
+    let partition = partition.unwrap_or_else(|error| panic!("{error}; {:#?}", told()));
     let started = Instant::now();
     let is_settled = || {
         let end = partition.log_end_offset();

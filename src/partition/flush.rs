@@ -79,7 +79,7 @@ impl Durable {
     }
 
     /// A flush on `disk` has returned.
-    fn has_flushed(&mut self, disk: DiskId) {
+    fn flush_returned(&mut self, disk: DiskId) {
         if let Some(at) = self.flushing.iter().position(|flushing| *flushing == disk) {
             self.flushing.swap_remove(at);
         }
@@ -403,7 +403,7 @@ impl Core {
             self.gather(company);
             state = self.state.lock();
             // Another may lead by now.
-            state.durable.has_flushed(flushed);
+            state.durable.flush_returned(flushed);
             flushed = state.leading.disk;
             state.durable.flushing.push(flushed);
         }
@@ -422,7 +422,7 @@ impl Core {
         }
         let slow = started.elapsed() >= SLOW;
         let mut state = self.state.lock();
-        state.durable.has_flushed(flushed);
+        state.durable.flush_returned(flushed);
         state.durable.slow = slow;
         match (plan, outcome) {
             (Some(plan), Some(outcome)) => {

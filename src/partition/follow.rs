@@ -512,8 +512,7 @@ impl Core {
         follower.fenced = Some(Fenced { cause: words.as_str().into(), at_risk: at_risk.clone() });
         drop(follower);
         state.suspects.push((replica.disk, at_risk.start));
-        let flush = state.flush;
-        state.progress.on_failed(replica.disk, flush);
+        state.follower_failed(replica.disk);
         self.ask_for_settling(&mut state);
         self.report(EventKind::ReplicaFenced {
             partition: self.partition.clone(),
@@ -551,8 +550,7 @@ impl Core {
             } else {
                 self.orphan(state, &replica, &words);
             }
-            let flush = state.flush;
-            state.progress.on_failed(disk, flush);
+            state.follower_failed(disk);
         }
         self.report(EventKind::ReplicaFenced {
             partition: self.partition.clone(),

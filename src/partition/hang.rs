@@ -37,6 +37,11 @@ impl Replica {
 }
 
 impl State {
+    /// A follower's replica is out of service.
+    pub(super) fn follower_failed(&mut self, disk: DiskId) {
+        self.progress.on_failed(disk, self.flush);
+    }
+
     /// Whether the replica on `disk` is in service.
     pub(super) fn has_log_on(&self, disk: DiskId) -> bool {
         let leads = self.leading.disk == disk && self.fenced.is_none();
@@ -102,8 +107,7 @@ impl Core {
         heir.state.lock().fenced = Some(Fenced { cause: cause.into(), at_risk });
         *place = heir;
         state.orphans.push(Arc::clone(replica));
-        let flush = state.flush;
-        state.progress.on_failed(replica.disk, flush);
+        state.follower_failed(replica.disk);
     }
 
     /// Whether `replica` is one of the partition's, and no orphan.

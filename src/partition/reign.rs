@@ -590,8 +590,7 @@ impl Core {
         } else {
             self.orphan(&mut state, &replica, cause);
         }
-        let flush = state.flush;
-        state.progress.on_failed(disk, flush);
+        state.follower_failed(disk);
         self.ask_for_settling(&mut state);
         self.publish(state);
         true

@@ -59,10 +59,11 @@ impl State {
 impl Core {
     /// As an append that the leader's disk has not answered yet.
     #[cfg(test)]
-    pub(crate) fn asks_for_room(&self) {
+    pub(crate) fn asks_for_room(&self) -> DiskId {
         let mut state = self.state.lock();
         let disk = state.leading.disk;
         state.making_room.push((disk, None));
+        disk
     }
 
     /// A call for more space on `disk` has returned.
@@ -238,8 +239,7 @@ mod tests {
         store.create_topic("t", TopicConfig::new()).unwrap();
         let partition = store.partition("t", 0).unwrap();
         let core = partition.core().unwrap();
-        let disk = core.leader().unwrap();
-        core.state.lock().making_room.push((disk, None));
+        let disk = core.asks_for_room();
         thread::scope(|scope| {
             let stopping = scope.spawn(|| core.stop_appends());
             thread::sleep(Duration::from_millis(50));

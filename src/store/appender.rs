@@ -2,7 +2,7 @@
 //! longer than the application must not be the one that closes the store.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::partition::{Appended, Author, Core, Placed, Ticket, Wait};
@@ -120,12 +120,13 @@ impl Shared {
         timeout: Duration,
         mut wait: impl FnMut(Duration) -> Result<()>,
     ) -> Result<()> {
-        let begun = Instant::now();
+        let mut left = timeout;
         loop {
-            let left = timeout.saturating_sub(begun.elapsed());
-            match wait(left.min(LOOKS_AFTER)) {
+            let span = left.min(LOOKS_AFTER);
+            match wait(span) {
                 Err(Error::TimedOut { what, appended, written, .. }) => {
-                    if left <= LOOKS_AFTER || self.check_open().is_err() {
+                    left -= span;
+                    if left.is_zero() || self.check_open().is_err() {
                         return Err(Error::TimedOut { what, timeout, appended, written });
                     }
                 }

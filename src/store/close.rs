@@ -140,8 +140,9 @@ impl Shared {
         }
         let mut outcome = Ok(());
         let disks = self.online_disks();
+        // Of those that are called clean; whose replicas are not all settled goes out.
         let mut sessions: BTreeMap<_, _> =
-            disks.iter().map(|disk| (disk.id, Some(disk.session.lock().clone()))).collect();
+            disks.iter().map(|disk| (disk.id, disk.session.lock().clone())).collect();
         let cores = self.cores();
         for (topic, core) in &cores {
             core.stop_appends();
@@ -152,20 +153,18 @@ impl Shared {
             // A replica that was taken out of service, perhaps just now, may have more than anybody knows.
             let is_settled = |disk: &DiskId| settled.iter().any(|(settled, _)| settled == disk);
             for disk in core.replicas().iter().filter(|disk| !is_settled(disk)) {
-                sessions.entry(*disk).and_modify(|session| *session = None);
+                sessions.remove(disk);
             }
             for (disk, settled) in settled {
-                match (settled, sessions.get_mut(&disk)) {
-                    (Ok((end, producers)), Some(Some(session))) => {
-                        session.ends.insert(key, LogEnd { end, producers, ..LogEnd::default() });
+                match settled {
+                    Ok((end, producers)) => {
+                        let end = LogEnd { end, producers, ..LogEnd::default() };
+                        sessions.entry(disk).and_modify(|left| _ = left.ends.insert(key, end));
                     }
-                    (Err(error), session) => {
-                        if let Some(session) = session {
-                            *session = None;
-                        }
+                    Err(error) => {
+                        sessions.remove(&disk);
                         outcome = outcome.and(Err(error));
                     }
-                    _ => {}
                 }
             }
             // A flush that failed just now must be known to the next open.
@@ -173,15 +172,11 @@ impl Shared {
             self.settle_one(core);
             if core.leader_epoch() != reign {
                 // The next leader may have less than the others were left with.
-                for disk in core.replicas() {
-                    sessions.entry(disk).and_modify(|session| *session = None);
-                }
+                core.replicas().iter().for_each(|disk| _ = sessions.remove(disk));
             }
             core.close();
         }
-        for disk in self.unrecovered_on() {
-            sessions.entry(disk).and_modify(|session| *session = None);
-        }
+        self.unrecovered_on().iter().for_each(|disk| _ = sessions.remove(disk));
         // Not before: who holds what this takes may wait for a log.
         if let Some(groups) = self.groups.get() {
             groups.wake_waiting();
@@ -196,7 +191,7 @@ impl Shared {
         }
         let online = disks.iter().filter(|disk| disk.is_online());
         for disk in online.filter(|_| !metadata.is_poisoned()) {
-            if let Some(Some(session)) = sessions.remove(&disk.id) {
+            if let Some(session) = sessions.remove(&disk.id) {
                 let (boot, (metadata, disks)) = (disk.disk.boot_id(), metadata.witnessed());
                 let session = Session { clean: true, boot, metadata, disks, ..session };
                 outcome = outcome.and(session.write(&*disk.disk, self.id));
@@ -270,6 +265,9 @@ fn last_words(cores: &[(Arc<Topic>, Arc<Core>)], state: &MetadataState) -> Vec<M
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::channel;
+    use std::thread;
+
     use super::*;
     use crate::config::TopicConfig;
     use crate::record::Record;
@@ -378,5 +376,25 @@ mod tests {
         disks.iter().for_each(SimDisk::heal);
         let store = disks.iter().fold(Store::builder(), all).open().unwrap();
         assert_eq!(store.partition("t", 0).unwrap().log_end_offset(), Offset(1));
+    }
+
+    /// The thread that would have made it had ended with its disk, and a close waited for it for ever.
+    #[test]
+    fn s18_a_close_does_not_wait_for_space_on_a_disk_that_was_stopped_meanwhile() {
+        let builder = Store::builder().simulated_disk(SimDisk::new(0));
+        let store = builder.simulated_disk(SimDisk::new(1)).open().unwrap();
+        store.create_topic("t", TopicConfig::new().replication_factor(2)).unwrap();
+        store.partition("t", 0).unwrap().append(&[Record::new("v")], Acks::All).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let core = Arc::clone(partition.core().unwrap());
+        let led = core.asks_for_room();
+        let (done, stopped) = channel();
+        thread::spawn(move || {
+            core.stop_appends();
+            let _ = done.send(());
+        });
+        while partition.append(&[Record::new("v")], Acks::All).is_ok() {}
+        store.handle.shared.disk(led).unwrap().attention.abandon();
+        stopped.recv_timeout(Duration::from_secs(30)).expect("it is waited for no more");
     }
 }

@@ -329,23 +329,21 @@ impl Shared {
                             scanned.fetch_add(bytes, Ordering::Relaxed);
                             whole &= opened.replicas().iter().all(|id| opened.is_served_by(*id));
                             *core = Some(opened);
+                            continue;
                         }
                         // It is asked again when it is used.
-                        Err(Error::NoLeader { .. } | Error::MissingDisk { .. }) => {
-                            slot.is_unrecovered.store(true, Ordering::Release);
-                            whole = false;
-                        }
+                        Err(Error::NoLeader { .. } | Error::MissingDisk { .. }) => {}
                         // One disk's only copy is no reason to do without the others.
                         Err(error) if self.disks.read().len() > 1 => {
                             let reason = format!("recovering: {error}");
                             let partition = Some(slot.partition.clone());
                             let kind = EventKind::BackgroundFailed { partition, reason };
                             self.events.push(self.clock.now(), kind);
-                            slot.is_unrecovered.store(true, Ordering::Release);
-                            whole = false;
                         }
                         Err(error) => return Err(error),
                     }
+                    slot.is_unrecovered.store(true, Ordering::Release);
+                    whole = false;
                 }
             }
         }

@@ -26,8 +26,8 @@ const PAGE_SECTORS: u64 = 8;
 const VERSIONS_MAX: usize = 3;
 const BLOCK_BYTES_MIN: usize = 4096;
 
-/// The least room of a file that is mapped, which cannot be given more then: so much is what the system gives page by
-/// page, as it is touched, from whatever allocator. Under miri each of it counts.
+/// The least room of a file that is mapped, for it cannot be given more then. As much comes from the system, not from what
+/// the allocator keeps, and takes memory only where it is touched; under miri all of it does.
 const MAPPED_BYTES_MIN: usize = if cfg!(miri) { BLOCK_BYTES_MIN } else { 33 << 20 };
 
 /// Split-mix: small, and good enough to draw faults.

@@ -700,28 +700,6 @@ fn s22_a_replica_that_was_too_busy_to_be_told_of_its_disks_loss_is_opened_anew()
     assert_eq!(append(&store).unwrap(), Offset(3));
 }
 
-/// The thread that would have made it had ended with its disk, and a close waited for it for ever.
-#[test]
-fn s18_a_close_does_not_wait_for_space_on_a_disk_that_was_stopped_meanwhile() {
-    let disks = [0, 1].map(SimDisk::new);
-    let store = open(&disks);
-    store.create_topic("t", TopicConfig::new().replication_factor(2)).unwrap();
-    append(&store).unwrap();
-    let shared = &store.handle.shared;
-    let core = shared.cores().pop().expect("one partition").1;
-    let led = core.leader().expect("somebody leads");
-    core.asks_for_room();
-    thread::scope(|scope| {
-        let closing = scope.spawn(|| store.close(Duration::from_secs(30)));
-        while shared.check_open().is_ok() {
-            thread::yield_now();
-        }
-        shared.disk(led).unwrap().attention.abandon();
-        let closed = closing.join().unwrap();
-        assert!(!matches!(closed, Err(Error::TimedOut { .. })), "{closed:?}");
-    });
-}
-
 /// It went by the old settings, and kept in memory what was acknowledged as being in its file.
 #[test]
 fn a_replica_that_is_opened_while_its_topic_changes_goes_by_the_change() {
