@@ -227,6 +227,51 @@ fn records_that_were_durable_are_so_when_their_partition_has_moved() {
     }
 }
 
+/// A copy that was made while the topic asked for less was in sync with nothing on stable storage: alone after a power loss,
+/// it led without what had been acknowledged as flushed.
+#[test]
+fn inv_02_what_was_acknowledged_as_flushed_is_so_on_a_replica_that_joins_later() {
+    for flush in [Flush::Interval(SECOND), Flush::Os] {
+        let (disks, clock) = (disks(3), clock());
+        let store = open(&disks, &clock).unwrap();
+        store.create_topic("t", small(2)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        store.stop_disk(DiskId(1)).unwrap();
+        pass(&store, &clock, QUIET);
+        append(&partition, 60);
+        store.alter_topic("t", TopicUpdate::new().flush(flush)).unwrap();
+        store.start_disk(DiskId(1)).unwrap();
+        pass(&store, &clock, QUIET);
+        assert_eq!(partition.in_sync_replicas().len(), 2, "{flush:?}");
+        disks[0].kill();
+        drop((store, partition));
+        disks.iter().for_each(SimDisk::power_loss);
+        let store = open(&disks[1..], &clock).unwrap();
+        let found = read_all(&store.partition("t", 0).unwrap(), Isolation::ReadUncommitted);
+        let offsets: Vec<_> = found.iter().map(|(offset, _)| *offset).collect();
+        assert_eq!(offsets, (0..60).collect::<Vec<_>>(), "{flush:?}");
+    }
+}
+
+#[test]
+fn what_is_older_than_the_interval_is_on_stable_storage_of_every_replica() {
+    let (disks, clock) = (disks(3), clock());
+    let store = open(&disks, &clock).unwrap();
+    let topic = small(3).flush(Flush::Interval(SECOND)).segment_bytes(1 << 20);
+    store.create_topic("t", topic).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    append(&partition, 60);
+    pass(&store, &clock, SECOND + QUIET);
+    let leader = partition.leader().unwrap();
+    disks[0].kill();
+    drop((store, partition));
+    disks.iter().for_each(SimDisk::power_loss);
+    let left: Vec<_> =
+        (0..3).filter(|at| id_of(*at) != leader).map(|at| disks[at].clone()).collect();
+    let store = open(&left, &clock).unwrap();
+    assert_eq!(read_all(&store.partition("t", 0).unwrap(), Isolation::ReadUncommitted).len(), 60);
+}
+
 fn value(attempt: u64) -> Vec<u8> {
     let mut bytes = attempt.to_le_bytes().to_vec();
     bytes.extend((0..attempt % 97).map(|at| u8::try_from((attempt * 31 + at * 7) % 251).unwrap()));

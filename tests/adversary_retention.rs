@@ -34,6 +34,68 @@ fn small() -> TopicConfig {
     TopicConfig::new().segment_bytes(4096).index_interval_bytes(256)
 }
 
+/// What it had lies before the leader's start: a crash between the removals of its files, before and behind the first new one.
+#[test]
+fn log_19_a_crash_while_a_follower_begins_anew_leaves_a_whole_copy_behind() {
+    let value = |at: u64| [at.to_le_bytes(); 25];
+    let (origin, clock) = (disks(3), Clock::manual(NOW));
+    let store = open(&origin, &clock).unwrap();
+    store.create_topic("t", small().replication_factor(2)).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    let append = |partition: &Partition, offsets: std::ops::Range<u64>| {
+        for at in offsets {
+            partition.append(&[Record::new(value(at).as_flattened())], Acks::All).unwrap();
+        }
+    };
+    append(&partition, 0..60);
+    store.stop_disk(DiskId(1)).unwrap();
+    store.run_background();
+    append(&partition, 60..130);
+    partition.delete_records(Offset(100)).unwrap();
+    store.run_background();
+    store.close(SECOND).unwrap();
+    drop((partition, store));
+    for (power, flush) in [(false, Flush::OnAck), (true, Flush::OnAck), (false, Flush::Os)] {
+        for call in 1.. {
+            let disks = together(origin.iter().map(SimDisk::fork).collect());
+            let store = open(&disks, &clock).unwrap();
+            store.alter_topic("t", TopicUpdate::new().flush(flush)).unwrap();
+            disks[1].crash_at(call);
+            let started = store.start_disk(DiskId(1));
+            (0..5).for_each(|_| store.run_background());
+            let died = disks[1].is_dead();
+            drop(store);
+            disks.iter().for_each(SimDisk::heal);
+            let again = if power { SimDisk::power_loss } else { SimDisk::process_restart };
+            disks.iter().for_each(again);
+            let store = open(&disks, &clock).unwrap();
+            let _ = store.start_disk(DiskId(1));
+            let partition = store.partition("t", 0).unwrap();
+            for _ in 0..60 {
+                clock.advance(SECOND);
+                store.run_background();
+            }
+            assert_eq!(partition.in_sync_replicas().len(), 2, "call {call}, power {power}");
+            append(&partition, 130..140);
+            let report = store.verify(VerifyOptions::new()).unwrap();
+            assert_eq!(report.damages, [], "call {call}, power {power}, {flush:?}");
+            store.close(SECOND).unwrap();
+            drop((partition, store));
+            // Alone, and read from its files.
+            disks.iter().for_each(SimDisk::process_restart);
+            let store = open(&disks[1..], &clock).unwrap();
+            let found = read_all(&store.partition("t", 0).unwrap(), Isolation::ReadUncommitted);
+            let expected: Vec<_> =
+                (100..140).map(|at| (at, value(at).as_flattened().to_vec())).collect();
+            assert_eq!(found, expected, "call {call}, power {power}, {flush:?}");
+            if !died {
+                started.unwrap();
+                break;
+            }
+        }
+    }
+}
+
 /// An active segment was taken to be as old as what a side file told of its beginning: after a crash, records went long
 /// before their time.
 #[test]

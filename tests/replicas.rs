@@ -119,6 +119,25 @@ fn assert_equal_logs(world: &World, store: &Store) {
     }
 }
 
+/// Before its first record a replica has no directory, and needs no page for readers in other processes.
+#[test]
+fn a_leader_that_has_no_record_yet_reports_no_failure() {
+    let world = World::new(3);
+    let store = world.open();
+    store.create_topic("t", topic(Flush::OnAck)).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    let events = store.events();
+    let first = partition.leader().unwrap();
+    store.stop_disk(first).unwrap();
+    store.run_background();
+    assert_ne!(partition.leader(), Some(first));
+    let failed = |kind: &EventKind| matches!(kind, EventKind::BackgroundFailed { .. });
+    let failures: Vec<_> = events.map(|event| event.kind).filter(failed).collect();
+    assert_eq!(failures, []);
+    append(&partition, 0..3);
+    check(&partition, 3);
+}
+
 #[test]
 fn repl_03_all_is_acknowledged_by_every_replica_at_every_flush_level() {
     for flush in [Flush::OnAck, Flush::Os, Flush::Interval(SECOND)] {

@@ -92,6 +92,9 @@ impl Core {
                 self.publish(state);
                 return;
             }
+            // A replica has no directory before its first record, which makes the page.
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound && reader.segments().is_empty() => {}
             Err(error) => {
                 let reason = format!("the page for readers in other processes: {error}");
                 self.report(EventKind::BackgroundFailed {

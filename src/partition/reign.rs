@@ -56,6 +56,10 @@ fn lacks(suspects: &[(DiskId, Offset)], disk: DiskId, high_watermark: Offset) ->
 }
 
 impl State {
+    fn is_in_sync(&self, disk: DiskId) -> bool {
+        self.leader == Some(disk) || self.isr.contains(&disk)
+    }
+
     /// As the metadata do by themselves.
     pub(super) fn forget_eligible(&mut self) {
         let required = usize::from(self.progress.required());
@@ -524,16 +528,17 @@ impl Core {
         if state.progress.tick(now, lag_max, flush) {
             self.ask_for_settling(&mut state);
         }
-        let behind: Vec<_> = state
-            .followers
-            .iter()
-            .filter(|replica| state.progress.is_behind(replica.disk))
-            .cloned()
-            .collect();
+        let State { progress, followers, .. } = &*state;
+        let those = |which: &dyn Fn(DiskId) -> bool| -> Vec<_> {
+            followers.iter().filter(|replica| which(replica.disk)).cloned().collect()
+        };
+        let behind = those(&|disk| progress.is_behind(disk));
+        let owing = those(&|disk| progress.owes_flush(disk, flush));
         self.publish(state);
         for replica in behind {
             replica.ask_for_attention(self);
         }
+        owing.iter().for_each(|replica| self.want_follower_flush(replica));
     }
 
     /// Hands over to the preferred replica, if that has been in sync for a while. True: it was asked for.
@@ -752,9 +757,14 @@ impl Core {
         counts.then(|| state.progress.high_watermark())
     }
 
-    /// Whether the follower on `disk` holds all that is acknowledged.
+    /// Whether the replica on `disk` holds all that is acknowledged.
     pub(crate) fn is_in_sync(&self, disk: DiskId) -> bool {
+        self.state.lock().is_in_sync(disk)
+    }
+
+    /// As [`Core::is_in_sync`], or it is being written down.
+    pub(super) fn may_be_in_sync(&self, disk: DiskId) -> bool {
         let state = self.state.lock();
-        state.leader == Some(disk) || state.isr.contains(&disk)
+        state.is_in_sync(disk) || state.progress.counts(disk)
     }
 }

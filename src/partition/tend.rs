@@ -186,7 +186,7 @@ impl Core {
         followers.iter().for_each(|replica| self.flush_follower(replica.disk));
     }
 
-    /// Has all that is acknowledged on stable storage of every replica in sync, as it is anyway with `OnAck`.
+    /// Has all that is acknowledged on stable storage of every replica that is in sync, or may be, as it is anyway with `OnAck`.
     ///
     /// # Errors
     /// [`Error::TimedOut`] when a disk takes longer than an append may. Those of the leader's flush; a follower whose flush
@@ -210,7 +210,7 @@ impl Core {
         let end = wait.offsets.end;
         for replica in &followers {
             // One may lead by now.
-            while self.is_in_sync(replica.disk) && !self.has_flushed(replica.disk, end) {
+            while self.may_be_in_sync(replica.disk) && !self.has_flushed(replica.disk, end) {
                 if begun.elapsed() >= timeout {
                     let what = format!("{}: flushing on {}", self.partition(), replica.disk);
                     return Err(Error::late(what, timeout));

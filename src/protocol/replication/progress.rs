@@ -23,6 +23,8 @@
 //! 1. `log_start <= high_watermark <= log_end`, and `flushed <= log_end`.
 //! 2. The high watermark only rises while one leader reigns.
 //! 3. It is at most the acknowledged end of every replica that is in sync, or may be by what is being written down.
+//! 4. One that joins has on stable storage what the leader has there: it may be all that a power loss leaves, and the topic may
+//!    have promised more than it does now.
 
 use std::time::Duration;
 
@@ -249,6 +251,24 @@ impl Progress {
         self.follower(disk).is_some_and(|follower| follower.online && follower.end < self.log_end)
     }
 
+    /// Whether a follower is in sync by what is durable, or may be by what is being written down.
+    pub(crate) fn counts(&self, disk: DiskId) -> bool {
+        self.follower(disk).is_some_and(|follower| follower.membership != Membership::Out)
+    }
+
+    /// Whether a follower in service is to flush what its leader has flushed: one that may join, and with an interval any that
+    /// was behind when the leader flushed.
+    pub(crate) fn owes_flush(&self, disk: DiskId, flush: Flush) -> bool {
+        self.follower(disk).is_some_and(|follower| {
+            let asked = match (flush, follower.membership) {
+                (Flush::Interval(_), _) => true,
+                (_, Membership::Out) => follower.end >= self.high_watermark,
+                _ => false,
+            };
+            asked && follower.online && follower.flushed < self.flushed.min(follower.end)
+        })
+    }
+
     /// Where the leader's reign begins.
     pub(crate) fn epoch_start(&self) -> Offset {
         self.epoch_start
@@ -296,6 +316,7 @@ impl Progress {
                     if follower.online
                         && acknowledged >= high_watermark
                         && follower.end >= epoch_start
+                        && follower.flushed >= flushed.min(high_watermark)
                         && !lags =>
                 {
                     follower.membership = Membership::Joining;
@@ -584,6 +605,7 @@ mod tests {
         progress.begin_reign(true, Offset(8), Offset(5), 1, &[out], Flush::Os);
         assert!(!progress.tick(NOW, LAG, Flush::Os));
         progress.on_followed(DiskId(1), Offset(8), Flush::Os);
+        progress.on_follower_flushed(DiskId(1), Offset(8), Flush::Os);
         assert!(progress.tick(NOW, LAG, Flush::Os));
     }
 
@@ -594,6 +616,7 @@ mod tests {
         let out = FollowerStart { in_sync: false, end: Offset(5), ..in_sync(1) };
         progress.begin_reign(true, Offset(8), Offset(5), 2, &[out], Flush::Os);
         progress.on_followed(DiskId(1), Offset(8), Flush::Os);
+        progress.on_follower_flushed(DiskId(1), Offset(8), Flush::Os);
         assert!(progress.tick(NOW, LAG, Flush::Os));
         progress.on_failed(DiskId(1), Flush::Os);
         progress.on_isr_refused();
@@ -601,7 +624,43 @@ mod tests {
         assert!(!progress.tick(NOW, LAG, Flush::Os));
         assert_eq!((progress.high_watermark(), progress.proposal()), (Offset(5), None));
         progress.on_followed(DiskId(1), Offset(8), Flush::Os);
+        progress.on_follower_flushed(DiskId(1), Offset(8), Flush::Os);
         assert!(progress.tick(NOW, LAG, Flush::Os));
+    }
+
+    /// The topic asked for more before: what was acknowledged as flushed is to outlive a power loss on whichever replica is left.
+    #[test]
+    fn inv_02_one_joins_once_it_has_flushed_what_its_leader_has() {
+        for flush in [Flush::Os, Flush::Interval(LAG)] {
+            let mut progress = Progress::recovered(Offset(0), Offset(9), Offset(6));
+            let out = FollowerStart { in_sync: false, ..in_sync(1) };
+            progress.begin_reign(true, Offset(0), Offset(9), 1, &[out], flush);
+            assert!(!progress.owes_flush(DiskId(1), Flush::Os), "it has nothing yet");
+            progress.on_followed(DiskId(1), Offset(9), flush);
+            progress.on_follower_flushed(DiskId(1), Offset(5), flush);
+            assert!(!progress.tick(NOW, LAG, flush), "{flush:?}");
+            assert!(progress.owes_flush(DiskId(1), flush), "{flush:?}");
+            progress.on_follower_flushed(DiskId(1), Offset(6), flush);
+            assert!(!progress.counts(DiskId(1)));
+            assert!(progress.tick(NOW, LAG, flush), "{flush:?}");
+            assert!(progress.counts(DiskId(1)) && !progress.owes_flush(DiskId(1), flush));
+        }
+    }
+
+    #[test]
+    fn with_an_interval_followers_flush_as_their_leader_does() {
+        let mut progress = three(1, Flush::Os);
+        progress.on_appended(Offset(9));
+        progress.on_flushed(Offset(7), Flush::Os);
+        progress.on_followed(DiskId(1), Offset(9), Flush::Os);
+        let owes = |progress: &Progress, disk| {
+            let levels = [Flush::Interval(LAG), Flush::Os, Flush::OnAck];
+            levels.map(|flush| progress.owes_flush(DiskId(disk), flush))
+        };
+        assert_eq!(owes(&progress, 1), [true, false, false]);
+        assert_eq!(owes(&progress, 2), [false; 3], "it has nothing to flush");
+        progress.on_failed(DiskId(1), Flush::Os);
+        assert_eq!(owes(&progress, 1), [false; 3]);
     }
 
     /// A leader with a record of its own failed, and its follower came back without it: the record was acknowledged, and lost with
