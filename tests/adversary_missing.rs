@@ -64,6 +64,55 @@ fn settle(store: &Store, clock: &Clock) {
     }
 }
 
+/// A failed flush took all of a leader's log, and it was not known that it had held what is acknowledged: it led without that
+/// while the only other was away, which was cut to nothing when it came back.
+#[test]
+fn inv_02_a_log_that_a_failed_flush_emptied_does_not_lead_while_another_has_the_rest() {
+    for call in 1.. {
+        let (disks, clock) = (disks_from(7, 3), Clock::manual(Timestamp(1_000_000)));
+        let again = || {
+            disks[0].kill();
+            disks.iter().for_each(SimDisk::heal);
+            disks.iter().for_each(SimDisk::process_restart);
+        };
+        let store = open(&disks, &clock, &[]).unwrap();
+        let config = TopicConfig::new().replication_factor(2).min_insync_replicas(2);
+        store.create_topic("t", config.flush(Flush::Os)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        assert_eq!(partition.replicas(), [id_of(0), id_of(1)]);
+        for attempt in 0..6 {
+            partition.append(&[Record::new(&value(attempt))], Acks::All).unwrap();
+        }
+        again();
+        drop((partition, store));
+        let store = open(&disks, &clock, &[0]).unwrap();
+        assert_eq!(store.partition("t", 0).unwrap().leader(), Some(id_of(1)));
+        // What failed is written down by too few, or by nobody.
+        disks[1].fail_from(1, Fault::Eio);
+        disks[2].crash_at(call);
+        store.close(SECOND).unwrap_err();
+        let died = disks[2].is_dead();
+        again();
+        drop(store);
+        let store = open(&disks, &clock, &[0]).unwrap();
+        if let Ok(partition) = store.partition("t", 0) {
+            let _ = partition.append(&[Record::new(&value(9))], Acks::Leader);
+        }
+        again();
+        drop(store);
+        let store = open(&disks, &clock, &[]).unwrap();
+        settle(&store, &clock);
+        let partition = store.partition("t", 0).unwrap();
+        let found = read_all(&partition).unwrap();
+        let expected: Vec<_> = (0..6).map(value).collect();
+        assert_eq!(found.into_values().take(6).collect::<Vec<_>>(), expected, "at call {call}");
+        assert_eq!(partition.in_sync_replicas().len(), 2, "at call {call}");
+        if !died {
+            break;
+        }
+    }
+}
+
 /// All are in sync, and whoever leads has the same (INV-03).
 fn all_have_the_same(store: &Store, partition: &Partition, clock: &Clock) {
     settle(store, clock);

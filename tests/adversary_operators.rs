@@ -461,6 +461,8 @@ impl World {
             return; // one failed before, and is settled by the next opening
         }
         for at in 0..count {
+            // A fault that is still to come would be a second one.
+            self.disk(at).heal();
             let _ = store.start_disk(id_of(at));
         }
         if !self.is_whole(store, true) || self.is_dead() {
@@ -741,6 +743,7 @@ impl World {
 
     /// The process dies, or the machine, or nothing of that kind.
     fn end(&self, store: Store, random: &mut Random) {
+        store.events().for_each(|event| self.note(|| format!("event: {event}")));
         if !self.is_dead() && random.one_in(3) {
             let closed = store.close(SECOND * 5);
             self.note(|| format!("closed: {closed:?}"));

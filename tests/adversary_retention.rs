@@ -408,6 +408,9 @@ impl World {
         let dead = self.is_dead();
         let known = &mut self.topics[at];
         if known.numbered.is_none() {
+            // Among what was lost, or appended in its place.
+            let offset = outcome.map_or(before, |appended| appended.offsets.start.0);
+            known.possible.entry(offset).or_default().push(attempt);
             return;
         }
         match outcome {
@@ -642,7 +645,8 @@ impl World {
             let mut troubled = vec![false; DISKS];
             self.listen(&mut events);
             self.heal(&mut troubled, &store, &mut events);
-            if random.one_in(3) {
+            let may_die = random.one_in(3);
+            if may_die {
                 self.disks[random.index(3)].crash_at(random.below(400));
             }
             for _ in 0..70 {
@@ -674,7 +678,7 @@ impl World {
                     .collect();
                 assert_eq!(again, found, "what a reader holds stays as it is");
             }
-            if random.one_in(3) && !self.is_dead() {
+            if random.one_in(3) && !may_die {
                 self.heal(&mut troubled, &store, &mut events);
             }
             if random.one_in(2) && !self.is_dead() {

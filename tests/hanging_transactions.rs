@@ -162,12 +162,11 @@ impl World {
                     let _ = store.start_disk(DiskId(at));
                 }
             }
-            let Ok(mut producer) = self.produce(store) else { continue };
-            let outcome = self.transact(&mut producer, &consumer, true);
-            if outcome.is_ok() {
-                break;
-            }
-            assert!(started.elapsed() < LONG, "{story:?}: {outcome:?}");
+            let produced = self.produce(store);
+            let outcome =
+                produced.and_then(|mut producer| self.transact(&mut producer, &consumer, true));
+            let Err(error) = outcome else { break };
+            assert!(started.elapsed() < LONG, "{story:?}: {error:?}, {:?}", store.disks());
         }
         let partitions: Vec<_> =
             (0..PARTITIONS).map(|number| store.partition("t", number).unwrap()).collect();

@@ -106,13 +106,13 @@ impl LogReader {
         Arc::make_mut(&mut self.segments.write()).pop();
     }
 
-    /// Puts `new` in the place of the segment that begins where it does, or in front of all.
+    /// Puts `new` in the place of the segment that begins where it does, or between its neighbours.
     pub(super) fn put(&self, new: Arc<Segment>) {
         let mut segments = self.segments.write();
         let segments = Arc::make_mut(&mut segments);
         match segments.iter().position(|segment| segment.base >= new.base) {
             Some(at) if segments[at].base == new.base => segments[at] = new,
-            at => segments.insert(at.unwrap_or_default(), new),
+            at => segments.insert(at.unwrap_or(segments.len()), new),
         }
     }
 

@@ -604,6 +604,28 @@ fn a_repair_of_an_empty_segment_leaves_the_next_one_its_file() {
     }
 }
 
+/// What was written anew from the log's start on went in front of the segment that it replaced, was dropped in its place, and
+/// the file of that was removed: the replica lacked all of it, in sync.
+#[test]
+fn a_repair_of_the_last_segment_keeps_what_it_wrote_anew_from_the_start_on() {
+    for more in [0, 2] {
+        let disk = MemoryDisk::new();
+        let mut log = open(&disk);
+        (0..8).for_each(|at| _ = append(&mut log, &[at]));
+        if more > 0 {
+            log.roll_now(NOW).unwrap();
+            append(&mut log, &[8, 9]);
+        }
+        assert!(log.raise_log_start(Offset(5)).is_empty());
+        assert_eq!(log.repair(Offset(5), &[], NOW).unwrap(), Repair::Done);
+        let expected: Vec<_> = (5..8 + more).collect();
+        assert_eq!(values(&log), expected);
+        append(&mut log, &[8 + more]);
+        drop(log);
+        assert_eq!(values(&open_from(&disk, Offset(5))), [expected, vec![8 + more]].concat());
+    }
+}
+
 /// After a crash amid the cut, or before the next page, the page told of what had been cut: it was called damaged.
 #[test]
 fn a_page_tells_of_nothing_that_is_about_to_be_cut() {

@@ -51,11 +51,17 @@ pub(crate) struct Proposal {
 }
 
 /// Whether a failed flush leaves the replica on `disk` without something that was acknowledged.
-fn lacks(suspects: &[(DiskId, Offset)], disk: DiskId, high_watermark: Offset) -> bool {
-    suspects.iter().any(|(suspect, durable)| *suspect == disk && *durable < high_watermark)
+fn lacks(suspects: &[(DiskId, Offset)], disk: DiskId, acknowledged: Offset) -> bool {
+    suspects.iter().any(|(suspect, durable)| *suspect == disk && *durable < acknowledged)
 }
 
 impl State {
+    /// Up to where records may be acknowledged. The watermark need not know yet how far that was in earlier reigns: at most up to
+    /// where this one begins.
+    fn acknowledged_max(&self) -> Offset {
+        self.progress.high_watermark().max(self.progress.epoch_start())
+    }
+
     fn is_in_sync(&self, disk: DiskId) -> bool {
         self.leader == Some(disk) || self.isr.contains(&disk)
     }
@@ -81,8 +87,8 @@ impl Core {
         }
         let suspects = std::mem::take(&mut state.suspects);
         // One that may lack what was acknowledged must not lead for want of another.
-        let high_watermark = state.progress.high_watermark();
-        state.eligible.retain(|disk| !lacks(&suspects, *disk, high_watermark));
+        let acknowledged = state.acknowledged_max();
+        state.eligible.retain(|disk| !lacks(&suspects, *disk, acknowledged));
         // One that begins a segment hands over when that is done.
         let steps_down = state.stepping_down && !state.log.is_rolling();
         let leaderless = state.fenced.is_some() || steps_down;
@@ -103,7 +109,7 @@ impl Core {
             isr.extend(followers);
             let required = usize::from(state.progress.required());
             let mut eligible = eligible_after(&state.isr, &state.eligible, &isr, required);
-            eligible.retain(|disk| !lacks(&suspects, *disk, high_watermark));
+            eligible.retain(|disk| !lacks(&suspects, *disk, acknowledged));
             return Some(Proposal {
                 leader: Some(state.leading.disk),
                 epoch: state.epoch,
@@ -179,8 +185,9 @@ impl Core {
             .filter(|elected| whole(elected.end));
         let required = usize::from(state.progress.required());
         let high_watermark = state.progress.high_watermark();
+        let acknowledged = state.acknowledged_max();
         let without = |mut eligible: Vec<DiskId>| {
-            eligible.retain(|disk| !lacks(suspects, *disk, high_watermark));
+            eligible.retain(|disk| !lacks(suspects, *disk, acknowledged));
             eligible
         };
         let Some(elected) = elected else {

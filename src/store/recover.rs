@@ -250,7 +250,8 @@ impl Shared {
                 disk: disk.id,
                 in_sync: described.isr.contains(&disk.id),
                 eligible: described.eligible.contains(&disk.id),
-                suspect: described.suspects.contains_key(&disk.id) && described.isr.len() > 1,
+                suspect: described.suspects.contains_key(&disk.id) && described.isr.len() > 1
+                    || has_shrunk(described, config, disk, log.end()),
                 sound: !log.lacks_past() && !damages.iter().any(|(damaged, _)| *damaged == disk.id),
                 last_epoch,
                 end: log.end(),
@@ -517,6 +518,24 @@ impl Shared {
 /// A replica on `disk`.
 pub(super) fn replica(disk: &StoreDisk, log: Option<Log>) -> Arc<Replica> {
     Replica::new(disk.id, Arc::clone(&disk.attention), Arc::clone(&disk.flushes), log)
+}
+
+/// Whether the last leader's log ends before its reign began although no power was lost since: a flush failed, which could not be
+/// written down. It does not lead while another may have the rest.
+fn has_shrunk(
+    described: &PartitionState,
+    config: &TopicConfig,
+    disk: &StoreDisk,
+    end: Offset,
+) -> bool {
+    let began = described.history.reigns().last().map_or(Offset::ZERO, |reign| reign.start);
+    let mut others = described.isr.iter().chain(&described.eligible);
+    // With `OnAck`, a reign may begin with records that wait in memory for their flush.
+    config.flush != Flush::OnAck
+        && disk.same_boot
+        && described.leader == Some(disk.id)
+        && end < began
+        && others.any(|other| *other != disk.id)
 }
 
 fn reign_of(described: &PartitionState) -> Reign {
