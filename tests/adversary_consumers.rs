@@ -1,0 +1,398 @@
+//! Consumers whose logs change under them: other leaders, deleted records, transactions of all outcomes, and futures that are
+//! dropped, woken and moved. What a reader may see comes once, in order, and as soon as it is there.
+//! `ONCELOG_SEED`, `ONCELOG_STORIES`.
+#![cfg(feature = "simulation")]
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use oncelog::simulation::{Clock, Fault, SimDisk};
+use oncelog::{
+    Acks, Compression, Consumer, DiskId, Error, Flush, Isolation, Offset, Partition, Record,
+    Records, StartAt, Store, Timestamp, TopicConfig, TopicPartition, Transaction,
+};
+
+use random::{Random, setting, tell};
+
+#[path = "common/random.rs"]
+mod random;
+
+const NOW: Duration = Duration::ZERO;
+/// No test waits that long; one that does has found a hang.
+const LONG: Duration = Duration::from_secs(20);
+
+fn simulated(disks: &[SimDisk], clock: &Clock) -> Store {
+    let builder = Store::builder().clock(clock.clone());
+    disks.iter().fold(builder, |all, disk| all.simulated_disk(disk.clone())).open().unwrap()
+}
+
+fn log(store: &Store, partition: u32) -> Partition {
+    store.partition("t", partition).unwrap()
+}
+
+fn append(store: &Store, partition: u32, values: &[&str]) {
+    let records: Vec<_> = values.iter().map(|value| Record::new(*value)).collect();
+    log(store, partition).append(&records, Acks::All).unwrap();
+}
+
+fn values(records: &Records) -> Vec<String> {
+    let text = |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap().to_vec()).unwrap();
+    records.iter().map(|record| text(record.value())).collect()
+}
+
+struct Count(AtomicU32);
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A topic of two replicas that may elect anybody; who leads has what the other lacks. Returns both.
+fn lonely_leader(store: &Store) -> (DiskId, DiskId) {
+    let config = TopicConfig::new()
+        .replication_factor(2)
+        .min_insync_replicas(1)
+        .flush(Flush::Os)
+        .unclean_leader_election(true);
+    store.create_topic("t", config).unwrap();
+    append(store, 0, &["a", "b"]);
+    let partition = log(store, 0);
+    let leader = partition.leader().unwrap();
+    let other = *partition.replicas().iter().find(|disk| **disk != leader).unwrap();
+    store.stop_disk(other).unwrap();
+    append(store, 0, &["lost", "too"]);
+    (leader, other)
+}
+
+/// The leader's disk fails, and the other replica leads with what it has.
+fn elect(store: &Store, clock: &Clock, disks: &[SimDisk], leader: DiskId, other: DiskId) {
+    disks[usize::from(leader.0)].fail_from(1, Fault::Eio);
+    let _ = log(store, 0).append(&[Record::new(&[0; 1 << 20])], Acks::All);
+    store.run_background();
+    store.start_disk(other).unwrap();
+    for _ in 0..20 {
+        clock.advance(Duration::from_secs(1));
+        store.run_background();
+    }
+    assert_eq!(log(store, 0).leader(), Some(other));
+}
+
+/// It waited for the end of the log that was lost: what the next leader had instead came when that had as much.
+#[test]
+fn cons_03_who_waits_at_the_end_of_a_log_that_is_cut_is_told() {
+    for isolation in [Isolation::ReadUncommitted, Isolation::ReadCommitted] {
+        // Of the metadata, a majority stays.
+        let disks: Vec<_> = (0..5).map(SimDisk::new).collect();
+        let clock = Clock::manual(Timestamp(1_000_000));
+        let store = simulated(&disks, &clock);
+        let (leader, other) = lonely_leader(&store);
+        let builder = store.consumer().start(StartAt::Earliest).isolation(isolation);
+        let mut consumer = builder.build().unwrap();
+        consumer.assign(&[("t", 0)]).unwrap();
+        assert_eq!(values(&consumer.poll(NOW).unwrap()), ["a", "b", "lost", "too"]);
+        let woken = Arc::new(Count(AtomicU32::new(0)));
+        let waker = Waker::from(Arc::clone(&woken));
+        assert!(pin!(consumer.recv()).poll(&mut Context::from_waker(&waker)).is_pending());
+        elect(&store, &clock, &disks, leader, other);
+        assert_eq!(log(&store, 0).log_end_offset(), Offset(2));
+        append(&store, 0, &["c"]);
+        assert!(woken.0.load(Ordering::SeqCst) > 0);
+        let told = consumer.poll(NOW);
+        let Err(Error::Diverged { diverged_at, .. }) = told else { panic!("{told:?}") };
+        assert_eq!(diverged_at, Offset(2));
+        consumer.seek("t", 0, diverged_at).unwrap();
+        assert_eq!(values(&consumer.poll(NOW).unwrap()), ["c"]);
+    }
+}
+
+/// One partition that cannot be led keeps nobody from committing how far it was read, nor the others.
+#[test]
+fn what_was_read_of_a_partition_that_nobody_leads_is_committed_with_the_rest() {
+    let disks: Vec<_> = (0..3).map(SimDisk::new).collect();
+    let clock = Clock::manual(Timestamp(1_000_000));
+    let store = simulated(&disks, &clock);
+    store.create_topic("t", TopicConfig::new().partitions(3)).unwrap();
+    for partition in 0..3 {
+        append(&store, partition, &["a", "b"]);
+    }
+    let mut consumer = store.consumer().group("g").start(StartAt::Earliest).build().unwrap();
+    consumer.subscribe(&["t"]).unwrap();
+    let mut read = 0;
+    while read < 6 {
+        read += consumer.poll(NOW).unwrap().count();
+    }
+    let gone = log(&store, 1).leader().unwrap();
+    store.stop_disk(gone).unwrap();
+    store.run_background();
+    consumer.commit().unwrap();
+    let other = store.consumer().group("g").build().unwrap();
+    let committed = other.committed(&[("t", 0), ("t", 1), ("t", 2)]).unwrap();
+    assert!(committed.len() == 3 && committed.values().all(|held| held.offset == Offset(2)));
+}
+
+/// What became of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Open(usize),
+    Committed,
+    Aborted,
+}
+
+struct Told {
+    consumer: Consumer,
+    isolation: Isolation,
+    /// Where it is to go on.
+    position: u64,
+}
+
+/// Holds what a poll returned against what was written: all that may be seen from the position on, and nothing else.
+fn judge(told: &mut Told, written: &BTreeMap<u64, (Vec<u8>, Fate)>, start: u64) {
+    let records = match told.consumer.poll(NOW) {
+        Ok(records) => records,
+        Err(Error::OffsetOutOfRange { .. }) => {
+            assert!(told.position < start, "{} of a log from {start} on", told.position);
+            told.consumer.seek_to_begin("t", 0).unwrap();
+            told.position = start;
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let next = told.consumer.position("t", 0).unwrap().0;
+    assert!(next >= told.position);
+    let seen = |fate: Fate| match told.isolation {
+        Isolation::ReadUncommitted => true,
+        Isolation::ReadCommitted => fate == Fate::Committed,
+    };
+    let expected: Vec<_> = written
+        .range(told.position..next)
+        .filter(|(_, (_, fate))| seen(*fate))
+        .map(|(offset, (value, _))| (*offset, value.as_slice()))
+        .collect();
+    let found: Vec<_> =
+        records.iter().map(|record| (record.offset().0, record.value().unwrap())).collect();
+    assert!(found == expected, "from {} to {next}", told.position);
+    if told.isolation == Isolation::ReadCommitted {
+        let passed = written.range(told.position..next);
+        let open = passed.filter(|(_, (_, fate))| matches!(fate, Fate::Open(_))).count();
+        assert_eq!(open, 0, "it passed what is not decided");
+    }
+    told.position = next;
+}
+
+fn mixed_story(seed: u64) {
+    const STEPS: u64 = 150;
+    let mut random = Random(seed);
+    let store = Store::in_memory(1).unwrap();
+    let config = TopicConfig::new().segment_bytes(64 << 10).compression(Compression::None);
+    store.create_topic("t", config).unwrap();
+    let partition = log(&store, 0);
+    let mut written: BTreeMap<u64, (Vec<u8>, Fate)> = BTreeMap::new();
+    let mut open: Vec<(usize, Transaction<'static>)> = Vec::new();
+    let mut begun = 0;
+    let mut readers: Vec<Told> = (0..6)
+        .map(|at| {
+            let isolation =
+                if at % 3 == 0 { Isolation::ReadUncommitted } else { Isolation::ReadCommitted };
+            let bits = 1 + random.below(18);
+            let bytes = 1 + random.index(1 << bits);
+            let mut builder = store.consumer().isolation(isolation).max_bytes(bytes);
+            if random.one_in(2) {
+                builder = builder.max_poll_records(1 + random.below(7));
+            }
+            let mut consumer = builder.build().unwrap();
+            consumer.assign(&[("t", 0)]).unwrap();
+            consumer.seek("t", 0, Offset(0)).unwrap();
+            Told { consumer, isolation, position: 0 }
+        })
+        .collect();
+    for _ in 0..STEPS {
+        match random.below(10) {
+            0..3 => {
+                let some = some_values(&mut random);
+                let records: Vec<_> = some.iter().map(|value| Record::new(value)).collect();
+                let at = partition.append(&records, Acks::All).unwrap().offsets;
+                let offsets = at.start.0..at.end.0;
+                written.extend(offsets.zip(some.into_iter().map(|v| (v, Fate::Committed))));
+            }
+            3 if open.len() < 4 => {
+                begun += 1;
+                let builder = store.producer().transactional_id(&format!("id {begun}"));
+                let builder = match random.below(3) {
+                    0 => builder.compression(Compression::Lz4),
+                    1 => builder.compression(Compression::Zstd),
+                    _ => builder,
+                };
+                let producer = Box::leak(Box::new(builder.build().unwrap()));
+                open.push((begun, producer.begin().unwrap()));
+            }
+            3..6 if !open.is_empty() => {
+                let at = random.index(open.len());
+                let some = some_values(&mut random);
+                let records: Vec<_> = some.iter().map(|value| Record::new(value)).collect();
+                let (number, transaction) = &mut open[at];
+                let at = transaction.append("t", 0, &records).unwrap();
+                let fate = Fate::Open(*number);
+                written.extend((at.start.0..at.end.0).zip(some.into_iter().map(|v| (v, fate))));
+            }
+            6 if !open.is_empty() => {
+                let (number, transaction) = open.swap_remove(random.index(open.len()));
+                let fate = if random.one_in(2) {
+                    transaction.commit(LONG).unwrap();
+                    Fate::Committed
+                } else {
+                    transaction.abort(LONG).unwrap();
+                    Fate::Aborted
+                };
+                let own = written.values_mut().filter(|(_, of)| *of == Fate::Open(number));
+                own.for_each(|(_, of)| *of = fate);
+            }
+            7 if random.one_in(8) => {
+                let (start, end) = (partition.log_start_offset().0, partition.high_watermark().0);
+                let before = start + random.below((end - start) / 3 + 1);
+                partition.delete_records(Offset(before)).unwrap();
+            }
+            8 => {
+                let told = &mut readers[random.index(6)];
+                if random.one_in(4) {
+                    let (start, end) =
+                        (partition.log_start_offset().0, partition.high_watermark().0);
+                    told.position = start + random.below(end - start + 1);
+                    told.consumer.seek("t", 0, Offset(told.position)).unwrap();
+                } else {
+                    told.consumer.pause(&[("t", 0)]).unwrap();
+                    assert_eq!(told.consumer.poll(NOW).unwrap().count(), 0);
+                    told.consumer.resume(&[("t", 0)]).unwrap();
+                }
+            }
+            _ => {
+                let start = partition.log_start_offset().0;
+                judge(&mut readers[random.index(6)], &written, start);
+            }
+        }
+    }
+    for (_, transaction) in open.drain(..) {
+        transaction.abort(LONG).unwrap();
+    }
+    written.values_mut().for_each(|(_, fate)| {
+        if matches!(fate, Fate::Open(_)) {
+            *fate = Fate::Aborted;
+        }
+    });
+    let (start, end) = (partition.log_start_offset().0, partition.high_watermark().0);
+    for told in &mut readers {
+        let mut polls = 0;
+        while told.position < end {
+            judge(told, &written, start);
+            polls += 1;
+            assert!(polls < 2 * STEPS * 40, "it does not get on: {} of {end}", told.position);
+        }
+        assert_eq!(told.consumer.lag().unwrap()[&TopicPartition::new("t", 0)], 0);
+    }
+}
+
+fn some_values(random: &mut Random) -> Vec<Vec<u8>> {
+    let large = random.one_in(10);
+    (0..1 + random.below(12))
+        .map(|_| vec![b'a' + random.below(26) as u8; random.index(if large { 8000 } else { 300 })])
+        .collect()
+}
+
+#[test]
+fn what_a_reader_may_see_comes_once_and_in_order_whatever_bounds_it_has() {
+    let first = setting("ONCELOG_SEED", 1);
+    for seed in first..first + setting("ONCELOG_STORIES", 40) {
+        tell(seed, &format!("story {seed}"), || mixed_story(seed));
+    }
+}
+
+/// A task's waker, made anew for each poll.
+struct Unpark(Thread, AtomicBool);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.1.store(true, Ordering::SeqCst);
+        self.0.unpark();
+    }
+}
+
+/// Awaits the next records, through futures that are given up now and then.
+fn next(consumer: &mut Consumer, random: &mut Random) -> Records {
+    let begun = Instant::now();
+    loop {
+        let mut future = pin!(consumer.recv());
+        loop {
+            let woken = Arc::new(Unpark(thread::current(), AtomicBool::new(false)));
+            let waker = Waker::from(Arc::clone(&woken));
+            if let Poll::Ready(records) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                return records.unwrap();
+            }
+            if random.one_in(8) {
+                break; // and another future is made
+            }
+            while !woken.1.load(Ordering::SeqCst) {
+                thread::park_timeout(Duration::from_secs(1));
+                assert!(begun.elapsed() < LONG, "nobody wakes it");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_wake_up_is_lost_by_futures_that_are_dropped_and_wakers_that_change() {
+    const RECORDS: u64 = 600;
+    for flush in [Flush::Os, Flush::OnAck] {
+        let store = Store::in_memory(1).unwrap();
+        store.create_topic("t", TopicConfig::new().partitions(3).flush(flush)).unwrap();
+        let mut readers: Vec<_> = [Isolation::ReadUncommitted, Isolation::ReadCommitted]
+            .into_iter()
+            .map(|isolation| {
+                let builder = store.consumer().start(StartAt::Earliest).isolation(isolation);
+                let mut consumer = builder.max_poll_records(50).build().unwrap();
+                consumer.assign(&[("t", 0), ("t", 1), ("t", 2)]).unwrap();
+                consumer
+            })
+            .collect();
+        thread::scope(|scope| {
+            for partition in 0..3 {
+                let store = &store;
+                scope.spawn(move || {
+                    let mut producer =
+                        store.producer().transactional_id(&format!("{partition}")).build().unwrap();
+                    for number in 0..RECORDS {
+                        let value = number.to_le_bytes();
+                        if number % 3 == 0 {
+                            let mut transaction = producer.begin().unwrap();
+                            transaction.append("t", partition, &[Record::new(&value)]).unwrap();
+                            transaction.commit(LONG).unwrap();
+                        } else {
+                            log(store, partition)
+                                .append(&[Record::new(&value)], Acks::All)
+                                .unwrap();
+                        }
+                    }
+                });
+            }
+            for (seed, consumer) in readers.iter_mut().enumerate() {
+                scope.spawn(move || {
+                    let mut random = Random(seed as u64);
+                    let mut come = [0; 3];
+                    while come != [RECORDS; 3] {
+                        for record in &next(consumer, &mut random) {
+                            let number = record.value().unwrap().first_chunk().unwrap();
+                            let come = &mut come[record.partition() as usize];
+                            assert_eq!(u64::from_le_bytes(*number), *come);
+                            *come += 1;
+                        }
+                    }
+                });
+            }
+        });
+    }
+}
