@@ -285,7 +285,11 @@ fn mixed_story(seed: u64) {
             *fate = Fate::Aborted;
         }
     });
-    let (start, end) = (partition.log_start_offset().0, partition.high_watermark().0);
+    // Markers of commits are flushed with what comes next, or soon.
+    let (start, end) = (partition.log_start_offset().0, partition.log_end_offset().0);
+    while partition.last_stable_offset().0 < end {
+        thread::yield_now();
+    }
     for told in &mut readers {
         let mut polls = 0;
         while told.position < end {
@@ -395,4 +399,117 @@ fn no_wake_up_is_lost_by_futures_that_are_dropped_and_wakers_that_change() {
             }
         });
     }
+}
+
+// What was handed out and done is committed by itself when it is time, though nothing comes any more.
+
+fn member(store: &Store, every: Duration) -> Consumer {
+    let builder = store.consumer().group("g").start(StartAt::Earliest).auto_commit(every);
+    let mut consumer = builder.build().unwrap();
+    consumer.subscribe(&["t"]).unwrap();
+    consumer
+}
+
+fn committed(store: &Store) -> Option<Offset> {
+    let outside = store.consumer().group("g").build().unwrap();
+    let at = TopicPartition::new("t", 0);
+    outside.committed(&[("t", 0)]).unwrap().get(&at).map(|held| held.offset)
+}
+
+/// It was committed with the next poll, which was the one that waited: who was killed then did all of it again.
+#[test]
+fn cons_06_who_waits_for_more_commits_what_was_done_when_it_is_time() {
+    const SECOND: Duration = Duration::from_secs(1);
+    let clock = Clock::manual(Timestamp(1_000_000));
+    let store = simulated(&[SimDisk::new(1)], &clock);
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    let mut consumer = member(&store, SECOND);
+    append(&store, 0, &["a", "b"]);
+    assert_eq!(consumer.poll(NOW).unwrap().count(), 2);
+    let woken = Arc::new(Count(AtomicU32::new(0)));
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut future = pin!(consumer.recv());
+    assert!(future.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    clock.advance(SECOND / 2);
+    store.run_background();
+    assert_eq!((woken.0.load(Ordering::SeqCst), committed(&store)), (0, None), "it is not time");
+    clock.advance(SECOND);
+    store.run_background();
+    assert_eq!(woken.0.load(Ordering::SeqCst), 1);
+    assert!(future.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    assert_eq!(committed(&store), Some(Offset(2)));
+    clock.advance(10 * SECOND);
+    store.run_background();
+    assert_eq!(woken.0.load(Ordering::SeqCst), 1, "nothing has come since");
+}
+
+#[test]
+fn cons_06_a_poll_that_blocks_commits_what_was_done_when_it_is_time() {
+    let store = Store::in_memory(1).unwrap();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    let mut consumer = member(&store, Duration::from_millis(20));
+    append(&store, 0, &["a", "b"]);
+    assert_eq!(consumer.poll(LONG).unwrap().count(), 2);
+    let waker = consumer.waker();
+    thread::scope(|scope| {
+        let waits = scope.spawn(move || consumer.poll(LONG).unwrap().count());
+        let begun = Instant::now();
+        while committed(&store).is_none() && begun.elapsed() < LONG / 4 {
+            thread::yield_now();
+        }
+        let held = committed(&store);
+        waker.wake();
+        assert_eq!((waits.join().unwrap(), held), (0, Some(Offset(2))));
+    });
+}
+
+/// Its offsets went, and it was known for ever: each group that was made for a while took room in memory and in the log.
+#[test]
+fn grp_09_a_group_goes_with_the_last_of_its_offsets() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let (disk, clock) = (SimDisk::new(1), Clock::manual(Timestamp(1_000_000)));
+    let open = || {
+        let builder = Store::builder().clock(clock.clone()).simulated_disk(disk.clone());
+        builder.offsets_retention(DAY * 7).open().unwrap()
+    };
+    let mut store = open();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    append(&store, 0, &["a", "b"]);
+    let member = |store: &Store, group: &str| {
+        let mut consumer = store.consumer().group(group).start(StartAt::Earliest).build().unwrap();
+        consumer.subscribe(&["t"]).unwrap();
+        consumer
+    };
+    let read = |store: &Store, group: &str| {
+        let mut consumer = member(store, group);
+        let count = consumer.poll(NOW).unwrap().count();
+        consumer.commit().unwrap();
+        count
+    };
+    assert_eq!((read(&store, "short"), read(&store, "long")), (2, 2));
+    drop(member(&store, "pending"));
+    clock.advance(DAY * 6);
+    store.run_background();
+    assert_eq!(store.groups().unwrap(), ["long", "pending", "short"]);
+    assert_eq!(read(&store, "long"), 0);
+    clock.advance(DAY);
+    let mut producer = store.producer().transactional_id("id").build().unwrap();
+    let mut transaction = producer.begin().unwrap();
+    let who = store.consumer().group("pending").build().unwrap().group_metadata();
+    let at = TopicPartition::new("t", 0);
+    transaction.send_offsets([(&at, &Offset(1).into())], &who).unwrap();
+    store.run_background();
+    assert_eq!(store.groups().unwrap(), ["long", "pending"]);
+    assert!(matches!(store.group("short"), Err(Error::UnknownGroup { .. })));
+    transaction.commit(LONG).unwrap();
+    assert_eq!(store.group("pending").unwrap().offsets.len(), 1);
+    drop(producer);
+    store.close(LONG).unwrap();
+    store = open();
+    assert_eq!(store.groups().unwrap(), ["long", "pending"]);
+    assert_eq!(read(&store, "long"), 0, "it is used");
+    assert_eq!(read(&store, "short"), 2, "it is another group by now");
+    clock.advance(DAY * 9);
+    store.run_background();
+    assert_eq!(store.groups().unwrap(), [] as [&str; 0]);
 }

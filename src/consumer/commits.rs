@@ -56,6 +56,11 @@ impl Commits {
         Arc::new(Self { chores, pending, telling, failed: Mutex::default() })
     }
 
+    /// Whether one has failed since the last call of [`Commits::take_failed`].
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.lock().is_some()
+    }
+
     /// Whether one has failed since the last call.
     pub(super) fn take_failed(&self) -> bool {
         self.failed.lock().take().is_some()
@@ -253,6 +258,13 @@ impl Consumer {
             .filter(|slot| concerns(slot.partition.name()) && !slot.partition.is_gone())
             .filter_map(|slot| Some((slot.partition.name().clone(), slot.to_commit()?)))
             .collect()
+    }
+
+    /// Whether polls have moved on since it was committed last, as far as that is known.
+    pub(super) fn has_uncommitted(&self) -> bool {
+        let has_moved = |slot: &Slot| slot.position() != slot.asked && !slot.partition.is_gone();
+        self.slots.values().any(has_moved)
+            || self.commits.as_ref().is_some_and(|commits| commits.has_failed())
     }
 
     pub(super) fn note_committed(&mut self, offsets: &[(TopicPartition, CommittedOffset)]) {

@@ -1,7 +1,7 @@
 //! Consumer groups of a store: the shell around [`Group`], one for each, and their committed offsets.
 //!
 //! - `membership`: a member, as a consumer holds it. `offsets`: what is committed, and its internal topic.
-//! - `admin`: what applications see of groups from outside.
+//! - `admin`: what applications see of groups from outside. `forget`: what goes with topics and with time.
 //!
 //! Members are handles in this process. What the pure group decides is put into each member's mailbox, in order, under
 //! the group's lock, and taken out by its next poll; whoever blocks in one is woken. A poll of a member for which there
@@ -14,12 +14,13 @@
 //! anything is waited for but the table itself being read.
 
 mod admin;
+mod forget;
 mod membership;
 mod offsets;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Waker;
@@ -33,7 +34,6 @@ use crate::protocol::group::assignment::{Assignor, MemberId, PartitionId, Situat
 use crate::protocol::group::membership::{
     CommitRefusal, Effect, Event, Group, Join, JoinRefusal, Subscription,
 };
-use crate::protocol::group::offsets::{OffsetTable, Usage};
 use crate::protocol::group::records::{
     self, GROUP_BYTES_MAX, GroupRecord, GroupState, METADATA_CHARS_MAX, group_name_fits,
     metadata_fits,
@@ -571,75 +571,6 @@ impl Groups {
             let change = |_: &State| Some(Event::TopicsChanged { topics: shared.topic_views() });
             // What nobody is told of is an assignor's failure, which is an event.
             let _ = cell.act_on(shared, change);
-        }
-    }
-
-    /// Forgets what was committed for topics that went while nobody used groups.
-    fn forget_gone_topics(&self, shared: &Arc<Shared>) {
-        let known = self.offsets.look(shared, OffsetTable::topics);
-        // Asked afterwards: one that comes meanwhile is there.
-        let there: BTreeSet<_> = shared.topics.read().values().map(|topic| topic.id).collect();
-        for topic in known.unwrap_or_default().difference(&there) {
-            self.forget_topic(shared, *topic);
-        }
-    }
-
-    /// Forgets what was committed for topics that have gone since they were looked up, and may have been forgotten before.
-    fn forget_gone(&self, shared: &Arc<Shared>, offsets: &[PlacedOffset]) {
-        let gone: BTreeSet<_> = {
-            let topics = shared.topics.read();
-            let is_gone = |(id, name, _): &&PlacedOffset| {
-                topics.get(name.topic()).is_none_or(|topic| topic.id != id.topic)
-            };
-            offsets.iter().filter(is_gone).map(|(id, ..)| id.topic).collect()
-        };
-        gone.into_iter().for_each(|topic| self.forget_topic(shared, topic));
-    }
-
-    /// Forgets what was committed for a topic that is gone (GRP-10).
-    fn forget_topic(&self, shared: &Arc<Shared>, topic: TopicId) {
-        let taken_back = self.offsets.look(shared, |table| {
-            let partitions = table.partitions_of_topic(topic).into_iter();
-            partitions.map(|(group, at)| taken_back(group, at)).collect::<Vec<_>>()
-        });
-        let outcome =
-            taken_back.and_then(|records| self.offsets.take_back(shared, &records).map(drop));
-        if let Err(error) = outcome {
-            report(shared, "forgetting the offsets of a topic", &error);
-        }
-    }
-
-    /// Forgets offsets that nobody has needed for `retention` (GRP-09).
-    fn expire(&self, shared: &Arc<Shared>, retention: Duration) {
-        let now = shared.clock.now();
-        let groups = self
-            .offsets
-            .look(shared, |table| table.groups().map(Arc::from).collect::<Vec<Arc<str>>>());
-        for name in groups.unwrap_or_default() {
-            let outcome = self.in_group(shared, &name, |cell, state| {
-                let group = &state.group;
-                let known = self.offsets.look(shared, |table| table.state(&name).cloned())?;
-                if group.is_empty() && known.as_ref().is_some_and(|one| one.empty_since.is_none()) {
-                    // Its members went with the process: it is idle from now on.
-                    cell.note(shared, state);
-                    return Ok(());
-                }
-                let expired = self.offsets.look(shared, |table| {
-                    let is_subscribed = |topic| group.is_subscribed(topic);
-                    let usage = match known.and_then(|known| known.empty_since) {
-                        _ if group.is_rebalancing() => Usage::Rebalancing,
-                        _ if !group.is_empty() => Usage::Stable { is_subscribed: &is_subscribed },
-                        Some(since) => Usage::Empty { since },
-                        None => Usage::Simple,
-                    };
-                    table.expired(&name, &usage, retention, now)
-                })?;
-                let records: Vec<_> = expired.into_iter().map(|at| taken_back(&name, at)).collect();
-                self.offsets.take_back(shared, &records).map(drop)
-            });
-            if let Err(error) = outcome {
-                report(shared, "expiring offsets", &error);
-            }
         }
     }
 
