@@ -410,10 +410,10 @@ fn member(store: &Store, every: Duration) -> Consumer {
     consumer
 }
 
-fn committed(store: &Store) -> Option<Offset> {
+fn committed(store: &Store, topic: &str) -> Option<Offset> {
     let outside = store.consumer().group("g").build().unwrap();
-    let at = TopicPartition::new("t", 0);
-    outside.committed(&[("t", 0)]).unwrap().get(&at).map(|held| held.offset)
+    let found = outside.committed(&[(topic, 0)]).unwrap();
+    found.get(&TopicPartition::new(topic, 0)).map(|held| held.offset)
 }
 
 /// It was committed with the next poll, which was the one that waited: who was killed then did all of it again.
@@ -432,12 +432,16 @@ fn cons_06_who_waits_for_more_commits_what_was_done_when_it_is_time() {
     assert!(future.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
     clock.advance(SECOND / 2);
     store.run_background();
-    assert_eq!((woken.0.load(Ordering::SeqCst), committed(&store)), (0, None), "it is not time");
+    assert_eq!(
+        (woken.0.load(Ordering::SeqCst), committed(&store, "t")),
+        (0, None),
+        "it is not time"
+    );
     clock.advance(SECOND);
     store.run_background();
     assert_eq!(woken.0.load(Ordering::SeqCst), 1);
     assert!(future.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
-    assert_eq!(committed(&store), Some(Offset(2)));
+    assert_eq!(committed(&store, "t"), Some(Offset(2)));
     clock.advance(10 * SECOND);
     store.run_background();
     assert_eq!(woken.0.load(Ordering::SeqCst), 1, "nothing has come since");
@@ -454,10 +458,10 @@ fn cons_06_a_poll_that_blocks_commits_what_was_done_when_it_is_time() {
     thread::scope(|scope| {
         let waits = scope.spawn(move || consumer.poll(LONG).unwrap().count());
         let begun = Instant::now();
-        while committed(&store).is_none() && begun.elapsed() < LONG / 4 {
+        while committed(&store, "t").is_none() && begun.elapsed() < LONG / 4 {
             thread::yield_now();
         }
-        let held = committed(&store);
+        let held = committed(&store, "t");
         waker.wake();
         assert_eq!((waits.join().unwrap(), held), (0, Some(Offset(2))));
     });
@@ -512,4 +516,31 @@ fn grp_09_a_group_goes_with_the_last_of_its_offsets() {
     clock.advance(DAY * 9);
     store.run_background();
     assert_eq!(store.groups().unwrap(), [] as [&str; 0]);
+}
+
+/// The commit of all was refused, in silence, for the one whose log had lost what was read.
+#[test]
+fn cons_06_a_log_that_was_cut_keeps_the_others_from_no_commit() {
+    for goes in [false, true] {
+        let disks: Vec<_> = (0..5).map(SimDisk::new).collect();
+        let clock = Clock::manual(Timestamp(1_000_000));
+        let store = simulated(&disks, &clock);
+        let (leader, other) = lonely_leader(&store);
+        store.create_topic("u", TopicConfig::new().replication_factor(3)).unwrap();
+        let u = store.partition("u", 0).unwrap();
+        u.append(&[Record::new("x"), Record::new("y")], Acks::All).unwrap();
+        let mut consumer = member(&store, Duration::from_secs(1));
+        consumer.subscribe(&["t", "u"]).unwrap();
+        let mut read = 0;
+        while read < 6 {
+            read += consumer.poll(NOW).unwrap().count();
+        }
+        elect(&store, &clock, &disks, leader, other);
+        if goes {
+            consumer.close(LONG).unwrap();
+        } else {
+            assert!(matches!(consumer.poll(NOW), Err(Error::Diverged { .. })));
+        }
+        assert_eq!((committed(&store, "u"), committed(&store, "t")), (Some(Offset(2)), None));
+    }
 }

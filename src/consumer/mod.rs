@@ -368,7 +368,7 @@ impl Consumer {
         if now >= self.next_commit {
             self.next_commit = now.saturating_add(interval);
             // What cannot be committed now is committed the next time, or read again.
-            let _ = self.commit_async(|_| ());
+            let _ = self.commit_async_of(Slot::is_in_log, |_| ());
         }
     }
 
@@ -498,7 +498,8 @@ impl Consumer {
                 Change::Revoke(partitions) => {
                     if self.settings.auto_commit.is_some() {
                         // If it fails, the next owner reads again what this one has done.
-                        let _ = self.commit_sync_of(|name| partitions.contains(name));
+                        let leaves = |slot: &Slot| partitions.contains(slot.partition.name());
+                        let _ = self.commit_sync_of(|slot| leaves(slot) && slot.is_in_log());
                     }
                     self.tell(RebalanceKind::Revoked, &partitions);
                     self.let_go(&partitions);
@@ -654,8 +655,10 @@ impl Consumer {
     /// As for [`Consumer::commit`]; the group is left all the same.
     pub fn close(mut self, timeout: Duration) -> Result<()> {
         self.settings.api_timeout = timeout;
-        let outcome =
-            if self.settings.auto_commit.take().is_some() { self.commit() } else { Ok(()) };
+        let outcome = match self.settings.auto_commit.take() {
+            Some(_) => self.commit_sync_of(Slot::is_in_log),
+            None => Ok(()),
+        };
         if let Some(commits) = self.commits.take() {
             commits.finish(timeout);
         }
@@ -681,7 +684,7 @@ impl Drop for Consumer {
                     slot.seek(before.offset, before.leader_epoch);
                 }
             }
-            let _ = self.commit();
+            let _ = self.commit_sync_of(Slot::is_in_log);
         }
         // Before the store is let go of: that may close it, and then the group could not be told.
         self.mode = Mode::Assigned;

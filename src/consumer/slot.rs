@@ -78,6 +78,12 @@ impl Slot {
         Some(CommittedOffset { offset, leader_epoch: self.epoch, metadata: String::new() })
     }
 
+    /// Whether the log reaches as far as it was read: not if an election has cut it. A commit of more is refused, and with it
+    /// all others that are committed by themselves at the same time.
+    pub(super) fn is_in_log(&self) -> bool {
+        self.position.is_none_or(|position| position <= self.partition.log_end_offset())
+    }
+
     /// Goes on there.
     pub(super) fn seek(&mut self, offset: Offset, epoch: Option<LeaderEpoch>) {
         self.position = Some(offset);
