@@ -330,10 +330,9 @@ impl Consumer {
             if left.is_zero() {
                 return Ok(Records::of_parts(Vec::new()));
             }
-            let span = if self.unwatched.is_empty() { left } else { left.min(LOOK_EVERY) };
             self.end_wait_to_commit();
             self.show_waiting(true);
-            self.ready.wait(span);
+            self.ready.wait(left.min(self.look_again_in()));
             self.show_waiting(false);
             self.commit_if_due();
             if let Some(records) = self.poll_once()? {
@@ -618,6 +617,17 @@ impl Consumer {
             self.starting.remove(&key);
         }
         Ok(())
+    }
+
+    /// For how long nothing is to be looked at that nobody rings for.
+    fn look_again_in(&self) -> Duration {
+        match &self.mode {
+            _ if !self.unwatched.is_empty() => LOOK_EVERY,
+            Mode::Subscribed { membership: Some(membership), .. } => {
+                membership.due_in().max(LOOK_EVERY)
+            }
+            _ => Duration::MAX,
+        }
     }
 
     /// Waiting in a poll counts as polling.

@@ -6,7 +6,7 @@
 //! Members are handles in this process. What the pure group decides is put into each member's mailbox, in order, under
 //! the group's lock, and taken out by its next poll; whoever blocks in one is woken. A poll of a member for which there
 //! is nothing new takes no lock: it leaves the time, which the watchdog reads before it fences anybody. The watchdog is a
-//! chore, asked for when somebody could be due.
+//! chore, asked for when somebody could be due; a member that polls then does the same, for chores may be held up.
 //!
 //! A commit is checked and appended under the group's lock, so that none slips in behind a revocation (GRP-02 to GRP-04).
 //!
@@ -21,12 +21,12 @@ mod offsets;
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
 use crate::partition::{Author, EventKind, Placed, Ticket, postpone};
@@ -52,6 +52,9 @@ pub(crate) use membership::{Change, Membership};
 
 use membership::{Mailbox, News};
 use offsets::{Offsets, report};
+
+/// Nobody can be due.
+const NEVER: i64 = i64::MAX;
 
 /// No member has this id.
 const NOBODY: MemberId = MemberId(0);
@@ -166,6 +169,8 @@ pub(crate) struct Groups {
 struct GroupCell {
     name: Arc<str>,
     groups: Weak<Groups>,
+    /// As [`State::watched`]; [`NEVER`] where that is `None`.
+    due: AtomicI64,
     state: Mutex<State>,
 }
 
@@ -552,6 +557,7 @@ impl Groups {
             Arc::new(GroupCell {
                 name: Arc::clone(group),
                 groups,
+                due: AtomicI64::new(NEVER),
                 state: Mutex::new(State {
                     group: group_state,
                     mailboxes: HashMap::new(),
@@ -677,6 +683,7 @@ impl GroupCell {
         let Some(due) = state.group.next_deadline() else { return };
         if state.watched.is_none_or(|watched| due < watched) {
             state.watched = Some(due);
+            self.due.store(due.0, Ordering::Relaxed);
             let at = Duration::from_millis(u64::try_from(due.0).unwrap_or_default());
             let chore: Weak<dyn Chore> = Arc::downgrade(self) as Weak<dyn Chore>;
             shared.chores.push_at(at, chore);
@@ -684,15 +691,25 @@ impl GroupCell {
     }
 }
 
-impl Chore for GroupCell {
-    /// The watchdog: fences members that have not polled for too long.
-    fn run(self: Arc<Self>) {
-        let shared = self.groups.upgrade().and_then(|groups| groups.shared.upgrade());
-        let Some(shared) = shared else { return };
+impl GroupCell {
+    /// For a member that polls: chores may be held up by an application's callback, and so would be who waits for what
+    /// another member has.
+    #[cold]
+    fn look_after(self: &Arc<Self>, shared: &Arc<Shared>) {
         let _postponed = postpone();
-        let mut state = self.state.lock();
-        state.watched = None;
+        if let Some(state) = self.state.try_lock() {
+            self.fence_late(shared, state);
+        }
+    }
+
+    /// The watchdog: fences members that have not polled for too long.
+    fn fence_late(self: &Arc<Self>, shared: &Arc<Shared>, mut state: MutexGuard<'_, State>) {
         let now = shared.group_time();
+        if state.watched.is_some_and(|due| now < due) {
+            return; // somebody else came first
+        }
+        state.watched = None;
+        self.due.store(NEVER, Ordering::Relaxed);
         let polled: Vec<_> = state
             .mailboxes
             .iter()
@@ -702,11 +719,20 @@ impl Chore for GroupCell {
             // A poll has no effects.
             let _ = state.group.step(now, Event::Polled { member, at });
         }
-        let outcome = self.tell(&shared, &mut state, Event::Tick);
+        let outcome = self.tell(shared, &mut state, Event::Tick);
         debug_assert!(outcome.is_ok(), "time refuses nobody");
         let woken = state.woken();
         drop(state);
         woken.iter().for_each(|mailbox| mailbox.wake());
+    }
+}
+
+impl Chore for GroupCell {
+    fn run(self: Arc<Self>) {
+        let shared = self.groups.upgrade().and_then(|groups| groups.shared.upgrade());
+        let Some(shared) = shared else { return };
+        let _postponed = postpone();
+        self.fence_late(&shared, self.state.lock());
     }
 }
 
