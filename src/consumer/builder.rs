@@ -100,7 +100,7 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Commits, at most that often and from within `poll`, what *earlier* polls have returned
+    /// Commits, at most that often and from within `poll`, also while that waits, what *earlier* polls have returned
     /// (`enable.auto.commit`, `auto.commit.interval.ms`). Default: it does not; the application commits.
     pub fn auto_commit(mut self, interval: Duration) -> Self {
         self.settings.auto_commit = Some(interval);

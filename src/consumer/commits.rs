@@ -56,6 +56,11 @@ impl Commits {
         Arc::new(Self { chores, pending, telling, failed: Mutex::default() })
     }
 
+    /// Whether one has failed since the last call of [`Commits::take_failed`].
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.lock().is_some()
+    }
+
     /// Whether one has failed since the last call.
     pub(super) fn take_failed(&self) -> bool {
         self.failed.lock().take().is_some()
@@ -154,10 +159,7 @@ impl Consumer {
         self.commit_sync_of(|_| true)
     }
 
-    pub(super) fn commit_sync_of(
-        &mut self,
-        concerns: impl Fn(&TopicPartition) -> bool,
-    ) -> Result<()> {
+    pub(super) fn commit_sync_of(&mut self, concerns: impl Fn(&Slot) -> bool) -> Result<()> {
         self.group()?;
         loop {
             let offsets = self.uncommitted(&concerns, |slot| slot.committed);
@@ -187,12 +189,20 @@ impl Consumer {
     /// # Errors
     /// As for [`Consumer::commit`], known at once; `done` is then not called.
     pub fn commit_async(&mut self, done: impl FnOnce(Result<()>) + Send + 'static) -> Result<()> {
+        self.commit_async_of(|_| true, done)
+    }
+
+    pub(super) fn commit_async_of(
+        &mut self,
+        concerns: impl Fn(&Slot) -> bool,
+        done: impl FnOnce(Result<()>) + Send + 'static,
+    ) -> Result<()> {
         self.group()?;
         if self.commits.as_ref().is_some_and(|commits| commits.take_failed()) {
             self.slots.values_mut().for_each(|slot| slot.asked = slot.committed);
         }
         loop {
-            let offsets = self.uncommitted(|_| true, |slot| slot.asked);
+            let offsets = self.uncommitted(&concerns, |slot| slot.asked);
             match self.begin_commit(&offsets) {
                 Err(error) if self.is_of_gone(&error, &offsets) => {}
                 begun => {
@@ -242,7 +252,7 @@ impl Consumer {
     /// What has moved since it was committed last.
     fn uncommitted(
         &self,
-        concerns: impl Fn(&TopicPartition) -> bool,
+        concerns: impl Fn(&Slot) -> bool,
         committed: impl Fn(&Slot) -> Option<Offset>,
     ) -> Vec<(TopicPartition, CommittedOffset)> {
         // Where others commit for it, or may as it is no member, it does not know what is committed.
@@ -250,9 +260,16 @@ impl Consumer {
         let moved = self.slots.values();
         let moved = moved.filter(move |slot| shared || slot.position() != committed(slot));
         moved
-            .filter(|slot| concerns(slot.partition.name()) && !slot.partition.is_gone())
+            .filter(|slot| concerns(slot) && !slot.partition.is_gone())
             .filter_map(|slot| Some((slot.partition.name().clone(), slot.to_commit()?)))
             .collect()
+    }
+
+    /// Whether polls have moved on since it was committed last, as far as that is known.
+    pub(super) fn has_uncommitted(&self) -> bool {
+        let has_moved = |slot: &&Slot| slot.position() != slot.asked && slot.is_in_log();
+        self.slots.values().filter(has_moved).any(|slot| !slot.partition.is_gone())
+            || self.commits.as_ref().is_some_and(|commits| commits.has_failed())
     }
 
     pub(super) fn note_committed(&mut self, offsets: &[(TopicPartition, CommittedOffset)]) {

@@ -21,8 +21,8 @@ mod slot;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ use crate::log::{Part, Records};
 use crate::protocol::group::assignment::Assignor;
 use crate::protocol::group::membership::Subscription;
 use crate::store::{
-    Change, CommittedOffset, ConsumerGroupMetadata, Held, JoinGroup, Membership, Store,
+    Change, Chore, CommittedOffset, ConsumerGroupMetadata, Held, JoinGroup, Membership, Store,
 };
 use crate::types::{Offset, TopicPartition, guard};
 
@@ -44,7 +44,7 @@ use commits::Commits;
 use ready::{Ready, SlotKey};
 use slot::{Budget, Slot, Taken};
 
-/// How often a log is looked at whose owner is another process.
+/// How often a log is looked at whose owner is another process, and what fails is tried again.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// Offsets by partition, as they are committed.
@@ -104,6 +104,8 @@ pub struct Consumer {
     last_poll: Vec<(SlotKey, Option<CommittedOffset>)>,
     /// When what was handed out is committed next, by the store's clock.
     next_commit: Duration,
+    /// A wait ends then.
+    ends_wait_at: Option<Duration>,
     /// `None`: every commit was waited for so far.
     commits: Option<Arc<Commits>>,
     /// Somebody else knows who it is, and may commit for it.
@@ -165,6 +167,7 @@ impl Consumer {
             on_rebalance: None,
             last_poll: Vec::new(),
             next_commit,
+            ends_wait_at: None,
             commits: None,
             lent: AtomicBool::new(false),
         }
@@ -327,10 +330,11 @@ impl Consumer {
             if left.is_zero() {
                 return Ok(Records::of_parts(Vec::new()));
             }
-            let span = if self.unwatched.is_empty() { left } else { left.min(LOOK_EVERY) };
+            self.end_wait_to_commit();
             self.show_waiting(true);
-            self.ready.wait(span);
+            self.ready.wait(left.min(self.look_again_in()));
             self.show_waiting(false);
+            self.commit_if_due();
             if let Some(records) = self.poll_once()? {
                 return Ok(records);
             }
@@ -354,12 +358,33 @@ impl Consumer {
 
     fn begin_poll(&mut self) {
         self.last_poll.clear();
+        self.commit_if_due();
+    }
+
+    fn commit_if_due(&mut self) {
         let Some(interval) = self.settings.auto_commit else { return };
         let now = self.store.clock().elapsed();
         if now >= self.next_commit {
             self.next_commit = now.saturating_add(interval);
             // What cannot be committed now is committed the next time, or read again.
-            let _ = self.commit_async(|_| ());
+            let _ = self.commit_async_of(Slot::is_in_log, |_| ());
+        }
+    }
+
+    /// Has the wait that begins ended when what earlier polls have returned is to be committed.
+    fn end_wait_to_commit(&mut self) {
+        let is_asked = self.ends_wait_at == Some(self.next_commit);
+        if self.settings.auto_commit.is_none() || is_asked || !self.has_uncommitted() {
+            return;
+        }
+        // What could not be committed just now is not tried without a pause.
+        let at = self.next_commit.max(self.store.clock().elapsed().saturating_add(LOOK_EVERY));
+        if self.ends_wait_at != Some(at)
+            && let Ok(chores) = self.store.chores()
+        {
+            self.ends_wait_at = Some(at);
+            let ready: Weak<dyn Chore> = Arc::downgrade(&self.ready) as Weak<dyn Chore>;
+            chores.push_at(at, ready);
         }
     }
 
@@ -472,7 +497,8 @@ impl Consumer {
                 Change::Revoke(partitions) => {
                     if self.settings.auto_commit.is_some() {
                         // If it fails, the next owner reads again what this one has done.
-                        let _ = self.commit_sync_of(|name| partitions.contains(name));
+                        let leaves = |slot: &Slot| partitions.contains(slot.partition.name());
+                        let _ = self.commit_sync_of(|slot| leaves(slot) && slot.is_in_log());
                     }
                     self.tell(RebalanceKind::Revoked, &partitions);
                     self.let_go(&partitions);
@@ -593,6 +619,17 @@ impl Consumer {
         Ok(())
     }
 
+    /// For how long nothing is to be looked at that nobody rings for.
+    fn look_again_in(&self) -> Duration {
+        match &self.mode {
+            _ if !self.unwatched.is_empty() => LOOK_EVERY,
+            Mode::Subscribed { membership: Some(membership), .. } => {
+                membership.due_in().max(LOOK_EVERY)
+            }
+            _ => Duration::MAX,
+        }
+    }
+
     /// Waiting in a poll counts as polling.
     fn show_waiting(&self, waits: bool) {
         if let Mode::Subscribed { membership: Some(membership), .. } = &self.mode {
@@ -628,8 +665,10 @@ impl Consumer {
     /// As for [`Consumer::commit`]; the group is left all the same.
     pub fn close(mut self, timeout: Duration) -> Result<()> {
         self.settings.api_timeout = timeout;
-        let outcome =
-            if self.settings.auto_commit.take().is_some() { self.commit() } else { Ok(()) };
+        let outcome = match self.settings.auto_commit.take() {
+            Some(_) => self.commit_sync_of(Slot::is_in_log),
+            None => Ok(()),
+        };
         if let Some(commits) = self.commits.take() {
             commits.finish(timeout);
         }
@@ -655,7 +694,7 @@ impl Drop for Consumer {
                     slot.seek(before.offset, before.leader_epoch);
                 }
             }
-            let _ = self.commit();
+            let _ = self.commit_sync_of(Slot::is_in_log);
         }
         // Before the store is let go of: that may close it, and then the group could not be told.
         self.mode = Mode::Assigned;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::store::Chore;
 use crate::types::guard;
 
 /// A partition of the consumer, told apart from those that it had before.
@@ -107,6 +108,13 @@ impl Ready {
 impl State {
     fn has_work(&self) -> bool {
         self.rung || self.interrupted || !self.queue.is_empty()
+    }
+}
+
+/// It is time for something that a wait would hold up.
+impl Chore for Ready {
+    fn run(self: Arc<Self>) {
+        self.ring();
     }
 }
 

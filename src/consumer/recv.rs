@@ -37,6 +37,8 @@ impl Consumer {
     fn poll_records(&mut self, context: &Context<'_>, begins: bool) -> Poll<Result<Records>> {
         if begins {
             self.begin_poll();
+        } else {
+            self.commit_if_due();
         }
         loop {
             match self.poll_once() {
@@ -47,6 +49,7 @@ impl Consumer {
             if !self.unwatched.is_empty() {
                 return Poll::Ready(Err(Error::ReadOnly));
             }
+            self.end_wait_to_commit();
             if self.ready.wait_as(context.waker()) {
                 self.show_waiting(true);
                 return Poll::Pending;

@@ -78,6 +78,12 @@ impl Slot {
         Some(CommittedOffset { offset, leader_epoch: self.epoch, metadata: String::new() })
     }
 
+    /// Whether the log reaches as far as it was read: not if an election has cut it. A commit of more is refused, and with it
+    /// all others that are committed by themselves at the same time.
+    pub(super) fn is_in_log(&self) -> bool {
+        self.position.is_none_or(|position| position <= self.partition.log_end_offset())
+    }
+
     /// Goes on there.
     pub(super) fn seek(&mut self, offset: Offset, epoch: Option<LeaderEpoch>) {
         self.position = Some(offset);
@@ -137,7 +143,12 @@ impl Slot {
                 return Ok(Taken::Part(self.hand_out(position, rest, budget)));
             }
             let options = ReadOptions::new().max_bytes(budget.bytes).isolation(settings.isolation);
-            let part = match self.partition.fetch(position, &options) {
+            let fetched = self.partition.fetch(position, &options);
+            let is_past = || self.partition.leader_epoch() != epoch;
+            if is_past() {
+                continue; // what was read, or refused, may be of either leader
+            }
+            let part = match fetched {
                 Ok(part) => part,
                 Err(Error::OffsetOutOfRange { .. }) if settings.start != StartAt::Error => {
                     self.start(settings)?;
@@ -145,13 +156,11 @@ impl Slot {
                 }
                 Err(error) => return Err(error),
             };
-            if self.partition.leader_epoch() != epoch {
-                continue; // what was read may be of either leader
-            }
             if part.is_empty() {
                 self.position = Some(part.next);
                 match self.partition.watch(part.next, settings.isolation, &self.waker)? {
                     Watched::Now => continue,
+                    Watched::Registered if is_past() => continue, // nobody wakes it for that
                     Watched::Registered => return Ok(Taken::Nothing),
                     Watched::Unwatchable => return Ok(Taken::Unwatched),
                 }

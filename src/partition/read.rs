@@ -19,6 +19,8 @@ use super::ticket::Done;
 pub(super) struct Watch {
     offset: Offset,
     isolation: Isolation,
+    /// Under whose leadership it looked.
+    epoch: LeaderEpoch,
     waker: Waker,
 }
 
@@ -34,8 +36,8 @@ pub(crate) enum Watched {
 }
 
 impl Core {
-    /// Has `waker` woken, once, when the record at `offset` can be read, or never will be. A second wish with the
-    /// same waker takes the place of the first.
+    /// Has `waker` woken, once, when the record at `offset` can be read, or never will be, or the log has another leader than
+    /// now, who may have less. A second wish with the same waker takes the place of the first.
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::UnknownTopicOrPartition`]: nothing will come any more.
@@ -52,7 +54,7 @@ impl Core {
         if let Some(ended) = state.ended {
             return Err(self.ended_error(ended));
         }
-        let watch = Watch { offset, isolation, waker: waker.clone() };
+        let watch = Watch { offset, isolation, epoch: self.leader_epoch(), waker: waker.clone() };
         match state.watches.iter_mut().find(|known| known.waker.will_wake(waker)) {
             Some(known) => *known = watch,
             None => state.watches.push(watch),
@@ -65,12 +67,13 @@ impl Core {
         self.state.lock().watches.retain(|known| !known.waker.will_wake(waker));
     }
 
-    /// Those whose record can be read.
+    /// Those who have something to look at.
     #[cold]
     pub(super) fn seen_watches(&self, state: &mut State, done: &mut Vec<Done>) {
-        let ended = state.ended.is_some();
+        let (ended, epoch) = (state.ended.is_some(), self.leader_epoch());
         for watch in std::mem::take(&mut state.watches) {
-            if ended || visible_end(state, watch.isolation) > watch.offset {
+            let is_past = ended || watch.epoch != epoch;
+            if is_past || visible_end(state, watch.isolation) > watch.offset {
                 done.push(Done::Wake(watch.waker));
             } else {
                 state.watches.push(watch);

@@ -285,7 +285,7 @@ impl Groups {
             state.is_gone = true;
             Ok(tickets)
         })?;
-        self.cells.lock().retain(|_, cell| !cell.state.lock().is_gone);
+        self.forget_if_gone(name);
         let timeout = shared.options.append_timeout;
         tickets.into_iter().try_for_each(|ticket| ticket.wait(timeout).map(drop))
     }

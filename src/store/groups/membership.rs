@@ -170,7 +170,11 @@ impl Membership {
     /// [`Error::UnknownMember`] when another handle has taken over its instance id: it must not join again.
     #[inline]
     pub(crate) fn poll(&self) -> Result<Option<Change>> {
-        self.mailbox.polled_at.store(self.shared.group_time().0, Ordering::Relaxed);
+        let now = self.shared.group_time().0;
+        self.mailbox.polled_at.store(now, Ordering::Relaxed);
+        if now >= self.cell.due.load(Ordering::Relaxed) {
+            self.cell.look_after(&self.shared);
+        }
         if self.mailbox.has_news() { self.take() } else { Ok(None) }
     }
 
@@ -178,6 +182,12 @@ impl Membership {
     pub(crate) fn show_waiting(&self, waits: bool) {
         let shown = if waits { WAITING } else { self.shared.group_time().0 };
         self.mailbox.polled_at.store(shown, Ordering::Relaxed);
+    }
+
+    /// In how long a member of its group could be due.
+    pub(crate) fn due_in(&self) -> Duration {
+        let due = Timestamp(self.cell.due.load(Ordering::Relaxed));
+        due.since(self.shared.group_time())
     }
 
     #[cold]

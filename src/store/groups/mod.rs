@@ -1,12 +1,12 @@
 //! Consumer groups of a store: the shell around [`Group`], one for each, and their committed offsets.
 //!
 //! - `membership`: a member, as a consumer holds it. `offsets`: what is committed, and its internal topic.
-//! - `admin`: what applications see of groups from outside.
+//! - `admin`: what applications see of groups from outside. `forget`: what goes with topics and with time.
 //!
 //! Members are handles in this process. What the pure group decides is put into each member's mailbox, in order, under
 //! the group's lock, and taken out by its next poll; whoever blocks in one is woken. A poll of a member for which there
 //! is nothing new takes no lock: it leaves the time, which the watchdog reads before it fences anybody. The watchdog is a
-//! chore, asked for when somebody could be due.
+//! chore, asked for when somebody could be due; a member that polls then does the same, for chores may be held up.
 //!
 //! A commit is checked and appended under the group's lock, so that none slips in behind a revocation (GRP-02 to GRP-04).
 //!
@@ -14,18 +14,19 @@
 //! anything is waited for but the table itself being read.
 
 mod admin;
+mod forget;
 mod membership;
 mod offsets;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
 use crate::partition::{Author, EventKind, Placed, Ticket, postpone};
@@ -33,7 +34,6 @@ use crate::protocol::group::assignment::{Assignor, MemberId, PartitionId, Situat
 use crate::protocol::group::membership::{
     CommitRefusal, Effect, Event, Group, Join, JoinRefusal, Subscription,
 };
-use crate::protocol::group::offsets::{OffsetTable, Usage};
 use crate::protocol::group::records::{
     self, GROUP_BYTES_MAX, GroupRecord, GroupState, METADATA_CHARS_MAX, group_name_fits,
     metadata_fits,
@@ -52,6 +52,9 @@ pub(crate) use membership::{Change, Membership};
 
 use membership::{Mailbox, News};
 use offsets::{Offsets, report};
+
+/// Nobody can be due.
+const NEVER: i64 = i64::MAX;
 
 /// No member has this id.
 const NOBODY: MemberId = MemberId(0);
@@ -166,6 +169,8 @@ pub(crate) struct Groups {
 struct GroupCell {
     name: Arc<str>,
     groups: Weak<Groups>,
+    /// As [`State::watched`]; [`NEVER`] where that is `None`.
+    due: AtomicI64,
     state: Mutex<State>,
 }
 
@@ -552,6 +557,7 @@ impl Groups {
             Arc::new(GroupCell {
                 name: Arc::clone(group),
                 groups,
+                due: AtomicI64::new(NEVER),
                 state: Mutex::new(State {
                     group: group_state,
                     mailboxes: HashMap::new(),
@@ -571,75 +577,6 @@ impl Groups {
             let change = |_: &State| Some(Event::TopicsChanged { topics: shared.topic_views() });
             // What nobody is told of is an assignor's failure, which is an event.
             let _ = cell.act_on(shared, change);
-        }
-    }
-
-    /// Forgets what was committed for topics that went while nobody used groups.
-    fn forget_gone_topics(&self, shared: &Arc<Shared>) {
-        let known = self.offsets.look(shared, OffsetTable::topics);
-        // Asked afterwards: one that comes meanwhile is there.
-        let there: BTreeSet<_> = shared.topics.read().values().map(|topic| topic.id).collect();
-        for topic in known.unwrap_or_default().difference(&there) {
-            self.forget_topic(shared, *topic);
-        }
-    }
-
-    /// Forgets what was committed for topics that have gone since they were looked up, and may have been forgotten before.
-    fn forget_gone(&self, shared: &Arc<Shared>, offsets: &[PlacedOffset]) {
-        let gone: BTreeSet<_> = {
-            let topics = shared.topics.read();
-            let is_gone = |(id, name, _): &&PlacedOffset| {
-                topics.get(name.topic()).is_none_or(|topic| topic.id != id.topic)
-            };
-            offsets.iter().filter(is_gone).map(|(id, ..)| id.topic).collect()
-        };
-        gone.into_iter().for_each(|topic| self.forget_topic(shared, topic));
-    }
-
-    /// Forgets what was committed for a topic that is gone (GRP-10).
-    fn forget_topic(&self, shared: &Arc<Shared>, topic: TopicId) {
-        let taken_back = self.offsets.look(shared, |table| {
-            let partitions = table.partitions_of_topic(topic).into_iter();
-            partitions.map(|(group, at)| taken_back(group, at)).collect::<Vec<_>>()
-        });
-        let outcome =
-            taken_back.and_then(|records| self.offsets.take_back(shared, &records).map(drop));
-        if let Err(error) = outcome {
-            report(shared, "forgetting the offsets of a topic", &error);
-        }
-    }
-
-    /// Forgets offsets that nobody has needed for `retention` (GRP-09).
-    fn expire(&self, shared: &Arc<Shared>, retention: Duration) {
-        let now = shared.clock.now();
-        let groups = self
-            .offsets
-            .look(shared, |table| table.groups().map(Arc::from).collect::<Vec<Arc<str>>>());
-        for name in groups.unwrap_or_default() {
-            let outcome = self.in_group(shared, &name, |cell, state| {
-                let group = &state.group;
-                let known = self.offsets.look(shared, |table| table.state(&name).cloned())?;
-                if group.is_empty() && known.as_ref().is_some_and(|one| one.empty_since.is_none()) {
-                    // Its members went with the process: it is idle from now on.
-                    cell.note(shared, state);
-                    return Ok(());
-                }
-                let expired = self.offsets.look(shared, |table| {
-                    let is_subscribed = |topic| group.is_subscribed(topic);
-                    let usage = match known.and_then(|known| known.empty_since) {
-                        _ if group.is_rebalancing() => Usage::Rebalancing,
-                        _ if !group.is_empty() => Usage::Stable { is_subscribed: &is_subscribed },
-                        Some(since) => Usage::Empty { since },
-                        None => Usage::Simple,
-                    };
-                    table.expired(&name, &usage, retention, now)
-                })?;
-                let records: Vec<_> = expired.into_iter().map(|at| taken_back(&name, at)).collect();
-                self.offsets.take_back(shared, &records).map(drop)
-            });
-            if let Err(error) = outcome {
-                report(shared, "expiring offsets", &error);
-            }
         }
     }
 
@@ -746,6 +683,7 @@ impl GroupCell {
         let Some(due) = state.group.next_deadline() else { return };
         if state.watched.is_none_or(|watched| due < watched) {
             state.watched = Some(due);
+            self.due.store(due.0, Ordering::Relaxed);
             let at = Duration::from_millis(u64::try_from(due.0).unwrap_or_default());
             let chore: Weak<dyn Chore> = Arc::downgrade(self) as Weak<dyn Chore>;
             shared.chores.push_at(at, chore);
@@ -753,15 +691,25 @@ impl GroupCell {
     }
 }
 
-impl Chore for GroupCell {
-    /// The watchdog: fences members that have not polled for too long.
-    fn run(self: Arc<Self>) {
-        let shared = self.groups.upgrade().and_then(|groups| groups.shared.upgrade());
-        let Some(shared) = shared else { return };
+impl GroupCell {
+    /// For a member that polls: chores may be held up by an application's callback, and so would be who waits for what
+    /// another member has.
+    #[cold]
+    fn look_after(self: &Arc<Self>, shared: &Arc<Shared>) {
         let _postponed = postpone();
-        let mut state = self.state.lock();
-        state.watched = None;
+        if let Some(state) = self.state.try_lock() {
+            self.fence_late(shared, state);
+        }
+    }
+
+    /// The watchdog: fences members that have not polled for too long.
+    fn fence_late(self: &Arc<Self>, shared: &Arc<Shared>, mut state: MutexGuard<'_, State>) {
         let now = shared.group_time();
+        if state.watched.is_some_and(|due| now < due) {
+            return; // somebody else came first
+        }
+        state.watched = None;
+        self.due.store(NEVER, Ordering::Relaxed);
         let polled: Vec<_> = state
             .mailboxes
             .iter()
@@ -771,11 +719,20 @@ impl Chore for GroupCell {
             // A poll has no effects.
             let _ = state.group.step(now, Event::Polled { member, at });
         }
-        let outcome = self.tell(&shared, &mut state, Event::Tick);
+        let outcome = self.tell(shared, &mut state, Event::Tick);
         debug_assert!(outcome.is_ok(), "time refuses nobody");
         let woken = state.woken();
         drop(state);
         woken.iter().for_each(|mailbox| mailbox.wake());
+    }
+}
+
+impl Chore for GroupCell {
+    fn run(self: Arc<Self>) {
+        let shared = self.groups.upgrade().and_then(|groups| groups.shared.upgrade());
+        let Some(shared) = shared else { return };
+        let _postponed = postpone();
+        self.fence_late(&shared, self.state.lock());
     }
 }
 
