@@ -82,7 +82,7 @@ impl Transactions {
         for (partition, ticket) in unsafe_yet {
             // The store may not know its transactions yet: they begin with markers.
             let reports = Arc::clone(&self.reports);
-            ticket.on_complete(move |safe| {
+            ticket.on_known(move |safe| {
                 reports.push(match safe {
                     Ok(_) => Event::MarkerWritten { tag, partition },
                     Err(_) => Event::MarkerFailed { tag, partition },
