@@ -72,7 +72,7 @@ impl Transactions {
                 Err(_) => Event::MarkerFailed { tag, partition },
             });
         }
-        let jobs = self.steps(shared, reports, |state| {
+        let jobs = self.steps(shared, reports, None, |state| {
             // Somebody else may have succeeded meanwhile.
             state.halves.extend(halves);
             let State { halves, coordinator, .. } = state;
@@ -148,7 +148,7 @@ impl Transactions {
     pub(super) fn take_reports(&self, shared: &Arc<Shared>) {
         let events = self.reports.take();
         if !events.is_empty() {
-            let jobs = self.steps(shared, events, |_| ());
+            let jobs = self.steps(shared, events, None, |_| ());
             self.finish(shared, jobs);
         }
     }
