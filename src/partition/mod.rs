@@ -43,7 +43,7 @@ pub(crate) use read::Watched;
 pub(crate) use reign::Proposal;
 pub(crate) use replica::Replica;
 pub use ticket::Ticket;
-pub(crate) use ticket::{Postponed, postpone, wake_all};
+pub(crate) use ticket::{Call, Caller, Postponed, leave_calls_to, postpone, wake_all};
 
 use crate::protocol::producer_state::batch::{self, Numbering};
 use crate::types::{Compression, Isolation, Offset, ProducerSequence, Timestamp};

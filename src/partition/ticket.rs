@@ -28,12 +28,23 @@ pub(super) struct Waiter {
 enum How {
     Wake(Waker),
     Call(Callback, Appended),
+    /// The store's own: it waits for nothing.
+    Note(Callback, Appended),
 }
 
 /// A waiter and what it is to be told.
 pub(super) enum Done {
     Wake(Waker),
     Call(Callback, Result<Appended>),
+    Note(Callback, Result<Appended>),
+}
+
+/// A callback that is to be made.
+pub(crate) type Call = Box<dyn FnOnce() + Send>;
+
+/// Makes the callbacks of threads that others wait for.
+pub(crate) trait Caller: Send + Sync {
+    fn leave(self: Arc<Self>, call: Call);
 }
 
 impl std::fmt::Debug for Waiter {
@@ -50,6 +61,13 @@ thread_local! {
     static POSTPONED: RefCell<Vec<Done>> = const { RefCell::new(Vec::new()) };
     /// Whether there are any.
     static ANY: Cell<bool> = const { Cell::new(false) };
+    /// Who makes this thread's callbacks in its place.
+    static CALLER: RefCell<Option<Arc<dyn Caller>>> = const { RefCell::new(None) };
+}
+
+/// From now on this thread makes no callback of the application's by itself.
+pub(crate) fn leave_calls_to(caller: Arc<dyn Caller>) {
+    CALLER.set(Some(caller));
 }
 
 /// As long as it lives, whoever would be told something by this thread is told when it goes. Made before a lock of the
@@ -109,8 +127,16 @@ pub(super) fn complete(done: Vec<Done>) {
     for done in done.into_iter().flatten() {
         let _ = guard(|| match done {
             Done::Wake(waker) => waker.wake(),
-            Done::Call(callback, result) => callback(result),
+            Done::Call(callback, result) => call(callback, result),
+            Done::Note(callback, result) => callback(result),
         });
+    }
+}
+
+fn call(callback: Callback, result: Result<Appended>) {
+    match CALLER.try_with(|caller| caller.borrow().clone()) {
+        Ok(Some(caller)) => caller.leave(Box::new(move || callback(result))),
+        _ => callback(result),
     }
 }
 
@@ -189,16 +215,31 @@ impl Ticket {
         Ok(self.appended.clone())
     }
 
-    /// Calls `callback` with the outcome: now if it is known, else from the thread that learns it.
+    /// Calls `callback` with the outcome: now if it is known, else from the thread that learns it; if that is one of the
+    /// store's own, from one that makes callbacks and does nothing else. So it may wait, but not for another callback.
     /// No lock of the store is held, and a panic in it is caught.
     pub fn on_complete(self, callback: impl FnOnce(Result<Appended>) + Send + 'static) {
+        self.tell(Box::new(callback), How::Call, Done::Call);
+    }
+
+    /// As [`Ticket::on_complete`], from whatever thread learns it: for what waits for nothing.
+    pub(crate) fn on_known(self, note: impl FnOnce(Result<Appended>) + Send + 'static) {
+        self.tell(Box::new(note), How::Note, Done::Note);
+    }
+
+    fn tell(
+        self,
+        callback: Callback,
+        how: fn(Callback, Appended) -> How,
+        done: fn(Callback, Result<Appended>) -> Done,
+    ) {
         let mut state = self.core.state.lock();
         let done = match self.outcome(&state) {
-            Some(result) => vec![Done::Call(Box::new(callback), result)],
+            Some(result) => vec![done(callback, result)],
             None => {
                 let id = state.next_ticket;
                 state.next_ticket += 1;
-                let how = How::Call(Box::new(callback), self.appended.clone());
+                let how = how(callback, self.appended.clone());
                 let wait = self.wait.clone().expect("an unknown outcome is waited for");
                 state.tickets.push(Waiter { id, wait, how });
                 Vec::new()
@@ -307,6 +348,7 @@ impl Core {
             done.push(match waiter.how {
                 How::Wake(waker) => Done::Wake(waker),
                 How::Call(callback, appended) => Done::Call(callback, outcome.map(|()| appended)),
+                How::Note(callback, appended) => Done::Note(callback, outcome.map(|()| appended)),
             });
         }
         done

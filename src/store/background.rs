@@ -15,11 +15,12 @@ use parking_lot::Mutex;
 
 use crate::config::Retention;
 use crate::error::{Error, Result};
-use crate::partition::{Attention, Core, EventKind, hangs};
+use crate::partition::{Attention, Core, EventKind, hangs, leave_calls_to};
 use crate::protocol::metadata::MetadataRecord;
 use crate::storage::Clock;
 use crate::types::{Offset, Timestamp};
 
+use super::callbacks::Callbacks;
 use super::chores::Chores;
 use super::close::IsOwn;
 use super::disks::StoreDisk;
@@ -51,6 +52,7 @@ pub(super) struct Workers {
     lower: Rank,
     /// Once a thread does them.
     chores: Option<Arc<Chores>>,
+    callbacks: Arc<Callbacks>,
     shared: Weak<Shared>,
 }
 
@@ -66,8 +68,14 @@ impl Rank {
         &mut self,
         name: String,
         queue: &Arc<Attention>,
+        callbacks: &Arc<Callbacks>,
         work: impl FnOnce() + Send + 'static,
     ) -> Result<()> {
+        let callbacks = Arc::clone(callbacks);
+        let work = move || {
+            leave_calls_to(callbacks);
+            work();
+        };
         self.threads.push(start_thread(name, work)?);
         self.queues.push(Arc::clone(queue));
         Ok(())
@@ -147,6 +155,7 @@ pub(super) fn start(shared: &Arc<Shared>) -> Result<Workers> {
         disks: Rank::default(),
         lower: Rank::default(),
         chores: None,
+        callbacks: Arc::default(),
         shared: Arc::downgrade(shared),
     };
     for disk in shared.online_disks() {
@@ -174,7 +183,8 @@ pub(super) fn start_disk(
             continue;
         }
         let flushed = Arc::clone(&disk);
-        workers.lower.spawn(format!("oncelog-flush-{}", disk.id.0), &disk.flushes, move || {
+        let (name, callbacks) = (format!("oncelog-flush-{}", disk.id.0), &workers.callbacks);
+        workers.lower.spawn(name, &disk.flushes, callbacks, move || {
             while let Some(cores) = flushed.flushes.wait(Duration::MAX) {
                 let _at_work = flushed.at_work.read();
                 cores.iter().for_each(|core| core.flush_on(flushed.id));
@@ -185,7 +195,8 @@ pub(super) fn start_disk(
         return Ok(());
     }
     let (own, queue) = (workers.shared.clone(), Arc::clone(&shared.control));
-    workers.lower.spawn("oncelog-control".into(), &shared.control, move || {
+    let (name, callbacks) = ("oncelog-control".into(), &workers.callbacks);
+    workers.lower.spawn(name, &shared.control, callbacks, move || {
         let mut next = Duration::ZERO;
         loop {
             let Some(shared) = own.upgrade() else { return };
@@ -203,7 +214,7 @@ fn start_worker(workers: &mut Workers, disk: &Arc<StoreDisk>) -> Result<()> {
     let (own, worked) = (workers.shared.clone(), Arc::clone(disk));
     let number = disk.worker.fetch_add(1, Ordering::AcqRel) + 1;
     let name = format!("oncelog-disk-{}", disk.id.0);
-    workers.disks.spawn(name, &disk.attention, move || {
+    workers.disks.spawn(name, &disk.attention, &workers.callbacks, move || {
         let mut agenda = Agenda::default();
         while worked.worker.load(Ordering::Acquire) == number {
             let Some(shared) = own.upgrade() else { return };
@@ -250,7 +261,8 @@ impl Shared {
         let mut workers = self.workers.lock();
         let Some(workers) = &mut *workers else { return Ok(()) };
         let (own, watched) = (workers.shared.clone(), Arc::clone(transactions));
-        workers.upper.spawn("oncelog-transactions".into(), transactions.queue(), move || {
+        let (name, callbacks) = ("oncelog-transactions".into(), &workers.callbacks);
+        workers.upper.spawn(name, transactions.queue(), callbacks, move || {
             let mut due = Duration::ZERO;
             while let Some(changed) = watched.queue().wait(due) {
                 let Some(shared) = own.upgrade() else { return };
@@ -354,7 +366,9 @@ impl Workers {
             self.disks.end(own);
             self.lower.end(own);
             let _own = IsOwn::mark();
-            let _ = sender.send(last());
+            let outcome = last();
+            self.callbacks.make_all();
+            let _ = sender.send(outcome);
         });
         finished.recv_timeout(timeout).map_err(|_| Error::late("closing the store", timeout))
     }

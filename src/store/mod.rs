@@ -17,6 +17,7 @@ mod appender;
 mod background;
 mod backup;
 mod builder;
+mod callbacks;
 mod chores;
 mod close;
 mod disks;

@@ -72,7 +72,7 @@ impl Transactions {
                 Err(_) => Event::MarkerFailed { tag, partition },
             });
         }
-        let jobs = self.steps(shared, reports, |state| {
+        let jobs = self.steps(shared, reports, None, |state| {
             // Somebody else may have succeeded meanwhile.
             state.halves.extend(halves);
             let State { halves, coordinator, .. } = state;
@@ -82,7 +82,7 @@ impl Transactions {
         for (partition, ticket) in unsafe_yet {
             // The store may not know its transactions yet: they begin with markers.
             let reports = Arc::clone(&self.reports);
-            ticket.on_complete(move |safe| {
+            ticket.on_known(move |safe| {
                 reports.push(match safe {
                     Ok(_) => Event::MarkerWritten { tag, partition },
                     Err(_) => Event::MarkerFailed { tag, partition },
@@ -148,7 +148,7 @@ impl Transactions {
     pub(super) fn take_reports(&self, shared: &Arc<Shared>) {
         let events = self.reports.take();
         if !events.is_empty() {
-            let jobs = self.steps(shared, events, |_| ());
+            let jobs = self.steps(shared, events, None, |_| ());
             self.finish(shared, jobs);
         }
     }

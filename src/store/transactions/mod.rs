@@ -98,6 +98,9 @@ pub(crate) struct Transactions {
     unseen: Mutex<BTreeSet<PartitionId>>,
 }
 
+/// And, where it has failed, what the record ran into that it waited for: others fail at the same time.
+type Answered = (Answer, Option<Error>);
+
 #[derive(Debug)]
 struct State {
     coordinator: Coordinator,
@@ -108,13 +111,11 @@ struct State {
     epoch: Option<LeaderEpoch>,
     next_request: u64,
     /// A handful: each is taken by whoever waits for it.
-    answers: Vec<(RequestId, Answer)>,
+    answers: Vec<(RequestId, Answered)>,
     /// Calls that nobody waits for any more.
     abandoned: BTreeSet<RequestId>,
     /// When the thread that looks after time-outs comes back by itself.
     wakes_at: Timestamp,
-    /// Why the last record of an id was not written, or is not known to be. Several may wait for theirs at once.
-    failures: HashMap<Arc<str>, Error>,
     /// Where markers of committed transactions could not be written, and others of them may be. What an aborted one has
     /// written is seen nowhere, with its markers and without.
     halves: BTreeSet<(TransactionTag, PartitionId)>,
@@ -229,7 +230,6 @@ impl Transactions {
                 answers: Vec::new(),
                 abandoned: BTreeSet::new(),
                 wakes_at: Timestamp::MAX,
-                failures: HashMap::new(),
                 halves: BTreeSet::new(),
             }),
             answered: Condvar::new(),
@@ -240,7 +240,7 @@ impl Transactions {
             unseen: Mutex::default(),
         };
         let mut jobs = Vec::new();
-        transactions.begin(shared, &mut transactions.state.lock(), effects, &mut jobs);
+        transactions.begin(shared, &mut transactions.state.lock(), effects, None, &mut jobs);
         Ok((Arc::new(transactions), jobs))
     }
 
@@ -260,7 +260,7 @@ impl Transactions {
         let mut patience = Patience::new(shared, wait);
         loop {
             let fresh = shared.new_producer_id(false)?;
-            let answer = self.call(shared, wait, id, |request| {
+            let (answer, why) = self.call(shared, wait, id, |request| {
                 Event::Open(Open { request, id: Arc::clone(id), timeout, fresh, renews })
             })?;
             match answer {
@@ -275,7 +275,7 @@ impl Transactions {
                     return Err(Error::InvalidConfig { key, value, reason: refusal.to_string() });
                 }
                 Answer::Refused(refusal) => return Err(refused(id, refusal, renews)),
-                Answer::Failed | Answer::Ended { .. } => return Err(self.in_doubt(id, wait)),
+                Answer::Failed | Answer::Ended { .. } => return Err(in_doubt(id, wait, why)),
             }
         }
     }
@@ -339,14 +339,15 @@ impl Transactions {
         let mut patience = Patience::new(shared, wait);
         loop {
             let ask = |request| Event::End { request, tag, outcome };
-            return match self.call(shared, wait, id, ask)? {
+            let (answer, why) = self.call(shared, wait, id, ask)?;
+            return match answer {
                 Answer::Ended { outcome, next } => Ok((outcome, next)),
                 Answer::Refused(Refusal::Busy) if patience.lasts() => {
                     self.pause(shared)?;
                     continue;
                 }
                 Answer::Refused(refusal) => Err(refused(id, refusal, Some(tag))),
-                Answer::Failed | Answer::Opened { .. } => Err(self.in_doubt(id, wait)),
+                Answer::Failed | Answer::Opened { .. } => Err(in_doubt(id, wait, why)),
             };
         }
     }
@@ -442,7 +443,7 @@ impl Transactions {
             let mut state = self.state.lock();
             let effects = state.coordinator.notes();
             let mut jobs = Vec::new();
-            self.begin(shared, &mut state, effects, &mut jobs);
+            self.begin(shared, &mut state, effects, None, &mut jobs);
             jobs
         };
         self.finish(shared, jobs);
@@ -469,14 +470,6 @@ impl Transactions {
         self.answered.notify_all();
     }
 
-    /// A record could not be written, or is not known to be.
-    fn in_doubt(&self, id: &str, timeout: Duration) -> Error {
-        let failed = self.state.lock().failures.remove(id);
-        failed.unwrap_or_else(|| {
-            Error::in_doubt(format!("the record of a transaction of {id}"), timeout)
-        })
-    }
-
     /// Asks something and waits for the answer.
     fn call(
         &self,
@@ -484,7 +477,7 @@ impl Transactions {
         wait: Duration,
         id: &str,
         event: impl FnOnce(RequestId) -> Event,
-    ) -> Result<Answer> {
+    ) -> Result<Answered> {
         let request = {
             let mut state = self.state.lock();
             state.next_request += 1;
@@ -525,13 +518,15 @@ impl Transactions {
 
     fn step(&self, shared: &Arc<Shared>, event: Event) -> Vec<Job> {
         let reports = self.reports.take();
-        self.steps(shared, reports.into_iter().chain([event]), |_| ())
+        self.steps(shared, reports.into_iter().chain([event]), None, |_| ())
     }
 
+    /// `why`: what the record ran into that they say has failed.
     fn steps(
         &self,
         shared: &Arc<Shared>,
         events: impl IntoIterator<Item = Event>,
+        why: Option<&Error>,
         last: impl FnOnce(&mut State),
     ) -> Vec<Job> {
         let _postponed = postpone();
@@ -540,7 +535,7 @@ impl Transactions {
         let now = self.clock.now();
         for event in events {
             let effects = state.coordinator.step(now, event);
-            self.begin(shared, &mut state, effects, &mut jobs);
+            self.begin(shared, &mut state, effects, why, &mut jobs);
         }
         last(&mut state);
         jobs
@@ -552,6 +547,7 @@ impl Transactions {
         shared: &Arc<Shared>,
         state: &mut State,
         effects: Vec<Effect>,
+        why: Option<&Error>,
         jobs: &mut Vec<Job>,
     ) {
         for effect in effects {
@@ -580,7 +576,7 @@ impl Transactions {
                             jobs.push(Job::Close(tag));
                         }
                     } else {
-                        state.answers.push((request, answer));
+                        state.answers.push((request, (answer, why.cloned())));
                         self.answered.notify_all();
                     }
                 }
@@ -634,14 +630,14 @@ impl Transactions {
                     if let Some(since) = waits {
                         wait = wait.saturating_sub(since.elapsed());
                     }
-                    let event = match written {
-                        Ok(()) => Event::Persisted { id },
+                    jobs.extend(match written {
+                        Ok(()) => self.step(shared, Event::Persisted { id }),
                         Err(error) => {
-                            self.state.lock().failures.insert(Arc::clone(&id), error);
-                            Event::PersistFailed { id }
+                            let reports = self.reports.take().into_iter();
+                            let events = reports.chain([Event::PersistFailed { id }]);
+                            self.steps(shared, events, Some(&error), |_| ())
                         }
-                    };
-                    jobs.extend(self.step(shared, event));
+                    });
                 }
                 Job::Markers { tag, outcome, partitions } => {
                     jobs.extend(self.write_markers(shared, tag, outcome, partitions));
@@ -659,7 +655,7 @@ impl Transactions {
 }
 
 impl State {
-    fn take_answer(&mut self, request: RequestId) -> Option<Answer> {
+    fn take_answer(&mut self, request: RequestId) -> Option<Answered> {
         let at = self.answers.iter().position(|(of, _)| *of == request)?;
         Some(self.answers.swap_remove(at).1)
     }
@@ -732,6 +728,11 @@ fn leave(shared: &Arc<Shared>, id: &Arc<str>, begun: &Begun) -> bool {
 fn report(shared: &Arc<Shared>, what: &str, error: &Error) {
     let reason = format!("{what}: {error}");
     shared.events.push(shared.clock.now(), EventKind::BackgroundFailed { partition: None, reason });
+}
+
+/// A record could not be written, or is not known to be.
+fn in_doubt(id: &str, timeout: Duration, why: Option<Error>) -> Error {
+    why.unwrap_or_else(|| Error::in_doubt(format!("the record of a transaction of {id}"), timeout))
 }
 
 /// Something else is under way; trying again helps.

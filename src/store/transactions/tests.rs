@@ -5,6 +5,7 @@ use crate::config::TopicConfig;
 use crate::record::Record;
 use crate::storage::simulated::SimDisk;
 use crate::store::{Store, StoreBuilder};
+use crate::types::ProducerId;
 
 fn on(disks: &[SimDisk]) -> StoreBuilder {
     let all = |builder: StoreBuilder, disk: &SimDisk| builder.simulated_disk(disk.clone());
@@ -55,20 +56,37 @@ fn a_decision_that_another_leader_lacks_is_not_written_again() {
     assert_eq!(store.shared().transactions().unwrap().verdict(tag), Verdict::Aborted);
 }
 
-/// The word of the one that failed last was everybody's, and whoever came second was told that nothing was written.
+/// The word of the one that failed last was everybody's: first of all, then of all holders of an id. Who had left a decision
+/// that is in the log was told that nothing was written, for the next holder's record had been refused.
 #[test]
-fn of_records_that_fail_at_once_each_tells_its_own_reason_and_an_unknown_one_is_in_doubt() {
+fn of_records_that_fail_at_once_each_tells_its_own_reason() {
     let store = on(&[SimDisk::new(1)]).open().unwrap();
-    let transactions = store.shared().transactions().unwrap();
-    let late = |what| Error::late(what, Duration::ZERO);
-    for id in ["a", "b"] {
-        transactions.state.lock().failures.insert(id.into(), late(id));
-    }
-    for id in ["a", "b"] {
-        let told = transactions.in_doubt(id, Duration::ZERO);
-        assert!(matches!(&told, Error::TimedOut { what, .. } if what == id), "{told}");
-    }
-    assert_eq!(transactions.in_doubt("a", Duration::ZERO).written(), Written::Unknown);
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    let mut held = store.producer().transactional_id("id").build().unwrap();
+    let mut transaction = held.begin().unwrap();
+    transaction.append("t", 0, &[Record::new("x")]).unwrap();
+    let id = transaction.id();
+    let tag = TransactionTag { producer: id.producer, epoch: id.epoch };
+    let (shared, id) = (store.shared(), Arc::<str>::from("id"));
+    let transactions = shared.transactions().unwrap();
+    let fails = |event, error| {
+        transactions.step(shared, event);
+        transactions.finish(shared, vec![Job::Persist { id: Arc::clone(&id), begun: Err(error) }]);
+    };
+    let [first, second] = [u64::MAX - 1, u64::MAX].map(RequestId);
+    let outcome = Outcome::Committed;
+    fails(Event::End { request: first, tag, outcome }, Error::in_doubt("it", Duration::ZERO));
+    let (timeout, fresh) = (Duration::from_secs(1), ProducerId(1));
+    let open = Open { request: second, id: Arc::clone(&id), timeout, fresh, renews: None };
+    let partition = transactions.state.lock().topic.core().partition().clone();
+    fails(Event::Open(open), Error::NotEnoughReplicas { partition, in_sync: 1, required: 2 });
+    let mut state = transactions.state.lock();
+    let told = [first, second].map(|request| {
+        let (answer, why) = state.take_answer(request).expect("it has failed");
+        assert_eq!(answer, Answer::Failed);
+        in_doubt(&id, Duration::ZERO, why).written()
+    });
+    assert_eq!(told, [Written::Unknown, Written::No]);
 }
 
 /// It is read anew first, and somebody's record is always on its way.
