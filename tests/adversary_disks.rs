@@ -231,25 +231,38 @@ fn records_that_were_durable_are_so_when_their_partition_has_moved() {
 /// it led without what had been acknowledged as flushed.
 #[test]
 fn inv_02_what_was_acknowledged_as_flushed_is_so_on_a_replica_that_joins_later() {
-    for flush in [Flush::Interval(SECOND), Flush::Os] {
+    for (flush, restarts) in [
+        (Flush::Interval(SECOND), false),
+        (Flush::Os, false),
+        (Flush::Interval(SECOND), true),
+        (Flush::Os, true),
+    ] {
         let (disks, clock) = (disks(3), clock());
-        let store = open(&disks, &clock).unwrap();
+        let mut store = open(&disks, &clock).unwrap();
         store.create_topic("t", small(2)).unwrap();
-        let partition = store.partition("t", 0).unwrap();
         store.stop_disk(DiskId(1)).unwrap();
         pass(&store, &clock, QUIET);
-        append(&partition, 60);
+        append(&store.partition("t", 0).unwrap(), 60);
         store.alter_topic("t", TopicUpdate::new().flush(flush)).unwrap();
-        store.start_disk(DiskId(1)).unwrap();
+        if restarts {
+            // What had been flushed, the next process does not know.
+            disks[0].kill();
+            drop(store);
+            disks.iter().for_each(SimDisk::process_restart);
+            store = open(&disks, &clock).unwrap();
+        } else {
+            store.start_disk(DiskId(1)).unwrap();
+        }
         pass(&store, &clock, QUIET);
-        assert_eq!(partition.in_sync_replicas().len(), 2, "{flush:?}");
+        let in_sync = store.partition("t", 0).unwrap().in_sync_replicas().len();
+        assert_eq!(in_sync, 2, "{flush:?}, restarts {restarts}");
         disks[0].kill();
-        drop((store, partition));
+        drop(store);
         disks.iter().for_each(SimDisk::power_loss);
         let store = open(&disks[1..], &clock).unwrap();
         let found = read_all(&store.partition("t", 0).unwrap(), Isolation::ReadUncommitted);
         let offsets: Vec<_> = found.iter().map(|(offset, _)| *offset).collect();
-        assert_eq!(offsets, (0..60).collect::<Vec<_>>(), "{flush:?}");
+        assert_eq!(offsets, (0..60).collect::<Vec<_>>(), "{flush:?}, restarts {restarts}");
     }
 }
 

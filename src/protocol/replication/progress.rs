@@ -23,7 +23,7 @@
 //! 1. `log_start <= high_watermark <= log_end`, and `flushed <= log_end`.
 //! 2. The high watermark only rises while one leader reigns.
 //! 3. It is at most the acknowledged end of every replica that is in sync, or may be by what is being written down.
-//! 4. One that joins has on stable storage what the leader has there: it may be all that a power loss leaves, and the topic may
+//! 4. One that joins has on stable storage what the leader has there, or may have: it may be all that a power loss leaves, and the topic may
 //!    have promised more than it does now.
 
 use std::time::Duration;
@@ -265,8 +265,13 @@ impl Progress {
                 (_, Membership::Out) => follower.end >= self.high_watermark,
                 _ => false,
             };
-            asked && follower.online && follower.flushed < self.flushed.min(follower.end)
+            asked && follower.online && follower.flushed < self.held_durably().min(follower.end)
         })
+    }
+
+    /// What the leader may have on stable storage: of what it held as its reign began, an opening need not know.
+    fn held_durably(&self) -> Offset {
+        self.flushed.max(self.epoch_start).min(self.log_end)
     }
 
     /// Where the leader's reign begins.
@@ -292,6 +297,7 @@ impl Progress {
         let (seen, seen_flushed, seen_at) = self.seen;
         let (log_end, flushed) = (self.log_end, self.flushed);
         let (high_watermark, epoch_start) = (self.high_watermark, self.epoch_start);
+        let durable = self.held_durably();
         let mut changed = false;
         for follower in &mut self.followers {
             // A disk that takes everything and flushes nothing lags as well, where flushes count.
@@ -316,7 +322,7 @@ impl Progress {
                     if follower.online
                         && acknowledged >= high_watermark
                         && follower.end >= epoch_start
-                        && follower.flushed >= flushed.min(high_watermark)
+                        && follower.flushed >= durable.min(high_watermark)
                         && !lags =>
                 {
                     follower.membership = Membership::Joining;
@@ -645,6 +651,19 @@ mod tests {
             assert!(progress.tick(NOW, LAG, flush), "{flush:?}");
             assert!(progress.counts(DiskId(1)) && !progress.owes_flush(DiskId(1), flush));
         }
+    }
+
+    /// A restart, and nobody knew how much of it had been flushed.
+    #[test]
+    fn inv_02_one_joins_once_it_has_flushed_what_the_reign_began_with() {
+        let mut progress = Progress::recovered(Offset(0), Offset(9), Offset(0));
+        let out = FollowerStart { in_sync: false, ..in_sync(1) };
+        progress.begin_reign(true, Offset(9), Offset(9), 1, &[out], Flush::Os);
+        progress.on_followed(DiskId(1), Offset(9), Flush::Os);
+        progress.on_follower_flushed(DiskId(1), Offset(8), Flush::Os);
+        assert!(!progress.tick(NOW, LAG, Flush::Os) && progress.owes_flush(DiskId(1), Flush::Os));
+        progress.on_follower_flushed(DiskId(1), Offset(9), Flush::Os);
+        assert!(progress.tick(NOW, LAG, Flush::Os));
     }
 
     #[test]

@@ -366,6 +366,9 @@ fn kip_101_the_old_leaders_own_tail_is_cut_and_nothing_else() {
          end 0 7
          follow 0
          tick 1
+         isr 1 2
+         flush 0
+         tick 1
          isr 0 1 2
          end 0 8",
     );
@@ -392,6 +395,10 @@ fn kip_279_two_fail_overs_in_a_row() {
          end 1 2
          follow 0
          follow 1
+         tick 1
+         isr 2
+         flush 0
+         flush 1
          tick 1
          isr 0 1 2
          hw 5",
