@@ -270,7 +270,7 @@ fn views_of_killed(flush: Flush, mode: StorageMode, seed: u64, kills: u64) {
     let mut random = Random(seed);
     let mut all = All::new();
     let view = builder(&directory).open_read_only().unwrap();
-    // On a machine that is busy, children may be killed before they have written anything: others are, then.
+    // On a machine that is busy, children may be killed before they have written anything: others live longer, then.
     for round in 1..=kills * 50 {
         if round > kills && all.values().all(|shown| !shown.records.is_empty()) {
             break;
@@ -286,7 +286,7 @@ fn views_of_killed(flush: Flush, mode: StorageMode, seed: u64, kills: u64) {
             let partition = view.partition(topic, number).ok();
             held.extend(partition.map(|partition| (partition, Default::default())));
         }
-        let lifetime = Duration::from_micros(random.below(1 << 17));
+        let lifetime = Duration::from_micros(random.below(1 << 17) * (1 + (round - 1) / kills));
         let started = Instant::now();
         while started.elapsed() < lifetime {
             look(&view, &mut held, &mut all);
