@@ -15,33 +15,21 @@ use std::time::{Duration, Instant};
 
 use oncelog::simulation::{Clock, Fault, SimDisk};
 use oncelog::{
-    Acks, Compression, Consumer, ConsumerBuilder, DiskId, Error, Flush, Isolation, Offset,
-    Partition, Record, Records, StartAt, Store, Timestamp, TopicConfig, TopicPartition,
-    Transaction, assignor,
+    Acks, Compression, Consumer, ConsumerBuilder, DiskId, Error, Flush, Isolation, Offset, Record,
+    Records, StartAt, Store, Timestamp, TopicConfig, TopicPartition, Transaction, assignor,
 };
 
+use consumed::{append, log, simulated};
 use random::{Random, setting, tell};
 
+#[path = "common/consumed.rs"]
+mod consumed;
 #[path = "common/random.rs"]
 mod random;
 
 const NOW: Duration = Duration::ZERO;
 /// No test waits that long; one that does has found a hang.
 const LONG: Duration = Duration::from_secs(20);
-
-fn simulated(disks: &[SimDisk], clock: &Clock) -> Store {
-    let builder = Store::builder().clock(clock.clone());
-    disks.iter().fold(builder, |all, disk| all.simulated_disk(disk.clone())).open().unwrap()
-}
-
-fn log(store: &Store, partition: u32) -> Partition {
-    store.partition("t", partition).unwrap()
-}
-
-fn append(store: &Store, partition: u32, values: &[&str]) {
-    let records: Vec<_> = values.iter().map(|value| Record::new(*value)).collect();
-    log(store, partition).append(&records, Acks::All).unwrap();
-}
 
 fn values(records: &Records) -> Vec<String> {
     let text = |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap().to_vec()).unwrap();

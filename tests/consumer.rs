@@ -11,10 +11,14 @@ use std::time::{Duration, Instant};
 
 use oncelog::simulation::{Clock, SimDisk};
 use oncelog::{
-    Acks, CommittedOffset, Consumer, Error, ErrorClass, Flush, Isolation, Offset, Partition,
-    RebalanceKind, Record, Records, StartAt, Store, Timestamp, TopicConfig, TopicPartition,
-    Written, assignor,
+    CommittedOffset, Consumer, Error, ErrorClass, Flush, Isolation, Offset, RebalanceKind, Record,
+    Records, StartAt, Store, Timestamp, TopicConfig, TopicPartition, Written, assignor,
 };
+
+use consumed::{append, log, simulated};
+
+#[path = "common/consumed.rs"]
+mod consumed;
 
 const NOW: Duration = Duration::ZERO;
 const LONG: Duration = Duration::from_secs(60);
@@ -24,20 +28,6 @@ fn store(partitions: u32) -> Store {
     let store = Store::in_memory(1).unwrap();
     store.create_topic("t", TopicConfig::new().partitions(partitions)).unwrap();
     store
-}
-
-fn simulated(disks: &[SimDisk], clock: &Clock) -> Store {
-    let builder = Store::builder().clock(clock.clone());
-    disks.iter().fold(builder, |all, disk| all.simulated_disk(disk.clone())).open().unwrap()
-}
-
-fn log(store: &Store, partition: u32) -> Partition {
-    store.partition("t", partition).unwrap()
-}
-
-fn append(store: &Store, partition: u32, values: &[&str]) {
-    let records: Vec<_> = values.iter().map(|value| Record::new(*value)).collect();
-    log(store, partition).append(&records, Acks::All).unwrap();
 }
 
 fn alone(store: &Store, partitions: &[u32]) -> Consumer {

@@ -56,12 +56,18 @@ fn recover_proven(
     same_boot: bool,
     proven_end: Offset,
 ) -> Recovered {
+    recover_with(disk, |evidence| {
+        *evidence = Evidence { proven_end, same_boot, log_start, ..*evidence };
+    })
+}
+
+fn recover_with(disk: Arc<dyn Disk>, change: impl FnOnce(&mut Evidence)) -> Recovered {
     let settings = settings(WriteHow::Map { chunk_bytes: 4096 });
-    let evidence = Evidence {
-        proven_end,
+    let mut evidence = Evidence {
+        proven_end: Offset::ZERO,
         clean: false,
-        same_boot,
-        log_start,
+        same_boot: true,
+        log_start: Offset::ZERO,
         rewrite: true,
         epoch: LeaderEpoch(0),
         sealed_since: Some(LeaderEpoch(0)),
@@ -70,6 +76,7 @@ fn recover_proven(
         producers: true,
         mapped: false,
     };
+    change(&mut evidence);
     Log::open(place(disk), settings, evidence).unwrap()
 }
 
@@ -360,6 +367,28 @@ fn txlog_25_a_segment_that_is_settled_twice_keeps_what_it_knows() {
     }
     drop(log);
     assert_eq!(aborted(&open(&disk)).0, expected.0);
+}
+
+/// After a clean stop nobody walks it, and the file is not shortened: what was cut counted, and as much that was to be kept
+/// was deleted by size.
+#[test]
+fn ret_04_a_segment_that_was_cut_counts_for_what_it_holds() {
+    let disk = MemoryDisk::new();
+    let mut log = open(&disk);
+    let first = append(&mut log, &[0, 1]);
+    append(&mut log, &[2, 3]);
+    log.truncate(first.end, NOW).unwrap();
+    append(&mut log, &[4, 5]);
+    log.finish(NOW);
+    let held = log.reader().segments()[0].position();
+    log.sealed().iter().for_each(|sealed| settle(sealed, true).unwrap());
+    drop(log);
+    let name = format!("t/0/{}", crate::segment::log_name(Offset(0)));
+    assert!(Disk::open(&disk, &name, OpenMode::Read).unwrap().len().unwrap() > held);
+    let recovered = recover_with(Arc::new(disk.clone()), |evidence| evidence.clean = true);
+    let cut = Arc::clone(&recovered.log.reader().segments()[0]);
+    assert_eq!(cut.last_append_or_load(), Some(NOW));
+    assert_eq!((cut.end(), cut.position()), (first.end, held));
 }
 
 /// They were written out each time: under the partition's lock, for which everybody waited where the disk hung.

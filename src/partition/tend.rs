@@ -266,14 +266,13 @@ impl Core {
         let segments = self.reader().segments();
         let ages: Vec<_> = segments
             .iter()
-            .map(|segment| SegmentAge {
-                bytes: segment.position(),
-                base: segment.base,
-                end: segment.end(),
-                last_append: segment.last_append_or_load().unwrap_or_else(|| {
+            .map(|segment| {
+                let last_append = segment.last_append_or_load().unwrap_or_else(|| {
                     segment.assume_last_append(now);
                     now
-                }),
+                });
+                let (base, end) = (segment.base, segment.end());
+                SegmentAge { bytes: segment.position(), base, end, last_append }
             })
             .collect();
         let count = segments_to_delete(&ages, policy, now, self.high_watermark(), self.log_start());

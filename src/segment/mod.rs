@@ -256,13 +256,17 @@ impl Segment {
         }
     }
 
-    /// As [`Segment::last_append`], looked up in the side file if need be.
+    /// As [`Segment::last_append`], looked up in the side file if need be, and with it where the last batch ends: a file that was
+    /// cut is longer.
     pub(crate) fn last_append_or_load(&self) -> Option<Timestamp> {
         self.last_append().or_else(|| {
             let head = Self::read_side_head(&self.place, self.base)?;
             // One of its beginning does not tell of the rest.
             if head.end < self.end() {
                 return None;
+            }
+            if head.end == self.end() {
+                self.position.fetch_min(head.position, Ordering::AcqRel);
             }
             self.assume_last_append(head.last_append);
             self.last_append()

@@ -169,7 +169,7 @@ pub(crate) struct Groups {
 struct GroupCell {
     name: Arc<str>,
     groups: Weak<Groups>,
-    /// As [`State::watched`]; [`NEVER`] where that is `None`.
+    /// When the watchdog comes, or [`NEVER`]; written under the lock.
     due: AtomicI64,
     state: Mutex<State>,
 }
@@ -180,8 +180,6 @@ struct State {
     mailboxes: HashMap<MemberId, Arc<Mailbox>>,
     /// Those that have got news under the lock as it is held now.
     posted: Vec<Arc<Mailbox>>,
-    /// When the watchdog comes.
-    watched: Option<Timestamp>,
     /// It was deleted: whoever still has the cell takes a new one.
     is_gone: bool,
 }
@@ -562,7 +560,6 @@ impl Groups {
                     group: group_state,
                     mailboxes: HashMap::new(),
                     posted: Vec::new(),
-                    watched: None,
                     is_gone: false,
                 }),
             })
@@ -679,10 +676,9 @@ impl GroupCell {
     }
 
     /// Has the watchdog come when somebody could be due.
-    fn watch(self: &Arc<Self>, shared: &Arc<Shared>, state: &mut State) {
+    fn watch(self: &Arc<Self>, shared: &Arc<Shared>, state: &State) {
         let Some(due) = state.group.next_deadline() else { return };
-        if state.watched.is_none_or(|watched| due < watched) {
-            state.watched = Some(due);
+        if due.0 < self.due.load(Ordering::Relaxed) {
             self.due.store(due.0, Ordering::Relaxed);
             let at = Duration::from_millis(u64::try_from(due.0).unwrap_or_default());
             let chore: Weak<dyn Chore> = Arc::downgrade(self) as Weak<dyn Chore>;
@@ -705,10 +701,9 @@ impl GroupCell {
     /// The watchdog: fences members that have not polled for too long.
     fn fence_late(self: &Arc<Self>, shared: &Arc<Shared>, mut state: MutexGuard<'_, State>) {
         let now = shared.group_time();
-        if state.watched.is_some_and(|due| now < due) {
+        if now.0 < self.due.load(Ordering::Relaxed) {
             return; // somebody else came first
         }
-        state.watched = None;
         self.due.store(NEVER, Ordering::Relaxed);
         let polled: Vec<_> = state
             .mailboxes
