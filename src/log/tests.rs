@@ -383,7 +383,7 @@ fn ret_04_a_segment_that_was_cut_counts_for_what_it_holds() {
     let held = log.reader().segments()[0].position();
     log.sealed().iter().for_each(|sealed| settle(sealed, true).unwrap());
     drop(log);
-    let name = format!("t/0/{}", crate::segment::log_name(Offset(0)));
+    let name = format!("t/0/{}", log_name(Offset(0)));
     assert!(Disk::open(&disk, &name, OpenMode::Read).unwrap().len().unwrap() > held);
     let recovered = recover_with(Arc::new(disk.clone()), |evidence| evidence.clean = true);
     let cut = Arc::clone(&recovered.log.reader().segments()[0]);
