@@ -485,13 +485,35 @@ impl Log {
         leader_end: Offset,
         now: Timestamp,
     ) -> Result<Offset, Error> {
+        self.agree_by(history, leader_end, now, Self::truncate_copy)
+    }
+
+    /// Cuts what was appended after the next reign had begun, from a log that may be the next leader's. Returns the new end.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if damage holds the place, [`Error::Io`], [`Error::NoSpace`].
+    pub(crate) fn agree_alone(
+        &mut self,
+        history: &EpochHistory,
+        now: Timestamp,
+    ) -> Result<Offset, Error> {
+        self.agree_by(history, self.end, now, Self::truncate)
+    }
+
+    fn agree_by(
+        &mut self,
+        history: &EpochHistory,
+        leader_end: Offset,
+        now: Timestamp,
+        cut: fn(&mut Self, Offset, Timestamp) -> Result<Offset, Error>,
+    ) -> Result<Offset, Error> {
         let start = self.reader.log_start();
         let agreed =
             history.agreed_end(leader_end, self.end, |end| self.batch_before(start, end))?;
         if agreed < start {
             self.restart(agreed)?;
-        } else if agreed < self.end {
-            self.truncate(agreed, now)?;
+        } else {
+            cut(self, agreed, now)?;
         }
         Ok(self.end)
     }
@@ -520,7 +542,7 @@ impl Log {
             let Some(same) = same else { break };
             at = same;
         }
-        if at < end { self.truncate(at, now).map(|_| ()) } else { Ok(()) }
+        if at < end { self.truncate_copy(at, now).map(|_| ()) } else { Ok(()) }
     }
 
     /// Finds out the epoch of the last batch while nobody waits: an election asks for it under the partition's lock.
@@ -711,8 +733,9 @@ impl Log {
     /// they no longer count. Returns the new end.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::NoSpace`]; the log then ends somewhere between `to` and its old end.
-    pub(crate) fn truncate(&mut self, to: Offset, now: Timestamp) -> Result<Offset, Error> {
+    /// [`Error::Corrupt`] if damage holds `to`: nothing is cut then. [`Error::Io`], [`Error::NoSpace`]; the log then ends
+    /// somewhere between `to` and its old end.
+    fn truncate(&mut self, to: Offset, now: Timestamp) -> Result<Offset, Error> {
         if to >= self.end {
             return Ok(self.end);
         }
@@ -764,6 +787,22 @@ impl Log {
         self.sync_new()?;
         self.recall_producers(now)?;
         Ok(to)
+    }
+
+    /// As [`Log::truncate`], where another has all of it: damage that holds `to` goes with what is behind it, and is copied anew.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NoSpace`].
+    pub(crate) fn truncate_copy(&mut self, to: Offset, now: Timestamp) -> Result<Offset, Error> {
+        let start = self.reader.log_start();
+        match self.truncate(to, now) {
+            Err(Error::Corrupt { offsets, .. }) if offsets.start < start => {
+                self.restart(start)?;
+                Ok(start)
+            }
+            Err(Error::Corrupt { offsets, .. }) => self.truncate(offsets.start, now),
+            cut => cut,
+        }
     }
 
     /// Raises the log's start to `start` and returns the segments that hold nothing any more.

@@ -3,7 +3,7 @@ use std::ops::Range;
 use super::*;
 use crate::protocol::replication::Progress;
 use crate::record::{DraftSettings, Marker, Record};
-use crate::segment::Identity;
+use crate::segment::{DATA_START, Identity};
 use crate::storage::simulated::SimDisk;
 use crate::storage::{BufferPool, Disk, MemoryDisk};
 use crate::types::{Outcome, ProducerEpoch, ProducerSequence, StoreId, TopicId, TopicPartition};
@@ -144,6 +144,46 @@ fn epoch_14_a_log_is_cut_at_any_offset_and_goes_on_there_also_after_reopening() 
 }
 
 /// What is appended in the place of flushed batches would be acknowledged without a flush.
+/// A replica with damage before the place could not be cut, and so was never in sync again.
+#[test]
+fn epoch_14_a_log_is_cut_before_in_and_behind_damage() {
+    for (in_header, to) in
+        [true, false].into_iter().flat_map(|way| (0..=10).map(move |to| (way, to)))
+    {
+        let way = format!("in the header: {in_header}, cut at {to}");
+        let disk = MemoryDisk::new();
+        let mut log = open(&disk);
+        let mut damaged = DATA_START + if in_header { 30 } else { 90 };
+        for value in [0, 2, 4, 6, 8] {
+            append(&mut log, &[value, value + 1]);
+            let position = log.reader().segments()[0].position();
+            damaged += if value == 2 { position - DATA_START } else { 0 };
+        }
+        let name = format!("t/0/{}", log_name(Offset(0)));
+        let file = Disk::open(&disk, &name, OpenMode::Write).unwrap();
+        let mut byte = [0];
+        file.read_at(damaged, &mut byte).unwrap();
+        file.write_at(damaged, &[byte[0] ^ 1]).unwrap();
+        let cut = log.truncate(Offset(to), NOW);
+        if in_header && to == 5 {
+            assert!(matches!(cut, Err(Error::Corrupt { .. })), "{way}: {cut:?}");
+            // A copy is made anew from there.
+            let mut history = EpochHistory::default();
+            history.begin(LeaderEpoch(0), Offset(0));
+            assert_eq!(log.agree(&history, Offset(to), NOW).unwrap(), Offset(4), "{way}");
+        } else {
+            assert_eq!(cut.unwrap(), Offset(to / 2 * 2), "{way}");
+        }
+        let kept = log.end();
+        append(&mut log, &[77]);
+        for offset in (0..log.end().0).map(Offset) {
+            let read = log.reader().read(offset, log.end(), 1);
+            let is_damaged = (Offset(4)..Offset(6).min(kept)).contains(&offset);
+            assert_eq!(read.is_err(), is_damaged, "{way}: {offset} {read:?}");
+        }
+    }
+}
+
 #[test]
 fn epoch_14_what_comes_behind_a_cut_waits_for_a_flush_of_its_own() {
     let disk = MemoryDisk::default();

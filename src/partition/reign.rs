@@ -96,15 +96,19 @@ impl Core {
             match self.propose_leader(&mut state, &suspects) {
                 Ok(None) => {}
                 Ok(proposed) => return proposed,
-                Err(unflushed) => {
+                Err(awaited) => {
                     state.suspects.extend(suspects);
+                    state.unsettled = awaited.is_none();
                     drop(state);
-                    self.want_follower_flush(&unflushed);
+                    awaited.iter().for_each(|unflushed| self.want_follower_flush(unflushed));
                     return None;
                 }
             }
         }
-        if !leaderless && let Some(followers) = state.progress.proposal() {
+        // One that steps down leads on where nobody can take over.
+        if state.fenced.is_none()
+            && let Some(followers) = state.progress.proposal()
+        {
             let mut isr = vec![state.leading.disk];
             isr.extend(followers);
             let required = usize::from(state.progress.required());
@@ -136,12 +140,12 @@ impl Core {
         })
     }
 
-    /// `Err`: that one is to lead, and to be flushed first.
+    /// `Err`: not now; that one is to lead, and to be flushed first, or one is busy.
     fn propose_leader(
         &self,
         state: &mut State,
         suspects: &[(DiskId, Offset)],
-    ) -> Result<Option<Proposal>, Arc<Replica>> {
+    ) -> Result<Option<Proposal>, Option<Arc<Replica>>> {
         let followers = state.followers.clone();
         let (isr, eligible) = (state.isr.clone(), state.eligible.clone());
         let mut candidates = Vec::new();
@@ -235,10 +239,10 @@ impl Core {
             && let Some(replica) = followers.iter().find(|replica| replica.disk == elected.disk)
             && flushed_end(replica).is_some_and(|flushed| flushed < counts)
         {
-            return Err(Arc::clone(replica));
+            return Err(Some(Arc::clone(replica)));
         }
         let Some(start) = self.hold_end(&followers, elected.disk, elected.end) else {
-            return Ok(None);
+            return Err(None);
         };
         // One who is not in sync need not have what would count if the topic asks for less meanwhile.
         state.progress.on_leaderless();
@@ -656,7 +660,11 @@ impl Core {
                 // It tells of more than the log holds once that is cut.
                 Marks::forget(place).map_err(|error| place.io_error("marks", "remove", error))?;
                 // First against its own end: it may have led, and gone on after the next reign began.
-                log.agree(&history, own_end, now)?;
+                if leaderless {
+                    log.agree_alone(&history, now)?;
+                } else {
+                    log.agree(&history, own_end, now)?;
+                }
                 if strayed {
                     log.agree_with(&leader, leader_end, now)?;
                 }

@@ -310,6 +310,11 @@ impl MetadataState {
             MetadataRecord::ReplicaCleared { id, partition, disk } => {
                 let partition = self.partition_mut(*id, *partition)?;
                 partition.suspects.remove(disk).ok_or("the replica is not suspect")?;
+                // It was cut, and is in sync no more, unless nobody else is: a crash may have torn off the record that said so.
+                if partition.isr.len() > 1 {
+                    partition.isr.retain(|known| known != disk);
+                    partition.leader = partition.leader.filter(|leader| leader != disk);
+                }
             }
             MetadataRecord::ReplicaStale { id, partition, disk } => {
                 let partition = self.partition_mut(*id, *partition)?;

@@ -218,24 +218,49 @@ impl Segment {
         Ok(None)
     }
 
-    /// The start of the batch that holds `offset`, as offset and byte: where a log can be cut.
+    /// The start of the batch that holds `offset`, as offset and byte: where a log can be cut. Damage before it is passed over.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if damage lies before it; [`Error::Io`].
+    /// [`Error::Corrupt`] if damage that begins before `offset` holds it; [`Error::Io`].
     pub(crate) fn boundary(&self, offset: Offset) -> Result<(Offset, u64), Error> {
-        let mut walk = self.start_before(offset)?;
         let limit = self.position();
-        while walk.position < limit {
-            let head = self.load(walk.position, HEADER_BYTES, limit)?;
-            let header = BatchHeader::decode(&head, self.place.identity.seed)
-                .map_err(|source| self.corrupt(walk.expected..self.end(), walk.position, source))?;
-            if header.end_offset() > offset {
-                break;
+        let mut walk = self.start_before(offset)?;
+        let mut behind_damage = false;
+        while walk.position < limit && walk.expected < offset {
+            match self.header_at(walk, limit, behind_damage)? {
+                Ok(header) if header.end_offset() > offset => break,
+                Ok(header) => {
+                    walk.position += u64::from(header.length);
+                    walk.expected = header.end_offset();
+                }
+                Err(source) => {
+                    walk = self.step_over(walk, offset, source)?;
+                    behind_damage = true;
+                }
             }
-            walk.position += u64::from(header.length);
-            walk.expected = header.end_offset();
         }
         Ok((walk.expected, walk.position))
+    }
+
+    /// The header of the batch that is expected at `walk`, or why it is none; `whole`: only if the rest is sound, too.
+    fn header_at(
+        &self,
+        walk: Walk,
+        limit: u64,
+        whole: bool,
+    ) -> Result<Result<BatchHeader, DecodeError>, Error> {
+        let seed = self.place.identity.seed;
+        let load = |len| self.load_around(walk.position, len, limit, &mut None);
+        let header = match BatchHeader::decode(&load(HEADER_BYTES)?, seed) {
+            Ok(header) if header.base_offset == walk.expected => header,
+            Ok(header) => return Ok(Err(misplaced(&header, walk.expected))),
+            Err(source) => return Ok(Err(source)),
+        };
+        if !whole {
+            return Ok(Ok(header));
+        }
+        let checked = Batch::decode(&load(header.len())?, seed).and_then(|batch| batch.check());
+        Ok(checked.map(|()| header))
     }
 
     /// Walks over the headers from the batch that holds `from` on, without their records; damage is passed over.

@@ -210,7 +210,7 @@ impl Shared {
         if let Some(durable) = suspect {
             if replicated {
                 // Its tail is copied anew, into new files, from a replica that flushed it.
-                recovered.log.truncate(durable, self.clock.now())?;
+                recovered.log.truncate_copy(durable, self.clock.now())?;
             }
             self.metadata.lock().commit(&MetadataRecord::ReplicaCleared {
                 id: topic.id,
@@ -237,8 +237,7 @@ impl Shared {
         let mut failed = Vec::new();
         let mut candidates = Vec::new();
         for (disk, log) in found.iter_mut() {
-            let own_end = log.end();
-            let looked = log.agree(&reign.history, own_end, now).and_then(|_| log.last_epoch());
+            let looked = log.agree_alone(&reign.history, now).and_then(|_| log.last_epoch());
             let last_epoch = match looked {
                 Ok(epoch) => epoch.unwrap_or_default(),
                 Err(error) => {
