@@ -1,5 +1,8 @@
 //! Replicas whose flush failed: what is written down of them, and who leads without what they lost.
 
+use crate::storage::Clock;
+use crate::types::Timestamp;
+
 use super::*;
 
 fn suspects(shared: &Shared, topic: &Topic) -> Vec<(DiskId, Offset)> {
@@ -229,25 +232,28 @@ fn s8_a_replica_that_failed_is_opened_anew_once_that_is_written_down_and_not_bef
 #[test]
 fn s8_inv_02_who_may_lack_what_was_acknowledged_is_in_sync_no_more_however_that_is_written_down() {
     let disks = [0, 1].map(SimDisk::new);
-    disks[1].share_process(&disks[0]);
-    let store = open(&disks);
+    let clock = Clock::manual(Timestamp(0));
+    let builder = Store::builder().clock(clock.clone()).append_timeout(Duration::ZERO);
+    let builder = disks.iter().fold(builder, |all, disk| all.simulated_disk(disk.clone()));
+    let store = builder.open().unwrap();
     let config = TopicConfig::new().replication_factor(2).flush(Flush::Os);
     store.create_topic("t", config).unwrap();
     (0..3).for_each(|at| assert_eq!(append(&store).unwrap(), Offset(at)));
-    let shared = &store.handle.shared;
-    let (topic, core) = shared.cores().pop().expect("one partition");
-    {
-        // Nobody settles in between.
-        let _metadata = shared.metadata.lock();
-        disks[1].fail_sync(1, SyncFault::CleanedPages);
-        core.flush_follower(DiskId(1));
-        core.step_down(DiskId(0));
+    disks[1].fail_sync(1, SyncFault::CleanedPages);
+    let (topic, core) = store.handle.shared.cores().pop().expect("one partition");
+    core.flush_follower(DiskId(1));
+    // Nobody has settled that yet.
+    store.stop_disk(DiskId(0)).unwrap();
+    assert_eq!(eligible(&store.handle.shared, &topic), [DiskId(0)]);
+    for _ in 0..20 {
+        clock.advance(Duration::from_secs(1));
+        store.run_background();
     }
-    shared.settle_one(&core);
-    assert_eq!(suspects(shared, &topic), [(DiskId(1), Offset(1))]);
-    let known = shared.metadata.lock().state().partition(topic.id, 0).cloned().unwrap();
-    assert_eq!((known.leader, known.isr), (Some(DiskId(0)), vec![DiskId(0)]));
-    assert_eq!(known.eligible, []);
+    assert_eq!(suspects(&store.handle.shared, &topic), [], "it was opened anew");
+    let refused = append(&store).unwrap_err();
+    assert!(matches!(refused, Error::NoLeader { .. }), "{refused}");
+    store.start_disk(DiskId(0)).unwrap();
+    assert_eq!(append(&store).unwrap(), Offset(3), "all that was acknowledged is there");
 }
 
 /// The record that takes it out of the in-sync set comes behind the one that says so, and a crash may tear that off.
