@@ -43,6 +43,25 @@ pub(super) struct Placed {
     pub(super) stamped: bool,
 }
 
+/// Counts of what became of records.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    pub(super) records: u64,
+    pub(super) batches: u64,
+    pub(super) retries: u64,
+    /// Failed although nobody is told (`Acks::None`).
+    pub(super) dropped: u64,
+}
+
+impl Counts {
+    pub(super) fn add(&mut self, other: Self) {
+        self.records += other.records;
+        self.batches += other.batches;
+        self.retries += other.retries;
+        self.dropped += other.dropped;
+    }
+}
+
 impl Cell {
     /// Where the record at `index` is; `None` as long as that is not known.
     pub(super) fn result(&self, index: u32) -> Option<Result<Placed>> {

@@ -37,12 +37,12 @@ use crate::storage::Clock;
 use crate::store::{Chore, Chores, does_chores};
 use crate::types::{Offset, Timestamp, TopicPartition, guard};
 
-use super::batch::{Placed, memory_of};
+use super::batch::{Counts, Placed, memory_of};
 use super::delivery::{Callback, RecordMetadata, Shared};
 use super::memory::Memory;
 use super::numbers::Numbers;
 use super::target::{Offered, Pending, Target};
-use super::window::{BURST_BYTES, Counts, Ended, Sent, Window};
+use super::window::{BURST_BYTES, Ended, Sent, Window};
 
 /// Batches that a thread appends for others before it lets go.
 const ROUNDS_MAX: usize = 16;

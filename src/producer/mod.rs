@@ -46,12 +46,11 @@ pub use transactional::{
     TransactionId, TransactionOutcome, TransactionalBuilder, TransactionalProducer,
 };
 
-use batch::memory_of;
+use batch::{Counts, memory_of};
 use delivery::{Callback, Receipt};
 use lane::{Common, Lane, Taken, Until};
 use numbers::{Identity, Numbers};
 use target::{LogTarget, Target};
-use window::Counts;
 
 /// How often a topic is looked up for a record that finds it deleted each time.
 const TOPICS_TRIED_MAX: u32 = 3;

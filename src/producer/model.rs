@@ -3,9 +3,11 @@
 //! The partition keeps Kafka's rules with the real state machine of `protocol::producer_state`. It refuses, loses the
 //! answer after it took a batch, acknowledges late, and changes hands, which cuts what was not acknowledged.
 
+use std::io::ErrorKind;
 use std::ops::Range;
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -31,6 +33,7 @@ use super::memory::Memory;
 use super::numbers::{Identity, Numbers};
 use super::target::{Offered, Pending, Target};
 
+mod behind;
 mod told;
 
 const BYTES_MAX: u64 = 400;
@@ -52,6 +55,8 @@ enum Fate {
     Fatal,
     /// Not taken: the limit fell.
     TooLarge,
+    /// Taken by a leader that goes before the answer is heard, while somebody drives the lane.
+    Overtaken,
 }
 
 /// The other side.
@@ -70,6 +75,7 @@ struct Log {
     /// How the waits of this reign fail.
     failing: Option<Error>,
     offers: u64,
+    lane: Weak<Lane<Fake>>,
 }
 
 #[derive(Clone, Debug)]
@@ -99,6 +105,7 @@ impl Log {
             watchers: Vec::new(),
             failing: None,
             offers: 0,
+            lane: Weak::new(),
         }
     }
 
@@ -185,6 +192,12 @@ fn not_enough_after(offsets: Range<Offset>) -> Error {
     Error::NotEnoughReplicasAfterAppend { partition: name(), offsets, in_sync, required }
 }
 
+/// Of a disk that took too long.
+fn unknown() -> Error {
+    let (path, source) = (PathBuf::new(), Arc::new(ErrorKind::TimedOut.into()));
+    Error::Io { path, action: "write", written: Written::Unknown, source }
+}
+
 impl Target for Fake {
     type Pending = Ack;
 
@@ -198,9 +211,8 @@ impl Target for Fake {
         let fate = log.fates.pop().unwrap_or(Fate::Waits);
         match fate {
             Fate::NoLeader => return Err(Error::NoLeader { partition: name() }),
-            Fate::NotEnough | Fate::Unknown { taken: false } => {
-                return Err(not_enough_after(Offset(0)..Offset(1)));
-            }
+            Fate::NotEnough => return Err(not_enough_after(Offset(0)..Offset(1))),
+            Fate::Unknown { taken: false } => return Err(unknown()),
             Fate::Fatal => {
                 return Err(Error::UnknownTopicOrPartition { partition: name() });
             }
@@ -208,11 +220,11 @@ impl Target for Fake {
                 let (partition, bytes, bytes_max) = (name(), 2, 1);
                 return Err(Error::RecordTooLarge { partition, bytes, bytes_max });
             }
-            Fate::Acknowledged | Fate::Waits | Fate::Unknown { taken: true } => {}
+            Fate::Acknowledged | Fate::Waits | Fate::Unknown { taken: true } | Fate::Overtaken => {}
         }
         let appended = log.append(author, records)?;
         if let Fate::Unknown { .. } = fate {
-            return Err(not_enough_after(appended.offsets));
+            return Err(unknown());
         }
         if fate == Fate::Acknowledged {
             log.acknowledge();
@@ -221,6 +233,12 @@ impl Target for Fake {
             return Ok(Offered::Done(appended));
         }
         let reign = log.reign;
+        if fate == Fate::Overtaken {
+            log.change_hands(0);
+            let lane = log.lane.upgrade();
+            drop(log);
+            lane.expect("it is being used").run();
+        }
         Ok(Offered::Waits(Ack { log: Arc::clone(&self.0), appended, reign }))
     }
 
@@ -306,6 +324,7 @@ impl World {
         });
         let numbers = Numbers::new(identity, 0, None);
         let lane = Lane::new(name(), Fake(Arc::clone(&log)), numbers, Arc::clone(&common));
+        log.lock().lane = Arc::downgrade(&lane);
         let (receipts, called, refused) = (Vec::new(), Arc::default(), Vec::new());
         Self { log, lane, common, clock, receipts, called, sent: 0, callbacks: 0, refused }
     }
@@ -449,6 +468,7 @@ fn any_act() -> impl Strategy<Value = Act> {
         2 => any::<bool>().prop_map(|taken| Fate::Unknown { taken }),
         1 => Just(Fate::Fatal),
         1 => Just(Fate::TooLarge),
+        1 => Just(Fate::Overtaken),
     ];
     prop_oneof![
         8 => (1u8..30).prop_map(Act::Send),
@@ -829,7 +849,7 @@ fn behind_a_record_of_a_name_that_came_too_late_one_that_may_be_written_is_not_c
         Arc::clone(&world.lane).run();
     }
     let error = |at: usize| world.receipts[at].1.outcome().unwrap().unwrap_err();
-    assert_eq!((error(0).written(), error(1).written()), (Written::Yes, Written::Yes));
+    assert_eq!((error(0).written(), error(1).written()), (Written::Yes, Written::Unknown));
 }
 
 #[test]

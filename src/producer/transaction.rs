@@ -228,24 +228,30 @@ impl<'a> Transaction<'a> {
         count: usize,
         append: impl Fn(&Author) -> Result<Offered>,
     ) -> Result<Appended> {
-        let mut tries = Tries::default();
+        let (mut tries, mut doubt) = (Tries::default(), None::<Error>);
         loop {
-            match self.write_once(partition, compression, count, &append) {
-                // It passes when the consumer polls, which may be up to this very thread.
-                Err(error @ Error::RebalanceInProgress { .. }) => return Err(error),
-                Err(error) if error.class() == ErrorClass::Retriable => {
-                    // Under its numbers, the batch is in the log once however often it is offered.
-                    let settings = &self.producer.settings;
-                    if tries.may_try_again(settings.delivery_timeout, &self.producer.store) {
-                        continue;
-                    }
-                    if error.written() != Written::No {
-                        self.failed.get_or_insert_with(|| error.to_string());
-                    }
-                    return Err(error);
+            let error = match self.write_once(partition, compression, count, &append) {
+                Ok(appended) => return Ok(appended),
+                Err(error) => error,
+            };
+            // A rebalance passes when the consumer polls, which may be up to this very thread.
+            let passes = error.class() == ErrorClass::Retriable
+                && !matches!(error, Error::RebalanceInProgress { .. });
+            let TransactionalProducer { settings, store, .. } = &*self.producer;
+            // Under its numbers, the batch is in the log once however often it is offered.
+            let again = passes && tries.may_try_again(settings.delivery_timeout, store);
+            let error = match doubt.take() {
+                Some(doubt) if !ends_transaction(&error) => doubt.or_still(error),
+                _ => error,
+            };
+            if !again {
+                // Another batch would get its numbers, and be taken for it.
+                if error.written() != Written::No {
+                    self.failed.get_or_insert_with(|| error.to_string());
                 }
-                outcome => return outcome,
+                return Err(error);
             }
+            doubt = Some(error);
         }
     }
 
@@ -293,11 +299,7 @@ impl<'a> Transaction<'a> {
                     let seen = TransactionTag { producer: id, epoch: *current };
                     producer.transactions.learn(producer.store.shared(), seen, partition);
                 }
-                let over = matches!(
-                    error.class(),
-                    ErrorClass::AbortTransaction | ErrorClass::Fenced | ErrorClass::Fatal
-                );
-                if over {
+                if ends_transaction(&error) {
                     self.failed.get_or_insert_with(|| error.to_string());
                 }
                 Err(error)
@@ -412,6 +414,11 @@ impl Drop for Transaction<'_> {
     }
 }
 
+/// Whether the transaction can only be aborted after `error`, whatever was written.
+fn ends_transaction(error: &Error) -> bool {
+    matches!(error.class(), ErrorClass::AbortTransaction | ErrorClass::Fenced | ErrorClass::Fatal)
+}
+
 /// What is told if there is no answer: as much as is known of how the transaction ends, for what is said of a record of the
 /// store's own is not said of the transaction's.
 fn without_answer(error: Error, written: Written, timeout: Duration) -> Error {
@@ -447,5 +454,113 @@ impl Tries {
         self.count += 1;
         store.pause(pause);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::super::TransactionOutcome;
+    use super::*;
+    use crate::config::{TopicConfig, TopicUpdate};
+    use crate::partition::ReadOptions;
+    use crate::storage::simulated::{Hang, SimDisk};
+    use crate::store::{Store, StoreBuilder};
+    use crate::types::{DiskId, Flush, Isolation, ProducerId};
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// The last try was believed, and the transaction went on: what came next under the same number was taken for the batch
+    /// that was there, and the commit showed the one instead of the other.
+    #[test]
+    fn cli_09_a_batch_that_one_try_may_have_written_ends_its_transaction_though_the_next_were_refused()
+     {
+        let store = Store::in_memory(1).unwrap();
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        let builder = store.producer().transactional_id("id");
+        let mut held = builder.delivery_timeout(Duration::from_millis(20)).build().unwrap();
+        let mut transaction = held.begin().unwrap();
+        let used = transaction.producer.used("t", 0).unwrap();
+        let tries = Cell::new(0);
+        let append = |author: &Author| {
+            if tries.replace(tries.get() + 1) > 0 {
+                return Err(Error::NoLeader { partition: used.partition.name().clone() });
+            }
+            used.partition.append_as(author, &[Record::new("first")], Acks::All)?;
+            Err(Error::in_doubt("an append", Duration::ZERO))
+        };
+        let error = transaction.write(used.id, None, 1, append).unwrap_err();
+        assert_eq!(error.written(), Written::Unknown, "{error:?}");
+        let _ = transaction.append("t", 0, &[Record::new("second")]);
+        let ended = transaction.commit(LONG);
+        assert!(matches!(ended, Err(Error::TransactionAborted { .. })), "{ended:?}");
+        let committed = ReadOptions::new().isolation(Isolation::ReadCommitted);
+        assert_eq!(used.partition.read(Offset(0), committed).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_transaction_is_committed_behind_errors_that_leave_it_as_it_was_and_no_others() {
+        let store = Store::in_memory(1).unwrap();
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        let mut held = store.producer().transactional_id("id").build().unwrap();
+        let (id, group) = (ProducerId(1), "g".to_owned());
+        let partition = || TopicPartition::new("t", 0);
+        let errors = [
+            (Error::RecordTooLarge { partition: partition(), bytes: 2, bytes_max: 1 }, true),
+            (Error::RebalanceInProgress { group: group.clone() }, true),
+            (Error::DuplicateSequence { partition: partition(), id, given: 0 }, false),
+            (
+                Error::OutOfOrderSequence { partition: partition(), id, expected: 0, given: 1 },
+                false,
+            ),
+            (Error::UnknownProducer { partition: partition(), id }, false),
+            (Error::UnknownMember { group, reason: "it left".into() }, false),
+        ];
+        for (error, goes_on) in errors {
+            let mut transaction = held.begin().unwrap();
+            let used = transaction.producer.used("t", 0).unwrap();
+            let told = transaction.write(used.id, None, 1, |_| Err(error.clone()));
+            assert!(told.is_err());
+            match transaction.commit(LONG) {
+                Ok(()) => assert!(goes_on, "{error:?}"),
+                Err(Error::TransactionAborted { .. }) => assert!(!goes_on, "{error:?}"),
+                Err(other) => panic!("{error:?}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_commit_whose_decision_is_under_way_when_its_time_is_over_may_have_been_made() {
+        let disks: Vec<_> = (0..3).map(SimDisk::new).collect();
+        let all = |builder: StoreBuilder, disk: &SimDisk| builder.simulated_disk(disk.clone());
+        let store = disks.iter().fold(Store::builder(), all).threads().open().unwrap();
+        store.create_topic("t", TopicConfig::new().partitions(3).flush(Flush::Os)).unwrap();
+        let mut held = store.producer().transactional_id("id").build().unwrap();
+        let leader = |topic: &str, number| store.partition(topic, number).unwrap().leader();
+        let decides = leader("__transaction_state", 0);
+        let number = (0..3).find(|number| leader("t", *number) == decides).unwrap();
+        let mut transaction = held.begin().unwrap();
+        let id = transaction.id();
+        transaction.append("t", number, &[Record::new("x")]).unwrap();
+        let others = || (0..).map(DiskId).zip(&disks).filter(|(id, _)| Some(*id) != decides);
+        others().for_each(|(_, disk)| disk.hang(Hang::Everything));
+        let error = transaction.commit(Duration::from_millis(20)).unwrap_err();
+        assert_eq!(error.written(), Written::Unknown, "{error:?}");
+        others().for_each(|(_, disk)| disk.answer());
+        drop(held.begin().unwrap());
+        assert_eq!(store.transaction_outcome(id).unwrap(), TransactionOutcome::Committed);
+    }
+
+    #[test]
+    fn cli_11_a_record_that_was_sent_and_does_not_fit_any_more_is_not_left_out_of_a_commit() {
+        let store = Store::in_memory(1).unwrap();
+        store.create_topic("t", TopicConfig::new()).unwrap();
+        let mut held = store.producer().transactional_id("id").build().unwrap();
+        let mut transaction = held.begin().unwrap();
+        transaction.send(Record::to("t").partition(0).value(&[b'x'; 2000])).unwrap();
+        store.alter_topic("t", TopicUpdate::new().max_batch_bytes(1024)).unwrap();
+        let ended = transaction.commit(LONG);
+        assert!(matches!(ended, Err(Error::TransactionAborted { .. })), "{ended:?}");
     }
 }

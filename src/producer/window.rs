@@ -24,7 +24,7 @@ use crate::partition::{Appended, Author};
 use crate::record::{Record, RecordSize};
 use crate::types::{Acks, Offset, TopicPartition};
 
-use super::batch::{Batch, Call, Cell, Content, Outcome, Placed, memory_of};
+use super::batch::{Batch, Call, Cell, Content, Counts, Outcome, Placed, memory_of};
 use super::delivery::Callback;
 use super::numbers::Numbers;
 use super::target::{Offered, Pending};
@@ -113,6 +113,21 @@ impl<P> Slot<P> {
         self.place = Place::Failed(told.unwrap_or_else(|| error.clone()));
     }
 
+    /// What made an older one fail, as it is told of this one: whether that is in the log, and where, says nothing of it.
+    fn told_of_older(&self, error: &Error) -> Error {
+        let mut told = error.clone();
+        match (&mut told, &self.offsets) {
+            (Error::NotEnoughReplicasAfterAppend { offsets, .. }, Some(own)) => {
+                offsets.clone_from(own);
+                told
+            }
+            (Error::NotEnoughReplicasAfterAppend { .. } | Error::TimedOut { .. }, _) => {
+                told.of_others()
+            }
+            _ => told,
+        }
+    }
+
     fn late(&self, name: &TopicPartition, settings: &ProducerSettings) -> Error {
         let appended = self.offsets.clone().filter(|_| self.written);
         let what = format!("{name}: delivering {} records", self.batch.count);
@@ -138,25 +153,6 @@ pub(super) struct Ended {
     pub(super) cell: Arc<Cell>,
     /// The record's number.
     pub(super) number: u64,
-}
-
-/// Counts of what became of records.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Counts {
-    pub(super) records: u64,
-    pub(super) batches: u64,
-    pub(super) retries: u64,
-    /// Failed although nobody is told (`Acks::None`).
-    pub(super) dropped: u64,
-}
-
-impl Counts {
-    pub(super) fn add(&mut self, other: Self) {
-        self.records += other.records;
-        self.batches += other.batches;
-        self.retries += other.retries;
-        self.dropped += other.dropped;
-    }
 }
 
 /// A record's place among those that were sent, and in its batch.
@@ -578,6 +574,10 @@ impl<P: Pending> Window<P> {
                 }
                 for slot in self.slots.iter_mut().skip(at) {
                     (slot.written, slot.offsets, slot.doubt) = (false, None, None);
+                    // Somebody was about to offer it when the leader went that took it.
+                    if matches!(slot.place, Place::Waits(Some(_))) {
+                        slot.place = Place::Out;
+                    }
                 }
                 self.counts.retries += 1;
                 self.restart = true;
@@ -625,7 +625,8 @@ impl<P: Pending> Window<P> {
             let concerned = failed == 0 || slot.written;
             let free = matches!(slot.place, Place::Out | Place::Waits(Some(_)));
             if concerned && free {
-                slot.fail(error, &self.name, settings);
+                let older = (failed > 0).then(|| slot.told_of_older(error));
+                slot.fail(older.as_ref().unwrap_or(error), &self.name, settings);
                 failed += u64::from(slot.batch.count);
             }
             if !written {

@@ -189,11 +189,13 @@ mod tests {
     use super::super::TRANSACTION_TOPIC;
     use super::*;
     use crate::config::TopicConfig;
+    use crate::partition::{Author, ReadOptions};
+    use crate::protocol::producer_state::batch::Numbering;
     use crate::record::Record;
     use crate::storage::Clock;
     use crate::storage::simulated::SimDisk;
     use crate::store::{Store, StoreBuilder};
-    use crate::types::{Flush, Timestamp};
+    use crate::types::{Flush, Offset, ProducerSequence, Timestamp};
 
     /// It went to nobody: the marker lagged for ever, and after 32 more transactions its id was busy.
     #[test]
@@ -242,5 +244,34 @@ mod tests {
         let jobs = transactions.write_markers(shared, tag, Outcome::Committed, vec![partition]);
         transactions.finish(shared, jobs);
         store.snapshot(&[("t", 0)]).unwrap();
+    }
+
+    /// Else it would show what the transaction has elsewhere, and not what it has there.
+    #[test]
+    fn a_snapshot_waits_for_the_marker_that_one_of_its_partitions_has_lost() {
+        let builder = Store::builder().flush(Flush::Os).simulated_disk(SimDisk::new(1));
+        let store = builder.open().unwrap();
+        store.create_topic("t", TopicConfig::new().partitions(2)).unwrap();
+        let mut held = store.producer().transactional_id("id").build().unwrap();
+        let mut transaction = held.begin().unwrap();
+        let id = transaction.id();
+        transaction.append("t", 0, &[Record::new("x")]).unwrap();
+        transaction.commit(Duration::from_secs(1)).unwrap();
+        // As in a partition whose leader went with the marker.
+        let author = Author {
+            producer: ProducerSequence { id: id.producer, epoch: id.epoch, sequence: 0 },
+            transactional: true,
+            strict: true,
+            numbering: Numbering::Restarts,
+            compression: None,
+        };
+        let partition = store.partition("t", 1).unwrap();
+        partition.append_as(&author, &[Record::new("y")], Acks::All).unwrap();
+        store.shared().look_at_transactions_of(partition.core().unwrap());
+        let snapshot = store.snapshot(&[("t", 0), ("t", 1)]).unwrap();
+        for number in 0..2 {
+            let read = snapshot.read("t", number, Offset(0), ReadOptions::new()).unwrap();
+            assert_eq!(read.count(), 1, "partition {number}");
+        }
     }
 }
