@@ -370,7 +370,7 @@ fn a_store_in_memory_does_all_that_an_operator_asks_for() {
             sent += 1;
         };
         send(&store, "first");
-        let last = DiskId(count - 1);
+        let (last, spare) = (DiskId(count - 1), tempfile::tempdir().unwrap());
         if count == 1 {
             assert!(store.stop_disk(last).is_err(), "none would be left");
         } else {
@@ -379,7 +379,6 @@ fn a_store_in_memory_does_all_that_an_operator_asks_for() {
             store.start_disk(last).unwrap();
             send(&store, "with all");
             store.stop_disk(last).unwrap();
-            let spare = tempfile::tempdir().unwrap();
             store.replace_disk(last, spare.path()).unwrap();
             send(&store, "replaced by a real one");
             assert!(store.replace_disk(last, spare.path()).is_err(), "it is one already");
