@@ -300,13 +300,13 @@ impl MetadataLog {
             }
         }
         for _ in 0..BRING_IN_TRIES {
-            let (sources, store, len, last) = {
+            let (sources, patience, store, len, last) = {
                 let log = log.lock();
                 let Some(store) = log.state.store() else { break };
                 let disks = log.members.iter().map(|member| Arc::clone(&member.disk));
-                (disks.collect::<Vec<_>>(), store, log.position, log.last)
+                (disks.collect::<Vec<_>>(), log.patience, store, log.position, log.last)
             };
-            let Some(bytes) = read_back(&sources, store, len, last) else { break };
+            let Some(bytes) = read_back(&sources, patience, store, len, last)? else { break };
             let files = write_copies(disk, &bytes)?;
             let log = log.lock();
             if (log.position, log.last) == (len, last) {
@@ -328,7 +328,7 @@ impl MetadataLog {
         // Frames are the same on every disk. Only where no copy can be read they are written anew everywhere, for
         // which another disk may lack the room.
         let sources: Vec<_> = self.members.iter().map(|member| Arc::clone(&member.disk)).collect();
-        let bytes = read_back(&sources, store, self.position, self.last)
+        let bytes = read_back(&sources, self.patience, store, self.position, self.last)?
             .unwrap_or_else(|| self.rewrite(store));
         let (files, allocated) = (write_copies(disk, &bytes)?, self.position);
         Ok(Member { id, disk: Arc::clone(disk), files, allocated, is_behind: false })
@@ -616,24 +616,44 @@ fn is_late(outcome: &io::Result<()>) -> bool {
     outcome.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut)
 }
 
-/// The log up to `len`, from a disk that has it sound.
+/// The log up to `len`, from a disk that has it sound, of those that answer within `patience`.
+///
+/// # Errors
+/// [`Error::TimedOut`]: it may be on one that has not answered.
 fn read_back(
     disks: &[Arc<dyn Disk>],
+    patience: Option<Duration>,
     store: StoreId,
     len: u64,
     last: (u64, u64),
-) -> Option<Vec<u8>> {
-    let len = usize::try_from(len).ok()?;
-    let read = |disk: &Arc<dyn Disk>, name| {
-        let mut bytes = read_small(&**disk, name, BYTES_MAX).ok()?;
-        bytes.truncate(len);
-        let copy = decode(&bytes, Some(store));
-        (copy.end.is_none() && copy.last == last).then_some(bytes)
+) -> Result<Option<Vec<u8>>> {
+    let Ok(len) = usize::try_from(len) else { return Ok(None) };
+    let read = move |disk: &dyn Disk| {
+        METADATA.iter().find_map(|name| {
+            let mut bytes = read_small(disk, name, BYTES_MAX).ok()?;
+            bytes.truncate(len);
+            let copy = decode(&bytes, Some(store));
+            (copy.end.is_none() && copy.last == last).then_some(bytes)
+        })
     };
-    disks
-        .iter()
-        .flat_map(|disk| METADATA.map(|name| (disk, name)))
-        .find_map(|(disk, name)| read(disk, name))
+    let mut late = None;
+    for disk in disks {
+        let found = match patience {
+            None => Ok(read(&**disk)),
+            Some(patience) => {
+                let (sender, answer) = channel();
+                let disk = Arc::clone(disk);
+                apart(move || _ = sender.send(read(&*disk)));
+                answer.recv_timeout(patience).map_err(|_| patience)
+            }
+        };
+        match found {
+            Ok(Some(bytes)) => return Ok(Some(bytes)),
+            Ok(None) => {}
+            Err(patience) => late = Some(patience),
+        }
+    }
+    late.map_or(Ok(None), |patience| Err(Error::late("reading the metadata back", patience)))
 }
 
 fn write_copies(disk: &Arc<dyn Disk>, bytes: &[u8]) -> Result<Vec<Arc<dyn File>>> {
