@@ -666,6 +666,11 @@ fn push_reigns(
     });
 }
 
+/// Whether so many partitions of so many replicas each can be one topic's.
+pub(crate) fn fit_one_topic(partitions: u32, replicas: u16) -> bool {
+    u64::from(partitions) * (4 + 2 * u64::from(replicas)) <= REPLICAS_BYTES_MAX as u64
+}
+
 /// The number of a topic's partitions, if all of them can be written in one frame.
 fn fitting_count<'a>(replicas: impl Iterator<Item = &'a [DiskId]>) -> Result<u32, String> {
     let (mut count, mut bytes) = (0, 0);

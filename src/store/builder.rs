@@ -18,6 +18,8 @@ pub(super) const DISKS_MAX: usize = 64;
 
 /// How long one disk may hold up a change of the metadata.
 const PATIENCE_MAX: Duration = Duration::from_secs(10);
+/// A disk that is sound may need as long for one: however little its replicas may lag, it is not done without for that.
+const PATIENCE_MIN: Duration = Duration::from_millis(250);
 
 /// Settings of a store that are not a topic's.
 #[derive(Clone, Debug)]
@@ -46,7 +48,7 @@ impl Options {
     /// How long a disk is waited for before the others go on without it (S22). Less than the lag that is allowed: nobody
     /// is to be late for the wait.
     pub(super) fn patience(&self) -> Duration {
-        (self.lag_max / 3).min(PATIENCE_MAX)
+        (self.lag_max / 3).clamp(PATIENCE_MIN, PATIENCE_MAX)
     }
 }
 

@@ -14,8 +14,8 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -40,7 +40,7 @@ const STEP_BYTES: u64 = 64 << 10;
 const RESERVE_BYTES: u64 = 16 << 10;
 /// A log this much longer than its contents is written anew.
 const COMPACT_BYTES: u64 = 1 << 20;
-/// A metadata log is never longer than this.
+/// A metadata log is never longer than this: what is behind it is not read.
 const BYTES_MAX: usize = 1 << 30;
 /// How often a disk that comes in is written to beside the changes, before those have to wait for it.
 const BRING_IN_TRIES: usize = 8;
@@ -49,13 +49,18 @@ const BRING_IN_TRIES: usize = 8;
 #[derive(Debug)]
 pub(super) struct MetadataLog {
     members: Vec<Member>,
+    /// The one that a change is to let in: it has no say in that.
+    newcomer: Option<DiskId>,
     /// Disks that failed to take a change, and why, for the store to act on.
     failed: Vec<(DiskId, Error)>,
+    /// What is still on its way to files by their names, where it was not waited for any longer.
+    late: Vec<(Arc<dyn Disk>, Weak<()>)>,
     state: MetadataState,
     position: u64,
     /// The reign of this opening; rises with its first change.
     term: u64,
     last: (u64, u64),
+    bytes_max: u64,
     compacted: u64,
     poisoned: bool,
     /// The store is closed, and its directories may be another's.
@@ -100,12 +105,12 @@ impl Member {
     }
 
     /// Whether a log of `len` bytes fits beside the present one.
-    fn has_room_for(&self, len: u64) -> bool {
+    fn has_room_for(&self, len: u64) -> io::Result<()> {
         let probe = format!("{}.tmp", METADATA[0]);
         let _ = self.disk.remove(&probe);
         let fits = self.disk.open(&probe, OpenMode::Create).and_then(|file| file.allocate(0, len));
         let _ = self.disk.remove(&probe);
-        fits.is_ok()
+        fits
     }
 
     fn write(&self, position: u64, frames: &[u8]) -> io::Result<()> {
@@ -150,11 +155,14 @@ impl MetadataLog {
     fn over(state: MetadataState, position: u64, last: (u64, u64)) -> Self {
         Self {
             members: Vec::new(),
+            newcomer: None,
             failed: Vec::new(),
+            late: Vec::new(),
             state,
             position,
             term: last.0,
             last,
+            bytes_max: BYTES_MAX as u64,
             compacted: position,
             poisoned: false,
             closed: false,
@@ -195,6 +203,30 @@ impl MetadataLog {
             (outcomes[at], self.members[at]) = (outcome, member);
         }
         outcomes
+    }
+
+    /// As [`MetadataLog::on_all`], for what is done to files by their names: who is late with that would do it to those that
+    /// have the names by then, and is not brought in before.
+    fn on_all_names(
+        &mut self,
+        work: impl Fn(&mut Member) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Vec<io::Result<()>> {
+        let held = Arc::new(());
+        let on_its_way = Arc::downgrade(&held);
+        let outcomes = self.on_all(move |member| {
+            let _held = &held;
+            work(member)
+        });
+        let late = self.members.iter().zip(&outcomes).filter(|(_, outcome)| is_late(outcome));
+        let disks = late.map(|(member, _)| Arc::clone(&member.disk));
+        self.late.extend(disks.map(|disk| (disk, Weak::clone(&on_its_way))));
+        outcomes
+    }
+
+    /// Whether something is still on its way to files of the disk by their names.
+    fn is_late_with(&mut self, disk: &Arc<dyn Disk>) -> bool {
+        self.late.retain(|(_, on_its_way)| on_its_way.strong_count() > 0);
+        self.late.iter().any(|(late, _)| Arc::ptr_eq(late, disk))
     }
 
     /// A disk whose copies are up to date takes every change from now on.
@@ -242,7 +274,10 @@ impl MetadataLog {
         // Those that are there decide; it is none of them yet.
         log.check_quorum()?;
         log.members.push(member);
-        if let Err(error) = log.commit(record) {
+        log.newcomer = Some(id);
+        let outcome = log.commit(record);
+        log.newcomer = None;
+        if let Err(error) = outcome {
             log.remove_disk(id);
             return Err(error);
         }
@@ -256,15 +291,22 @@ impl MetadataLog {
         id: DiskId,
         disk: &Arc<dyn Disk>,
     ) -> Result<(MutexGuard<'a, Self>, Member)> {
-        log.lock().remove_disk(id);
+        {
+            let mut log = log.lock();
+            log.remove_disk(id);
+            if log.is_late_with(disk) {
+                let what = format!("{id}: writing its metadata anew, which still hangs");
+                return Err(Error::late(what, Duration::ZERO));
+            }
+        }
         for _ in 0..BRING_IN_TRIES {
-            let (sources, store, len, last) = {
+            let (sources, patience, store, len, last) = {
                 let log = log.lock();
                 let Some(store) = log.state.store() else { break };
                 let disks = log.members.iter().map(|member| Arc::clone(&member.disk));
-                (disks.collect::<Vec<_>>(), store, log.position, log.last)
+                (disks.collect::<Vec<_>>(), log.patience, store, log.position, log.last)
             };
-            let Some(bytes) = read_back(&sources, store, len, last) else { break };
+            let Some(bytes) = read_back(&sources, patience, store, len, last)? else { break };
             let files = write_copies(disk, &bytes)?;
             let log = log.lock();
             if (log.position, log.last) == (len, last) {
@@ -286,7 +328,7 @@ impl MetadataLog {
         // Frames are the same on every disk. Only where no copy can be read they are written anew everywhere, for
         // which another disk may lack the room.
         let sources: Vec<_> = self.members.iter().map(|member| Arc::clone(&member.disk)).collect();
-        let bytes = read_back(&sources, store, self.position, self.last)
+        let bytes = read_back(&sources, self.patience, store, self.position, self.last)?
             .unwrap_or_else(|| self.rewrite(store));
         let (files, allocated) = (write_copies(disk, &bytes)?, self.position);
         Ok(Member { id, disk: Arc::clone(disk), files, allocated, is_behind: false })
@@ -396,16 +438,67 @@ impl MetadataLog {
         }
         self.check_quorum()?;
         let end = self.position + frames.len() as u64;
-        self.make_room(end, records.iter().all(frees_space), records.iter().any(cannot_wait))?;
+        let (frees, cannot_wait) =
+            (records.iter().all(frees_space), records.iter().any(cannot_wait));
+        let kept_free = if frees || cannot_wait { 0 } else { self.bytes_max / 16 };
+        if end > self.bytes_max - kept_free {
+            if self.gains_room(store) && self.compact(store) {
+                return self.commit_all(records);
+            }
+            let source = Arc::new(io::ErrorKind::FileTooLarge.into());
+            return Err(Error::NoSpace { path: self.path(), source });
+        }
+        self.make_room(end, frees, cannot_wait)?;
         self.write_to_all(&frames)?;
         self.state = state;
         self.position = end;
         self.last = (term, index);
         let long = self.position > COMPACT_BYTES && self.position > 4 * self.compacted;
-        if long && self.members.iter().all(|member| member.has_room_for(self.position)) {
-            let _ = self.rewrite(store);
+        if long {
+            self.compact(store);
         }
         Ok(())
+    }
+
+    /// Writes the log anew, if there is room for that everywhere. A disk that does not say so in time is done without.
+    fn compact(&mut self, store: StoreId) -> bool {
+        let disks: Vec<_> = self.members.iter().map(|member| Arc::clone(&member.disk)).collect();
+        if disks.iter().any(|disk| self.is_late_with(disk)) {
+            return false;
+        }
+        let len = self.position;
+        let asked = self.on_all_names(move |member| member.has_room_for(len));
+        let fits = asked.iter().all(|answer| answer.is_ok() || is_late(answer));
+        let mut late = Vec::new();
+        for ((at, member), answer) in self.members.iter().enumerate().zip(asked) {
+            if is_late(&answer)
+                && let Err(error) = answer
+            {
+                late.push((at, member.fault("compact", error)));
+            }
+        }
+        let goes = self.leave_out(late).is_ok() && fits;
+        if goes {
+            let _ = self.rewrite(store);
+        }
+        goes
+    }
+
+    /// Whether the log would be much shorter if it were written anew.
+    fn gains_room(&self, store: StoreId) -> bool {
+        let len = self.snapshot(store).0.len() as u64;
+        len + self.bytes_max / 16 <= self.position
+    }
+
+    /// The log without what no longer matters, and the index of its last record.
+    fn snapshot(&self, store: StoreId) -> (Vec<u8>, u64) {
+        let mut bytes = Vec::new();
+        let (term, mut index) = self.last;
+        for record in &self.state.snapshot() {
+            index += 1;
+            encode_frame(term, index, record, seed(store), &mut bytes);
+        }
+        (bytes, index)
     }
 
     /// How many disks have to take a change.
@@ -471,9 +564,13 @@ impl MetadataLog {
         outcome
     }
 
-    /// Goes on without the members at these places, if enough are left.
+    /// Goes on without the members at these places, if enough are left, of those that may decide.
     fn leave_out(&mut self, mut failed: Vec<(usize, Error)>) -> Result<()> {
-        if self.members.len() - failed.len() < self.quorum()
+        let decides = |at: usize| {
+            Some(self.members[at].id) != self.newcomer
+                && failed.iter().all(|(failed, _)| *failed != at)
+        };
+        if (0..self.members.len()).filter(|at| decides(*at)).count() < self.quorum()
             && let Some((_, error)) = failed.pop()
         {
             return Err(error);
@@ -488,14 +585,9 @@ impl MetadataLog {
     /// Writes the log anew, without what no longer matters, and returns its bytes. A member that cannot
     /// take it keeps the old log, which is sound, and is left out.
     fn rewrite(&mut self, store: StoreId) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        let (term, mut index) = self.last;
-        for record in &self.state.snapshot() {
-            index += 1;
-            encode_frame(term, index, record, seed(store), &mut bytes);
-        }
+        let (bytes, index) = self.snapshot(store);
         let (mut failed, written) = (Vec::new(), bytes.clone());
-        let rewritten = self.on_all(move |member| {
+        let rewritten = self.on_all_names(move |member| {
             let mut files = Vec::new();
             for name in METADATA {
                 replace_file(&*member.disk, name, &written)?;
@@ -514,29 +606,54 @@ impl MetadataLog {
         self.poisoned |= self.leave_out(failed).is_err();
         self.position = bytes.len() as u64;
         self.compacted = self.position;
-        self.last = (term, index);
+        self.last.1 = index;
         bytes
     }
 }
 
-/// The log up to `len`, from a disk that has it sound.
+/// Whether a disk has not answered in time.
+fn is_late(outcome: &io::Result<()>) -> bool {
+    outcome.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut)
+}
+
+/// The log up to `len`, from a disk that has it sound, of those that answer within `patience`.
+///
+/// # Errors
+/// [`Error::TimedOut`]: it may be on one that has not answered.
 fn read_back(
     disks: &[Arc<dyn Disk>],
+    patience: Option<Duration>,
     store: StoreId,
     len: u64,
     last: (u64, u64),
-) -> Option<Vec<u8>> {
-    let len = usize::try_from(len).ok()?;
-    let read = |disk: &Arc<dyn Disk>, name| {
-        let mut bytes = read_small(&**disk, name, BYTES_MAX).ok()?;
-        bytes.truncate(len);
-        let copy = decode(&bytes, Some(store));
-        (copy.end.is_none() && copy.last == last).then_some(bytes)
+) -> Result<Option<Vec<u8>>> {
+    let Ok(len) = usize::try_from(len) else { return Ok(None) };
+    let read = move |disk: &dyn Disk| {
+        METADATA.iter().find_map(|name| {
+            let mut bytes = read_small(disk, name, BYTES_MAX).ok()?;
+            bytes.truncate(len);
+            let copy = decode(&bytes, Some(store));
+            (copy.end.is_none() && copy.last == last).then_some(bytes)
+        })
     };
-    disks
-        .iter()
-        .flat_map(|disk| METADATA.map(|name| (disk, name)))
-        .find_map(|(disk, name)| read(disk, name))
+    let mut late = None;
+    for disk in disks {
+        let found = match patience {
+            None => Ok(read(&**disk)),
+            Some(patience) => {
+                let (sender, answer) = channel();
+                let disk = Arc::clone(disk);
+                apart(move || _ = sender.send(read(&*disk)));
+                answer.recv_timeout(patience).map_err(|_| patience)
+            }
+        };
+        match found {
+            Ok(Some(bytes)) => return Ok(Some(bytes)),
+            Ok(None) => {}
+            Err(patience) => late = Some(patience),
+        }
+    }
+    late.map_or(Ok(None), |patience| Err(Error::late("reading the metadata back", patience)))
 }
 
 fn write_copies(disk: &Arc<dyn Disk>, bytes: &[u8]) -> Result<Vec<Arc<dyn File>>> {
@@ -587,8 +704,10 @@ fn seed(store: StoreId) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::TopicConfig;
     use crate::storage::MemoryDisk;
     use crate::store::layout;
+    use crate::types::TopicId;
 
     const STORE: StoreId = StoreId(1);
 
@@ -624,6 +743,36 @@ mod tests {
         let both = [Arc::clone(&disks[0].1), Arc::clone(&disks[1].1)];
         let found = Found::read(&both, Some(STORE)).unwrap().unwrap();
         assert_eq!(found.state().disks().count(), 3);
+    }
+
+    /// What is behind the limit is not read: it would have been lost without a word.
+    #[test]
+    fn the_log_ends_before_its_limit_and_takes_changes_again_once_there_is_less_to_say() {
+        let disks = disks(1);
+        let mut log = create(&disks);
+        log.bytes_max = 64 << 10;
+        let name = |at: u32| format!("{}-{at}", "x".repeat(200));
+        let create = |at: u32| MetadataRecord::TopicCreated {
+            id: TopicId(at.into()),
+            name: name(at),
+            replicas: vec![vec![DiskId(0)]],
+            config: TopicConfig::new(),
+        };
+        let made = (1..).take_while(|at| log.commit(&create(*at)).is_ok()).count();
+        let made = u32::try_from(made).unwrap();
+        let told = log.commit(&create(made + 1));
+        assert!(made > 100 && matches!(told, Err(Error::NoSpace { .. })), "{made}: {told:?}");
+        assert!(log.position <= log.bytes_max);
+        for at in 1..=made / 2 {
+            log.commit(&MetadataRecord::TopicDeleted { id: TopicId(at.into()) }).unwrap();
+            log.commit(&MetadataRecord::TopicRemoved { id: TopicId(at.into()) }).unwrap();
+        }
+        (1..20).for_each(|at| log.commit(&create(made + at)).unwrap());
+        assert!(log.position <= log.bytes_max);
+        let (last, topics) = (log.last, log.state.topics().count());
+        drop(log);
+        let found = Found::read(&[Arc::clone(&disks[0].1)], Some(STORE)).unwrap().unwrap();
+        assert_eq!((found.last, found.state().topics().count()), (last, topics));
     }
 
     /// It would itself make the majority that lets it in, without a disk that may know better.

@@ -11,7 +11,7 @@ use crate::config::{
 };
 use crate::error::{Error, Result, Written};
 use crate::partition::{EventKind, postpone};
-use crate::protocol::metadata::{MetadataRecord, MetadataState};
+use crate::protocol::metadata::{MetadataRecord, MetadataState, fit_one_topic};
 use crate::protocol::replication::Load;
 use crate::types::{DiskId, TopicId, TopicPartition};
 
@@ -342,7 +342,7 @@ impl Shared {
     /// Disks for new partitions: leaders and followers each on the disk that has the fewest so far. The settings fit.
     ///
     /// # Errors
-    /// [`Error::MissingDisk`] while too few disks are in service.
+    /// [`Error::InvalidConfig`] if one topic cannot have so many; [`Error::MissingDisk`] while too few disks are in service.
     fn spread(
         &self,
         state: &MetadataState,
@@ -356,6 +356,14 @@ impl Shared {
             && let Some(away) = state.disks().find(|disk| !online.contains(disk))
         {
             return Err(self.missing(away));
+        }
+        // Before they are placed, which takes its time while nothing else can be changed.
+        if !fit_one_topic(config.partitions, replicas) {
+            return Err(Error::InvalidConfig {
+                key: "num.partitions".into(),
+                value: config.partitions.to_string(),
+                reason: format!("too many for one topic, with {replicas} replicas each"),
+            });
         }
         let mut load = Load::of(state);
         Ok((0..partitions).map(|_| load.place(&online, replicas)).collect())

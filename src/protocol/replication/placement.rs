@@ -43,13 +43,11 @@ impl Load {
             .iter()
             .min_by_key(|disk| (count(&self.leaders, disk), count(&self.replicas, disk), **disk));
         chosen.extend(leader.copied());
-        while chosen.len() < usize::from(replicas) {
-            let free = online.iter().filter(|disk| !chosen.contains(disk));
-            let Some(next) = free.min_by_key(|disk| (count(&self.replicas, disk), **disk)) else {
-                break;
-            };
-            chosen.push(*next);
-        }
+        let free = online.iter().filter(|disk| Some(*disk) != leader);
+        let mut free: Vec<_> = free.map(|disk| (count(&self.replicas, disk), *disk)).collect();
+        free.sort_unstable();
+        chosen.extend(free.into_iter().map(|(_, disk)| disk));
+        chosen.truncate(replicas.max(1).into());
         self.add(&chosen);
         chosen
     }
