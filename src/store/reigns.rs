@@ -100,9 +100,7 @@ impl Shared {
             proposals.push((Arc::clone(core), proposal));
         }
         self.make_pages(&proposals);
-        let outcome =
-            if metadata.is_poisoned() { Err(Error::Closed) } else { metadata.commit_all(&records) };
-        match outcome {
+        match metadata.commit_all(&records) {
             Ok(()) => {
                 for (core, proposal) in proposals {
                     core.install(proposal, now);
