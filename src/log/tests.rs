@@ -1,11 +1,11 @@
 use std::ops::Range;
 
 use super::*;
-use crate::protocol::replication::Progress;
+use crate::protocol::replication::{EpochHistory, Progress};
 use crate::record::{DraftSettings, Marker, Record};
 use crate::segment::{DATA_START, Identity};
 use crate::storage::simulated::SimDisk;
-use crate::storage::{BufferPool, Disk, MemoryDisk};
+use crate::storage::{BufferPool, Disk, MemoryDisk, OpenMode};
 use crate::types::{Outcome, ProducerEpoch, ProducerSequence, StoreId, TopicId, TopicPartition};
 
 const NOW: Timestamp = Timestamp(1000);

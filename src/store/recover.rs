@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::log::{Evidence, Log, Loss, Marks, Recovered, Repair};
 use crate::partition::{Core, CoreParts, EventKind, Proposal, Reign, Replica};
 use crate::protocol::metadata::{MetadataRecord, PartitionState};
-use crate::protocol::replication::{Candidate, elect, eligible_after};
+use crate::protocol::replication::{Candidate, FollowerStart, Progress, elect, eligible_after};
 use crate::types::{DiskId, Flush, LeaderEpoch, Offset, StorageMode, TopicId, TopicPartition};
 
 use super::disks::{LastStop, StoreDisk};
@@ -313,6 +313,7 @@ impl Shared {
                     suspects: Vec::new(),
                     lost: lost.clone(),
                 };
+                self.make_first_page(described, config, found, &proposal);
                 self.metadata
                     .lock()
                     .commit_all(&super::reigns::records_of(topic.id, partition, &proposal))?;
@@ -361,6 +362,45 @@ impl Shared {
         }
         self.leave_out(partition, found, failed);
         Ok((reign, leader))
+    }
+
+    /// Makes the page of one that is to lead and has none, before the metadata name it: a reader in another process would take
+    /// all for readable that is in its files. It is a service to those: who cannot make it leads all the same.
+    fn make_first_page(
+        &self,
+        described: &PartitionState,
+        config: &TopicConfig,
+        found: &mut [(Arc<StoreDisk>, Log)],
+        proposal: &Proposal,
+    ) {
+        let others = described.replicas.iter().filter(|disk| Some(**disk) != proposal.leader);
+        let followers: Vec<_> = others
+            .map(|id| {
+                let log = found.iter().find(|(disk, _)| disk.id == *id).map(|(_, log)| log);
+                FollowerStart {
+                    disk: *id,
+                    end: log.map_or(Offset::ZERO, Log::end),
+                    flushed: log.map_or(Offset::ZERO, Log::flushed_end),
+                    in_sync: proposal.isr.contains(id),
+                    online: log.is_some(),
+                }
+            })
+            .collect();
+        let leads = |disk: &StoreDisk| Some(disk.id) == proposal.leader;
+        let Some((_, log)) = found.iter_mut().find(|(disk, _)| leads(disk)) else { return };
+        if self.options.mode == StorageMode::Write || Marks::peek(log.place()).is_some() {
+            return;
+        }
+        let (start, end) = (log.reader().log_start(), log.end());
+        let mut progress = Progress::recovered(start, end, log.flushed_end());
+        let (min_insync, high_watermark) = (config.min_insync_replicas, proposal.high_watermark);
+        progress.begin_reign(true, end, high_watermark, min_insync, &followers, config.flush);
+        let last_stable = if log.lacks_past() {
+            start // what is open it has yet to be told
+        } else {
+            log.last_stable(progress.high_watermark())
+        };
+        let _ = Marks::create(log.place(), &progress, last_stable, Offset::ZERO);
     }
 
     /// Where a disk deleted records while it went on without the other: if it leads, they are deleted; else the leader may

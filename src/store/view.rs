@@ -399,7 +399,7 @@ mod tests {
     use crate::segment::FILE_HEADER_BYTES;
     use crate::storage::simulated::{Hang, SimDisk};
     use crate::storage::{Clock, Disk};
-    use crate::store::{Partition, Store};
+    use crate::store::{Partition, Store, StoreBuilder};
     use crate::types::{Acks, Flush, StorageMode};
 
     fn shows_page(disk: &SimDisk) -> bool {
@@ -544,6 +544,51 @@ mod tests {
                     Ok(new) => assert_eq!(new.high_watermark(), Offset(1), "cut at {cut}"),
                     Err(error) => assert!(matches!(error, Error::NoLeader { .. }), "{error}"),
                 }
+            }
+            if !is_reached {
+                return;
+            }
+        }
+    }
+
+    /// The opening named a leader that had followed so far, before it made its page: a view took all for readable that it found in
+    /// the files, and the next one saw less.
+    #[test]
+    fn a_view_at_an_opening_that_elects_another_shows_no_more_than_is_acknowledged() {
+        for cut in 1.. {
+            let disks = [SimDisk::new(1), SimDisk::new(2), SimDisk::new(3)];
+            disks[1..].iter().for_each(|disk| disk.share_process(&disks[0]));
+            let add = |all: StoreBuilder, disk: &SimDisk| all.simulated_disk(disk.clone());
+            let store = disks.iter().fold(Store::builder(), add).open().unwrap();
+            let config = TopicConfig::new().replication_factor(3).min_insync_replicas(3);
+            store.create_topic("t", config.flush(Flush::Os)).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            let replicas = partition.replicas();
+            partition.append(&[Record::new("x")], Acks::All).unwrap();
+            store.stop_disk(replicas[2]).unwrap();
+            // Two have it, and three have to.
+            partition.append(&[Record::new("x")], Acks::Leader).unwrap();
+            disks[0].kill();
+            drop((partition, store));
+            disks.iter().for_each(SimDisk::process_restart);
+            let others = || {
+                let there = replicas[1..].iter().map(|disk| &disks[usize::from(disk.0)]);
+                there.fold(Store::builder().allow_missing(replicas[0]), add)
+            };
+            let next = &disks[usize::from(replicas[1].0)];
+            next.crash_at(cut);
+            let opened = others().open();
+            let is_reached = next.is_dead();
+            next.heal();
+            drop(opened);
+            if is_reached {
+                disks.iter().for_each(SimDisk::process_restart);
+            }
+            let view = others().read_only().open().unwrap();
+            let shown = view.partition("t", 0).map(|partition| partition.high_watermark());
+            match shown {
+                Ok(shown) => assert_eq!(shown, Offset(1), "cut at {cut}"),
+                Err(error) => assert!(is_reached, "{error}"),
             }
             if !is_reached {
                 return;
