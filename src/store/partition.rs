@@ -11,7 +11,7 @@ use crate::partition::{
     Appended, Author, Core, Placed, ReadOptions, Ticket, Wait, Waiting, Watched,
 };
 use crate::protocol::group::assignment::PartitionId;
-use crate::protocol::metadata::MetadataRecord;
+use crate::protocol::metadata::{MetadataRecord, PartitionState};
 use crate::protocol::producer_state::batch::Numbering;
 use crate::record::Record;
 use crate::types::{
@@ -332,13 +332,16 @@ impl Partition {
     /// A view has learnt what it knows of the metadata when it was opened.
     #[cold]
     fn look_again(&self, view: &View) -> Result<()> {
-        let shared = &self.handle.shared;
-        shared.refresh()?;
-        let partition = view.partition();
-        let metadata = shared.metadata.lock();
-        let described = metadata.state().partition(self.topic, partition.partition());
-        let unknown = || Error::UnknownTopicOrPartition { partition: partition.clone() };
-        view.learn(described.ok_or_else(unknown)?)
+        let describe = || {
+            let (shared, partition) = (&self.handle.shared, view.partition());
+            shared.refresh()?;
+            let metadata = shared.metadata.lock();
+            let described = metadata.state().partition(self.topic, partition.partition()).cloned();
+            described.ok_or_else(|| Error::UnknownTopicOrPartition { partition: partition.clone() })
+        };
+        let described = describe()?;
+        let leads = |described: &PartitionState| (described.leader, described.leader_epoch);
+        view.learn(&described, || Ok(leads(&describe()?) == leads(&described)))
     }
 
     /// Has `waker` woken, once, when the record at `offset` can be read, or never will be.

@@ -364,7 +364,7 @@ impl Shared {
         Ok((reign, leader))
     }
 
-    /// Makes the page of one that is to lead and has none, before the metadata name it: a reader in another process would take
+    /// Makes the page of one that is to lead, before the metadata name it: a reader in another process would take
     /// all for readable that is in its files. It is a service to those: who cannot make it leads all the same.
     fn make_first_page(
         &self,
@@ -388,7 +388,9 @@ impl Shared {
             .collect();
         let leads = |disk: &StoreDisk| Some(disk.id) == proposal.leader;
         let Some((_, log)) = found.iter_mut().find(|(disk, _)| leads(disk)) else { return };
-        if self.options.mode == StorageMode::Write || Marks::peek(log.place()).is_some() {
+        // One that leads on has a page that readers look at; another's is of an earlier reign.
+        let has_page = described.leader == proposal.leader && Marks::peek(log.place()).is_some();
+        if self.options.mode == StorageMode::Write || has_page {
             return;
         }
         let (start, end) = (log.reader().log_start(), log.end());

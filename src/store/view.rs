@@ -34,7 +34,7 @@ pub(super) struct View {
     state: Mutex<State>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct State {
     reader: Arc<LogReader>,
     epoch: LeaderEpoch,
@@ -199,15 +199,20 @@ impl View {
         }
     }
 
-    /// What the metadata say of it now.
+    /// What the metadata say of it now; `is_still` asks them again, for who leads without a page may have been another meanwhile.
     ///
     /// # Errors
     /// [`Error::NoLeader`] if this is not the leader's log any more; what looking at it runs into.
-    pub(super) fn learn(&self, described: &PartitionState) -> Result<()> {
+    pub(super) fn learn(
+        &self,
+        described: &PartitionState,
+        is_still: impl FnOnce() -> Result<bool>,
+    ) -> Result<()> {
         if described.leader != Some(self.disk) {
             return Err(self.no_leader());
         }
-        let mut state = self.state.lock();
+        let mut known = self.state.lock();
+        let mut state = known.clone();
         let start = described.log_start;
         state.log_start = state.log_start.max(start);
         // What was walked over before may lie below it.
@@ -221,7 +226,12 @@ impl View {
             state.tail = None;
             state.reader = Arc::new(LogReader::new(self.place.clone(), Vec::new(), start));
         }
-        self.refresh(&mut state)
+        self.refresh(&mut state)?;
+        if !state.has_page && !is_still()? {
+            return Err(self.no_leader());
+        }
+        *known = state;
+        Ok(())
     }
 
     fn no_leader(&self) -> Error {
