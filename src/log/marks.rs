@@ -4,15 +4,17 @@
 //! other way round never sees a watermark behind the end. After the death of the process the page also
 //! tells how far the log was written, as long as the machine runs on: it is never flushed, so that it says when it was made.
 //!
-//! | byte | size | field            | meaning                              |
-//! |-----:|-----:|------------------|--------------------------------------|
-//! |    0 |    8 | `seed`           | the partition's identity, in 4 bytes |
-//! |    8 |    8 | `log_start`      |                                      |
-//! |   16 |    8 | `high_watermark` |                                      |
-//! |   24 |    8 | `last_stable`    |                                      |
-//! |   32 |    8 | `log_end`        | of what is in the files              |
-//! |   40 |    8 | `log_end_check`  | `log_end` with every bit turned      |
-//! |   48 |   16 | `boot`           | the run of the machine               |
+//! | byte | size | field                  | meaning                              |
+//! |-----:|-----:|------------------------|--------------------------------------|
+//! |    0 |    8 | `seed`                 | the partition's identity, in 4 bytes |
+//! |    8 |    8 | `log_start`            |                                      |
+//! |   16 |    8 | `high_watermark`       |                                      |
+//! |   24 |    8 | `last_stable`          |                                      |
+//! |   32 |    8 | `log_end`              | of what is in the files              |
+//! |   40 |    8 | `log_end_check`        | `log_end` with every bit turned      |
+//! |   48 |    8 | `high_watermark_check` | so is this: the lower of both holds  |
+//! |   56 |    8 | `last_stable_check`    | as is this                           |
+//! |   64 |   16 | `boot`                 | the run of the machine               |
 
 use std::io;
 
@@ -24,12 +26,13 @@ use crate::types::Offset;
 const NAME: &str = "marks";
 const PAGE_BYTES: usize = 4096;
 /// What of it is used.
-const MARKS_BYTES: usize = 64;
+const MARKS_BYTES: usize = 80;
 
 /// The page of one partition.
 #[derive(Debug)]
 pub(crate) struct Marks {
     map: Mapping,
+    seed: u64,
 }
 
 /// What a page says.
@@ -67,12 +70,12 @@ impl Marks {
             // One that is looked at meanwhile stays to be seen.
             write_all_at(&*file, 0, &[0; PAGE_BYTES])?;
         }
-        let page = Self { map: file.map(PAGE_BYTES, true)? };
+        let page = Self { map: file.map(PAGE_BYTES, true)?, seed: place.identity.seed.into() };
         page.show(marks, last_stable, written);
-        for (at, word) in (48..).step_by(8).zip(boot_words(place)) {
+        for (at, word) in (64..).step_by(8).zip(boot_words(place)) {
             page.map.publish_u64(at, word);
         }
-        page.map.publish_u64(0, place.identity.seed.into());
+        page.own();
         Ok(page)
     }
 
@@ -107,7 +110,9 @@ impl Marks {
         self.map.publish_u64(32, written.0);
         self.map.publish_u64(40, !written.0);
         self.map.publish_u64(16, marks.high_watermark().0);
+        self.map.publish_u64(48, !marks.high_watermark().0);
         self.map.publish_u64(24, last_stable.0);
+        self.map.publish_u64(56, !last_stable.0);
         self.map.publish_u64(8, marks.log_start().0);
     }
 
@@ -116,6 +121,11 @@ impl Marks {
     pub(crate) fn distrust(&self, flushed: Offset) {
         self.map.publish_u64(40, !flushed.0);
         self.map.publish_u64(32, flushed.0);
+    }
+
+    /// Lets the page speak of its partition, whoever disowned it.
+    pub(crate) fn own(&self) {
+        self.map.publish_u64(0, self.seed);
     }
 
     /// Lets the page speak of no partition, as if it were removed, without a call to the disk.
@@ -131,14 +141,14 @@ impl Marks {
         let word = |at: usize| {
             u64::from_le_bytes(*page[at..].first_chunk().expect("a field within the page"))
         };
-        let is_of_boot = [word(48), word(56)] == boot_words(place);
+        let is_of_boot = [word(64), word(72)] == boot_words(place);
         if count < page.len() || word(0) != u64::from(place.identity.seed) || !is_of_boot {
             return None;
         }
         Some(MarksView {
             log_start: Offset(word(8)),
-            high_watermark: Offset(word(16)),
-            last_stable: Offset(word(24)),
+            high_watermark: Offset(word(16).min(!word(48))),
+            last_stable: Offset(word(24).min(!word(56))),
             log_end: (word(32) == !word(40) && word(32) <= Offset::MAX.0)
                 .then_some(Offset(word(32))),
         })

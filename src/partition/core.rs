@@ -635,11 +635,8 @@ impl Core {
 
     /// Shows new watermarks to everyone who looks or waits, and lets go of the lock.
     pub(super) fn publish(&self, mut state: MutexGuard<'_, State>) {
-        let State { progress, page, log, .. } = &mut *state;
-        let last_stable = log.last_stable(progress.high_watermark());
-        if let Some(page) = page {
-            page.show(progress, last_stable, log.written_end());
-        }
+        let last_stable = state.show_page();
+        let progress = &state.progress;
         self.log_end.store(progress.log_end().0, Ordering::Release);
         self.high_watermark.store(progress.high_watermark().0, Ordering::Release);
         self.last_stable.store(last_stable.0, Ordering::Release);

@@ -32,6 +32,15 @@ impl NextPage {
 }
 
 impl State {
+    /// Shows how far may be read, and returns how far of that is decided.
+    pub(super) fn show_page(&mut self) -> Offset {
+        let last_stable = self.log.last_stable(self.progress.high_watermark());
+        if let Some(page) = &self.page {
+            page.show(&self.progress, last_stable, self.log.written_end());
+        }
+        last_stable
+    }
+
     pub(super) fn lacks_page(&self) -> bool {
         let in_use = self.fenced.is_none() && self.ended.is_none() && self.stopped != Stopped::All;
         self.page.is_none() && !self.making_page && in_use
@@ -43,7 +52,7 @@ impl Core {
     pub(crate) fn next_page(&self, proposal: &Proposal) -> Option<NextPage> {
         let disk = proposal.start.and(proposal.leader)?;
         let mut state = self.brief()?;
-        if !self.show_marks || disk == state.leading.disk {
+        if !self.show_marks || (disk == state.leading.disk && state.fenced.is_none()) {
             return None;
         }
         let replica = state.followers.iter().find(|replica| replica.disk == disk)?;
@@ -81,11 +90,15 @@ impl Core {
         drop(state);
         let made = Marks::create(&place, &progress, last_stable, written);
         let mut state = self.state.lock();
+        let is_other = !Arc::ptr_eq(&reader, state.log.reader());
         match made {
-            // The log may have changed hands meanwhile.
-            Ok(page) if !Arc::ptr_eq(&reader, state.log.reader()) => page.disown(),
-            Ok(page) if state.fenced.is_some() => page.disown(),
+            // The log has changed hands meanwhile. If it is back in these, the file is that of a newer page.
+            Ok(_) if is_other && state.leading.disk == disk => _ = state.show_page(),
+            Ok(page) if is_other => page.disown(),
+            // The metadata name it until they name another.
+            Ok(page) if state.fenced.is_some() => page.distrust(state.progress.flushed()),
             Ok(page) => {
+                page.own();
                 state.page = Some(page);
                 state.making_page = false;
                 self.room_made(&mut state, disk);
@@ -103,7 +116,7 @@ impl Core {
                 });
             }
         }
-        if Arc::ptr_eq(&reader, state.log.reader()) {
+        if !is_other {
             state.making_page = false;
         }
         self.room_made(&mut state, disk);

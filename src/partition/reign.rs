@@ -378,16 +378,16 @@ impl Core {
                 None => held.log = Some(old),
             }
         }
+        state.followers.retain(|replica| replica.disk != leader);
+        // Where it failed, what came back from its disk may have taken its place already.
+        let is_known = state.followers.iter().any(|replica| replica.disk == old_place_disk);
         // A page that says how far a leader wrote must not be believed of a follower.
         match page {
             Some(page) => page.disown(),
             // One whose disk may hang is asked for nothing; its file goes when it returns.
-            None if has_failed => {}
+            None if has_failed && !is_known => {}
             None => drop(Marks::forget(&old_place)),
         }
-        state.followers.retain(|replica| replica.disk != leader);
-        // Where it failed, what came back from its disk may have taken its place already.
-        let is_known = state.followers.iter().any(|replica| replica.disk == old_place_disk);
         if old_place_disk != leader && !is_known {
             state.followers.push(old_replica);
         }
@@ -651,14 +651,18 @@ impl Core {
             }
             let (history, leader) = (state.history.clone(), Arc::clone(state.log.reader()));
             let leader_end = if strayed { state.log.written_end() } else { state.log.end() };
+            let is_named = state.leader == Some(replica.disk) || state.epoch > state.began;
             drop(state);
             let (end, flushed) = {
                 let mut follower = replica.state.lock();
                 follower.epoch = epoch;
                 let Some(log) = follower.log.as_mut() else { return Ok(()) };
                 let (own_end, place) = (log.end(), log.place());
-                // It tells of more than the log holds once that is cut.
-                Marks::forget(place).map_err(|error| place.io_error("marks", "remove", error))?;
+                // Of one that the metadata may name, readers in other processes would believe the files.
+                if !is_named {
+                    Marks::forget(place)
+                        .map_err(|error| place.io_error("marks", "remove", error))?;
+                }
                 // First against its own end: it may have led, and gone on after the next reign began.
                 if leaderless {
                     log.agree_alone(&history, now)?;

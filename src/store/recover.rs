@@ -47,13 +47,16 @@ impl Shared {
         let partition = &slot.partition;
         let number = partition.partition();
         let config = Arc::clone(&*topic.config.read());
-        let described = self
+        let mut described = self
             .metadata
             .lock()
             .state()
             .partition(topic.id, number)
             .cloned()
             .ok_or_else(|| Error::UnknownTopicOrPartition { partition: partition.clone() })?;
+        if let Some(shown) = self.last_shown(topic, partition, &described) {
+            described.high_watermark = described.high_watermark.max(shown);
+        }
         let alone = described.replicas.len() == 1;
         let (mut found, mut damages) = (Vec::new(), Vec::new());
         let mut scanned_bytes = 0;
@@ -139,6 +142,20 @@ impl Shared {
             core.make_page(leads);
         }
         Ok((core, scanned_bytes))
+    }
+
+    /// How far the last leader let be read when its process died. The metadata know that of the beginning of its reign,
+    /// and replicas that flush have yet to flush again before they count.
+    fn last_shown(
+        &self,
+        topic: &Topic,
+        partition: &TopicPartition,
+        described: &PartitionState,
+    ) -> Option<Offset> {
+        let disk = self.online_disk(described.leader?)?;
+        let is_known = disk.same_boot && !disk.is_stale();
+        let place = is_known.then(|| self.place(topic, partition, &disk.disk))?;
+        Marks::peek(&place).map(|marks| marks.high_watermark)
     }
 
     /// Opens the log of one replica; `first`: for the first time since its disk came into service, so that

@@ -606,6 +606,50 @@ mod tests {
         }
     }
 
+    /// Where too few replicas are there to acknowledge anything, the watermark stays where it was: that was where the reign had begun,
+    /// and a fresh view saw less.
+    #[test]
+    fn what_a_view_has_shown_it_shows_at_every_opening() {
+        let (mut which, mut cut) = (0, 1);
+        while which < 2 {
+            let disks = [SimDisk::new(1), SimDisk::new(2), SimDisk::new(3)];
+            disks[1..].iter().for_each(|disk| disk.share_process(&disks[0]));
+            let add = |all: StoreBuilder, disk: &SimDisk| all.simulated_disk(disk.clone());
+            let store = disks.iter().fold(Store::builder(), add).open().unwrap();
+            let config = TopicConfig::new().replication_factor(3).min_insync_replicas(3);
+            store.create_topic("t", config.flush(Flush::Os)).unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            for _ in 0..3 {
+                partition.append(&[Record::new("x")], Acks::All).unwrap();
+            }
+            let replicas = partition.replicas();
+            disks[0].kill();
+            drop((partition, store));
+            disks.iter().for_each(SimDisk::process_restart);
+            let there = [0, 1].map(|at| &disks[usize::from(replicas[at].0)]);
+            let builder =
+                || there.into_iter().fold(Store::builder().allow_missing(replicas[2]), add);
+            let see = || -> Result<[Offset; 2]> {
+                let viewed = builder().read_only().open()?.partition("t", 0)?;
+                Ok([viewed.high_watermark(), viewed.last_stable_offset()])
+            };
+            assert_eq!(see().unwrap(), [Offset(3); 2]);
+            there[which].crash_at(cut);
+            let opened = builder().open().and_then(|store| Ok((store.partition("t", 0)?, store)));
+            let is_reached = there[which].is_dead();
+            there[which].heal();
+            if is_reached {
+                drop(opened);
+                disks.iter().for_each(SimDisk::process_restart);
+            }
+            match see() {
+                Ok(shown) => assert_eq!(shown, [Offset(3); 2], "{which}, cut at {cut}"),
+                Err(error) => assert!(is_reached, "{error}"),
+            }
+            (which, cut) = if is_reached { (which, cut + 1) } else { (which + 1, 1) };
+        }
+    }
+
     /// The page was of an earlier session: what was acknowledged since could not be read.
     #[test]
     fn a_page_of_an_earlier_session_goes_where_nobody_writes_to_it() {

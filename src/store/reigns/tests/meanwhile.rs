@@ -1,7 +1,7 @@
 //! What happens while an election is written down, which may take as long as a disk does.
 
-use crate::storage::simulated::{Fault, SimDisk};
-use crate::store::TopicConfig;
+use crate::storage::simulated::{Fault, Hang, SimDisk};
+use crate::store::{StoreBuilder, TopicConfig};
 
 use super::*;
 
@@ -220,4 +220,81 @@ fn repl_23_an_unclean_leader_has_flushed_what_it_has_of_what_was_acknowledged() 
         let partition = open(&disks).partition("t", 0).unwrap();
         assert_eq!(partition.high_watermark(), Offset(2), "seed {seed}");
     }
+}
+
+/// A leader that has a record alone, of two that are required, and what views of it show.
+struct Viewed {
+    begun: Begun,
+    disks: [SimDisk; 3],
+}
+
+impl Viewed {
+    fn new() -> Self {
+        let disks = [0, 1, 2].map(SimDisk::new);
+        let config = TopicConfig::new().replication_factor(2).min_insync_replicas(2);
+        let begun = Begun::on(&disks, config.flush(Flush::Os));
+        assert_eq!(begun.core.leader(), Some(DiskId(0)));
+        begun.goes_away(DiskId(1));
+        begun.partition.append(&[Record::new("alone")], Acks::Leader).unwrap();
+        assert_eq!((begun.core.high_watermark(), begun.core.log_end()), (Offset(1), Offset(2)));
+        Self { begun, disks }
+    }
+
+    fn shows_no_more_than_is_acknowledged(&self) {
+        let add = |all: StoreBuilder, disk: &SimDisk| all.simulated_disk(disk.clone());
+        let view = self.disks.iter().fold(Store::builder(), add).read_only().open().unwrap();
+        match view.partition("t", 0) {
+            Ok(viewed) => assert_eq!(viewed.high_watermark(), Offset(1)),
+            Err(error) => assert!(matches!(error, Error::NoLeader { .. }), "{error}"),
+        }
+    }
+
+    /// It is elected again, by the metadata; the caller lets it lead.
+    fn is_elected(&self) -> Proposal {
+        let Begun { store, core, .. } = &self.begun;
+        let proposal = core.proposal().expect("it can lead");
+        assert_eq!(proposal.leader, Some(DiskId(0)));
+        store.shared().make_pages(&[(Arc::clone(core), proposal.clone())]);
+        self.begun.commit(&proposal).unwrap();
+        self.shows_no_more_than_is_acknowledged();
+        proposal
+    }
+}
+
+/// Its page was removed when it returned, and whoever looked meanwhile believed its files.
+#[test]
+fn a_leader_that_fails_and_is_back_before_the_metadata_know_keeps_its_page() {
+    let viewed = Viewed::new();
+    viewed.begun.core.stop_leader(DiskId(0), &Error::Closed);
+    viewed.shows_no_more_than_is_acknowledged();
+    viewed.begun.is_back(DiskId(0));
+    viewed.shows_no_more_than_is_acknowledged();
+    let proposal = viewed.is_elected();
+    viewed.begun.core.install(proposal, viewed.begun.store.shared().clock.now());
+    viewed.shows_no_more_than_is_acknowledged();
+}
+
+/// The page of one that led before was made when it led again, and not before the metadata named it.
+#[test]
+fn a_leader_that_is_elected_again_has_its_page_before_and_while_it_fails_again() {
+    let viewed = Viewed::new();
+    let Begun { store, core, .. } = &viewed.begun;
+    core.stop_leader(DiskId(0), &Error::Closed);
+    store.shared().settle_one(core);
+    assert_eq!(core.leader(), None);
+    viewed.begun.is_back(DiskId(0));
+    let proposal = viewed.is_elected();
+    core.install(proposal, store.shared().clock.now());
+    // It fails again while its page is made.
+    viewed.disks[0].hang(Hang::Everything);
+    thread::scope(|scope| {
+        let made = scope.spawn(|| core.make_page(DiskId(0)));
+        while viewed.disks[0].held_calls() == 0 {
+            thread::yield_now();
+        }
+        core.fence_replica(DiskId(0), &Error::Closed);
+        viewed.disks[0].answer();
+        made.join().unwrap();
+    });
+    viewed.shows_no_more_than_is_acknowledged();
 }
