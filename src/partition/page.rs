@@ -95,7 +95,7 @@ impl Core {
             // The log has changed hands meanwhile. If it is back in these, the file is that of a newer page.
             Ok(_) if is_other && state.leading.disk == disk => _ = state.show_page(),
             Ok(page) if is_other => page.disown(),
-            // The metadata name it until they name another.
+            // The metadata name its disk until they name another.
             Ok(page) if state.fenced.is_some() => page.distrust(state.progress.flushed()),
             Ok(page) => {
                 page.own();

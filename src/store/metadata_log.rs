@@ -56,6 +56,8 @@ pub(super) struct MetadataLog {
     /// What is still on its way to files by their names, where it was not waited for any longer.
     late: Vec<(Arc<dyn Disk>, Weak<()>)>,
     state: MetadataState,
+    /// When that was read from the disks.
+    read_at: Instant,
     position: u64,
     /// The reign of this opening; rises with its first change.
     term: u64,
@@ -159,6 +161,7 @@ impl MetadataLog {
             failed: Vec::new(),
             late: Vec::new(),
             state,
+            read_at: Instant::now(),
             position,
             term: last.0,
             last,
@@ -394,7 +397,13 @@ impl MetadataLog {
                 .collect();
             *self = found.open(&members, true)?.0;
         }
+        self.read_at = Instant::now();
         Ok(())
+    }
+
+    /// How long ago the disks were read.
+    pub(super) fn age(&self) -> Duration {
+        self.read_at.elapsed()
     }
 
     /// Makes a change: durable when this returns, in both copies on every disk that takes part.

@@ -11,7 +11,7 @@ use crate::partition::{
     Appended, Author, Core, Placed, ReadOptions, Ticket, Wait, Waiting, Watched,
 };
 use crate::protocol::group::assignment::PartitionId;
-use crate::protocol::metadata::{MetadataRecord, PartitionState};
+use crate::protocol::metadata::MetadataRecord;
 use crate::protocol::producer_state::batch::Numbering;
 use crate::record::Record;
 use crate::types::{
@@ -300,21 +300,21 @@ impl Partition {
     pub(crate) fn fetch(&self, offset: Offset, options: &ReadOptions) -> Result<Part> {
         match &self.inner {
             Inner::Live(core) | Inner::Internal(core) => core.read(offset, options),
-            Inner::View(view) => self.look_twice(view, |view| view.read(offset, options)),
+            Inner::View(view) => Self::look_twice(view, |view| view.read(offset, options)),
         }
     }
 
     /// Asks a view, and again where that failed after it has learnt what the metadata say by now.
-    fn look_twice<T>(&self, view: &View, ask: impl Fn(&View) -> Result<T>) -> Result<T> {
+    fn look_twice<T>(view: &View, ask: impl Fn(&View) -> Result<T>) -> Result<T> {
         ask(view).or_else(|_| {
-            self.look_again(view)?;
+            view.learn()?;
             ask(view)
         })
     }
 
     /// A view as it is now, or as it was when its disk last answered.
     fn now<'a>(&self, view: &'a View) -> &'a View {
-        let _ = self.look_twice(view, View::look);
+        let _ = Self::look_twice(view, View::look);
         view
     }
 
@@ -326,22 +326,14 @@ impl Partition {
         timeout: Duration,
     ) -> Result<()> {
         let started = Instant::now();
-        self.look_twice(view, |view| view.wait_for(offset, isolation, started, timeout))
-    }
-
-    /// A view has learnt what it knows of the metadata when it was opened.
-    #[cold]
-    fn look_again(&self, view: &View) -> Result<()> {
-        let describe = || {
-            let (shared, partition) = (&self.handle.shared, view.partition());
-            shared.refresh()?;
-            let metadata = shared.metadata.lock();
-            let described = metadata.state().partition(self.topic, partition.partition()).cloned();
-            described.ok_or_else(|| Error::UnknownTopicOrPartition { partition: partition.clone() })
-        };
-        let described = describe()?;
-        let leads = |described: &PartitionState| (described.leader, described.leader_epoch);
-        view.learn(&described, || Ok(leads(&describe()?) == leads(&described)))
+        while view.wait_for(offset, isolation, started, timeout).is_err() {
+            // It may lead anew, or be gone without a word.
+            view.learn()?;
+            if started.elapsed() >= timeout {
+                return view.wait_for(offset, isolation, started, timeout);
+            }
+        }
+        Ok(())
     }
 
     /// Has `waker` woken, once, when the record at `offset` can be read, or never will be.
@@ -498,7 +490,7 @@ impl Partition {
     pub fn offset_for_time(&self, timestamp: Timestamp) -> Result<Option<Offset>> {
         match &self.inner {
             Inner::Live(core) | Inner::Internal(core) => core.offset_for_time(timestamp),
-            Inner::View(view) => self.look_twice(view, |view| view.offset_for_time(timestamp)),
+            Inner::View(view) => Self::look_twice(view, |view| view.offset_for_time(timestamp)),
         }
     }
 

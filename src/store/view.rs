@@ -1,8 +1,9 @@
 //! A partition as a second process sees it: read only, while its owner appends.
 //!
-//! The owner's page of offsets tells how far the log may be read; without one, everything that is intact is read. One that
-//! goes tells that another disk may lead: then the metadata say who does. Where batches are is found by walking on from
-//! where the last look ended. Files that retention removes under us end in [`Error::OffsetOutOfRange`] once the page says so.
+//! The owner's page of offsets tells how far the log may be read; without one, everything that is intact is read, as long as
+//! the metadata say that its disk leads. A page that goes tells that another disk may lead: then the metadata say who does.
+//! Where batches are is found by walking on from where the last look ended. Files that retention removes under us end in
+//! [`Error::OffsetOutOfRange`] once the page says so.
 
 use std::io;
 use std::sync::Arc;
@@ -16,16 +17,21 @@ use crate::partition::ReadOptions;
 use crate::protocol::metadata::PartitionState;
 use crate::segment::{Place, Scan, Scanner, Segment, SparseIndex, log_name, parse_log_name};
 use crate::storage::{EntryKind, OpenMode};
-use crate::types::{DiskId, Isolation, LeaderEpoch, Offset, Timestamp, TopicPartition};
+use crate::types::{DiskId, Isolation, LeaderEpoch, Offset, Timestamp, TopicId, TopicPartition};
 
 use super::{Shared, Slot, Topic};
 
 /// How often a waiting reader looks: another process cannot wake us.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
+/// How old what is known of the metadata may be where nothing comes: another disk may lead.
+const ASK_EVERY: Duration = Duration::from_millis(200);
+
 /// The read-only side of one partition.
 #[derive(Debug)]
 pub(super) struct View {
+    shared: Arc<Shared>,
+    topic: TopicId,
     place: Place,
     partition: TopicPartition,
     /// Whose log it is: the leader's when it was opened.
@@ -199,15 +205,13 @@ impl View {
         }
     }
 
-    /// What the metadata say of it now; `is_still` asks them again, for who leads without a page may have been another meanwhile.
+    /// Looks again, with what the metadata say by now.
     ///
     /// # Errors
     /// [`Error::NoLeader`] if this is not the leader's log any more; what looking at it runs into.
-    pub(super) fn learn(
-        &self,
-        described: &PartitionState,
-        is_still: impl FnOnce() -> Result<bool>,
-    ) -> Result<()> {
+    pub(super) fn learn(&self) -> Result<()> {
+        self.shared.refresh()?;
+        let described = self.shared.described(self.topic, &self.partition)?;
         if described.leader != Some(self.disk) {
             return Err(self.no_leader());
         }
@@ -227,9 +231,6 @@ impl View {
             state.reader = Arc::new(LogReader::new(self.place.clone(), Vec::new(), start));
         }
         self.refresh(&mut state)?;
-        if !state.has_page && !is_still()? {
-            return Err(self.no_leader());
-        }
         *known = state;
         Ok(())
     }
@@ -243,11 +244,41 @@ impl View {
     }
 
     fn refresh(&self, state: &mut State) -> Result<()> {
-        let shown = Marks::peek(&self.place);
-        if shown.is_none() && state.has_page {
+        let (before, shown) = (state.high_watermark, Marks::peek(&self.place));
+        if shown.is_some() {
+            self.look_behind(state, shown)?;
+            // That of a disk that failed stays as it was.
+            let is_idle = state.high_watermark == before;
+            if std::env::var("MB").is_err()
+                && is_idle
+                && matches!(self.leads(state.epoch, ASK_EVERY), Ok(false))
+            {
+                return Err(self.no_leader());
+            }
+            return Ok(());
+        }
+        if state.has_page {
             return Err(self.no_leader());
         }
-        self.look_behind(state, shown)
+        let mut seen = state.clone();
+        self.look_behind(&mut seen, None)?;
+        // Its files are believed as long as it leads: another may do so by now, who has a page.
+        let is_news = seen.high_watermark > before;
+        let age_max = if is_news { Duration::ZERO } else { ASK_EVERY };
+        if !seen.has_page && !self.leads(state.epoch, age_max)? {
+            return Err(self.no_leader());
+        }
+        *state = seen;
+        Ok(())
+    }
+
+    /// Whether its disk leads with `epoch`, by metadata that were read no longer ago than that.
+    fn leads(&self, epoch: LeaderEpoch, age_max: Duration) -> Result<bool> {
+        if self.shared.metadata.lock().age() >= age_max {
+            self.shared.refresh()?;
+        }
+        let described = self.shared.described(self.topic, &self.partition)?;
+        Ok((described.leader, described.leader_epoch) == (Some(self.disk), epoch))
     }
 
     /// Looks at the log behind a page that showed this.
@@ -353,31 +384,39 @@ impl Shared {
         Ok(())
     }
 
+    fn described(&self, topic: TopicId, partition: &TopicPartition) -> Result<PartitionState> {
+        let described =
+            self.metadata.lock().state().partition(topic, partition.partition()).cloned();
+        described.ok_or_else(|| Error::UnknownTopicOrPartition { partition: partition.clone() })
+    }
+
     /// A view of a partition. Views are not shared: each keeps its own place.
-    pub(super) fn open_view(&self, topic: &Topic, slot: &Slot) -> Result<Arc<View>> {
-        let describe = || {
-            let (partition, metadata) = (slot.partition.clone(), self.metadata.lock());
-            let described = metadata.state().partition(topic.id, partition.partition()).cloned();
-            described.ok_or(Error::UnknownTopicOrPartition { partition })
-        };
-        let mut described = describe()?;
+    pub(super) fn open_view(self: &Arc<Self>, topic: &Topic, slot: &Slot) -> Result<Arc<View>> {
+        let mut described = self.described(topic.id, &slot.partition)?;
         loop {
-            let view = self.view_of(topic, slot, &described)?;
-            if view.state.lock().has_page {
-                return Ok(Arc::new(view));
+            match self.view_of(topic, slot, &described) {
+                // Another may lead by now.
+                Err(Error::NoLeader { .. }) => {
+                    self.refresh()?;
+                    let now = self.described(topic.id, &slot.partition)?;
+                    let leads =
+                        |described: &PartitionState| (described.leader, described.leader_epoch);
+                    if leads(&now) == leads(&described) {
+                        return Err(Error::NoLeader { partition: slot.partition.clone() });
+                    }
+                    described = now;
+                }
+                opened => return opened.map(Arc::new),
             }
-            // Another may lead by now.
-            self.refresh()?;
-            let now = describe()?;
-            let is_same = now.leader == described.leader;
-            if is_same && now.leader_epoch == described.leader_epoch {
-                return Ok(Arc::new(view));
-            }
-            described = now;
         }
     }
 
-    fn view_of(&self, topic: &Topic, slot: &Slot, described: &PartitionState) -> Result<View> {
+    fn view_of(
+        self: &Arc<Self>,
+        topic: &Topic,
+        slot: &Slot,
+        described: &PartitionState,
+    ) -> Result<View> {
         let partition = slot.partition.clone();
         let (log_start, epoch) = (described.log_start, described.leader_epoch);
         // Only the leader's disk tells how far a log may be read.
@@ -395,7 +434,8 @@ impl Shared {
             tail: None,
         };
         let replicas = described.replicas.clone();
-        let view = View { place, partition, disk, replicas, state: Mutex::new(state) };
+        let (shared, state) = (Arc::clone(self), Mutex::new(state));
+        let view = View { shared, topic: topic.id, place, partition, disk, replicas, state };
         view.refresh(&mut view.state.lock())?;
         Ok(view)
     }
@@ -648,6 +688,62 @@ mod tests {
             }
             (which, cut) = if is_reached { (which, cut + 1) } else { (which + 1, 1) };
         }
+    }
+
+    /// It was opened before there was a page, and believed the files of one that followed by then for ever.
+    #[test]
+    fn a_view_that_is_kept_believes_no_files_of_one_that_follows() {
+        let disks = [SimDisk::new(1), SimDisk::new(2), SimDisk::new(3)];
+        let builder =
+            || disks.iter().fold(Store::builder(), |all, disk| all.simulated_disk(disk.clone()));
+        let store = builder().open().unwrap();
+        let config = TopicConfig::new().replication_factor(3).min_insync_replicas(3);
+        store.create_topic("t", config.flush(Flush::Os)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let replicas = partition.replicas();
+        let reader = builder().read_only().open().unwrap();
+        let kept = reader.partition("t", 0).unwrap();
+        assert_eq!(kept.high_watermark(), Offset(0));
+        store.stop_disk(replicas[0]).unwrap();
+        store.start_disk(replicas[0]).unwrap();
+        store.stop_disk(replicas[2]).unwrap();
+        assert_eq!(partition.leader(), Some(replicas[1]));
+        partition.append(&[Record::new("x")], Acks::Leader).unwrap();
+        store.run_background();
+        let first = disks[usize::from(replicas[0].0)].files();
+        assert!(
+            first.iter().any(|name| name.ends_with("-t/0/00000000000000000000.log")),
+            "{first:?}"
+        );
+        assert_eq!((kept.high_watermark(), partition.high_watermark()), (Offset(0), Offset(0)));
+        let told = kept.wait_for(Offset(0), Duration::from_secs(60));
+        assert!(matches!(told, Err(Error::NoLeader { .. })), "{told:?}");
+    }
+
+    /// The page of a disk that failed stayed as it was: who read on from there found nothing new for ever.
+    #[test]
+    fn a_view_of_a_disk_that_failed_learns_that_another_leads() {
+        let disks = [SimDisk::new(1), SimDisk::new(2), SimDisk::new(3)];
+        let builder =
+            || disks.iter().fold(Store::builder(), |all, disk| all.simulated_disk(disk.clone()));
+        let store = builder().open().unwrap();
+        let config = TopicConfig::new().replication_factor(3).min_insync_replicas(2);
+        store.create_topic("t", config.flush(Flush::Os)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        partition.append(&[Record::new("x")], Acks::All).unwrap();
+        let kept = builder().read_only().open().unwrap().partition("t", 0).unwrap();
+        assert_eq!(kept.high_watermark(), Offset(1));
+        let core = partition.core().unwrap();
+        core.fence_replica(partition.leader().unwrap(), &Error::Closed);
+        store.shared().settle_one(&core);
+        partition.append(&[Record::new("x")], Acks::All).unwrap();
+        let started = Instant::now();
+        while kept.read(Offset(1), ReadOptions::new()).is_ok() {
+            assert!(started.elapsed() < Duration::from_secs(60), "it hears of nothing");
+            std::thread::sleep(LOOK_EVERY);
+        }
+        let told = kept.read(Offset(1), ReadOptions::new());
+        assert!(matches!(told, Err(Error::NoLeader { .. })), "{told:?}");
     }
 
     /// The page was of an earlier session: what was acknowledged since could not be read.
