@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use oncelog::{
     Acks, DiskId, Error, Flush, Isolation, Offset, Partition, ReadOptions, Record, StorageMode,
@@ -280,19 +280,20 @@ fn views_of_killed(flush: Flush, mode: StorageMode, seed: u64, kills: u64) {
         if mode == StorageMode::Write {
             command.env(WRITES, "1");
         }
-        let mut child = killed::start(&mut command);
+        let child = killed::start(&mut command);
         let mut held = Vec::new();
         for (topic, number) in partitions() {
             let partition = view.partition(topic, number).ok();
             held.extend(partition.map(|partition| (partition, Default::default())));
         }
         let lifetime = Duration::from_micros(random.below(1 << 17) * (1 + (round - 1) / kills));
-        let started = Instant::now();
-        while started.elapsed() < lifetime {
-            look(&view, &mut held, &mut all);
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
+        std::thread::scope(|scope| {
+            // A look may take longer than the child needs to write as much again.
+            let killer = scope.spawn(|| killed::kill_after(child, lifetime));
+            while !killer.is_finished() {
+                look(&view, &mut held, &mut all);
+            }
+        });
         look(&view, &mut held, &mut all);
         look(&builder(&directory).open_read_only().unwrap(), &mut held, &mut all);
         agree(held, &mut all);

@@ -152,9 +152,13 @@ impl<'a> Scanner<'a> {
         let limit = limit.min(len);
         'windows: while scan.position < limit && until.is_none_or(|until| scan.end < until) {
             let window_start = scan.position;
-            let is_cut = self.fill(file, window_start, want, limit)?;
-            if is_cut && self.window.is_empty() {
+            let is_unreadable = self.fill(file, window_start, want, limit)?;
+            // Its owner may have cut off what it had allocated since it was measured.
+            let is_cut = self.window.len() as u64 != (limit - window_start).min(want as u64);
+            if is_unreadable && self.window.is_empty() {
                 scan.stop = ScanEnd::Bad(DecodeError::Missing);
+            }
+            if self.window.is_empty() {
                 break;
             }
             let at_limit = is_cut || window_start + self.window.len() as u64 >= limit;
