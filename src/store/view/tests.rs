@@ -286,12 +286,12 @@ fn a_view_of_a_disk_that_failed_learns_that_another_leads() {
     assert_eq!(kept.high_watermark(), Offset(1));
     let core = partition.core().unwrap();
     core.fence_replica(partition.leader().unwrap(), &Error::Closed);
-    store.shared().settle_one(&core);
+    store.shared().settle_one(core);
     partition.append(&[Record::new("x")], Acks::All).unwrap();
     let started = Instant::now();
     while kept.read(Offset(1), ReadOptions::new()).is_ok() {
         assert!(started.elapsed() < Duration::from_secs(60), "it hears of nothing");
-        std::thread::sleep(LOOK_EVERY);
+        std::thread::yield_now();
     }
     let told = kept.read(Offset(1), ReadOptions::new());
     assert!(matches!(told, Err(Error::NoLeader { .. })), "{told:?}");
@@ -313,7 +313,8 @@ impl File for Cut {
     fn read_at(&self, position: u64, target: &mut [u8]) -> io::Result<usize> {
         let left = self.reads_left.fetch_sub(1, Ordering::Relaxed);
         assert!(left > 0, "it is read for ever");
-        let count = self.end.saturating_sub(position).min(target.len() as u64) as usize;
+        let there = usize::try_from(self.end.saturating_sub(position)).unwrap_or(usize::MAX);
+        let count = there.min(target.len());
         self.file.read_at(position, &mut target[..count])
     }
 
