@@ -32,7 +32,6 @@ const MARKS_BYTES: usize = 80;
 #[derive(Debug)]
 pub(crate) struct Marks {
     map: Mapping,
-    seed: u64,
 }
 
 /// What a page says.
@@ -70,12 +69,12 @@ impl Marks {
             // One that is looked at meanwhile stays to be seen.
             write_all_at(&*file, 0, &[0; PAGE_BYTES])?;
         }
-        let page = Self { map: file.map(PAGE_BYTES, true)?, seed: place.identity.seed.into() };
+        let page = Self { map: file.map(PAGE_BYTES, true)? };
         page.show(marks, last_stable, written);
         for (at, word) in (64..).step_by(8).zip(boot_words(place)) {
             page.map.publish_u64(at, word);
         }
-        page.own();
+        page.map.publish_u64(0, place.identity.seed.into());
         Ok(page)
     }
 
@@ -121,11 +120,6 @@ impl Marks {
     pub(crate) fn distrust(&self, flushed: Offset) {
         self.map.publish_u64(40, !flushed.0);
         self.map.publish_u64(32, flushed.0);
-    }
-
-    /// Lets the page speak of its partition, whoever disowned it.
-    pub(crate) fn own(&self) {
-        self.map.publish_u64(0, self.seed);
     }
 
     /// Lets the page speak of no partition, as if it were removed, without a call to the disk.

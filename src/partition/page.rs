@@ -98,7 +98,6 @@ impl Core {
             // The metadata name its disk until they name another.
             Ok(page) if state.fenced.is_some() => page.distrust(state.progress.flushed()),
             Ok(page) => {
-                page.own();
                 state.page = Some(page);
                 state.making_page = false;
                 self.room_made(&mut state, disk);

@@ -419,7 +419,8 @@ impl Partition {
         }
     }
 
-    /// The end of what a read-committed read may return.
+    /// The end of what a read-committed read may return. A commit counts when it is decided: who leads next may have to
+    /// write its marker anew, and ends before that for a moment.
     #[must_use]
     pub fn last_stable_offset(&self) -> Offset {
         match &self.inner {

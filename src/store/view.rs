@@ -249,10 +249,7 @@ impl View {
             self.look_behind(state, shown)?;
             // That of a disk that failed stays as it was.
             let is_idle = state.high_watermark == before;
-            if std::env::var("MB").is_err()
-                && is_idle
-                && matches!(self.leads(state.epoch, ASK_EVERY), Ok(false))
-            {
+            if is_idle && matches!(self.leads(state.epoch, ASK_EVERY), Ok(false)) {
                 return Err(self.no_leader());
             }
             return Ok(());
@@ -399,9 +396,8 @@ impl Shared {
                 Err(Error::NoLeader { .. }) => {
                     self.refresh()?;
                     let now = self.described(topic.id, &slot.partition)?;
-                    let leads =
-                        |described: &PartitionState| (described.leader, described.leader_epoch);
-                    if leads(&now) == leads(&described) {
+                    let is_same = now.leader == described.leader;
+                    if is_same && now.leader_epoch == described.leader_epoch {
                         return Err(Error::NoLeader { partition: slot.partition.clone() });
                     }
                     described = now;
