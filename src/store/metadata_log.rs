@@ -56,8 +56,6 @@ pub(super) struct MetadataLog {
     /// What is still on its way to files by their names, where it was not waited for any longer.
     late: Vec<(Arc<dyn Disk>, Weak<()>)>,
     state: MetadataState,
-    /// When that was read from the disks.
-    read_at: Instant,
     position: u64,
     /// The reign of this opening; rises with its first change.
     term: u64,
@@ -161,7 +159,6 @@ impl MetadataLog {
             failed: Vec::new(),
             late: Vec::new(),
             state,
-            read_at: Instant::now(),
             position,
             term: last.0,
             last,
@@ -380,13 +377,17 @@ impl MetadataLog {
             .map_or_else(PathBuf::new, |member| member.disk.root().join(METADATA[0]))
     }
 
-    /// Reads on from what the owner has written since. For readers.
+    /// Where a reader finds what the owner has written since, with [`Found::read`] and under no lock: a disk may hang (S22).
+    pub(super) fn disks(&self) -> Vec<Arc<dyn Disk>> {
+        self.members.iter().map(|member| Arc::clone(&member.disk)).collect()
+    }
+
+    /// Goes on from what was found on [`MetadataLog::disks`], if that is not older. For readers: no disk is asked.
     ///
     /// # Errors
-    /// As for [`Found::read`].
-    pub(super) fn reload(&mut self) -> Result<()> {
-        let disks: Vec<_> = self.members.iter().map(|member| Arc::clone(&member.disk)).collect();
-        if let Some(found) = Found::read(&disks, self.state.store())?
+    /// As for [`Found::open`].
+    pub(super) fn adopt(&mut self, found: Option<Found>) -> Result<()> {
+        if let Some(found) = found
             && found.last >= self.last
         {
             let members: Vec<_> = self
@@ -397,13 +398,7 @@ impl MetadataLog {
                 .collect();
             *self = found.open(&members, true)?.0;
         }
-        self.read_at = Instant::now();
         Ok(())
-    }
-
-    /// How long ago the disks were read.
-    pub(super) fn age(&self) -> Duration {
-        self.read_at.elapsed()
     }
 
     /// Makes a change: durable when this returns, in both copies on every disk that takes part.

@@ -44,7 +44,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
@@ -123,6 +123,8 @@ pub(crate) struct Shared {
     watch: Mutex<background::Watch>,
     wall: Mutex<background::WallClock>,
     metadata: Mutex<MetadataLog>,
+    /// When the views of a read-only store last had them read anew; held meanwhile.
+    asked: Mutex<Instant>,
     topics: RwLock<HashMap<Arc<str>, Arc<Topic>>>,
     /// Taken before the metadata.
     producer_ids: Mutex<ProducerIds>,

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 
@@ -69,6 +70,7 @@ pub(super) fn open(
         control: Arc::new(Attention::default()),
         watch: Mutex::default(),
         metadata: Mutex::new(metadata),
+        asked: Mutex::new(Instant::now()),
         topics: RwLock::new(HashMap::new()),
         producer_ids: Mutex::new(0..0),
         transactions: OnceLock::new(),

@@ -19,6 +19,8 @@ use crate::segment::{Place, Scan, Scanner, Segment, SparseIndex, log_name, parse
 use crate::storage::{EntryKind, OpenMode};
 use crate::types::{DiskId, Isolation, LeaderEpoch, Offset, Timestamp, TopicId, TopicPartition};
 
+use super::background::apart;
+use super::metadata_log::Found;
 use super::{Shared, Slot, Topic};
 
 /// How often a waiting reader looks: another process cannot wake us.
@@ -245,37 +247,37 @@ impl View {
 
     fn refresh(&self, state: &mut State) -> Result<()> {
         let (before, shown) = (state.high_watermark, Marks::peek(&self.place));
+        if shown.is_none() && state.has_page {
+            return Err(self.no_leader());
+        }
         if shown.is_some() {
             self.look_behind(state, shown)?;
-            // That of a disk that failed stays as it was.
-            let is_idle = state.high_watermark == before;
-            if is_idle && matches!(self.leads(state.epoch, ASK_EVERY), Ok(false)) {
-                return Err(self.no_leader());
+        } else {
+            let mut seen = state.clone();
+            self.look_behind(&mut seen, None)?;
+            // Its files are believed as long as it leads: another may do so by now, who has a page.
+            if !seen.has_page && seen.high_watermark > before {
+                self.shared.refresh()?;
+                self.check_leads(state)?;
             }
-            return Ok(());
+            *state = seen;
         }
-        if state.has_page {
-            return Err(self.no_leader());
+        if state.high_watermark == before {
+            // Nothing may come of one that leads no more; the page of a disk that failed stays as it was.
+            self.shared.refresh_apart();
+            self.check_leads(state)?;
         }
-        let mut seen = state.clone();
-        self.look_behind(&mut seen, None)?;
-        // Its files are believed as long as it leads: another may do so by now, who has a page.
-        let is_news = seen.high_watermark > before;
-        let age_max = if is_news { Duration::ZERO } else { ASK_EVERY };
-        if !seen.has_page && !self.leads(state.epoch, age_max)? {
-            return Err(self.no_leader());
-        }
-        *state = seen;
         Ok(())
     }
 
-    /// Whether its disk leads with `epoch`, by metadata that were read no longer ago than that.
-    fn leads(&self, epoch: LeaderEpoch, age_max: Duration) -> Result<bool> {
-        if self.shared.metadata.lock().age() >= age_max {
-            self.shared.refresh()?;
-        }
+    /// # Errors
+    /// [`Error::NoLeader`] if the metadata, as they were last read, name another, or a later reign.
+    fn check_leads(&self, state: &State) -> Result<()> {
         let described = self.shared.described(self.topic, &self.partition)?;
-        Ok((described.leader, described.leader_epoch) == (Some(self.disk), epoch))
+        if (described.leader, described.leader_epoch) == (Some(self.disk), state.epoch) {
+            return Ok(());
+        }
+        Err(self.no_leader())
     }
 
     /// Looks at the log behind a page that showed this.
@@ -375,10 +377,30 @@ impl View {
 impl Shared {
     /// Reads the metadata anew.
     pub(super) fn refresh(&self) -> Result<()> {
+        let (disks, store) = {
+            let metadata = self.metadata.lock();
+            (metadata.disks(), metadata.state().store())
+        };
+        let found = Found::read(&disks, store)?;
         let mut metadata = self.metadata.lock();
-        metadata.reload()?;
+        metadata.adopt(found)?;
         self.load_topics(metadata.state());
         Ok(())
+    }
+
+    /// As [`Shared::refresh`], on another thread and only now and then: nobody waits for a disk that hangs.
+    fn refresh_apart(self: &Arc<Self>) {
+        let is_due = |asked: &Instant| asked.elapsed() >= ASK_EVERY;
+        if !self.asked.try_lock().is_some_and(|asked| is_due(&asked)) {
+            return;
+        }
+        let shared = Arc::clone(self);
+        apart(move || {
+            if let Some(mut asked) = shared.asked.try_lock().filter(|asked| is_due(asked)) {
+                let _ = shared.refresh();
+                *asked = Instant::now();
+            }
+        });
     }
 
     fn described(&self, topic: TopicId, partition: &TopicPartition) -> Result<PartitionState> {

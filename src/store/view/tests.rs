@@ -518,3 +518,26 @@ fn a_view_that_looks_for_a_time_learns_what_was_deleted() {
         assert_eq!(found.unwrap(), Some(Offset(90)), "{time}");
     }
 }
+
+/// Where nothing came, a view asked the metadata of all disks, and waited for those that hang.
+#[test]
+fn s22_a_view_waits_for_no_disk_but_that_of_its_leader() {
+    let disks = [SimDisk::new(1), SimDisk::new(2)];
+    let builder =
+        || disks.iter().fold(Store::builder(), |all, disk| all.simulated_disk(disk.clone()));
+    let store = builder().open().unwrap();
+    let config = TopicConfig::new().replication_factor(2).flush(Flush::Os);
+    store.create_topic("t", config).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    partition.append(&[Record::new("x")], Acks::All).unwrap();
+    let kept = builder().read_only().open().unwrap().partition("t", 0).unwrap();
+    let other = &disks[1 - usize::from(partition.leader().unwrap().0)];
+    other.hang(Hang::Everything);
+    while other.held_calls() == 0 {
+        assert!(kept.read(Offset(1), ReadOptions::new()).unwrap().is_empty());
+        std::thread::yield_now();
+    }
+    assert!(kept.read(Offset(1), ReadOptions::new()).unwrap().is_empty());
+    assert_eq!(kept.high_watermark(), Offset(1));
+    other.answer();
+}
