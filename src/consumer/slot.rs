@@ -154,6 +154,12 @@ impl Slot {
                     self.start(settings)?;
                     continue;
                 }
+                Err(error @ Error::NoLeader { .. }) => {
+                    if self.partition.look_elsewhere()? {
+                        continue;
+                    }
+                    return Err(error);
+                }
                 Err(error) => return Err(error),
             };
             if part.is_empty() {

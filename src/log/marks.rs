@@ -15,8 +15,12 @@
 //! |   48 |    8 | `high_watermark_check` | so is this: the lower of both holds  |
 //! |   56 |    8 | `last_stable_check`    | as is this                           |
 //! |   64 |   16 | `boot`                 | the run of the machine               |
+//! |   80 |    8 | `log_start_check`      | as above                             |
+//! |   88 |    8 | `seed_check`           | as above, but either of both holds   |
+//! |   96 |   16 | `boot_check`           | so it is with this                   |
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::protocol::replication::Progress;
 use crate::segment::Place;
@@ -26,12 +30,14 @@ use crate::types::Offset;
 const NAME: &str = "marks";
 const PAGE_BYTES: usize = 4096;
 /// What of it is used.
-const MARKS_BYTES: usize = 80;
+const MARKS_BYTES: usize = 112;
 
 /// The page of one partition.
 #[derive(Debug)]
 pub(crate) struct Marks {
     map: Mapping,
+    /// What the check of the start says.
+    start: AtomicU64,
 }
 
 /// What a page says.
@@ -69,12 +75,15 @@ impl Marks {
             // One that is looked at meanwhile stays to be seen.
             write_all_at(&*file, 0, &[0; PAGE_BYTES])?;
         }
-        let page = Self { map: file.map(PAGE_BYTES, true)? };
+        let page = Self { map: file.map(PAGE_BYTES, true)?, start: AtomicU64::new(u64::MAX) };
         page.show(marks, last_stable, written);
-        for (at, word) in (64..).step_by(8).zip(boot_words(place)) {
+        for (at, word) in [64, 72].into_iter().zip(boot_words(place)) {
             page.map.publish_u64(at, word);
+            page.map.publish_u64(at + 32, !word);
         }
-        page.map.publish_u64(0, place.identity.seed.into());
+        let seed = u64::from(place.identity.seed);
+        page.map.publish_u64(0, seed);
+        page.map.publish_u64(88, !seed);
         Ok(page)
     }
 
@@ -113,6 +122,11 @@ impl Marks {
         self.map.publish_u64(24, last_stable.0);
         self.map.publish_u64(56, !last_stable.0);
         self.map.publish_u64(8, marks.log_start().0);
+        // It seldom rises, and this lies in another line of the cache.
+        if self.start.load(Ordering::Relaxed) != marks.log_start().0 {
+            self.start.store(marks.log_start().0, Ordering::Relaxed);
+            self.map.publish_u64(80, !marks.log_start().0);
+        }
     }
 
     /// Takes back what the page says of offsets behind `flushed`: a flush failed, and the cache may
@@ -125,6 +139,7 @@ impl Marks {
     /// Lets the page speak of no partition, as if it were removed, without a call to the disk.
     pub(crate) fn disown(self) {
         self.map.publish_u64(0, 0);
+        self.map.publish_u64(88, 0);
     }
 
     /// What the page on the disk says; `None` if there is none for this partition, of this run of the machine.
@@ -135,12 +150,14 @@ impl Marks {
         let word = |at: usize| {
             u64::from_le_bytes(*page[at..].first_chunk().expect("a field within the page"))
         };
-        let is_of_boot = [word(64), word(72)] == boot_words(place);
-        if count < page.len() || word(0) != u64::from(place.identity.seed) || !is_of_boot {
+        let boot = boot_words(place);
+        let is_of_boot = [word(64), word(72)] == boot || [!word(96), !word(104)] == boot;
+        let is_own = [word(0), !word(88)].contains(&place.identity.seed.into());
+        if count < page.len() || !is_own || !is_of_boot {
             return None;
         }
         Some(MarksView {
-            log_start: Offset(word(8)),
+            log_start: Offset(word(8).min(!word(80))),
             high_watermark: Offset(word(16).min(!word(48))),
             last_stable: Offset(word(24).min(!word(56))),
             log_end: (word(32) == !word(40) && word(32) <= Offset::MAX.0)

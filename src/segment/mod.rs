@@ -163,6 +163,11 @@ impl Segment {
         segment
     }
 
+    /// One of which nothing is known yet, and that others append to: to be walked over.
+    pub(crate) fn growing(place: Place, base: Offset) -> Self {
+        Self::new(place, base)
+    }
+
     /// The same segment as the file has it that now bears its name: this one may hold another open, which was removed
     /// or replaced.
     pub(crate) fn by_name(&self) -> Self {
@@ -289,10 +294,51 @@ impl Segment {
             self.last_append.compare_exchange(unknown, now.0, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// Takes what a walk over all of it found.
-    pub(crate) fn adopt_index(&self, index: SparseIndex, max_timestamp: Timestamp) {
-        self.max_timestamp.store(max_timestamp.0, Ordering::Release);
-        *self.index.write() = Some(Arc::new(index));
+    /// Walks on where the last walk over what others append to ended, in the file that has its name by now.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn walk_on(&self, until: Option<Offset>) -> Result<(), Error> {
+        let name = log_name(self.base);
+        let fault = |error| self.place.io_error(&name, "open", error);
+        let file = self.place.disk.open(&self.place.path(&name), OpenMode::Read).map_err(fault)?;
+        if self.is_empty() {
+            let len = file.len().map_err(fault)?;
+            let side = Self::read_side_file(&self.place, self.base).filter(|side| {
+                let head = &side.head;
+                (head.durable || head.boot == self.place.disk.boot_id())
+                    && head.position <= len
+                    && until.is_none_or(|until| head.end <= until)
+            });
+            if let Some(side) = side {
+                self.max_timestamp.store(side.head.max_timestamp.0, Ordering::Release);
+                self.set_producers(side.head.producers);
+                *self.growing.write() = SparseIndex::clone(&side.index);
+                self.position.store(side.head.position, Ordering::Release);
+                self.end.store(side.head.end.0, Ordering::Release);
+            }
+        }
+        let last = self.growing.read().entries.last().copied();
+        let known = SparseIndex { entries: Vec::from_iter(last), ..SparseIndex::default() };
+        let max_timestamp = Timestamp(self.max_timestamp.load(Ordering::Acquire));
+        let scan = Scanner::new(&self.place, self.base)
+            .follows()
+            .resume(self.position(), self.end(), max_timestamp, known)
+            .walk(&*file, u64::MAX, until)?;
+        let mut growing = self.growing.write();
+        growing.entries.extend(scan.index.entries.into_iter().skip(last.iter().len()));
+        growing.aborted.extend(scan.index.aborted);
+        drop(growing);
+        if scan.producers {
+            self.set_producers(true);
+        }
+        // Another may have taken the file's place since it was opened.
+        *self.source.write() =
+            if self.place.map_sealed { Source::Closed } else { Source::File(file) };
+        self.max_timestamp.store(scan.max_timestamp.0, Ordering::Release);
+        self.position.store(scan.position, Ordering::Release);
+        self.end.store(scan.end.0, Ordering::Release);
+        Ok(())
     }
 
     /// What a side file can say of the segment up to now. The caller keeps appends away.

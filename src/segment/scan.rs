@@ -72,6 +72,7 @@ pub(crate) struct Scanner<'a> {
     index_interval: u64,
     sealed_since: Option<LeaderEpoch>,
     up_to_unreadable: bool,
+    follows: bool,
     window: Vec<u8>,
 }
 
@@ -88,6 +89,7 @@ impl<'a> Scanner<'a> {
             index_interval: 4096,
             sealed_since: None,
             up_to_unreadable: false,
+            follows: false,
             window: Vec::new(),
         }
     }
@@ -95,6 +97,12 @@ impl<'a> Scanner<'a> {
     /// What cannot be read ends the walk, as damage does. Not for who decides what is cut.
     pub(crate) fn up_to_unreadable(mut self) -> Self {
         self.up_to_unreadable = true;
+        self
+    }
+
+    /// For who comes back: what stands behind the end, as far as space was allocated ahead, is not asked for.
+    pub(crate) fn follows(mut self) -> Self {
+        self.follows = true;
         self
     }
 
@@ -170,7 +178,7 @@ impl<'a> Scanner<'a> {
                 }
                 let rest = &self.window[at..];
                 if is_end_mark(rest) {
-                    if !self.zero_until(file, scan.position, limit)? {
+                    if !self.follows && !self.zero_until(file, scan.position, limit)? {
                         scan.stop = ScanEnd::Bad(DecodeError::Field("length"));
                     }
                     break 'windows;

@@ -369,7 +369,8 @@ impl Store {
 
     /// Opens a store to look at it, beside the process that owns it or without one. Takes no lock
     /// and changes nothing. New records are seen as they become readable. A partition is looked at on the disk that led it
-    /// when it was asked for: once another leads, its calls end in [`Error::NoLeader`], and it is to be asked for anew.
+    /// when it was asked for: once another leads, its calls end in [`Error::NoLeader`], and it is to be asked for anew. A consumer
+    /// does so by itself.
     ///
     /// # Errors
     /// As for [`StoreBuilder::open`]; [`Error::UnsupportedFormat`] if there is no store.

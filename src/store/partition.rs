@@ -312,6 +312,26 @@ impl Partition {
         })
     }
 
+    /// A view looks at the disk that leads by now. `false`: it is none, and knows by itself who leads.
+    ///
+    /// # Errors
+    /// [`Error::NoLeader`], [`Error::UnknownTopicOrPartition`]; what looking there runs into.
+    pub(crate) fn look_elsewhere(&mut self) -> Result<bool> {
+        let Inner::View(view) = &self.inner else { return Ok(false) };
+        let name = view.partition().clone();
+        let shared = &self.handle.shared;
+        shared.refresh()?;
+        let topic = shared.topic(name.topic()).ok().filter(|topic| topic.id == self.topic);
+        let slot = topic
+            .as_ref()
+            .and_then(|topic| topic.slots.read().get(name.partition() as usize).map(Arc::clone));
+        let (Some(topic), Some(slot)) = (topic, slot) else {
+            return Err(Error::UnknownTopicOrPartition { partition: name });
+        };
+        self.inner = Inner::View(shared.open_view(&topic, &slot)?);
+        Ok(true)
+    }
+
     /// A view as it is now, or as it was when its disk last answered.
     fn now<'a>(&self, view: &'a View) -> &'a View {
         let _ = Self::look_twice(view, View::look);
@@ -326,7 +346,10 @@ impl Partition {
         timeout: Duration,
     ) -> Result<()> {
         let started = Instant::now();
-        while view.wait_for(offset, isolation, started, timeout).is_err() {
+        while let Err(error) = view.wait_for(offset, isolation, started, timeout) {
+            if matches!(error, Error::Closed) {
+                return Err(error);
+            }
             // It may lead anew, or be gone without a word.
             view.learn()?;
             if started.elapsed() >= timeout {
@@ -566,8 +589,7 @@ impl Partition {
         match &self.inner {
             Inner::Live(core) | Inner::Internal(core) => core.readers(),
             Inner::View(view) => {
-                let disk = view.replicas().first().copied().unwrap_or_default();
-                vec![(disk, view.reader())]
+                vec![(view.disk(), view.reader())]
             }
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! The owner's page of offsets tells how far the log may be read; without one, everything that is intact is read, as long as
 //! the metadata say that its disk leads. A page that goes tells that another disk may lead: then the metadata say who does.
-//! Where batches are is found by walking on from where the last look ended. Files that retention removes under us end in
+//! Where batches are is found by walking on from where the last look ended, no further than they are acknowledged: what is
+//! behind that may be cut, and others come in its place. Files that retention removes under us end in
 //! [`Error::OffsetOutOfRange`] once the page says so.
 
 use std::io;
@@ -15,8 +16,8 @@ use crate::error::{Error, Result};
 use crate::log::{LogReader, Marks, MarksView, Part, decided_end};
 use crate::partition::ReadOptions;
 use crate::protocol::metadata::PartitionState;
-use crate::segment::{Place, Scan, Scanner, Segment, SparseIndex, log_name, parse_log_name};
-use crate::storage::{EntryKind, OpenMode};
+use crate::segment::{Place, Segment, parse_log_name};
+use crate::storage::EntryKind;
 use crate::types::{DiskId, Isolation, LeaderEpoch, Offset, Timestamp, TopicId, TopicPartition};
 
 use super::background::apart;
@@ -52,22 +53,21 @@ struct State {
     log_start: Offset,
     high_watermark: Offset,
     last_stable: Offset,
-    tail: Option<Tail>,
-}
-
-/// Where the walk over the last segment stands.
-#[derive(Clone, Debug)]
-struct Tail {
-    base: Offset,
     end: Offset,
-    position: u64,
-    max_timestamp: Timestamp,
-    index: SparseIndex,
+    /// Where the log ended when it was last asked what of it is decided.
+    decided_at: Option<Offset>,
+    /// The last segment, as far as it was walked over.
+    tail: Option<Arc<Segment>>,
 }
 
 impl View {
     pub(super) fn partition(&self) -> &TopicPartition {
         &self.partition
+    }
+
+    /// Whose log it is.
+    pub(super) fn disk(&self) -> DiskId {
+        self.disk
     }
 
     pub(super) fn leader_epoch(&self) -> LeaderEpoch {
@@ -89,8 +89,7 @@ impl View {
     /// Start, high watermark and end as of the last look.
     pub(super) fn offsets(&self) -> (Offset, Offset, Offset) {
         let state = self.state.lock();
-        let end = state.tail.as_ref().map_or(state.high_watermark, |tail| tail.end);
-        (state.log_start, state.high_watermark, end.max(state.high_watermark))
+        (state.log_start, state.high_watermark, state.end.max(state.high_watermark))
     }
 
     /// Where a read-committed read ended at the last look.
@@ -164,22 +163,15 @@ impl View {
 
     /// The owner may have repaired what is damaged in a file that is open here: another has its name by now.
     fn open_anew(&self, state: &mut State) -> Result<()> {
-        let nothing = Arc::new(LogReader::new(self.place.clone(), Vec::new(), state.log_start));
-        let before = std::mem::replace(&mut state.reader, nothing);
-        match self.walk(state) {
-            Ok(tail) => state.tail = tail,
-            Err(error) => {
-                state.reader = before;
-                return Err(error);
-            }
-        }
-        Ok(())
+        let before = std::mem::replace(&mut state.reader, self.unread(state.log_start));
+        let until = state.has_page.then_some(state.high_watermark);
+        self.walk(state, until).inspect_err(|_| state.reader = before)
     }
 
     /// Waits from `started` on.
     ///
     /// # Errors
-    /// [`Error::TimedOut`]; [`Error::NoLeader`]: another may lead.
+    /// [`Error::TimedOut`]; [`Error::NoLeader`]: another may lead; [`Error::UnknownTopicOrPartition`]; [`Error::Closed`].
     pub(super) fn wait_for(
         &self,
         offset: Offset,
@@ -188,9 +180,13 @@ impl View {
         timeout: Duration,
     ) -> Result<()> {
         loop {
-            // A disk that does not answer now may do so in time.
-            if let Err(error @ Error::NoLeader { .. }) = self.look() {
-                return Err(error);
+            self.shared.check_open()?;
+            match self.look() {
+                Err(error @ (Error::NoLeader { .. } | Error::UnknownTopicOrPartition { .. })) => {
+                    return Err(error);
+                }
+                // A disk that does not answer now may do so in time.
+                _ => {}
             }
             let end = match isolation {
                 Isolation::ReadUncommitted => self.offsets().1,
@@ -226,15 +222,21 @@ impl View {
         state.last_stable = state.last_stable.max(start);
         // It leads without one.
         state.has_page = false;
+        state.decided_at = None;
         if state.epoch != described.leader_epoch {
             // It may have followed meanwhile, and been cut.
             state.epoch = described.leader_epoch;
             state.tail = None;
-            state.reader = Arc::new(LogReader::new(self.place.clone(), Vec::new(), start));
+            state.reader = self.unread(start);
         }
         self.refresh(&mut state)?;
         *known = state;
         Ok(())
+    }
+
+    /// As one that has not looked at it yet.
+    fn unread(&self, start: Offset) -> Arc<LogReader> {
+        Arc::new(LogReader::new(self.place.clone(), Vec::new(), start))
     }
 
     fn no_leader(&self) -> Error {
@@ -282,7 +284,11 @@ impl View {
 
     /// Looks at the log behind a page that showed this.
     fn look_behind(&self, state: &mut State, shown: Option<MarksView>) -> Result<()> {
-        let known_end = state.tail.as_ref().map_or(Offset::ZERO, |tail| tail.end);
+        if shown.is_some() && !state.has_page {
+            // Nobody had said how much of it is acknowledged.
+            (state.tail, state.reader) = (None, self.unread(state.log_start));
+        }
+        let known_end = state.tail.as_ref().map_or(Offset::ZERO, |tail| tail.end());
         let start = shown.map_or(state.log_start, |marks| marks.log_start.max(state.log_start));
         if let Some(marks) = shown
             && marks.high_watermark <= known_end
@@ -291,86 +297,72 @@ impl View {
             state.has_page = true;
             state.high_watermark = state.high_watermark.max(marks.high_watermark);
             state.last_stable = state.last_stable.max(marks.last_stable);
+            state.end = marks.log_end.unwrap_or(state.end);
             return Ok(());
         }
-        let tail = self.walk(state)?;
-        // The page is made before the first record, which the walk may have seen.
-        let shown = shown.or_else(|| Marks::peek(&self.place));
-        state.has_page = shown.is_some();
-        let end = tail.as_ref().map_or(start, |tail| tail.end);
-        let high = shown.map_or(end, |marks| marks.high_watermark.min(end));
-        state.high_watermark = state.high_watermark.max(high);
-        let stable = match shown {
-            Some(marks) => marks.last_stable,
-            // Nobody says what is decided: the log itself does.
-            None => decided_end(&self.place, &state.reader, end)?,
+        self.walk(state, shown.map(|marks| marks.high_watermark.max(state.high_watermark)))?;
+        let end = state.tail.as_ref().map_or(start, |tail| tail.end());
+        let (high, stable) = match shown {
+            Some(marks) => (marks.high_watermark.min(end), marks.last_stable),
+            None => {
+                // The page is made before the first record, which the walk may have seen.
+                if let Some(marks) = Marks::peek(&self.place) {
+                    return self.look_behind(state, Some(marks));
+                }
+                // Nobody says what is decided: the log itself does.
+                if state.decided_at != Some(end) {
+                    let decided = decided_end(&self.place, &state.reader, end)?;
+                    state.last_stable = state.last_stable.max(decided.min(end));
+                    state.decided_at = Some(end);
+                }
+                (end, state.last_stable)
+            }
         };
+        state.has_page = shown.is_some();
+        state.high_watermark = state.high_watermark.max(high);
         state.last_stable = state.last_stable.max(stable.min(high));
         state.log_start = state.log_start.max(start.min(end));
-        state.tail = tail;
+        state.end = shown.and_then(|marks| marks.log_end).unwrap_or(end);
         Ok(())
     }
 
-    /// Lists the segments and walks the last one on from where the last look ended.
-    fn walk(&self, state: &mut State) -> Result<Option<Tail>> {
+    /// Lists the segments that begin below `until`, and walks the last one on from where the last look ended.
+    fn walk(&self, state: &mut State, until: Option<Offset>) -> Result<()> {
         let place = &self.place;
         let entries = match place.disk.list(&place.directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             listed => listed.map_err(|error| place.io_error("", "list", error))?,
         };
         let mut bases: Vec<_> = entries
             .iter()
             .filter(|entry| entry.kind == EntryKind::File)
             .filter_map(|entry| Some((parse_log_name(&entry.name)?, entry.len)))
+            .filter(|(base, _)| until.is_none_or(|until| *base < until))
             .collect();
         bases.sort_by_key(|(base, _)| *base);
         let known = state.reader.segments();
         let mut segments = Vec::with_capacity(bases.len());
+        for pair in bases.windows(2) {
+            let [(base, len), (next, _)] = *pair else { unreachable!("a window of two") };
+            let kept = known.iter().find(|segment| segment.base == base && segment.end() == next);
+            segments.push(kept.map_or_else(
+                || Arc::new(Segment::sealed(place.clone(), base, next, len)),
+                Arc::clone,
+            ));
+        }
         let mut tail = None;
-        for (at, (base, len)) in bases.iter().enumerate() {
-            if let Some((next, _)) = bases.get(at + 1) {
-                let kept =
-                    known.iter().find(|segment| segment.base == *base && segment.end() == *next);
-                segments.push(kept.map_or_else(
-                    || Arc::new(Segment::sealed(place.clone(), *base, *next, *len)),
-                    Arc::clone,
-                ));
-                continue;
-            }
-            let scan =
-                self.walk_tail(*base, state.tail.take().filter(|tail| tail.base == *base))?;
-            let segment = Segment::sealed(place.clone(), *base, scan.end, scan.position);
-            segment.adopt_index(scan.index.clone(), scan.max_timestamp);
-            segments.push(Arc::new(segment));
-            tail = Some(Tail {
-                base: *base,
-                end: scan.end,
-                position: scan.position,
-                max_timestamp: scan.max_timestamp,
-                index: scan.index,
-            });
+        if let Some((base, _)) = bases.last() {
+            let known = state.tail.as_ref().filter(|tail| tail.base == *base);
+            let growing = || Arc::new(Segment::growing(place.clone(), *base));
+            let last = known.map_or_else(growing, Arc::clone);
+            // A batch that is being written looks torn: the walk ends before it and goes on next time.
+            last.walk_on(until)?;
+            segments.push(Arc::clone(&last));
+            tail = Some(last);
         }
         state.reader = Arc::new(LogReader::new(place.clone(), segments, state.log_start));
-        Ok(tail)
-    }
-
-    fn walk_tail(&self, base: Offset, tail: Option<Tail>) -> Result<Scan> {
-        let name = log_name(base);
-        let fault = |error| self.place.io_error(&name, "open", error);
-        let file = self.place.disk.open(&self.place.path(&name), OpenMode::Read).map_err(fault)?;
-        let mut scanner = Scanner::new(&self.place, base);
-        if let Some(tail) = tail {
-            scanner = scanner.resume(tail.position, tail.end, tail.max_timestamp, tail.index);
-        } else if let Some(side) = Segment::read_side_file(&self.place, base)
-            && (side.head.durable || side.head.boot == self.place.disk.boot_id())
-        {
-            let (head, index) = (side.head, SparseIndex::clone(&side.index));
-            if head.position <= file.len().map_err(fault)? {
-                scanner = scanner.resume(head.position, head.end, head.max_timestamp, index);
-            }
-        }
-        // A batch that is being written looks torn: the walk ends before it and goes on next time.
-        scanner.walk(&*file, u64::MAX, None)
+        state.tail = tail;
+        Ok(())
     }
 }
 
@@ -449,6 +441,8 @@ impl Shared {
             log_start,
             high_watermark: log_start,
             last_stable: log_start,
+            end: log_start,
+            decided_at: None,
             tail: None,
         };
         let replicas = described.replicas.clone();

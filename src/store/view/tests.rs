@@ -3,13 +3,15 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::config::TopicConfig;
+use crate::config::{StartAt, TopicConfig};
 use crate::record::Record;
-use crate::segment::{DATA_START, FILE_HEADER_BYTES};
+use crate::segment::{DATA_START, FILE_HEADER_BYTES, Scanner, log_name};
 use crate::storage::simulated::{Hang, SimDisk};
-use crate::storage::{Clock, Disk, File, Mapping};
+use crate::storage::{Clock, Disk, File, Mapping, OpenMode};
 use crate::store::{Partition, Store, StoreBuilder};
 use crate::types::{Acks, Flush, StorageMode};
+
+mod hostile;
 
 fn shows_page(disk: &SimDisk) -> bool {
     let view = Store::builder().simulated_disk(disk.clone()).read_only().open().unwrap();
