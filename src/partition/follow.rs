@@ -507,11 +507,14 @@ impl Core {
         if follower.fenced.is_some() {
             return;
         }
-        let log = follower.log.take();
-        let at_risk = log.map_or(Offset::ZERO..Offset::ZERO, |log| log.flushed_end()..log.end());
+        let unproven = follower.log.take().map(|log| log.flushed_end()..log.end());
+        let at_risk = unproven.clone().unwrap_or_default();
         follower.fenced = Some(Fenced { cause: words.as_str().into(), at_risk: at_risk.clone() });
         drop(follower);
-        state.suspects.push((replica.disk, at_risk.start));
+        // Of one that was never opened nothing is flushed: it is believed as far as it was before.
+        if let Some(unproven) = unproven {
+            state.suspects.push((replica.disk, unproven.start));
+        }
         state.follower_failed(replica.disk);
         self.ask_for_settling(&mut state);
         self.report(EventKind::ReplicaFenced {

@@ -433,6 +433,8 @@ impl ActiveSegment {
     pub(crate) fn has_room_for(&self, bytes: usize, end: Offset) -> bool {
         self.position + bytes as u64 <= self.capacity
             && end.since(self.segment.base) <= u64::from(u32::MAX)
+            // Held there, it may be less than the batch has.
+            && end < Offset::MAX
     }
 
     /// Puts a sealed batch behind the last one. `bytes` begin with `header`.

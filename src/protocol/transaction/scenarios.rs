@@ -839,3 +839,55 @@ fn records_that_contradict_each_other_are_refused() {
     assert_eq!(opens([record("a", 1, None), record("b", 2, Some(3))]), Ok(()));
     assert_eq!(opens([record("a", 1, None), record("a", 1, None)]), Ok(()), "the later one holds");
 }
+
+/// Readers saw it, and the partition lost it: nothing new goes there before it is back, however often that happens.
+#[test]
+fn a_commits_marker_that_is_lost_behind_its_answer_is_written_again_and_keeps_its_id() {
+    let mut world = World::new();
+    let first = world.opened();
+    world.join(first, PEAR).unwrap();
+    assert_eq!(world.end(first, Committed), []);
+    let _ = world.persisted();
+    for _ in 0..2 {
+        let _ = world.step(Event::MarkerAppended { tag: first, partition: PEAR });
+        assert_eq!(world.step(Event::MarkerFailed { tag: first, partition: PEAR }), []);
+        assert_eq!(world.join(tag(1, 1), PEAR), Err(Refusal::Busy));
+        assert_eq!(world.pass(MINUTE), [markers(first, Committed, &[PEAR])]);
+    }
+    let _ = world.step(Event::MarkerAppended { tag: first, partition: PEAR });
+    assert_eq!(world.step(Event::Close { tag: tag(1, 1) }), []);
+    assert_eq!((world.pass(30 * DAY), world.on_its_way.len()), (vec![], 0), "it lags");
+    assert_eq!(world.marked(first, PEAR), []);
+    assert_eq!((world.pass(30 * DAY), world.on_its_way.len()), (vec![], 1), "it expires");
+}
+
+#[test]
+fn who_leaves_a_producer_whose_marker_lags_leaves_none_of_which_nothing_would_be_known() {
+    let mut world = World::with(Settings { epoch_end: ProducerEpoch(1), ..Settings::default() });
+    let first = world.opened();
+    world.join(first, PEAR).unwrap();
+    assert_eq!(world.end(first, Committed), []);
+    let _ = world.persisted();
+    let appended = world.step(Event::MarkerAppended { tag: first, partition: PEAR });
+    assert_eq!(answer(&appended), ended(Committed, None));
+    let second = world.opened();
+    assert_eq!(world.run(second, Committed), None);
+    assert_eq!(refusal(&world.open_with(|_| {})), Refusal::Busy);
+    assert_eq!(world.verdict(first), Verdict::Committed);
+    assert_eq!(world.marked(first, PEAR), []);
+    assert_eq!(world.opened(), tag(4, 0));
+}
+
+#[test]
+fn what_partitions_report_of_the_running_transaction_ends_with_it_and_in_doubt_it_stays_open() {
+    let mut world = World::new();
+    let held = world.opened();
+    for partition in [PEAR, PLUM] {
+        assert_eq!(world.step(Event::Found { tag: held, partition }), []);
+    }
+    assert_eq!(world.end(held, Committed), []);
+    assert_eq!(answer(&world.persist_failed()), Answer::Failed);
+    let _ = world.open_with(|_| {});
+    assert_eq!(world.verdict(held), Verdict::Open, "it may be in the log as committed");
+    assert_eq!(world.persisted(), [markers(held, Aborted, &[PEAR, PLUM])]);
+}
