@@ -21,8 +21,8 @@ fn value_at(partition: &Partition, offset: u64) -> Result<Vec<u8>> {
     Ok(records.iter().next().unwrap().value().unwrap().to_vec())
 }
 
-/// A view walked on behind what was acknowledged. What it found there was cut, and others' records took its place before it
-/// looked again: it showed what nobody had ever acknowledged.
+/// What a view found behind what was acknowledged was cut, and others' records took its place before it looked again. A simulated
+/// disk takes the files that the view had open from it when the owner dies, as a real one does not.
 #[test]
 fn what_was_seen_behind_the_watermark_and_cut_is_not_shown() {
     for more in [false, true] {
