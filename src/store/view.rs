@@ -181,12 +181,10 @@ impl View {
     ) -> Result<()> {
         loop {
             self.shared.check_open()?;
-            match self.look() {
-                Err(error @ (Error::NoLeader { .. } | Error::UnknownTopicOrPartition { .. })) => {
-                    return Err(error);
-                }
-                // A disk that does not answer now may do so in time.
-                _ => {}
+            let told = self.look();
+            // A disk that does not answer now may do so in time.
+            if let Err(Error::NoLeader { .. } | Error::UnknownTopicOrPartition { .. }) = told {
+                return told;
             }
             let end = match isolation {
                 Isolation::ReadUncommitted => self.offsets().1,

@@ -21,8 +21,8 @@ fn value_at(partition: &Partition, offset: u64) -> Result<Vec<u8>> {
     Ok(records.iter().next().unwrap().value().unwrap().to_vec())
 }
 
-/// A view walked on behind what was acknowledged. What it found there was cut, and others' records took its place before it
-/// looked again: it showed what nobody had ever acknowledged.
+/// What a view found behind what was acknowledged was cut, and others' records took its place before it looked again. A simulated
+/// disk takes the files that the view had open from it when the owner dies, as a real one does not.
 #[test]
 fn what_was_seen_behind_the_watermark_and_cut_is_not_shown() {
     for more in [false, true] {
@@ -126,7 +126,7 @@ fn who_waits_for_what_never_comes_is_told_at_once() {
             if has_records {
                 partition.append(&[Record::new("x")], Acks::All).unwrap();
             }
-            let reader = all(&[disk.clone()]).read_only().open().unwrap();
+            let reader = all(std::slice::from_ref(&disk)).read_only().open().unwrap();
             let kept = reader.partition("t", 0).unwrap();
             let next = partition.high_watermark();
             let clock = Instant::now();
@@ -160,7 +160,7 @@ fn a_look_costs_the_same_however_long_the_segment_is() {
         let partition = store.partition("t", 0).unwrap();
         let append = || partition.append(&[Record::new(&[7; 500_000])], Acks::All).unwrap();
         append();
-        let reader = all(&[disk.clone()]).read_only().open().unwrap();
+        let reader = all(std::slice::from_ref(&disk)).read_only().open().unwrap();
         let kept = reader.partition("t", 0).unwrap();
         let look = || {
             append();
