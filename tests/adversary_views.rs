@@ -389,10 +389,7 @@ impl World {
         if random.one_in(2) {
             self.look(random);
         }
-        if self.mode == StorageMode::Write && self.disks.len() > 1 {
-            // Views have believed the leader's files, and the others may lack what had not come to theirs.
-            self.models.values_mut().for_each(|model| model.ends = [0; 2]);
-        }
+        let was_believed = self.mode == StorageMode::Write && self.disks.len() > 1;
         if random.one_in(3) {
             self.mode = [StorageMode::Auto, StorageMode::Write][random.index(2)];
         }
@@ -407,6 +404,10 @@ impl World {
             self.disks.iter().for_each(SimDisk::process_restart);
             self.note(|| format!("died amid the opening: {died}"));
             self.look(random);
+        }
+        if was_believed {
+            // Views have believed the leader's files, and the others may lack what had not come to theirs.
+            self.models.values_mut().for_each(|model| model.ends = [0; 2]);
         }
         self.open();
         if self.in_doubt {
