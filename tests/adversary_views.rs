@@ -385,11 +385,19 @@ impl World {
         self.after_stop(random);
     }
 
+    /// Views have believed the leader's files, and the others may lack what had not come to theirs.
+    fn forget_ends(&mut self) {
+        self.models.values_mut().for_each(|model| model.ends = [0; 2]);
+    }
+
     fn after_stop(&mut self, random: &mut Random) {
         if random.one_in(2) {
             self.look(random);
         }
         let was_believed = self.mode == StorageMode::Write && self.disks.len() > 1;
+        if was_believed {
+            self.forget_ends();
+        }
         if random.one_in(3) {
             self.mode = [StorageMode::Auto, StorageMode::Write][random.index(2)];
         }
@@ -406,8 +414,7 @@ impl World {
             self.look(random);
         }
         if was_believed {
-            // Views have believed the leader's files, and the others may lack what had not come to theirs.
-            self.models.values_mut().for_each(|model| model.ends = [0; 2]);
+            self.forget_ends();
         }
         self.open();
         if self.in_doubt {
