@@ -500,8 +500,14 @@ impl World {
             self.held.swap_remove(random.index(5));
         }
         if random.one_in(20) {
-            let report = reader.verify(VerifyOptions::new()).unwrap();
-            assert_eq!(report.damages, [], "a view verifies");
+            let mut damages = reader.verify(VerifyOptions::new()).unwrap().damages;
+            // A power loss may have brought back some of what was deleted, and its owner has yet to remove it.
+            damages.retain(|damage| {
+                let place = &damage.partition;
+                let partition = reader.partition(place.topic(), place.partition()).unwrap();
+                damage.offsets.end > partition.log_start_offset()
+            });
+            assert_eq!(damages, [], "a view verifies");
         }
     }
 
