@@ -144,8 +144,8 @@ impl Shared {
         Ok((core, scanned_bytes))
     }
 
-    /// How far the last leader let be read when its process died. The metadata know that of the beginning of its reign,
-    /// and replicas that flush have yet to flush again before they count.
+    /// How far the last leader let be read when its process died. The metadata know that of the beginning of its reign, and
+    /// too few replicas to acknowledge anything would leave it there.
     fn last_shown(
         &self,
         topic: &Topic,

@@ -13,6 +13,10 @@ use crate::types::{Acks, Flush, StorageMode};
 
 mod hostile;
 
+fn all(disks: &[SimDisk]) -> StoreBuilder {
+    disks.iter().fold(Store::builder(), |all, disk| all.simulated_disk(disk.clone()))
+}
+
 fn shows_page(disk: &SimDisk) -> bool {
     let view = Store::builder().simulated_disk(disk.clone()).read_only().open().unwrap();
     let (topic, name) = (view.shared().topic("t").unwrap(), TopicPartition::new("t", 0));
@@ -58,8 +62,7 @@ fn a_partition_has_its_page_before_its_first_record() {
 #[test]
 fn a_page_that_is_made_while_a_view_looks_is_believed() {
     let disks = [SimDisk::new(1), SimDisk::new(2)];
-    let builder =
-        || disks.iter().fold(Store::builder(), |all, disk| all.simulated_disk(disk.clone()));
+    let builder = || all(&disks);
     let store = builder().open().unwrap();
     let config = TopicConfig::new().replication_factor(2).flush(Flush::Os);
     store.create_topic("t", config).unwrap();
@@ -112,8 +115,7 @@ fn a_view_at_a_change_of_leader_shows_no_more_than_is_acknowledged() {
     for cut in 1.. {
         let disks = [SimDisk::new(1), SimDisk::new(2), SimDisk::new(3)];
         disks[1..].iter().for_each(|disk| disk.share_process(&disks[0]));
-        let builder =
-            || disks.iter().fold(Store::builder(), |all, disk| all.simulated_disk(disk.clone()));
+        let builder = || all(&disks);
         let store = builder().open().unwrap();
         let config = TopicConfig::new().replication_factor(3).min_insync_replicas(3);
         store.create_topic("t", config.flush(Flush::Os)).unwrap();
@@ -166,7 +168,7 @@ fn a_view_at_an_opening_that_elects_another_shows_no_more_than_is_acknowledged()
         let disks = [SimDisk::new(1), SimDisk::new(2), SimDisk::new(3)];
         disks[1..].iter().for_each(|disk| disk.share_process(&disks[0]));
         let add = |all: StoreBuilder, disk: &SimDisk| all.simulated_disk(disk.clone());
-        let store = disks.iter().fold(Store::builder(), add).open().unwrap();
+        let store = all(&disks).open().unwrap();
         let config = TopicConfig::new().replication_factor(3).min_insync_replicas(3);
         store.create_topic("t", config.flush(Flush::Os)).unwrap();
         let partition = store.partition("t", 0).unwrap();
@@ -212,7 +214,7 @@ fn what_a_view_has_shown_it_shows_at_every_opening() {
         let disks = [SimDisk::new(1), SimDisk::new(2), SimDisk::new(3)];
         disks[1..].iter().for_each(|disk| disk.share_process(&disks[0]));
         let add = |all: StoreBuilder, disk: &SimDisk| all.simulated_disk(disk.clone());
-        let store = disks.iter().fold(Store::builder(), add).open().unwrap();
+        let store = all(&disks).open().unwrap();
         let config = TopicConfig::new().replication_factor(3).min_insync_replicas(3);
         store.create_topic("t", config.flush(Flush::Os)).unwrap();
         let partition = store.partition("t", 0).unwrap();
@@ -250,8 +252,7 @@ fn what_a_view_has_shown_it_shows_at_every_opening() {
 #[test]
 fn a_view_that_is_kept_believes_no_files_of_one_that_follows() {
     let disks = [SimDisk::new(1), SimDisk::new(2), SimDisk::new(3)];
-    let builder =
-        || disks.iter().fold(Store::builder(), |all, disk| all.simulated_disk(disk.clone()));
+    let builder = || all(&disks);
     let store = builder().open().unwrap();
     let config = TopicConfig::new().replication_factor(3).min_insync_replicas(3);
     store.create_topic("t", config.flush(Flush::Os)).unwrap();
@@ -277,8 +278,7 @@ fn a_view_that_is_kept_believes_no_files_of_one_that_follows() {
 #[test]
 fn a_view_of_a_disk_that_failed_learns_that_another_leads() {
     let disks = [SimDisk::new(1), SimDisk::new(2), SimDisk::new(3)];
-    let builder =
-        || disks.iter().fold(Store::builder(), |all, disk| all.simulated_disk(disk.clone()));
+    let builder = || all(&disks);
     let store = builder().open().unwrap();
     let config = TopicConfig::new().replication_factor(3).min_insync_replicas(2);
     store.create_topic("t", config.flush(Flush::Os)).unwrap();
@@ -525,8 +525,7 @@ fn a_view_that_looks_for_a_time_learns_what_was_deleted() {
 #[test]
 fn s22_a_view_waits_for_no_disk_but_that_of_its_leader() {
     let disks = [SimDisk::new(1), SimDisk::new(2)];
-    let builder =
-        || disks.iter().fold(Store::builder(), |all, disk| all.simulated_disk(disk.clone()));
+    let builder = || all(&disks);
     let store = builder().open().unwrap();
     let config = TopicConfig::new().replication_factor(2).flush(Flush::Os);
     store.create_topic("t", config).unwrap();

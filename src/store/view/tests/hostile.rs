@@ -12,10 +12,6 @@ fn pair() -> ([SimDisk; 2], Store) {
     (disks, store)
 }
 
-fn all(disks: &[SimDisk]) -> StoreBuilder {
-    disks.iter().fold(Store::builder(), |all, disk| all.simulated_disk(disk.clone()))
-}
-
 fn value_at(partition: &Partition, offset: u64) -> Result<Vec<u8>> {
     let records = partition.read(Offset(offset), ReadOptions::new())?;
     Ok(records.iter().next().unwrap().value().unwrap().to_vec())
