@@ -1,5 +1,4 @@
 //! Values that tell which attempt wrote them, and whether they are whole.
-#![allow(dead_code, reason = "each test uses its part")]
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,4 @@
 //! Children of a test: the same test in another process, which it kills.
-#![allow(dead_code, reason = "each test kills in its own way")]
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -22,10 +21,11 @@ pub(crate) fn task() -> (PathBuf, u64) {
     (std::env::var_os(DIRECTORY).unwrap().into(), round)
 }
 
-/// What starts a child.
-pub(crate) fn command(test: &str, directory: &Path, round: u64) -> Command {
+/// What starts a child: the test `test` of `module`, its `module_path!()`.
+pub(crate) fn command(module: &str, test: &str, directory: &Path, round: u64) -> Command {
+    let (_crate, module) = module.split_once("::").unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", test, "--nocapture"]);
+    command.args(["--exact", &format!("{module}::{test}"), "--nocapture"]);
     command.env(DIRECTORY, directory).env(ROUND, round.to_string()).stdout(Stdio::piped());
     command
 }

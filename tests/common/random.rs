@@ -1,5 +1,5 @@
 //! What a random test draws from: the same numbers again for the same seed.
-#![allow(dead_code, reason = "each test draws in some of these ways")]
+#![allow(dead_code, reason = "each group draws in some of these ways")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -11,10 +11,12 @@ pub(crate) fn setting(name: &str, otherwise: u64) -> u64 {
 /// Tells the story of a seed. After a panic it says what story that was, and how it is told again.
 pub(crate) fn tell(seed: u64, what: &str, story: impl FnOnce()) {
     let told = catch_unwind(AssertUnwindSafe(story));
-    let test = env!("CARGO_CRATE_NAME");
+    let group = env!("CARGO_CRATE_NAME");
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or_default();
     assert!(
         told.is_ok(),
-        "{what}; replay with: ONCELOG_SEED={seed} ONCELOG_STORIES=1 cargo test --all-features --test {test}"
+        "{what}; replay with: ONCELOG_SEED={seed} ONCELOG_STORIES=1 cargo test --all-features --test {group} {test}"
     );
 }
 

@@ -1,5 +1,4 @@
 //! Small stores on simulated disks of one process, and all that can be read in them.
-#![allow(dead_code, reason = "each test uses its part")]
 
 use std::time::Duration;
 

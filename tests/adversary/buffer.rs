@@ -1,0 +1,214 @@
+//! A producer's buffer and its callbacks, through thousands of failures: all of the buffer comes free again, and each
+//! callback is called once, in the order of sending.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use oncelog::simulation::{Clock, Fault, SimDisk};
+use oncelog::{
+    Delivery, DiskId, Error, Flush, Producer, Record, Store, Timestamp, TopicConfig, TopicUpdate,
+    Written,
+};
+
+use crate::random::{Random, setting, tell};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
+
+/// What callbacks have noted.
+#[derive(Default)]
+struct Heard {
+    /// By topic's id and partition.
+    order: Vec<((u64, u32), u64)>,
+    called: u64,
+    sent: u64,
+}
+
+struct World {
+    store: Store,
+    disks: [SimDisk; 2],
+    clock: Clock,
+    producer: Producer,
+    heard: Arc<Mutex<Heard>>,
+    kept: Vec<Delivery>,
+    numbered: u64,
+}
+
+fn config() -> TopicConfig {
+    TopicConfig::new().partitions(2).replication_factor(2).min_insync_replicas(2)
+}
+
+/// Each callback sends the next.
+fn chain(producer: &Producer, heard: &Arc<Mutex<Heard>>, left: u64) {
+    if left == 0 {
+        return;
+    }
+    let (again, noted) = (producer.clone(), Arc::clone(heard));
+    let record = Record::to("t").partition(0).value(&[7; 100]);
+    let sent = producer.send_with(record, move |_| {
+        noted.lock().unwrap().called += 1;
+        chain(&again, &noted, left - 1);
+    });
+    heard.lock().unwrap().sent += u64::from(sent.is_ok());
+}
+
+impl World {
+    fn new(seed: u64, threads: bool) -> Self {
+        let disks = [SimDisk::new(seed), SimDisk::new(seed + 1)];
+        disks[1].share_process(&disks[0]);
+        let clock = Clock::manual(Timestamp(1_000_000));
+        let builder = Store::builder().append_timeout(MS * 3).replica_lag_max(SECOND);
+        let builder = disks.iter().fold(builder, |b, disk| b.simulated_disk(disk.clone()));
+        let builder = if threads { builder.threads() } else { builder.clock(clock.clone()) };
+        let store = builder.open().unwrap();
+        store.create_topic("t", config()).unwrap();
+        let builder = store.producer().buffer_bytes(20_000).max_block(MS * 2).batch_bytes(4000);
+        let builder = builder.delivery_timeout(MS * 5).linger(Duration::from_millis(seed % 3));
+        let producer = builder.build().unwrap();
+        let (heard, kept) = (Arc::default(), Vec::new());
+        Self { store, disks, clock, producer, heard, kept, numbered: 0 }
+    }
+
+    fn step(&mut self, random: &mut Random) {
+        let Self { store, disks, clock, producer, heard, kept, .. } = self;
+        let alter = |update| drop(store.alter_topic("t", update));
+        match random.below(60) {
+            0 => disks[random.index(2)].set_free_bytes(Some(random.below(3000))),
+            1 => disks.iter().for_each(|disk| disk.set_free_bytes(None)),
+            2 => drop(store.stop_disk(DiskId(u16::from(random.one_in(2))))),
+            3..=5 => self.heal(),
+            6 => disks[random.index(2)].fail_call(1 + random.below(20), Fault::Eio),
+            7 => alter(TopicUpdate::new().max_batch_bytes(1024 << random.below(4))),
+            8 => {
+                let required = 1 + u16::from(random.one_in(2));
+                alter(TopicUpdate::new().min_insync_replicas(required));
+            }
+            9 => {
+                let flush = if random.one_in(2) { Flush::Os } else { Flush::OnAck };
+                alter(TopicUpdate::new().flush(flush));
+            }
+            10 if random.one_in(4) => drop(store.delete_topic("t")),
+            10..=13 => drop(store.create_topic("t", config())),
+            14..=16 => {
+                store.run_background();
+                clock.advance(MS * u32::try_from(random.below(4)).unwrap());
+            }
+            17 => drop(producer.flush(Duration::ZERO)),
+            18 => kept.truncate(random.index(kept.len() + 1)),
+            19 => kept.iter().for_each(|one| drop(one.wait(Duration::ZERO))),
+            20 => chain(producer, heard, 1 + random.below(5)),
+            _ => self.send(random),
+        }
+    }
+
+    fn send(&mut self, random: &mut Random) {
+        let len = [30_000, 9000, 1200, 1200, 1200, 1200, 60][random.index(20).min(6)];
+        let (value, partition) = (vec![7; len], u32::from(random.one_in(2)));
+        let record = Record::to("t").partition(partition).value(&value);
+        match random.below(3) {
+            0 => self.kept.extend(self.producer.send(record)),
+            1 => self.kept.extend(self.producer.try_send(record)),
+            _ => {
+                self.numbered += 1;
+                let id = self.store.topic("t").map_or(0, |topic| topic.id.0);
+                let (noted, number) = (Arc::clone(&self.heard), self.numbered);
+                let sent = self.producer.send_with(record, move |_| {
+                    let mut heard = noted.lock().unwrap();
+                    heard.called += 1;
+                    heard.order.push(((id, partition), number));
+                });
+                self.heard.lock().unwrap().sent += u64::from(sent.is_ok());
+            }
+        }
+    }
+
+    fn heal(&self) {
+        self.disks.iter().for_each(SimDisk::heal);
+        (0..2).for_each(|disk| drop(self.store.start_disk(DiskId(disk))));
+    }
+
+    /// A delivery's time is short, and a busy machine slow: what was not written is sent again.
+    fn deliver(&self) {
+        let begun = Instant::now();
+        loop {
+            let record = Record::to("t").partition(0).value(&[7; 9000]);
+            match self.producer.send(record).and_then(|sent| sent.wait(SECOND * 5)) {
+                Err(error) if error.written() == Written::No => {
+                    assert!(begun.elapsed() < SECOND * 20, "nothing goes any more: {error}");
+                }
+                _ => return,
+            }
+            // Nor does a disk answer in time there, and is done without.
+            self.heal();
+            self.store.run_background();
+            self.clock.advance(MS * 100);
+            thread::sleep(MS);
+        }
+    }
+
+    fn judge(&self) {
+        let begun = Instant::now();
+        let lacks_calls = || {
+            let heard = self.heard.lock().unwrap();
+            heard.called < heard.sent
+        };
+        while lacks_calls() {
+            assert!(begun.elapsed() < SECOND * 20, "a callback is never called");
+            thread::sleep(MS);
+        }
+        let heard = self.heard.lock().unwrap();
+        assert_eq!(heard.called, heard.sent);
+        let mut last = BTreeMap::new();
+        for (place, number) in &heard.order {
+            let before = last.insert(*place, *number);
+            assert!(before < Some(*number), "CLI-21: {place:?}: {number} after {before:?}");
+        }
+        drop(heard);
+        while !self.kept.iter().all(|one| one.outcome().is_some()) {
+            assert!(begun.elapsed() < SECOND * 20, "a delivery never ends");
+            thread::sleep(MS);
+        }
+        assert_eq!(self.producer.counters().buffered_bytes, 0);
+    }
+}
+
+fn story(seed: u64, threads: bool, closes: bool) {
+    let random = &mut Random(seed);
+    let mut world = World::new(seed, threads);
+    for _ in 0..setting("ONCELOG_STEPS", 2000) {
+        world.step(random);
+    }
+    world.disks.iter().for_each(|disk| disk.set_free_bytes(None));
+    for _ in 0..50 {
+        world.heal();
+        world.store.run_background();
+        world.clock.advance(MS * 100);
+        thread::sleep(if threads { MS * 5 } else { Duration::ZERO });
+    }
+    if closes {
+        let _ = world.store.close(SECOND * 20);
+        return world.judge();
+    }
+    let created = world.store.create_topic("t", config());
+    (0..2).for_each(|_| drop(world.producer.flush(SECOND * 5)));
+    world.judge();
+    let is_there = created.is_ok() || matches!(created, Err(Error::TopicExists { .. }));
+    let update = TopicUpdate::new().max_batch_bytes(1 << 20);
+    if !is_there || world.store.alter_topic("t", update).is_err() {
+        return; // no change of the metadata is taken any more
+    }
+    (0..4).for_each(|_| world.deliver());
+}
+
+#[test]
+fn thousands_of_failures_leave_nothing_in_the_buffer_and_no_callback_uncalled() {
+    let first = setting("ONCELOG_SEED", 1011);
+    for seed in first..first + setting("ONCELOG_STORIES", 6) {
+        for (threads, closes) in [(false, false), (false, true), (true, false), (true, true)] {
+            let what = format!("seed {seed}, threads: {threads}, closes: {closes}");
+            tell(seed, &what, || story(seed, threads, closes));
+        }
+    }
+}
