@@ -76,6 +76,11 @@ impl Attention {
         self.bell.notify_one();
     }
 
+    #[cfg(test)]
+    pub(crate) fn sleeps(&self) -> bool {
+        self.state.lock().sleeping
+    }
+
     /// Takes the partitions that are queued.
     pub(crate) fn take(&self) -> Vec<Arc<Core>> {
         let queue = std::mem::take(&mut self.state.lock().queue);

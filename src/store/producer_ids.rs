@@ -142,7 +142,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::config::TopicConfig;
+    use crate::producer::Producer;
+    use crate::record::Record;
     use crate::storage::simulated::SimDisk;
+
+    const LONG: Duration = Duration::from_secs(10);
 
     /// Whoever took over a name waited without an end for the holder's append, and kept all names from everybody.
     #[test]
@@ -167,5 +172,35 @@ mod tests {
         assert!(holder.reigns().is_ok(), "nobody has taken over");
         store.hold_name("a").unwrap();
         assert!(matches!(holder.reigns(), Err(Error::ProducerFenced { .. })));
+    }
+
+    /// What the next holder was told of the last record would not count that one, and it would come twice.
+    #[test]
+    fn nobody_takes_over_a_name_while_its_holder_appends() {
+        let timeout = Duration::from_millis(50);
+        let disk = SimDisk::new(1);
+        let builder = Store::builder().append_timeout(timeout).simulated_disk(disk.clone());
+        let store = builder.open().unwrap();
+        store.create_topic("t", TopicConfig::new().segment_bytes(4096)).unwrap();
+        let hold = || store.producer().name("a").build();
+        let send = |holder: &Producer| {
+            let value = "x".repeat(3000);
+            holder.send(Record::to("t").partition(0).value(&value)).and_then(|_| holder.flush(LONG))
+        };
+        let holder = hold().unwrap();
+        send(&holder).unwrap();
+        thread::scope(|scope| {
+            // The next one needs another segment.
+            disk.hold_call(1);
+            let sent = scope.spawn(|| send(&holder));
+            while !disk.holds_call() {
+                thread::yield_now();
+            }
+            let taken = hold();
+            disk.answer();
+            assert!(matches!(taken, Err(Error::TimedOut { .. })), "{taken:?}");
+            sent.join().unwrap().unwrap();
+        });
+        assert_eq!(hold().unwrap().next_sequence("t", 0).unwrap(), 2);
     }
 }

@@ -181,33 +181,43 @@ fn a_power_loss_behind_the_rewriting_of_decisions_takes_back_none_that_were_dura
 /// gone on for long, nobody knew any more that the transaction was committed.
 #[test]
 fn a_commit_whose_marker_was_lost_holds_in_a_partition_that_comes_back_much_later() {
-    let disks: Vec<_> = (1..=3).map(SimDisk::new).collect();
-    let clock = Clock::manual(Timestamp(1_000_000));
-    let store = open(&disks, &clock, Flush::OnAck);
-    for topic in ["a", "b"] {
-        store.create_topic(topic, TopicConfig::new().replication_factor(1)).unwrap();
-    }
-    let away = disk_of(&store, "a");
-    assert_ne!(away, disk_of(&store, "b"));
-    let mut held = producer(&store, "id");
-    let id = put(&mut held, &["a", "b"], "kept");
-    put(&mut held, &["b"], "later");
-    disks.iter().for_each(SimDisk::kill);
-    drop((held, store));
-    disks.iter().for_each(SimDisk::power_loss);
-
-    let store = open_without(away, &disks, &clock);
-    let mut held = producer(&store, "id");
-    for _ in 0..100 {
+    // The second one is out of sync, and is there later while nobody leads.
+    for replicas in [1, 2] {
+        let disks: Vec<_> = (1..=3).map(SimDisk::new).collect();
+        let clock = Clock::manual(Timestamp(1_000_000));
+        let store = open(&disks, &clock, Flush::OnAck);
+        for topic in ["a", "b"] {
+            let replicas = if topic == "a" { replicas } else { 1 };
+            store.create_topic(topic, TopicConfig::new().replication_factor(replicas)).unwrap();
+        }
+        quiet(&store, &clock);
+        let places = store.partition("a", 0).unwrap().replicas();
+        let away = places[0];
+        assert!(!places.contains(&disk_of(&store, "b")));
+        for behind in &places[1..] {
+            store.stop_disk(*behind).unwrap();
+        }
+        let mut held = producer(&store, "id");
+        let id = put(&mut held, &["a", "b"], "kept");
         put(&mut held, &["b"], "later");
-    }
-    drop(held);
-    store.close(LONG).unwrap();
+        disks.iter().for_each(SimDisk::kill);
+        drop((held, store));
+        disks.iter().for_each(SimDisk::power_loss);
 
-    let store = open(&disks, &clock, Flush::OnAck);
-    store.run_background();
-    let outcome = store.transaction_outcome(id);
-    assert_eq!(committed_values(&store, "a"), ["kept"], "{id:?}: {outcome:?}");
+        let store = open_without(away, &disks, &clock);
+        assert!(store.partition("a", 0).is_err());
+        let mut held = producer(&store, "id");
+        for _ in 0..100 {
+            put(&mut held, &["b"], "later");
+        }
+        drop(held);
+        store.close(LONG).unwrap();
+
+        let store = open(&disks, &clock, Flush::OnAck);
+        store.run_background();
+        let outcome = store.transaction_outcome(id);
+        assert_eq!(committed_values(&store, "a"), ["kept"], "{id:?}: {outcome:?}");
+    }
 }
 
 /// The same, where one disk was away after the first crash and another after the second: only what was committed before the
@@ -585,18 +595,17 @@ fn a_commit_of_more_than_fits_into_a_batch_that_fails_halfway_leaves_what_was_co
 #[test]
 fn a_commit_of_more_than_fits_into_a_batch_holds_whole_or_not_at_all_whoever_leads_next() {
     const PARTITIONS: u32 = 70;
-    for call in 1..20 {
+    for (call, transactional) in (1..20).flat_map(|call| [(call, false), (call, true)]) {
         let disks: Vec<_> = (1..=3).map(SimDisk::new).collect();
         let clock = Clock::manual(Timestamp(1_000_000));
         let store = open(&disks, &clock, Flush::OnAck);
         let config = TopicConfig::new().partitions(PARTITIONS).replication_factor(3);
         store.create_topic("t", config).unwrap();
-        let commit = |metadata: &str| {
+        let all = |metadata: &str| -> BTreeMap<_, _> {
             let held = CommittedOffset { metadata: metadata.to_owned(), ..Default::default() };
-            let all: BTreeMap<_, _> =
-                (0..PARTITIONS).map(|number| (at(number), held.clone())).collect();
-            grouped(&store, "g").commit_offsets(&all)
+            (0..PARTITIONS).map(|number| (at(number), held.clone())).collect()
         };
+        let commit = |metadata: &str| grouped(&store, "g").commit_offsets(&all(metadata));
         let names: Vec<_> = (0..PARTITIONS).map(|number| ("t", number)).collect();
         let lengths = |store: &Store| {
             let held = grouped(store, "g").committed(&names).unwrap();
@@ -604,14 +613,25 @@ fn a_commit_of_more_than_fits_into_a_batch_holds_whole_or_not_at_all_whoever_lea
             held.values().map(|held| held.metadata.len()).collect::<BTreeSet<_>>()
         };
         commit("first").unwrap();
-        let held = producer(&store, "id");
+        let mut held = producer(&store, "id");
         let internal = store.partition("__consumer_offsets", 0).unwrap();
         let leader = usize::from(internal.leader().unwrap().0);
         disks[leader].fail_call(call, Fault::Eio);
-        let done = commit(&"\u{10ffff}".repeat(4096));
+        let metadata = "\u{10ffff}".repeat(4096);
+        let done = if transactional {
+            let mut transaction = held.begin().unwrap();
+            let group = ConsumerGroupMetadata::of_group("g");
+            let sent = transaction.send_offsets(&all(&metadata), &group);
+            // Whatever became of that.
+            let ended = transaction.commit(LONG);
+            assert!(sent.is_ok() || ended.is_err(), "call {call}: {sent:?}, {ended:?}");
+            ended
+        } else {
+            commit(&metadata)
+        };
         quiet(&store, &clock);
         let found = lengths(&store);
-        let note = format!("call {call}: {done:?}, {found:?}");
+        let note = format!("call {call}, {transactional}: {done:?}, {found:?}");
         assert_eq!(found.len(), 1, "{note}");
         assert!(done.is_err() || found == BTreeSet::from([4 * 4096]), "{note}");
         disks.iter().for_each(SimDisk::kill);

@@ -688,13 +688,14 @@ impl Entry {
         TransactionRecord { id: context.id.clone(), state: Some(state) }
     }
 
-    /// Whether one more epoch may end while markers lag that are `lag` epochs behind.
+    /// Whether one more epoch may end while markers of commits lag, or are lost, that are `lag` epochs behind.
     fn may_move_on(&self, lag: u32) -> bool {
         // Those of the producer before are not moved away from.
         let of_now =
             |(tag, _): &&(TransactionTag, PartitionId)| tag.producer == self.lineage.producer();
-        let oldest = self.lagging.iter().find(of_now);
-        oldest.is_none_or(|(tag, _)| self.lineage.end().0 - tag.epoch.0 <= lag)
+        let lost = self.strays.iter().filter(|(_, outcome)| **outcome == Outcome::Committed);
+        let oldest = [self.lagging.iter().find(of_now), lost.map(|(of, _)| of).find(of_now)];
+        oldest.iter().flatten().all(|(tag, _)| self.lineage.end().0 - tag.epoch.0 <= lag)
     }
 
     fn write_markers(&self, effects: &mut Vec<Effect>) {

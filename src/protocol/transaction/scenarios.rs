@@ -14,6 +14,8 @@ use super::lineage::{Lineage, TransactionTag, Verdict};
 use super::messages::{Answer, Effect, Event, Open, Refusal, RequestId, Settings, WAITERS_MAX};
 use super::records::{IdState, PARTITIONS_MAX, TransactionRecord};
 
+mod lost;
+
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(86_400);
 const PEAR: PartitionId = PartitionId { topic: TopicId(1), partition: 0 };

@@ -321,6 +321,7 @@ impl Transactions {
     pub(crate) fn join(&self, id: &str, tag: TransactionTag, partition: PartitionId) -> Result<()> {
         let mut state = self.state.lock();
         let joined = state.coordinator.join(self.clock.now(), tag, partition);
+        self.wake_in_time(&mut state);
         joined.map_err(|refusal| refused(id, refusal, Some(tag)))
     }
 
@@ -598,6 +599,11 @@ impl Transactions {
                 }
             }
         }
+        self.wake_in_time(state);
+    }
+
+    /// Whoever looks after time-outs may sleep for longer than until the next one.
+    fn wake_in_time(&self, state: &mut State) {
         if state.coordinator.next_deadline().is_some_and(|due| due < state.wakes_at) {
             state.wakes_at = Timestamp::MIN;
             self.changed.ring();
