@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::partition::{Attention, Core, Placed, Ticket, postpone};
+use crate::partition::{Core, Placed, Ticket, postpone};
 use crate::protocol::group::assignment::PartitionId;
 use crate::protocol::transaction::lineage::{TransactionTag, Verdict};
 use crate::protocol::transaction::messages::Event;
@@ -22,13 +22,11 @@ use super::{Job, Shared, State, Transactions};
 const CORES_KEPT_MAX: usize = 4096;
 
 /// What became of markers that were appended, for whoever speaks to the coordinator next.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Reports {
     events: Mutex<Vec<Event>>,
     /// There are some.
     any: AtomicBool,
-    /// Rung for bad news.
-    bell: Arc<Attention>,
 }
 
 impl Transactions {
@@ -155,22 +153,10 @@ impl Transactions {
 }
 
 impl Reports {
-    pub(super) fn new(bell: &Arc<Attention>) -> Arc<Self> {
-        Arc::new(Self {
-            events: Mutex::default(),
-            any: AtomicBool::new(false),
-            bell: Arc::clone(bell),
-        })
-    }
-
     /// May run under any lock but the coordinator's.
     fn push(&self, event: Event) {
-        let is_bad = matches!(event, Event::MarkerFailed { .. });
         self.events.lock().push(event);
         self.any.store(true, Ordering::Release);
-        if is_bad {
-            self.bell.ring();
-        }
     }
 
     pub(super) fn take(&self) -> Vec<Event> {

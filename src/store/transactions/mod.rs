@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
 
-use crate::error::{Error, Result, Written};
+use crate::error::{Error, Result};
 use crate::partition::{Attention, Core, EventKind, postpone};
 use crate::protocol::group::assignment::PartitionId;
 use crate::protocol::transaction::coordinator::{Coordinator, Replay};
@@ -107,8 +107,8 @@ struct State {
     topic: InternalTopic,
     /// What the topic holds, as bytes.
     table: HashMap<Vec<u8>, Vec<u8>>,
-    /// Under which leader that is so; `None`: it is not known to be what the log says.
-    epoch: Option<LeaderEpoch>,
+    /// Under which leader that is so.
+    epoch: LeaderEpoch,
     next_request: u64,
     /// A handful: each is taken by whoever waits for it.
     answers: Vec<(RequestId, Answered)>,
@@ -201,7 +201,7 @@ impl Transactions {
         let mut replay = Replay::default();
         let mut table = HashMap::new();
         let patience = shared.patience(shared.options.append_timeout);
-        let epoch = Some(topic.core().leader_epoch());
+        let epoch = topic.core().leader_epoch();
         let end = safe_end(shared, topic.core(), patience)?;
         topic.replay(end, |entry| {
             if let Entry::Record { key, value, .. } = entry {
@@ -215,7 +215,6 @@ impl Transactions {
         let (coordinator, effects) =
             replay.open(Settings::default(), clock.now()).map_err(corrupt)?;
         let flush = topic.topic().config.read().flush;
-        let changed = Arc::new(Attention::default());
         let transactions = Self {
             cut: RwLock::new(()),
             flush: Mutex::new(flush),
@@ -235,8 +234,8 @@ impl Transactions {
             answered: Condvar::new(),
             clock,
             spares: Mutex::default(),
-            reports: Reports::new(&changed),
-            changed,
+            reports: Arc::default(),
+            changed: Arc::default(),
             unseen: Mutex::default(),
         };
         let mut jobs = Vec::new();
@@ -668,12 +667,7 @@ impl State {
 
     fn write(&mut self, shared: &Arc<Shared>, record: &TransactionRecord) -> Result<Begun> {
         let (key, value) = (record.key(), record.value());
-        let begun = self.topic.begin(shared, &key, value.as_deref());
-        let begun = begun.inspect_err(|error| {
-            if error.written() != Written::No {
-                self.epoch = None;
-            }
-        })?;
+        let begun = self.topic.begin(shared, &key, value.as_deref())?;
         put(&mut self.table, key, value);
         Ok(begun)
     }
@@ -684,7 +678,7 @@ impl State {
             return Ok(None);
         }
         let epoch = self.topic.core().leader_epoch();
-        if self.epoch != Some(epoch) && !self.read(shared, epoch)? {
+        if self.epoch != epoch && !self.read(shared, epoch)? {
             return Ok(None);
         }
         // Nothing here is written in transactions, so that where a record was first makes no difference.
@@ -710,7 +704,7 @@ impl State {
             }
             Ok(())
         })?;
-        (self.table, self.epoch) = (table, Some(epoch));
+        (self.table, self.epoch) = (table, epoch);
         Ok(true)
     }
 }
