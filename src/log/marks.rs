@@ -142,27 +142,42 @@ impl Marks {
         self.map.publish_u64(88, 0);
     }
 
-    /// What the page on the disk says; `None` if there is none for this partition, of this run of the machine.
+    /// As [`Marks::look`], for whom a page that cannot be read is none.
     pub(crate) fn peek(place: &Place) -> Option<MarksView> {
-        let file = place.disk.open(&place.path(NAME), OpenMode::Read).ok()?;
+        Self::look(place).ok().flatten()
+    }
+
+    /// What the page on the disk says; `None` if there is none for this partition, of this run of the machine.
+    ///
+    /// # Errors
+    /// What the system says of one that is there; one that is cut short. What it said is not known then.
+    pub(crate) fn look(place: &Place) -> io::Result<Option<MarksView>> {
+        let file = match place.disk.open(&place.path(NAME), OpenMode::Read) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
         let mut page = [0; MARKS_BYTES];
-        let count = read_full_at(&*file, 0, &mut page).ok()?;
+        match read_full_at(&*file, 0, &mut page)? {
+            0 => return Ok(None), // it is being made
+            MARKS_BYTES => {}
+            _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "it is cut short")),
+        }
         let word = |at: usize| {
             u64::from_le_bytes(*page[at..].first_chunk().expect("a field within the page"))
         };
         let boot = boot_words(place);
         let is_of_boot = [word(64), word(72)] == boot || [!word(96), !word(104)] == boot;
         let is_own = [word(0), !word(88)].contains(&place.identity.seed.into());
-        if count < page.len() || !is_own || !is_of_boot {
-            return None;
+        if !is_own || !is_of_boot {
+            return Ok(None);
         }
-        Some(MarksView {
+        Ok(Some(MarksView {
             log_start: Offset(word(8).min(!word(80))),
             high_watermark: Offset(word(16).min(!word(48))),
             last_stable: Offset(word(24).min(!word(56))),
             log_end: (word(32) == !word(40) && word(32) <= Offset::MAX.0)
                 .then_some(Offset(word(32))),
-        })
+        }))
     }
 }
 

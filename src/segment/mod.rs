@@ -29,7 +29,7 @@ use crate::protocol::producer_state::transactions::AbortedRange;
 use crate::storage::{
     BufferPool, Disk, File, Mapping, OpenMode, replace_file, replace_file_unsynced,
 };
-use crate::types::{Offset, StoreId, Timestamp, TopicId, TopicPartition};
+use crate::types::{LeaderEpoch, Offset, StoreId, Timestamp, TopicId, TopicPartition};
 
 pub(crate) use file_header::{DATA_START, FILE_HEADER_BYTES, FileHeader, HeaderFault};
 pub(crate) use index::{IndexEntry, SparseIndex};
@@ -294,11 +294,12 @@ impl Segment {
             self.last_append.compare_exchange(unknown, now.0, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// Walks on where the last walk over what others append to ended, in the file that has its name by now.
+    /// Walks on where the last walk over what others append to ended, in the file that has its name by now. What is damaged
+    /// below `until` is passed over. Returns under which leader the last batch was appended that is new.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub(crate) fn walk_on(&self, until: Option<Offset>) -> Result<(), Error> {
+    pub(crate) fn walk_on(&self, until: Option<Offset>) -> Result<Option<LeaderEpoch>, Error> {
         let name = log_name(self.base);
         let fault = |error| self.place.io_error(&name, "open", error);
         let file = self.place.disk.open(&self.place.path(&name), OpenMode::Read).map_err(fault)?;
@@ -321,10 +322,23 @@ impl Segment {
         let last = self.growing.read().entries.last().copied();
         let known = SparseIndex { entries: Vec::from_iter(last), ..SparseIndex::default() };
         let max_timestamp = Timestamp(self.max_timestamp.load(Ordering::Acquire));
-        let scan = Scanner::new(&self.place, self.base)
-            .follows()
-            .resume(self.position(), self.end(), max_timestamp, known)
-            .walk(&*file, u64::MAX, until)?;
+        let mut scanner = Scanner::new(&self.place, self.base).follows().resume(
+            self.position(),
+            self.end(),
+            max_timestamp,
+            known,
+        );
+        let mut scan = scanner.walk(&*file, u64::MAX, until)?;
+        while let Some(until) = until.filter(|until| scan.end < *until) {
+            let beyond = scanner.look_beyond(&*file, scan.position, scan.end)?;
+            let Some((position, base)) = beyond.first.filter(|(_, base)| *base < until) else {
+                break;
+            };
+            scanner = scanner.resume(position, base, scan.max_timestamp, scan.index);
+            let further = scanner.walk(&*file, u64::MAX, Some(until))?;
+            let producers = scan.producers || further.producers;
+            scan = Scan { producers, epoch: further.epoch.or(scan.epoch), ..further };
+        }
         let mut growing = self.growing.write();
         growing.entries.extend(scan.index.entries.into_iter().skip(last.iter().len()));
         growing.aborted.extend(scan.index.aborted);
@@ -338,7 +352,7 @@ impl Segment {
         self.max_timestamp.store(scan.max_timestamp.0, Ordering::Release);
         self.position.store(scan.position, Ordering::Release);
         self.end.store(scan.end.0, Ordering::Release);
-        Ok(())
+        Ok(scan.epoch)
     }
 
     /// What a side file can say of the segment up to now. The caller keeps appends away.

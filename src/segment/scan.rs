@@ -45,6 +45,8 @@ pub(crate) struct Scan {
     pub(crate) records: u64,
     /// Whether any of the batches that were walked has a producer.
     pub(crate) producers: bool,
+    /// Under which leader the last batch was appended, if there is one.
+    pub(crate) epoch: Option<LeaderEpoch>,
 }
 
 /// What lies behind a place where a walk ended badly.
@@ -150,6 +152,7 @@ impl<'a> Scanner<'a> {
             batches: 0,
             records: 0,
             producers: false,
+            epoch: None,
         };
         let mut indexed =
             scan.index.entries.last().map_or(DATA_START, |entry| entry.position.into());
@@ -223,6 +226,7 @@ impl<'a> Scanner<'a> {
                         unproven.pop_front();
                     }
                 }
+                scan.epoch = Some(header.leader_epoch);
                 scan.end = header.end_offset();
                 scan.position += u64::from(header.length);
                 scan.max_timestamp = scan.max_timestamp.max(header.max_timestamp);

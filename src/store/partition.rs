@@ -392,7 +392,7 @@ impl Partition {
     pub(crate) fn divergence(&self, position: Offset, epoch: LeaderEpoch) -> Option<Offset> {
         match &self.inner {
             Inner::Live(core) | Inner::Internal(core) => core.divergence(position, epoch),
-            Inner::View(_) => None,
+            Inner::View(view) => view.divergence(position, epoch),
         }
     }
 

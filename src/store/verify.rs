@@ -145,7 +145,11 @@ impl Store {
                 continue;
             }
             let mut found = report.damages.split_off(known);
-            self.keep_lost(&partition, disk, &reader, start, &mut found)?;
+            if self.shared().options.read_only {
+                self.keep_viewed(&partition, disk, &mut found, &mut report)?;
+            } else {
+                self.keep_lost(&partition, disk, &reader, start, &mut found)?;
+            }
             if options.repair {
                 for damage in &mut found {
                     damage.repaired = self.repair(partition.name(), disk, &damage.offsets)?;
@@ -167,10 +171,6 @@ impl Store {
     ) -> Result<()> {
         // What a closed store's files say may be another's by now.
         self.check_open()?;
-        let is_view = self.shared().options.read_only;
-        if is_view {
-            self.shared().refresh()?;
-        }
         let start = partition.log_start_offset();
         // What a segment holds below the start it had before is rot like any other.
         damages.retain(|Damage { offsets, .. }| {
@@ -178,9 +178,37 @@ impl Store {
         });
         let is_there =
             |(on, log): (DiskId, Arc<LogReader>)| on == disk && Arc::ptr_eq(&log, reader);
-        let has_moved = !is_view && !partition.log_readers().into_iter().any(is_there);
+        let has_moved = !partition.log_readers().into_iter().any(is_there);
         if partition.is_gone() || has_moved {
             damages.clear();
+        }
+        Ok(())
+    }
+
+    /// As [`Store::keep_lost`], of a view. What was deleted is not its own to look after: a power loss may have brought some of
+    /// it back.
+    fn keep_viewed(
+        &self,
+        partition: &Partition,
+        disk: DiskId,
+        damages: &mut Vec<Damage>,
+        report: &mut VerifyReport,
+    ) -> Result<()> {
+        self.check_open()?;
+        let epoch = partition.leader_epoch();
+        self.shared().refresh()?;
+        let Ok(described) = self.shared().described(partition.topic_id(), partition.name()) else {
+            damages.clear();
+            return Ok(());
+        };
+        let start = described.log_start.max(partition.log_start_offset());
+        damages.retain(|damage| damage.offsets.end > start);
+        let leads = (described.leader, described.leader_epoch) == (Some(disk), epoch);
+        if !leads && !damages.is_empty() {
+            // Another leads, or did meanwhile: this log may have been cut, or moved away.
+            damages.clear();
+            let error = Error::NoLeader { partition: partition.name().clone() };
+            report.unread.push((partition.name().clone(), words_of(&error)));
         }
         Ok(())
     }

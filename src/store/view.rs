@@ -58,6 +58,8 @@ struct State {
     decided_at: Option<Offset>,
     /// The last segment, as far as it was walked over.
     tail: Option<Arc<Segment>>,
+    /// Under which leader the last of what was walked over was appended.
+    last_epoch: LeaderEpoch,
 }
 
 impl View {
@@ -208,7 +210,7 @@ impl View {
     pub(super) fn learn(&self) -> Result<()> {
         self.shared.refresh()?;
         let described = self.shared.described(self.topic, &self.partition)?;
-        if described.leader != Some(self.disk) {
+        if described.leader != Some(self.disk) || self.shared.disk(self.disk).is_none() {
             return Err(self.no_leader());
         }
         let mut known = self.state.lock();
@@ -222,7 +224,12 @@ impl View {
         state.has_page = false;
         state.decided_at = None;
         if state.epoch != described.leader_epoch {
-            // It may have followed meanwhile, and been cut.
+            // It may have followed meanwhile, and been cut: by an unclean election even of what was acknowledged.
+            if let Some(end) = described.history.end_of(state.epoch) {
+                state.high_watermark = state.high_watermark.min(end.max(start));
+                state.last_stable = state.last_stable.min(state.high_watermark);
+            }
+            state.last_epoch = LeaderEpoch::default();
             state.epoch = described.leader_epoch;
             state.tail = None;
             state.reader = self.unread(start);
@@ -230,6 +237,12 @@ impl View {
         self.refresh(&mut state)?;
         *known = state;
         Ok(())
+    }
+
+    /// Where the log departs from what was read of it up to `position` under a leader of `epoch`, if it does.
+    pub(super) fn divergence(&self, position: Offset, epoch: LeaderEpoch) -> Option<Offset> {
+        let described = self.shared.described(self.topic, &self.partition).ok()?;
+        described.history.end_of(epoch).filter(|end| *end < position)
     }
 
     /// As one that has not looked at it yet.
@@ -246,22 +259,22 @@ impl View {
     }
 
     fn refresh(&self, state: &mut State) -> Result<()> {
-        let (before, shown) = (state.high_watermark, Marks::peek(&self.place));
+        let (before, shown) = (state.high_watermark, self.page()?);
         if shown.is_none() && state.has_page {
             return Err(self.no_leader());
         }
-        if shown.is_some() {
-            self.look_behind(state, shown)?;
-        } else {
-            let mut seen = state.clone();
-            self.look_behind(&mut seen, None)?;
-            // Its files are believed as long as it leads: another may do so by now, who has a page.
-            if !seen.has_page && seen.high_watermark > before {
-                self.shared.refresh()?;
-                self.check_leads(state)?;
-            }
-            *state = seen;
+        let mut seen = state.clone();
+        self.look_behind(&mut seen, shown)?;
+        let end = seen.tail.as_ref().map_or(seen.log_start, |tail| tail.end());
+        let is_less = end < seen.high_watermark.max(shown.map_or(before, |it| it.high_watermark));
+        // Files without a page are believed as long as their disk leads. Where another does, those of this one may go; a later
+        // reign may have begun within what was seen, if it was elected uncleanly.
+        let is_new = !seen.has_page && seen.high_watermark > before;
+        if is_new || is_less || seen.last_epoch > state.epoch {
+            self.shared.refresh()?;
+            self.check_leads(state)?;
         }
+        *state = seen;
         if state.high_watermark == before {
             // Nothing may come of one that leads no more; the page of a disk that failed stays as it was.
             self.shared.refresh_apart();
@@ -270,11 +283,16 @@ impl View {
         Ok(())
     }
 
+    fn page(&self) -> Result<Option<MarksView>> {
+        Marks::look(&self.place).map_err(|error| self.place.io_error("marks", "read", error))
+    }
+
     /// # Errors
     /// [`Error::NoLeader`] if the metadata, as they were last read, name another, or a later reign.
     fn check_leads(&self, state: &State) -> Result<()> {
         let described = self.shared.described(self.topic, &self.partition)?;
-        if (described.leader, described.leader_epoch) == (Some(self.disk), state.epoch) {
+        let leads = (described.leader, described.leader_epoch) == (Some(self.disk), state.epoch);
+        if leads && self.shared.disk(self.disk).is_some() {
             return Ok(());
         }
         Err(self.no_leader())
@@ -304,7 +322,7 @@ impl View {
             Some(marks) => (marks.high_watermark.min(end), marks.last_stable),
             None => {
                 // The page is made before the first record, which the walk may have seen.
-                if let Some(marks) = Marks::peek(&self.place) {
+                if let Some(marks) = self.page()? {
                     return self.look_behind(state, Some(marks));
                 }
                 // Nobody says what is decided: the log itself does.
@@ -354,7 +372,7 @@ impl View {
             let growing = || Arc::new(Segment::growing(place.clone(), *base));
             let last = known.map_or_else(growing, Arc::clone);
             // A batch that is being written looks torn: the walk ends before it and goes on next time.
-            last.walk_on(until)?;
+            state.last_epoch = state.last_epoch.max(last.walk_on(until)?.unwrap_or_default());
             segments.push(Arc::clone(&last));
             tail = Some(last);
         }
@@ -373,8 +391,17 @@ impl Shared {
         };
         let found = Found::read(&disks, store)?;
         let mut metadata = self.metadata.lock();
+        let state = metadata.state();
+        let known: Vec<_> = state.disks().map(|id| (id, state.disk(id).copied())).collect();
         metadata.adopt(found)?;
         self.load_topics(metadata.state());
+        // In its place another came, which is not at hand.
+        let is_other = |(id, before): &(_, _)| metadata.state().disk(*id).copied() != *before;
+        let others: Vec<_> = known.into_iter().filter(is_other).map(|(id, _)| id).collect();
+        drop(metadata);
+        if !others.is_empty() {
+            self.disks.write().retain(|id, _| !others.contains(id));
+        }
         Ok(())
     }
 
@@ -393,7 +420,11 @@ impl Shared {
         });
     }
 
-    fn described(&self, topic: TopicId, partition: &TopicPartition) -> Result<PartitionState> {
+    pub(super) fn described(
+        &self,
+        topic: TopicId,
+        partition: &TopicPartition,
+    ) -> Result<PartitionState> {
         let described =
             self.metadata.lock().state().partition(topic, partition.partition()).cloned();
         described.ok_or_else(|| Error::UnknownTopicOrPartition { partition: partition.clone() })
@@ -404,17 +435,16 @@ impl Shared {
         let mut described = self.described(topic.id, &slot.partition)?;
         loop {
             match self.view_of(topic, slot, &described) {
-                // Another may lead by now.
-                Err(Error::NoLeader { .. }) => {
+                // Another may lead by now, or records be deleted, or all of it.
+                Err(error) => {
                     self.refresh()?;
                     let now = self.described(topic.id, &slot.partition)?;
-                    let is_same = now.leader == described.leader;
-                    if is_same && now.leader_epoch == described.leader_epoch {
-                        return Err(Error::NoLeader { partition: slot.partition.clone() });
+                    if now == described {
+                        return Err(error);
                     }
                     described = now;
                 }
-                opened => return opened.map(Arc::new),
+                Ok(view) => return Ok(Arc::new(view)),
             }
         }
     }
@@ -442,11 +472,19 @@ impl Shared {
             end: log_start,
             decided_at: None,
             tail: None,
+            last_epoch: LeaderEpoch::default(),
         };
         let replicas = described.replicas.clone();
         let (shared, state) = (Arc::clone(self), Mutex::new(state));
         let view = View { shared, topic: topic.id, place, partition, disk, replicas, state };
-        view.refresh(&mut view.state.lock())?;
+        let mut state = view.state.lock();
+        view.refresh(&mut state)?;
+        if !state.has_page && state.tail.is_none() {
+            // It may have moved away.
+            view.shared.refresh()?;
+            view.check_leads(&state)?;
+        }
+        drop(state);
         Ok(view)
     }
 }

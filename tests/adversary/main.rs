@@ -4,6 +4,7 @@
 
 mod admissions;
 mod answers;
+mod between;
 mod buffer;
 mod bursts;
 mod callbacks;
