@@ -1,4 +1,4 @@
-//! Repairs that fail, die or find no room at any of their calls, and logs whose offsets come to their end.
+//! Repairs that fail, die, find no room or are late at any of their calls, and logs whose offsets come to their end.
 //!
 //! `ONCELOG_ONE_IN=1` for every call.
 
@@ -204,6 +204,129 @@ fn s3_s19_a_repair_that_ends_at_any_call_costs_no_intact_copy() {
         }
     }
     assert!(told > 50, "{told}");
+}
+
+/// What the owner does while one call of a repair does not return.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Amid {
+    StartsAnew(usize),
+    Deletes,
+    Grows,
+    Verifies,
+    Closes,
+}
+
+const DELETED: u64 = 45;
+
+fn act(store: &Store, amid: Amid, clock: &Clock) {
+    let partition = store.partition("t", 0).unwrap();
+    match amid {
+        Amid::StartsAnew(disk) => {
+            let disk = DiskId(u16::try_from(disk).unwrap());
+            let _ = store.stop_disk(disk);
+            store.run_background();
+            let _ = partition.append(&[Record::new(&value(RECORDS))], Acks::All);
+            let _ = store.start_disk(disk);
+            quiet(store, clock);
+        }
+        Amid::Deletes => drop(partition.delete_records(Offset(DELETED))),
+        Amid::Grows => {
+            for at in RECORDS..RECORDS + 90 {
+                let _ = partition.append(&[Record::new(&value(at))], Acks::All);
+            }
+        }
+        Amid::Verifies => drop(store.verify(VerifyOptions::new().repair(true))),
+        Amid::Closes => drop(store.close(SECOND / 10)),
+    }
+}
+
+/// Repairs while that call of the disk is held, and something else happens. Whether the call came.
+fn repair_amid(disks: &[SimDisk], at: usize, call: u64, amid: Amid, clock: &Clock) -> bool {
+    let store = open(disks, 7, clock);
+    disks[at].hold_call(call);
+    let came = std::thread::scope(|scope| {
+        let repair = scope.spawn(|| {
+            let _ = store.verify(VerifyOptions::new().repair(true));
+            quiet(&store, clock);
+        });
+        while !disks[at].holds_call() && !repair.is_finished() {
+            std::thread::yield_now();
+        }
+        let came = disks[at].holds_call();
+        if came {
+            let acts = scope.spawn(|| act(&store, amid, clock));
+            // Who asks for what the repair holds in that moment waits for it.
+            let patience = std::time::Instant::now();
+            while !acts.is_finished() && patience.elapsed() < SECOND / 20 {
+                std::thread::yield_now();
+            }
+        }
+        disks[at].answer();
+        came
+    });
+    let _ = store.start_disk(DiskId(u16::try_from(at).unwrap()));
+    drop(store);
+    disks.iter().for_each(SimDisk::kill);
+    for disk in disks {
+        disk.heal();
+        disk.process_restart();
+    }
+    came
+}
+
+/// What cannot be read of what was acknowledged and not deleted.
+fn lost(store: &Store) -> Vec<u64> {
+    let partition = store.partition("t", 0).unwrap();
+    let start = partition.log_start_offset().0;
+    assert!([0, DELETED].contains(&start) && partition.high_watermark() >= Offset(RECORDS));
+    let is_there = |at: u64| {
+        let read = partition.read(Offset(at), ReadOptions::new()).ok()?;
+        let record = read.iter().next()?;
+        (record.offset() == Offset(at) && record.value() == Some(&*value(at))).then_some(())
+    };
+    (start..RECORDS).filter(|at| is_there(*at).is_none()).collect()
+}
+
+/// Late, it puts nothing in the place of what came meanwhile, and costs nobody his only copy.
+#[test]
+fn s3_s22_a_repair_that_is_late_at_any_call_does_no_harm() {
+    let one_in = setting("ONCELOG_ONE_IN", 97);
+    let mut story = setting("ONCELOG_SEED", 0);
+    let mut told = 0;
+    let all = (0..3).map(Amid::StartsAnew);
+    let all = all.chain([Amid::Deletes, Amid::Grows, Amid::Verifies, Amid::Closes]);
+    let template = rotten(false);
+    for (amid, at) in all.flat_map(|amid| (0..3).map(move |at| (amid, at))) {
+        let mut call = 1 + story % one_in;
+        loop {
+            story += 1;
+            let disks: Vec<_> = template.iter().map(SimDisk::fork).collect();
+            let clock = Clock::manual(NOW);
+            if !repair_amid(&disks, at, call, amid, &clock) {
+                break;
+            }
+            told += 1;
+            let note = format!("{amid:?}, disk {at} late at {call}");
+            let store = open(&disks, 7, &clock);
+            quiet(&store, &clock);
+            for _ in 0..2 {
+                let _ = store.verify(VerifyOptions::new().repair(true));
+                quiet(&store, &clock);
+            }
+            let report = store.verify(VerifyOptions::new()).unwrap();
+            assert_eq!((lost(&store), report.damages), (Vec::new(), Vec::new()), "{note}");
+            store.close(SECOND).unwrap();
+            drop(store);
+            for there in [0b110, 0b101, 0b011] {
+                let forks: Vec<_> = disks.iter().map(SimDisk::fork).collect();
+                let store = open(&forks, there, &clock);
+                quiet(&store, &clock);
+                assert_eq!(lost(&store), [0; 0], "{note}, then {there:03b}");
+            }
+            call += one_in;
+        }
+    }
+    assert!(told > 20, "{told}");
 }
 
 /// Has the only data file begin at `base`, as if all before had been deleted.
