@@ -264,7 +264,10 @@ impl View {
             return Err(self.no_leader());
         }
         let mut seen = state.clone();
-        self.look_behind(&mut seen, shown)?;
+        let looked = self.look_behind(&mut seen, shown);
+        // The last segment was walked on, whatever comes of it.
+        state.last_epoch = seen.last_epoch;
+        looked?;
         let end = seen.tail.as_ref().map_or(seen.log_start, |tail| tail.end());
         let is_less = end < seen.high_watermark.max(shown.map_or(before, |it| it.high_watermark));
         // Files without a page are believed as long as their disk leads. Where another does, those of this one may go; a later
