@@ -535,7 +535,7 @@ fn a_view_keeps_its_word_whatever_happens_between_two_of_its_calls() {
                     // What is looked for goes with the files amid this.
                     let goes = matches!(act, Moves | Renews)
                         && matches!(looks, Looks::Times | Looks::Verifies);
-                    let one_in = if goes { one_in.div_ceil(8) } else { one_in };
+                    let one_in = if goes { one_in.div_ceil(5) } else { one_in };
                     for at in (1 + nth % one_in..).step_by(usize::try_from(one_in).unwrap()) {
                         runs += 1;
                         let run = || between(count, mode, act, looks, disk, at);
