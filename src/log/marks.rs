@@ -20,6 +20,7 @@
 //! |   96 |   16 | `boot_check`           | so it is with this                   |
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::protocol::replication::Progress;
@@ -35,9 +36,11 @@ const MARKS_BYTES: usize = 112;
 /// The page of one partition.
 #[derive(Debug)]
 pub(crate) struct Marks {
-    map: Mapping,
+    map: Arc<Mapping>,
     /// What the check of the start says.
     start: AtomicU64,
+    /// A store may find no room at any time.
+    asks: bool,
 }
 
 /// What a page says.
@@ -75,7 +78,12 @@ impl Marks {
             // One that is looked at meanwhile stays to be seen.
             write_all_at(&*file, 0, &[0; PAGE_BYTES])?;
         }
-        let page = Self { map: file.map(PAGE_BYTES, true)?, start: AtomicU64::new(u64::MAX) };
+        let page = Self {
+            map: Arc::new(file.map(PAGE_BYTES, true)?),
+            start: AtomicU64::new(u64::MAX),
+            asks: !place.disk.stores_in_place(),
+        };
+        page.takes_stores()?;
         page.show(marks, last_stable, written);
         for (at, word) in [64, 72].into_iter().zip(boot_words(place)) {
             page.map.publish_u64(at, word);
@@ -112,9 +120,24 @@ impl Marks {
         write_all_at(&*file, 32, &words.concat())
     }
 
+    pub(crate) fn mapping(&self) -> Arc<Mapping> {
+        Arc::clone(&self.map)
+    }
+
+    /// Whether its file system takes stores to it now; one that has failed may answer the next with a signal.
+    ///
+    /// # Errors
+    /// It does not.
+    pub(crate) fn takes_stores(&self) -> io::Result<()> {
+        self.map.populate(0..PAGE_BYTES as u64)
+    }
+
     /// Stores the offsets. Everything below `written` is in the files, and not only in this process.
     #[inline(always)]
     pub(crate) fn show(&self, marks: &Progress, last_stable: Offset, written: Offset) {
+        if self.asks && self.takes_stores().is_err() {
+            return; // readers know less until there is room
+        }
         self.map.publish_u64(32, written.0);
         self.map.publish_u64(40, !written.0);
         self.map.publish_u64(16, marks.high_watermark().0);
@@ -132,12 +155,18 @@ impl Marks {
     /// Takes back what the page says of offsets behind `flushed`: a flush failed, and the cache may
     /// have lost them.
     pub(crate) fn distrust(&self, flushed: Offset) {
+        if self.takes_stores().is_err() {
+            return; // nothing on that disk changes any more, and what is mounted anew is not believed
+        }
         self.map.publish_u64(40, !flushed.0);
         self.map.publish_u64(32, flushed.0);
     }
 
     /// Lets the page speak of no partition, as if it were removed, without a call to the disk.
     pub(crate) fn disown(self) {
+        if self.takes_stores().is_err() {
+            return;
+        }
         self.map.publish_u64(0, 0);
         self.map.publish_u64(88, 0);
     }

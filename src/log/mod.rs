@@ -142,6 +142,8 @@ pub(crate) struct Log {
     directory_unsynced: bool,
     /// The position of the active segment at which the worker should look at this log.
     attention_at: u64,
+    /// As of its last append.
+    is_aging: bool,
     checkpointed: u64,
     producers: Producers,
     /// The next segment is being made (`roll.rs`).
@@ -217,18 +219,17 @@ impl Log {
     /// Whether a batch of that many bytes can be put in place at once: it belongs into the active segment, and there is
     /// space for it.
     #[inline]
-    pub(crate) fn is_ready_for(&self, records: u32, bytes: usize) -> bool {
+    pub(crate) fn is_ready_for(&self, records: u32, bytes: usize, now: Timestamp) -> bool {
         let end = self.end.plus(records.into());
         self.active.as_ref().is_some_and(|active| {
-            active.has_room_for(bytes, end)
-                && active.room().is_ready(active.position() + bytes as u64)
+            active.has_room_for(bytes, end) && active.has_space_for(bytes, now)
         })
     }
 
     /// Whether the active segment has space for that many bytes.
     #[inline]
-    pub(crate) fn has_space_for(&self, bytes: usize) -> bool {
-        self.active.as_ref().is_some_and(|active| active.has_space_for(bytes))
+    pub(crate) fn has_space_for(&self, bytes: usize, now: Timestamp) -> bool {
+        self.active.as_ref().is_some_and(|active| active.has_space_for(bytes, now))
     }
 
     /// Appends one batch: seals it at the end of the log and puts it in place.
@@ -303,11 +304,11 @@ impl Log {
 
     /// Whether a batch of the leader's can be appended now, without a call to the disk.
     #[inline]
-    pub(crate) fn takes_inline(&self, bytes: usize, header: &BatchHeader) -> bool {
+    pub(crate) fn takes_inline(&self, bytes: usize, header: &BatchHeader, now: Timestamp) -> bool {
         header.base_offset == self.end
             && !self.producers.lacks_past()
             && self.active.as_ref().is_some_and(|active| {
-                active.has_room_for(bytes, header.end_offset()) && active.is_ready_for(bytes)
+                active.has_room_for(bytes, header.end_offset()) && active.is_ready_for(bytes, now)
             })
     }
 
@@ -359,7 +360,7 @@ impl Log {
             if self.sealed_waits_for_landing(batch.len(), &header) {
                 return Ok(false);
             }
-            match self.next_run(from_here) {
+            match self.next_run(from_here, now) {
                 Some(run) => {
                     self.append_run(run, now)?;
                     bytes = &from_here[run.len()..];
@@ -371,8 +372,8 @@ impl Log {
     }
 
     /// As many of the leader's batches as go into the segment together, if writing them at once pays.
-    fn next_run<'a>(&self, bytes: &'a [u8]) -> Option<&'a [u8]> {
-        let active = self.active.as_ref().filter(|active| active.writes_run(bytes.len()))?;
+    fn next_run<'a>(&self, bytes: &'a [u8], now: Timestamp) -> Option<&'a [u8]> {
+        let active = self.active.as_ref().filter(|active| active.writes_run(bytes.len(), now))?;
         let (mut end, mut len) = (self.end, 0);
         while let Some(header) = BatchHeader::trusted(&bytes[len..]) {
             let fits = active.has_room_for(len + header.len(), header.end_offset());
@@ -382,7 +383,7 @@ impl Log {
             end = header.end_offset();
             len += header.len();
         }
-        active.writes_run(len).then(|| &bytes[..len])
+        active.writes_run(len, now).then(|| &bytes[..len])
     }
 
     fn append_run(&mut self, mut bytes: &[u8], now: Timestamp) -> Result<(), Error> {
@@ -436,9 +437,11 @@ impl Log {
 
     /// Whether the worker should look at this log: pages, or a checkpoint, are due. Says so once.
     #[inline]
-    pub(crate) fn wants_attention(&mut self) -> bool {
-        let position = self.active.as_ref().map_or(0, ActiveSegment::position);
-        if position < self.attention_at {
+    pub(crate) fn wants_attention(&mut self, now: Timestamp) -> bool {
+        let Some(active) = &self.active else { return false };
+        let (position, was_aging) = (active.position(), self.is_aging);
+        self.is_aging = active.room().is_aging(now);
+        if position < self.attention_at && (was_aging || !self.is_aging) {
             return false;
         }
         self.attention_at = position + AHEAD_BYTES / 2;

@@ -230,6 +230,7 @@ impl Opening {
             apart: false,
             witness: None,
             attention_at: 0,
+            is_aging: false,
             checkpointed: if evidence.clean { checkpointed } else { 0 },
             producers,
         };

@@ -6,6 +6,7 @@
 //! nor sealed, nor does it change hands. A log that is given up while it rolls leaves an empty segment behind.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::Error;
@@ -30,7 +31,7 @@ pub(crate) struct NextSegment {
 #[derive(Clone, Debug)]
 pub(crate) struct MoreRoom {
     room: Option<Arc<Room>>,
-    until: u64,
+    range: Range<u64>,
     segment: Option<Arc<Segment>>,
 }
 
@@ -39,9 +40,9 @@ impl MoreRoom {
     ///
     /// # Errors
     /// [`Error::NoSpace`], [`Error::Io`].
-    pub(crate) fn make(&self) -> Result<(), Error> {
+    pub(crate) fn make(&self, now: Timestamp) -> Result<(), Error> {
         let (Some(room), Some(segment)) = (&self.room, &self.segment) else { return Ok(()) };
-        room.make_ready(self.until)
+        room.make_ready(self.range.clone(), now)
             .map_err(|error| segment.place.io_error(&log_name(segment.base), "allocate", error))
     }
 }
@@ -75,9 +76,10 @@ impl Log {
     /// The space that a batch of that many bytes needs in the active segment.
     pub(crate) fn lacks_room(&self, bytes: usize) -> MoreRoom {
         let active = self.active.as_ref();
+        let position = active.map_or(0, ActiveSegment::position);
         MoreRoom {
             room: active.map(|active| Arc::clone(active.room())),
-            until: active.map_or(0, |active| active.position() + bytes as u64),
+            range: position..position + bytes as u64,
             segment: active.map(|active| Arc::clone(active.segment())),
         }
     }

@@ -135,7 +135,7 @@ impl Core {
             return self.answer_refused(error, author, records.len(), acks);
         }
         let (count, bytes) = (draft.header().record_count, draft.len());
-        if !state.log.has_space_for(bytes) || state.log.waits_for_landing(count, bytes) {
+        if !state.log.has_space_for(bytes, now) || state.log.waits_for_landing(count, bytes) {
             state = match self.make_ready(state, count, bytes) {
                 Ok(state) => state,
                 Err(error) => return self.answer_refused(error, author, records.len(), acks),
@@ -302,7 +302,7 @@ impl Core {
         self.log_end.store(end.0, Ordering::Release);
         self.high_watermark.store(high_watermark.0, Ordering::Release);
         self.last_stable.store(last_stable.0, Ordering::Release);
-        let mut attention = log.wants_attention();
+        let mut attention = log.wants_attention(now);
         if let (Flush::Interval(_), None) = (flush, state.unflushed_since) {
             state.unflushed_since = Some(now);
             attention = true;

@@ -67,13 +67,13 @@ impl Core {
         for replica in followers.iter() {
             let appended = replica.state.try_lock().is_some_and(|mut follower| {
                 let Some(log) = follower.log.as_mut() else { return false };
-                if !log.takes_inline(batch.len(), header) {
+                if !log.takes_inline(batch.len(), header, now) {
                     return false;
                 }
                 let appended = log.append_sealed(batch, header, now);
                 // Memory takes it, or says nothing was written.
                 let done = appended.is_ok();
-                if done && log.wants_attention() {
+                if done && log.wants_attention(now) {
                     replica.ask_for_attention(self);
                 }
                 done
@@ -662,7 +662,7 @@ fn append_ready<'a>(log: &mut Log, mut bytes: &'a [u8], now: Timestamp) -> Resul
     while let Some(header) = BatchHeader::trusted(bytes) {
         let (batch, rest) = bytes.split_at(header.len());
         if header.end_offset() > log.end() {
-            if !log.takes_inline(batch.len(), &header) {
+            if !log.takes_inline(batch.len(), &header, now) {
                 return Ok(bytes);
             }
             log.append_sealed(batch, &header, now)?;

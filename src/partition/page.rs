@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::error::Error;
 use crate::log::{Log, Marks};
 use crate::protocol::replication::Progress;
 use crate::segment::Place;
@@ -35,7 +36,9 @@ impl State {
     /// Shows how far may be read, and returns how far of that is decided.
     pub(super) fn show_page(&mut self) -> Offset {
         let last_stable = self.log.last_stable(self.progress.high_watermark());
-        if let Some(page) = &self.page {
+        if let Some(page) = &self.page
+            && page.takes_stores().is_ok()
+        {
             page.show(&self.progress, last_stable, self.log.written_end());
         }
         last_stable
@@ -48,6 +51,18 @@ impl State {
 }
 
 impl Core {
+    /// Has the file system agree to stores to the page, as it did to those to the log.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: it takes none.
+    pub(super) fn grant_page(&self) -> Result<(), Error> {
+        let state = self.state.lock();
+        let Some(map) = state.page.as_ref().map(Marks::mapping) else { return Ok(()) };
+        let place = state.log.place().clone();
+        drop(state);
+        map.populate(0..map.len() as u64).map_err(|error| place.io_error("marks", "store", error))
+    }
+
     /// The page to be made before the metadata name another leader.
     pub(crate) fn next_page(&self, proposal: &Proposal) -> Option<NextPage> {
         let disk = proposal.start.and(proposal.leader)?;

@@ -74,7 +74,8 @@ impl Core {
 
     /// Whether a batch can be put in place without a call to the disk.
     pub(super) fn is_ready(&self, state: &State, records: u32, bytes: usize) -> bool {
-        !state.log.waits_for_landing(records, bytes) && state.log.is_ready_for(records, bytes)
+        !state.log.waits_for_landing(records, bytes)
+            && state.log.is_ready_for(records, bytes, self.clock.now())
     }
 
     /// Waits until a batch can be put in place.
@@ -196,7 +197,7 @@ impl Core {
     fn run_errand(&self, disk: DiskId, number: u64, need: &Need) {
         let now = self.clock.now();
         let (made, outcome) = match need {
-            Need::Room(more) => (None, more.make()),
+            Need::Room(more) => (None, more.make(now).and_then(|()| self.grant_page())),
             Need::Segment(next) => match next.make(now) {
                 Ok(made) => (Some(made), Ok(())),
                 Err(error) => (None, Err(error)),

@@ -66,9 +66,11 @@ impl Core {
             tended = self.tend_follower(replica, now);
         }
         if ahead || !leads {
-            self.work_ahead(disk);
+            self.work_ahead(disk, now);
         }
         if leads {
+            // Where it takes no stores, neither does the log: the appender reports that.
+            let _ = self.grant_page();
             tended = self.tend_flush(now);
         }
         let flush = self.state.lock().flush;
@@ -400,16 +402,16 @@ impl Core {
         Ok(left)
     }
 
-    fn work_ahead(&self, disk: DiskId) {
+    fn work_ahead(&self, disk: DiskId, now: Timestamp) {
         loop {
             let room = self.with_log(disk, |log| log.room()).flatten();
             let Some((room, position)) = room else { return };
             let ahead = AHEAD_BYTES.min(position / 2);
-            if !room.wants_work(position, ahead) {
+            if !room.wants_work(position, ahead, now) {
                 return;
             }
             self.state.lock().making_room.push((disk, None));
-            let made = room.work_ahead(position, ahead);
+            let made = room.work_ahead(position, ahead, now);
             self.room_made(&mut self.state.lock(), disk);
             // A full disk is the appender's to report; here it only means that nothing is ready.
             if !matches!(made, Ok(true)) {

@@ -14,6 +14,7 @@ pub(crate) mod batches;
 mod file_header;
 mod index;
 mod reader;
+mod room;
 mod scan;
 mod side_file;
 mod writer;
@@ -34,11 +35,12 @@ use crate::types::{LeaderEpoch, Offset, StoreId, Timestamp, TopicId, TopicPartit
 pub(crate) use file_header::{DATA_START, FILE_HEADER_BYTES, FileHeader, HeaderFault};
 pub(crate) use index::{IndexEntry, SparseIndex};
 pub(crate) use reader::Fetched;
+pub(crate) use room::Room;
 pub(crate) use scan::{Scan, ScanEnd, Scanner, aborted_by};
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) use side_file::put_checksums as put_side_checksums;
 pub(crate) use side_file::{SideFile, SideHead};
-pub(crate) use writer::{ActiveSegment, Room, Staged, WriteHow};
+pub(crate) use writer::{ActiveSegment, Staged, WriteHow};
 
 /// Whose log a file belongs to; every checksum of a batch header starts from `seed`.
 #[derive(Clone, Debug, PartialEq, Eq)]

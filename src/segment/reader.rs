@@ -15,7 +15,7 @@ use crate::storage::{Mapping, OpenMode, PooledBuffer};
 use crate::types::{Compression, Offset, Timestamp};
 
 use super::batches::Batches;
-use super::writer::PAGE_BYTES;
+use super::room::PAGE_BYTES;
 use super::{DATA_START, Scanner, Segment, Source, SparseIndex, log_name};
 
 /// Bytes read ahead of what was asked for, to find the first batch behind an index entry.

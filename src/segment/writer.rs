@@ -1,42 +1,24 @@
 //! The active segment: the one that grows.
 //!
-//! Space is made in four stages, each ahead of the next: *allocated* (`fallocate`, in steps that
-//! double), *ready* (zeroes written, so that the pages are in the cache), *mapped* (a store meets no
-//! fault), *written* (batches). Only ready bytes are stored to: a full or failing disk therefore
-//! shows as an error of the first two stages, before a record is taken, and not as a signal. The worker
-//! maps when enough is ready, and else the first store to a folio does: appends take a twentieth less of
-//! the processor with one replica, a tenth with three.
-//!
-//! Where nothing is shown before it is flushed, batches are *staged* instead: they wait in memory for
+//! Where nothing is shown before it is flushed, batches are *staged*: they wait in memory for
 //! the next flush, which writes all of them with one call. What is published to readers and to the
 //! worker is what was written; the stage is the writer's own.
 //!
 //! A replica that catches up gets batches by the mebibyte: those are written where nothing is ready yet, and no zeroes
 //! before them (0.7 to 1.0 of a bare copy of the files, about 0.6 before).
-//!
-//! The zeroes are written by the disk's worker when it is early enough, else by the appender; the
-//! lock in [`Room`] keeps the two apart. Zeroes go only behind `ready`, batches only before it or, in a run, across it.
 
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use parking_lot::Mutex;
+use std::sync::atomic::Ordering;
 
 use crate::error::{Error, Written};
 use crate::record::{BatchHeader, LENGTH_AT};
 use crate::storage::{File, Mapping, OpenMode, write_all_at};
 use crate::types::{Offset, Timestamp};
 
+use super::room::{Room, is_full};
 use super::{DATA_START, FileHeader, IndexEntry, Place, Segment, Source, SparseIndex, log_name};
 
-/// Of the system's memory.
-pub(super) const PAGE_BYTES: u64 = 4096;
-/// The first allocation of a segment: ten thousand idle partitions must cost little.
-const ALLOCATE_BYTES_MIN: u64 = 32 << 10;
-/// Allocation doubles up to this step.
-const ALLOCATE_BYTES_MAX: u64 = 64 << 20;
 /// What waits in memory for a flush; more than that is written at once.
 const STAGE_BYTES_MAX: usize = 256 << 10;
 /// Batches that are together smaller are copied into pages that are made ready.
@@ -53,149 +35,19 @@ pub(crate) enum WriteHow {
 }
 
 impl WriteHow {
+    /// As it can be done there: where a store to a mapping may find no room, by system calls.
+    fn on(self, place: &Place) -> Self {
+        match self {
+            Self::Map { .. } if !place.disk.stores_in_place() => {
+                Self::Write { map_reads: false, staged: false }
+            }
+            how => how,
+        }
+    }
+
     pub(crate) fn is_staged(self) -> bool {
         matches!(self, Self::Write { staged: true, .. })
     }
-}
-
-/// The stages of one file's space; shared with the worker that works ahead.
-#[derive(Debug)]
-pub(crate) struct Room {
-    file: Arc<dyn File>,
-    map: Option<Arc<Mapping>>,
-    capacity: u64,
-    chunk: u64,
-    ready: AtomicU64,
-    /// So far the worker has mapped, but for what had been stored to when it came there.
-    mapped: AtomicU64,
-    stages: Mutex<Stages>,
-}
-
-#[derive(Debug)]
-struct Stages {
-    allocated: u64,
-    step: u64,
-}
-
-impl Room {
-    /// Whether so much can be written without a call to the disk.
-    #[inline]
-    pub(crate) fn is_ready(&self, until: u64) -> bool {
-        until <= self.ready.load(Ordering::Acquire)
-    }
-
-    /// Makes at least `until` bytes ready, and whole chunks beyond it.
-    ///
-    /// # Errors
-    /// What the system says; nothing that was ready is lost.
-    pub(crate) fn make_ready(&self, until: u64) -> io::Result<()> {
-        let mut stages = self.stages.lock();
-        let mut ready = self.ready.load(Ordering::Acquire);
-        while ready < until {
-            // Small chunks first: most partitions are idle, and ten thousand of them must cost little.
-            let chunk =
-                ready.next_power_of_two().clamp(ALLOCATE_BYTES_MIN.min(self.chunk), self.chunk);
-            let chunk_end = (ready / chunk + 1) * chunk;
-            let target = chunk_end.min(self.capacity.max(until));
-            let least = until.next_multiple_of(PAGE_BYTES).min(target);
-            let target = self.allocate_ahead(&mut stages, target, least)?;
-            let zeroes = zeroes();
-            while ready < target {
-                let len = usize::try_from(target - ready).unwrap_or(usize::MAX).min(zeroes.len());
-                write_all_at(&*self.file, ready, &zeroes[..len])?;
-                ready += len as u64;
-            }
-            self.ready.store(ready, Ordering::Release);
-        }
-        Ok(())
-    }
-
-    /// Writes batches over what is zero and over what is not ready yet: that part needs no zeroes.
-    fn write(&self, position: u64, bytes: &[u8]) -> io::Result<()> {
-        let mut stages = self.stages.lock();
-        let end = position + bytes.len() as u64;
-        self.allocate_ahead(&mut stages, end, end)?;
-        // Some of it may be there now: not even for want of room may appends go on over that.
-        write_all_at(&*self.file, position, bytes).map_err(io::Error::other)?;
-        self.ready.fetch_max(end, Ordering::Release);
-        Ok(())
-    }
-
-    /// Allocates as far as `target` and a step beyond it; on a disk that is nearly full, as far as `least`. Returns which.
-    fn allocate_ahead(&self, stages: &mut Stages, target: u64, least: u64) -> io::Result<u64> {
-        if target <= stages.allocated {
-            return Ok(target);
-        }
-        let end = (stages.allocated + stages.step).max(target).min(self.capacity.max(target));
-        match self.allocate(stages, end) {
-            Err(error) if is_full(&error) => {
-                self.allocate(stages, least)?;
-                Ok(least)
-            }
-            allocated => {
-                allocated?;
-                stages.step = (stages.step * 2).min(ALLOCATE_BYTES_MAX);
-                Ok(target)
-            }
-        }
-    }
-
-    fn allocate(&self, stages: &mut Stages, end: u64) -> io::Result<()> {
-        if end > stages.allocated {
-            self.file.allocate(stages.allocated, end - stages.allocated)?;
-            stages.allocated = end;
-        }
-        Ok(())
-    }
-
-    /// So far from `position`, but within the segment.
-    pub(crate) fn ahead_of(&self, position: u64, ahead: u64) -> u64 {
-        (position + ahead).min(self.capacity)
-    }
-
-    /// Whether [`Room::work_ahead`] has anything to do.
-    pub(crate) fn wants_work(&self, position: u64, ahead: u64) -> bool {
-        let ready = self.ready.load(Ordering::Acquire);
-        ready < self.ahead_of(position, ahead) || self.to_map(position, ready).is_some()
-    }
-
-    /// Works one chunk ahead of `position`: makes one ready, or maps one if enough are. False: nothing to do.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub(crate) fn work_ahead(&self, position: u64, ahead: u64) -> io::Result<bool> {
-        let ready = self.ready.load(Ordering::Acquire);
-        let until = self.ahead_of(position, ahead);
-        if ready < until {
-            self.make_ready((ready + self.chunk).min(until))?;
-            return Ok(true);
-        }
-        let Some(chunk) = self.to_map(position, ready) else { return Ok(false) };
-        if let Some(map) = &self.map {
-            map.populate(&chunk);
-        }
-        self.mapped.store(chunk.end, Ordering::Relaxed);
-        Ok(true)
-    }
-
-    /// The next chunk that is ready and not mapped. Less is not worth a call: most partitions are idle.
-    fn to_map(&self, position: u64, ready: u64) -> Option<Range<u64>> {
-        let start = self.mapped.load(Ordering::Relaxed).max(position);
-        let end = start + self.chunk;
-        (self.map.is_some() && end <= ready).then_some(start..end)
-    }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
-    )
-}
-
-fn zeroes() -> &'static [u8] {
-    static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
-    &ZEROES
 }
 
 /// Batches on their way from memory to the file: one flush's.
@@ -318,7 +170,7 @@ impl ActiveSegment {
                 how,
                 now,
             )?;
-            made.room.make_ready(DATA_START + 1)?;
+            made.room.make_ready(DATA_START..DATA_START + 1, now)?;
             place.disk.rename(&temporary_path, &path)?;
             Ok(made)
         })();
@@ -376,6 +228,7 @@ impl ActiveSegment {
     ) -> io::Result<Self> {
         let capacity = capacity.max(position);
         let len = usize::try_from(capacity).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let how = how.on(place);
         let (chunk, map, map_reads) = match how {
             WriteHow::Map { chunk_bytes } => {
                 (chunk_bytes, Some(Arc::new(file.map(len, true)?)), None)
@@ -396,15 +249,8 @@ impl ActiveSegment {
             Some(map) => Source::Mapped(map),
             None => Source::File(Arc::clone(&file)),
         };
-        let room = Room {
-            file: Arc::clone(&file),
-            map: map.clone(),
-            capacity,
-            chunk: chunk.into(),
-            ready: AtomicU64::new(position),
-            mapped: AtomicU64::new(0),
-            stages: Mutex::new(Stages { allocated: position, step: ALLOCATE_BYTES_MIN }),
-        };
+        let limits = (position, capacity, chunk.into());
+        let room = Room::new(Arc::clone(&file), map.clone(), limits, created);
         Ok(Self {
             segment: Arc::new(segment),
             file,
@@ -451,8 +297,8 @@ impl ActiveSegment {
     ) -> Result<(), Error> {
         let start = self.position;
         let end = start + bytes.len() as u64;
-        if !self.room.is_ready(end) {
-            self.room.make_ready(end).map_err(|error| self.fault("allocate", error))?;
+        if !self.room.is_ready(end, now) {
+            self.room.make_ready(start..end, now).map_err(|error| self.fault("allocate", error))?;
         }
         self.index_if_due();
         match &self.map {
@@ -502,8 +348,8 @@ impl ActiveSegment {
     }
 
     /// Whether that many bytes of sealed batches are better written than copied: their pages are not ready.
-    pub(crate) fn writes_run(&self, bytes: usize) -> bool {
-        self.map.is_some() && bytes >= RUN_BYTES_MIN && !self.has_space_for(bytes)
+    pub(crate) fn writes_run(&self, bytes: usize, now: Timestamp) -> bool {
+        self.map.is_some() && bytes >= RUN_BYTES_MIN && !self.has_space_for(bytes, now)
     }
 
     /// Puts sealed batches behind the last one, all with one call.
@@ -588,7 +434,7 @@ impl ActiveSegment {
 
     /// Whether the segment was begun for batches that are put in place like this.
     pub(crate) fn suits(&self, how: WriteHow) -> bool {
-        self.map.is_some() == matches!(how, WriteHow::Map { .. })
+        self.map.is_some() == matches!(how.on(&self.segment.place), WriteHow::Map { .. })
     }
 
     /// What a flush has to write and to make durable. One at a time, until [`ActiveSegment::landed`].
@@ -621,15 +467,7 @@ impl ActiveSegment {
 
     /// Takes nothing from here on, so that the log ends where the next segment begins.
     pub(crate) fn shut(&mut self) {
-        let none = Room {
-            file: Arc::clone(&self.file),
-            map: None,
-            capacity: 0,
-            chunk: self.room.chunk,
-            ready: AtomicU64::new(0),
-            mapped: AtomicU64::new(0),
-            stages: Mutex::new(Stages { allocated: 0, step: 0 }),
-        };
+        let none = Room::none(Arc::clone(&self.file));
         let room = std::mem::replace(&mut self.room, Arc::new(none));
         self.shut = Some((std::mem::replace(&mut self.capacity, self.position), room));
     }
@@ -671,15 +509,14 @@ impl ActiveSegment {
 
     /// Whether there is space for that many bytes.
     #[inline]
-    pub(crate) fn has_space_for(&self, bytes: usize) -> bool {
-        self.room.is_ready(self.position + bytes as u64)
+    pub(crate) fn has_space_for(&self, bytes: usize, now: Timestamp) -> bool {
+        self.room.is_ready(self.position + bytes as u64, now)
     }
 
     /// Whether that many bytes can be appended without a call to the disk.
     #[inline]
-    pub(crate) fn is_ready_for(&self, bytes: usize) -> bool {
-        (self.map.is_some() || self.stage_takes(bytes))
-            && self.room.is_ready(self.position + bytes as u64)
+    pub(crate) fn is_ready_for(&self, bytes: usize, now: Timestamp) -> bool {
+        (self.map.is_some() || self.stage_takes(bytes)) && self.has_space_for(bytes, now)
     }
 
     /// The batches that are in no file yet, in two rows.

@@ -7,10 +7,11 @@
 //! Invariants, kept by the callers in this crate:
 //! 1. One thread at a time stores, and only to bytes that were never published.
 //! 2. `bytes` is asked only for published ranges, within the length of the file.
-//! 3. Stores go only to ranges that were allocated and written before, so no store meets a missing
-//!    page (`SIGBUS`).
+//! 3. Stores go only to ranges that were allocated and written before, and that the file system has just agreed to
+//!    ([`Mapping::populate`]), so no store meets a page that is missing or refused (`SIGBUS`).
 
 use std::fmt;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -37,6 +38,10 @@ pub(super) trait StoreWatch: Send + Sync {
     fn before_store(&self, position: usize, source: &[u8]) -> bool;
     /// Bytes of `range` are about to be read.
     fn before_load(&self, range: Range<usize>);
+    /// Whether stores may meet a file system that has failed.
+    fn can_fail(&self) -> bool;
+    /// Bytes of `range` are asked for, to be stored to.
+    fn before_stores(&self, range: Range<usize>) -> io::Result<()>;
 }
 
 /// The first bytes of a file, in memory.
@@ -102,17 +107,41 @@ impl Mapping {
         let _ = position;
     }
 
-    /// Maps bytes that are written already, so that stores to them meet no fault. Only a matter of speed: where the system
-    /// does not know how, the first store to each folio maps it.
-    pub(crate) fn populate(&self, range: &Range<u64>) {
-        #[cfg(target_os = "linux")]
-        if let (Owner::System(map), Ok(start), Ok(len)) =
-            (&self.owner, usize::try_from(range.start), usize::try_from(range.end - range.start))
-        {
-            let _ = map.advise_range(memmap2::Advice::PopulateWrite, start, len);
+    /// Whether a store may meet a file system that has failed, as a signal.
+    pub(crate) fn can_fail(&self) -> bool {
+        match (&self.owner, &self.watch) {
+            (Owner::System(_), _) => true,
+            (Owner::Heap(_), watch) => watch.as_ref().is_some_and(|watch| watch.can_fail()),
         }
-        #[cfg(not(target_os = "linux"))]
-        let _ = range;
+    }
+
+    /// Has the file system agree to stores to bytes that are written already: they meet no fault until it writes the pages
+    /// back. A system that does not know how (Linux before 5.14, others) says nothing, and the first store to each page asks.
+    ///
+    /// # Errors
+    /// The file system takes no stores: a store would be a signal.
+    pub(crate) fn populate(&self, range: Range<u64>) -> io::Result<()> {
+        let address = |at: u64| usize::try_from(at).map_err(|_| io::ErrorKind::OutOfMemory);
+        let range = address(range.start)?..address(range.end)?;
+        if range.is_empty() {
+            return Ok(());
+        }
+        assert!(range.end <= self.len, "a range outside the mapping");
+        if let Some(watch) = &self.watch {
+            return watch.before_stores(range);
+        }
+        #[cfg(target_os = "linux")]
+        if let Owner::System(map) = &self.owner {
+            let asked = map.advise_range(memmap2::Advice::PopulateWrite, range.start, range.len());
+            return asked.or_else(|error| match error.raw_os_error() {
+                Some(libc::EINVAL) => Ok(()),
+                Some(libc::EFAULT) => {
+                    Err(io::Error::other("the file system takes no stores to the mapped file"))
+                }
+                _ => Err(error),
+            });
+        }
+        Ok(())
     }
 
     /// Stores a little-endian word at `position`, a multiple of 4, after everything stored before it.
@@ -210,13 +239,13 @@ impl HeapBlock {
     /// `len` zero bytes; `OutOfMemory` if there is no room. The system gives the memory page by page
     /// as it is used: it is aligned no further than a plain `calloc` aligns, as the allocator would
     /// fill it with zeroes at once otherwise.
-    pub(super) fn zeroed(len: usize) -> std::io::Result<Arc<Self>> {
+    pub(super) fn zeroed(len: usize) -> io::Result<Arc<Self>> {
         let layout = std::alloc::Layout::from_size_align(len.max(1), 8)
-            .map_err(|_| std::io::Error::from(std::io::ErrorKind::OutOfMemory))?;
+            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         // SAFETY: the layout's size is not zero.
         let base = unsafe { std::alloc::alloc_zeroed(layout) };
         if base.is_null() {
-            return Err(std::io::ErrorKind::OutOfMemory.into());
+            return Err(io::ErrorKind::OutOfMemory.into());
         }
         Ok(Arc::new(Self { base, len, layout }))
     }

@@ -157,6 +157,10 @@ impl Disk for MemoryDisk {
         Ok(u64::MAX)
     }
 
+    fn stores_in_place(&self) -> bool {
+        true
+    }
+
     fn boot_id(&self) -> u128 {
         1
     }

@@ -100,8 +100,16 @@ pub(crate) trait Disk: Send + Sync + fmt::Debug {
     fn lock(&self, path: &str, note: &str) -> io::Result<Box<dyn DiskLock>>;
     /// Bytes that files can still take.
     fn free_bytes(&self) -> io::Result<u64>;
+    /// Whether bytes that were written take no more room when they are stored to through a mapping. Where each write goes to a
+    /// new place (btrfs, ZFS), a store finds none on a full disk, which is a signal.
+    fn stores_in_place(&self) -> bool;
     /// Which run of the machine this is: the page cache of one run is gone in the next.
     fn boot_id(&self) -> u128;
+    /// Which life of the page cache this is, as a process sees it that may write: a run of the machine, and a mounting of the
+    /// file system, for a disk that failed and is mounted anew has lost what was not flushed. 0: not known.
+    fn cache_id(&self) -> u128 {
+        self.boot_id()
+    }
     /// 128 random bits.
     fn entropy(&self) -> u128;
 }

@@ -16,6 +16,8 @@ use super::{Disk, DiskLock, Entry, EntryKind, File, Mapping, OpenMode};
 pub(crate) struct RealDisk {
     root: PathBuf,
     boot: u128,
+    mount: u64,
+    in_place: bool,
     /// Which directory was locked, by device and inode: another may take its place.
     locked: Mutex<Option<(u64, u64)>>,
 }
@@ -31,7 +33,8 @@ impl RealDisk {
         if !fs::metadata(&root)?.is_dir() {
             return Err(io::ErrorKind::NotADirectory.into());
         }
-        Ok(Self { root, boot: boot_id(), locked: Mutex::default() })
+        let (mount, in_place) = (mount_id(&root), stores_in_place(&root));
+        Ok(Self { root, boot: boot_id(), mount, in_place, locked: Mutex::default() })
     }
 
     fn full(&self, path: &str) -> PathBuf {
@@ -123,8 +126,16 @@ impl Disk for RealDisk {
         free_bytes(&self.root)
     }
 
+    fn stores_in_place(&self) -> bool {
+        self.in_place
+    }
+
     fn boot_id(&self) -> u128 {
         self.boot
+    }
+
+    fn cache_id(&self) -> u128 {
+        if self.boot == 0 { 0 } else { self.boot ^ u128::from(self.mount) }
     }
 
     fn entropy(&self) -> u128 {
@@ -405,6 +416,64 @@ fn boot_id() -> u128 {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     u128::from_str_radix(&digits, 16).unwrap_or(0)
+}
+
+/// The kernel's number of the mounting that a directory belongs to, which it gives to no other in the same run; 0 where it
+/// knows none (Linux before 6.8, others).
+#[cfg(target_os = "linux")]
+fn mount_id(directory: &Path) -> u64 {
+    use std::os::unix::ffi::OsStrExt;
+    /// `STATX_MNT_ID_UNIQUE`
+    const UNIQUE: u32 = 0x4000;
+    let Ok(path) = std::ffi::CString::new(directory.as_os_str().as_bytes()) else { return 0 };
+    let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path ends with a zero, and the call fills in the struct, of which all zeroes are a value.
+    let found = unsafe {
+        if libc::statx(libc::AT_FDCWD, path.as_ptr(), 0, UNIQUE, found.as_mut_ptr()) != 0 {
+            return 0;
+        }
+        found.assume_init()
+    };
+    if found.stx_mask & UNIQUE == 0 { 0 } else { found.stx_mnt_id }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn mount_id(_: &Path) -> u64 {
+    0
+}
+
+/// Whether a directory's file system is one of those that are known to store in place. What overlays lie on is not told;
+/// mostly it is one of these.
+#[cfg(target_os = "linux")]
+fn stores_in_place(directory: &Path) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    const EXT: u64 = 0xef53;
+    const XFS: u64 = 0x5846_5342;
+    const TMPFS: u64 = 0x0102_1994;
+    const RAMFS: u64 = 0x8584_58f6;
+    const OVERLAY: u64 = 0x794c_7630;
+    let Ok(path) = std::ffi::CString::new(directory.as_os_str().as_bytes()) else { return false };
+    let mut found = std::mem::MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: the path ends with a zero, and the call fills in the struct, of which all zeroes are a value.
+    let found = unsafe {
+        if libc::statfs(path.as_ptr(), found.as_mut_ptr()) != 0 {
+            return false;
+        }
+        found.assume_init()
+    };
+    #[allow(
+        clippy::cast_sign_loss,
+        clippy::unnecessary_cast,
+        reason = "its type depends on the system"
+    )]
+    let magic = found.f_type as u64;
+    [EXT, XFS, TMPFS, RAMFS, OVERLAY].contains(&magic)
+}
+
+/// Not known.
+#[cfg(not(target_os = "linux"))]
+fn stores_in_place(_: &Path) -> bool {
+    false
 }
 
 /// Random bits of the system.

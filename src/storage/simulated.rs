@@ -17,12 +17,14 @@
 mod files;
 mod gate;
 mod image;
+mod pages;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,6 +37,7 @@ use files::{Handle, SimFile, SimLock, wait_at_gate};
 use gate::Gate;
 pub use gate::Hang;
 use image::{Image, Random, Sector, size};
+use pages::Pages;
 
 /// Sectors of files that are gone, remembered at most.
 const FREED_MAX: usize = 16;
@@ -100,6 +103,8 @@ struct World {
     syncs: u64,
     hang_after: Option<(u64, Hang)>,
     gate: Arc<Gate>,
+    /// Only where [`SimDisk::watch_pages`] was asked for.
+    pages: Option<Pages>,
 }
 
 impl SimDisk {
@@ -130,6 +135,7 @@ impl SimDisk {
                 syncs: 0,
                 hang_after: None,
                 gate: Arc::default(),
+                pages: None,
             })),
         }
     }
@@ -200,6 +206,17 @@ impl SimDisk {
     pub fn held_calls(&self) -> usize {
         let gate = Arc::clone(&self.world.lock().gate);
         gate.held()
+    }
+
+    /// From now on it minds which pages of mapped files may be stored to, of files that are opened from now on: a store to
+    /// one that was written back, while the disk fails ([`SimDisk::fail_from`]), panics, as it may end a real process.
+    pub fn watch_pages(&self) {
+        self.world.lock().pages.get_or_insert_default();
+    }
+
+    /// Writes back all pages, as a kernel does at times. That makes nothing durable here.
+    pub fn write_back(&self) {
+        self.world.lock().pages.iter_mut().for_each(Pages::close);
     }
 
     /// The process dies in the `n`-th event from now: from then on calls fail and do nothing.
@@ -452,6 +469,13 @@ impl World {
             Way::Dies => Err(crashed()),
             Way::Whole | Way::Short => Ok(()),
         }
+    }
+
+    /// As the first store to each of the pages of these bytes does.
+    fn ask_for_pages(&mut self, file: u64, bytes: Range<usize>) -> io::Result<()> {
+        let has_failed = matches!(self.fault_from, Some((n, Fault::Eio)) if self.calls >= n);
+        let asked = self.pages.as_mut().map(|pages| pages.ask(file, bytes, has_failed));
+        asked.unwrap_or(Ok(()))
     }
 
     fn due_fault(&mut self, call: Call) -> Option<Fault> {
@@ -771,6 +795,10 @@ impl Disk for SimDisk {
 
     fn free_bytes(&self) -> io::Result<u64> {
         Ok(wait_at_gate(&self.world, Call::Read).free.unwrap_or(u64::MAX))
+    }
+
+    fn stores_in_place(&self) -> bool {
+        true
     }
 
     fn boot_id(&self) -> u128 {

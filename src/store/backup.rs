@@ -179,7 +179,7 @@ impl Shared {
             clean: true,
             stale: false,
             strayed: false,
-            boot: target.boot_id(),
+            cache: target.cache_id(),
             metadata: metadata.witnessed().0,
             disks: session::bit_of(DISK),
             ends,

@@ -192,8 +192,8 @@ impl Shared {
         let online = disks.iter().filter(|disk| disk.is_online());
         for disk in online.filter(|_| !metadata.is_poisoned()) {
             if let Some(session) = sessions.remove(&disk.id) {
-                let (boot, (metadata, disks)) = (disk.disk.boot_id(), metadata.witnessed());
-                let session = Session { clean: true, boot, metadata, disks, ..session };
+                let (cache, (metadata, disks)) = (disk.disk.cache_id(), metadata.witnessed());
+                let session = Session { clean: true, cache, metadata, disks, ..session };
                 outcome = outcome.and(session.write(&*disk.disk, self.id));
             }
         }

@@ -72,7 +72,7 @@ impl StoreDisk {
     ) -> Arc<Self> {
         Arc::new(Self {
             id,
-            same_boot: session.boot != 0 && session.boot == disk.boot_id(),
+            same_boot: session.cache != 0 && session.cache == disk.cache_id(),
             disk,
             attention: Arc::default(),
             flushes: Arc::default(),
@@ -115,8 +115,8 @@ impl StoreDisk {
         (metadata, disks): ((u64, u64), u64),
     ) -> Result<()> {
         let mut session = self.session.lock();
-        let boot = self.disk.boot_id();
-        let unclean = Session { clean: false, boot, metadata, disks, ..session.clone() };
+        let cache = self.disk.cache_id();
+        let unclean = Session { clean: false, cache, metadata, disks, ..session.clone() };
         layout::with_reserve(&*self.disk, || unclean.write(&*self.disk, store))?;
         *session = Session { clean: session.clean, ..unclean };
         self.is_in_use.store(true, Ordering::Release);

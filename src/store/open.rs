@@ -157,7 +157,7 @@ fn open_metadata(
             .iter()
             .any(|(last, disks)| disks & session::bit_of(*id) != 0 && found.lacks(*at, *last));
         if older {
-            *session = Session { stale: true, boot: session.boot, ..Session::default() };
+            *session = Session { stale: true, cache: session.cache, ..Session::default() };
         }
         let strays = found.strayed(*at);
         session.strayed |= strays;
@@ -232,7 +232,7 @@ fn create(mut given: Vec<Given>) -> Result<Opened> {
     let metadata = MetadataLog::create(&places, store, &records)?;
     let mut members = Vec::new();
     for ((id, _, disk), given) in disks.iter().zip(&mut given) {
-        let session = Session { clean: true, boot: disk.boot_id(), ..Session::default() };
+        let session = Session { clean: true, cache: disk.cache_id(), ..Session::default() };
         session.write(&**disk, store)?;
         members.push(StoreDisk::new(*id, Arc::clone(disk), session, given.lock.take()));
     }

@@ -384,13 +384,13 @@ impl Shared {
             });
         }
         let mut session = if fresh {
-            Session { clean: true, boot: given.disk.boot_id(), ..Session::default() }
+            Session { clean: true, cache: given.disk.cache_id(), ..Session::default() }
         } else {
             Session { clean: false, ..Session::read(&*given.disk, self.id)? }
         };
         let older = !fresh && self.is_older(id, &given.disk);
         if older {
-            session = Session { stale: true, boot: session.boot, ..Session::default() };
+            session = Session { stale: true, cache: session.cache, ..Session::default() };
             session.write(&*given.disk, self.id)?;
         }
         let stale = session.stale;
@@ -612,7 +612,7 @@ impl Shared {
         let directory = Arc::clone(&given.disk);
         // First: with metadata and no name, it could be taken for another disk that is away.
         DirectoryIdentity { store: self.id, disk: id, uuid, incarnation }.write(&*directory)?;
-        let session = Session { clean: true, boot: directory.boot_id(), ..Session::default() };
+        let session = Session { clean: true, cache: directory.cache_id(), ..Session::default() };
         session.write(&*directory, self.id)?;
         layout::set_reserve_aside(&*directory);
         let disk = StoreDisk::new(id, Arc::clone(&directory), session, None);

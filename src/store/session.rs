@@ -6,7 +6,7 @@
 //! stay true for logs that are not touched in between, so they are carried along. A damaged file
 //! counts as an unclean stop of which nothing is known.
 //!
-//! Bytes: magic (8), version u32, flags u32 (bit 0: clean, bit 1: stale, bit 2: strayed), boot u128, seed u32, count u32, metadata
+//! Bytes: magic (8), version u32, flags u32 (bit 0: clean, bit 1: stale, bit 2: strayed), cache u128, seed u32, count u32, metadata
 //! term u64 and index u64, disks u64 (bit n: disk n was in service), then `count` entries (topic u64, partition
 //! u32, flags u32 (bit 0: there are producers), end u64, start u64), CRC-32 of it all.
 
@@ -47,7 +47,7 @@ pub(super) struct Session {
     pub(super) stale: bool,
     /// It went on without the other disk, as that one did without it, and their logs are still to be compared.
     pub(super) strayed: bool,
-    pub(super) boot: u128,
+    pub(super) cache: u128,
     /// The last metadata record that was durable, as (term, index).
     pub(super) metadata: (u64, u64),
     /// The disks that have it, a bit for each.
@@ -65,7 +65,7 @@ impl Session {
         let stale = if self.stale { STALE } else { 0 };
         let strayed = if self.strayed { STRAYED } else { 0 };
         bytes.extend_from_slice(&(clean | stale | strayed).to_le_bytes());
-        bytes.extend_from_slice(&self.boot.to_le_bytes());
+        bytes.extend_from_slice(&self.cache.to_le_bytes());
         bytes.extend_from_slice(&seed(store).to_le_bytes());
         let count = u32::try_from(self.ends.len()).expect("fewer partitions than 2^32");
         bytes.extend_from_slice(&count.to_le_bytes());
@@ -114,7 +114,7 @@ impl Session {
             clean: u32_at(12)? & CLEAN != 0,
             stale: u32_at(12)? & STALE != 0,
             strayed: u32_at(12)? & STRAYED != 0,
-            boot: u128::from(u64_at(16)?) | u128::from(u64_at(24)?) << 64,
+            cache: u128::from(u64_at(16)?) | u128::from(u64_at(24)?) << 64,
             metadata: (u64_at(40)?, u64_at(48)?),
             disks: u64_at(56)?,
             ends,
@@ -166,7 +166,7 @@ mod tests {
         let ends =
             BTreeMap::from([((TopicId(1), 0), end(5, false)), ((TopicId(2), 3), end(9, true))]);
         let (clean, stale, strayed, metadata) = (true, true, true, (2, 17));
-        let session = Session { clean, stale, strayed, boot: 3 << 70, metadata, disks: 5, ends };
+        let session = Session { clean, stale, strayed, cache: 3 << 70, metadata, disks: 5, ends };
         let bytes = session.encode(store);
         assert_eq!(Session::decode(&bytes, store), Some(session));
         assert_eq!(Session::decode(&bytes, StoreId(8)), None);

@@ -68,6 +68,7 @@ cells! {
     s14_restored_from_a_backup: with_two_replicas 2, with_three_replicas 3;
     s14_the_only_replica_restored: on_two_disks 2, on_three_disks 3;
     s16_missing_segment: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
+    s24_pages_written_back: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
     s19_crash_in_recovery: with_one_replica 1, with_two_replicas 2, with_three_replicas 3;
 }
 
@@ -1001,6 +1002,52 @@ fn s12_empty_at_open(replicas: u16) {
         // Made one when that is said.
         store.replace_simulated_disk(victim, empty).unwrap();
         world.assert_heals(&store, &partition, 20);
+    }
+}
+
+/// The pages of mapped files are written back while the partition is idle, or while it is not, and then the disk fails: a store
+/// that asks it would be a signal, which the simulated disk shows as a panic.
+fn s24_pages_written_back(replicas: u16) {
+    for (victim, flush, idle) in (0..replicas).flat_map(|at| {
+        [(Flush::OnAck, 1), (Flush::Os, 1), (Flush::Os, 60), (Flush::Interval(SECOND), 1)]
+            .map(|(flush, idle)| (DiskId(at), flush, idle))
+    }) {
+        let world = World::new(replicas);
+        world.disks.iter().for_each(SimDisk::watch_pages);
+        let store = world.open();
+        let topic = world.topic().segment_bytes(1 << 20).flush(flush);
+        store.create_topic("t", topic).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        append(&partition, 0..10);
+        for at in 10..60 {
+            world.clock.advance(SECOND / 20);
+            append(&partition, at..at + 1);
+            world.disks.iter().for_each(SimDisk::write_back);
+            // As long as the disks are well, nobody is refused for want of a page.
+            assert_eq!(partition.in_sync_replicas().len(), usize::from(replicas), "{flush:?}");
+            store.run_background();
+        }
+        world.disks.iter().for_each(SimDisk::write_back);
+        world.clock.advance(SECOND * idle);
+        world.disk(victim).fail_from(1, Fault::Eio);
+        if replicas == 1 {
+            let (end, error) = append_until_refused(&partition, 60);
+            assert_eq!(error.class(), ErrorClass::Fatal, "{error:?}");
+            drop((store, partition));
+            world.disk(victim).heal();
+            world.restart();
+            let (_store, partition) = world.reopen();
+            assert!(contents(&partition).0.len() as u64 >= end);
+            continue;
+        }
+        append(&partition, 60..100);
+        assert_kept(&partition, 100);
+        assert_ne!(partition.leader(), Some(victim), "{flush:?}");
+        world.disk(victim).heal();
+        store.start_disk(victim).unwrap();
+        world.pass(&store, SECOND * 3);
+        assert_eq!(partition.in_sync_replicas().len(), usize::from(replicas));
+        assert_kept(&partition, 100);
     }
 }
 

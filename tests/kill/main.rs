@@ -10,6 +10,10 @@
 mod appends;
 #[cfg(target_os = "linux")]
 mod directories;
+#[cfg(target_os = "linux")]
+mod file_systems;
+#[cfg(target_os = "linux")]
+mod mounts;
 mod pipeline;
 mod producer;
 mod transactions;

@@ -232,6 +232,8 @@ impl StoreWatch for Watch {
             return false;
         };
         let dies = world.tick();
+        let asked = world.ask_for_pages(self.handle.number, position..position + source.len());
+        assert!(asked.is_ok(), "SIGBUS: a store that the file system refuses");
         let World { images, random, .. } = &mut *world;
         let image = images.get_mut(&self.handle.number).expect("a mapped file has an image");
         let end = (position + source.len()) as u64;
@@ -242,6 +244,17 @@ impl StoreWatch for Watch {
             store_in_part(&self.block, position, source, random);
         }
         !dies
+    }
+
+    fn can_fail(&self) -> bool {
+        self.handle.world().is_some_and(|world| world.pages.is_some())
+    }
+
+    fn before_stores(&self, range: Range<usize>) -> io::Result<()> {
+        let Some(mut world) = self.handle.world() else {
+            return Ok(());
+        };
+        world.ask_for_pages(self.handle.number, range)
     }
 
     fn before_load(&self, range: Range<usize>) {
