@@ -293,12 +293,15 @@ impl Core {
         let State { progress, page, log, durable, watches, .. } = &mut *state;
         let high_watermark = progress.high_watermark();
         let last_stable = log.last_stable(high_watermark);
-        if let Some(page) = page {
+        // With `OnAck`, only the end of a transaction shows readers anything new before a flush.
+        let news = flush != Flush::OnAck || last_stable > self.last_stable_offset();
+        if let Some(page) = page
+            && news
+            && (flush != Flush::OnAck || page.takes_stores().is_ok())
+        {
             page.show(progress, last_stable, log.written_end());
         }
         let sleepers = !durable.is_idle() || !watches.is_empty();
-        // With `OnAck`, only the end of a transaction shows readers anything new before a flush.
-        let news = flush != Flush::OnAck || last_stable > self.last_stable_offset();
         self.log_end.store(end.0, Ordering::Release);
         self.high_watermark.store(high_watermark.0, Ordering::Release);
         self.last_stable.store(last_stable.0, Ordering::Release);

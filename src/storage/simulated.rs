@@ -473,7 +473,7 @@ impl World {
 
     /// As the first store to each of the pages of these bytes does.
     fn ask_for_pages(&mut self, file: u64, bytes: Range<usize>) -> io::Result<()> {
-        let has_failed = matches!(self.fault_from, Some((n, Fault::Eio)) if self.calls >= n);
+        let has_failed = matches!(self.fault_from, Some((n, Fault::Eio)) if self.calls + 1 >= n);
         let asked = self.pages.as_mut().map(|pages| pages.ask(file, bytes, has_failed));
         asked.unwrap_or(Ok(()))
     }

@@ -1,10 +1,10 @@
 //! The table of transactions, where a leader goes with what it alone had.
 
 use super::*;
+use crate::TransactionalProducer;
 use crate::config::{TopicConfig, TopicUpdate};
 use crate::error::Written;
 use crate::partition::{Author, ReadOptions};
-use crate::producer::TransactionalProducer;
 use crate::protocol::producer_state::batch::Numbering;
 use crate::record::{Marker, Record};
 use crate::storage::Clock;
