@@ -1,4 +1,4 @@
-//! Every fault of RELIABILITY.md that files and disks can have (S1 to S14, S16, S19) against one, two and three
+//! Every fault of RELIABILITY.md that files and disks can have (S1 to S14, S16, S19, S24) against one, two and three
 //! replicas, each on a disk of its own: what is kept, what is told, who leads, whether it heals.
 //!
 //! A scenario takes the number of replicas; [`cells`] makes a test of each number. All but one of the replicas must
