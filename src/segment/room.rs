@@ -118,18 +118,34 @@ impl Room {
     /// What the system says; nothing that was ready is lost.
     pub(crate) fn make_ready(&self, range: Range<u64>, now: Timestamp) -> io::Result<()> {
         let mut stages = self.stages.lock();
-        self.write_zeroes(&mut stages, range.end)?;
+        self.add_zeroes(&mut stages, range.end)?;
         if !self.is_ready(range.end, now) {
             self.grant(&mut stages, range, now)?;
         }
         Ok(())
     }
 
-    /// Makes at least `until` bytes ready, and whole chunks beyond it.
-    fn write_zeroes(&self, stages: &mut Stages, until: u64) -> io::Result<()> {
+    /// Has at least `until` bytes ready, of a file that nobody may append to for long.
+    pub(super) fn write_zeroes(&self, until: u64) -> io::Result<()> {
+        self.make_zeroes(&mut self.stages.lock(), until)
+    }
+
+    /// Makes at least `until` bytes ready, and grants them if all before them are granted.
+    fn add_zeroes(&self, stages: &mut Stages, until: u64) -> io::Result<()> {
+        let before = self.ready.load(Ordering::Acquire);
+        self.make_zeroes(stages, until)?;
+        let ready = self.ready.load(Ordering::Acquire);
+        if self.granted.load(Ordering::Acquire) == before {
+            self.ask(before..ready)?;
+            self.granted.store(ready, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Writes zeroes to at least `until`, and in whole chunks beyond it.
+    fn make_zeroes(&self, stages: &mut Stages, until: u64) -> io::Result<()> {
         let mut ready = self.ready.load(Ordering::Acquire);
         while ready < until {
-            let before = ready;
             // Small chunks first: most partitions are idle, and ten thousand of them must cost little.
             let chunk =
                 ready.next_power_of_two().clamp(ALLOCATE_BYTES_MIN.min(self.chunk), self.chunk);
@@ -143,13 +159,16 @@ impl Room {
                 write_all_at(&*self.file, ready, &zeroes[..len])?;
                 ready += len as u64;
             }
-            self.ready.store(ready, Ordering::Release);
-            if self.granted.load(Ordering::Acquire) == before {
-                self.ask(before..ready)?;
-                self.granted.store(ready, Ordering::Release);
-            }
+            self.raise_ready(ready);
         }
         Ok(())
+    }
+
+    fn raise_ready(&self, ready: u64) {
+        self.ready.store(ready, Ordering::Release);
+        if self.holds == u64::MAX {
+            self.granted.store(ready, Ordering::Release);
+        }
     }
 
     /// Has the file system agree to stores behind the log's end: to as many as may come until the next grant.
@@ -176,7 +195,7 @@ impl Room {
         self.allocate_ahead(&mut stages, end, end)?;
         // Some of it may be there now: not even for want of room may appends go on over that.
         write_all_at(&*self.file, position, bytes).map_err(io::Error::other)?;
-        self.ready.fetch_max(end, Ordering::Release);
+        self.raise_ready(end.max(self.ready.load(Ordering::Acquire)));
         Ok(())
     }
 
@@ -227,7 +246,7 @@ impl Room {
         let ready = self.ready.load(Ordering::Acquire);
         let until = self.ahead_of(position, ahead);
         if ready < until {
-            self.write_zeroes(&mut self.stages.lock(), (ready + self.chunk).min(until))?;
+            self.add_zeroes(&mut self.stages.lock(), (ready + self.chunk).min(until))?;
             return Ok(true);
         }
         let wants = self.wants_grant(position, ready, now);

@@ -170,7 +170,12 @@ impl ActiveSegment {
                 how,
                 now,
             )?;
-            made.room.make_ready(DATA_START..DATA_START + 1, now)?;
+            let first = DATA_START..DATA_START + 1;
+            if base == Offset::ZERO {
+                made.room.write_zeroes(first.end)?; // most partitions are idle: page tables cost memory
+            } else {
+                made.room.make_ready(first, now)?;
+            }
             place.disk.rename(&temporary_path, &path)?;
             Ok(made)
         })();

@@ -85,11 +85,14 @@ pub enum TimestampType {
 /// How bytes reach the files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum StorageMode {
-    /// What is fastest where it is safe: a mapping for the active segment, plain reads for sealed ones.
+    /// What is fastest where it is safe: a mapping for the active segment, plain reads for sealed ones. Written plainly is
+    /// what lies on a file system that stores each page in a new place (btrfs, ZFS), or that is not known: a mapping
+    /// would find no room on a full disk.
     #[default]
     Auto,
     /// Mappings for sealed segments as well: no copy, but a failing disk shows as `SIGBUS`.
     Mmap,
-    /// Plain reads and writes only: no mapping that a failing disk or another program could break.
+    /// Plain reads and writes only: no mapping that a failing disk or another program could break. Others are careful (a
+    /// disk that fails within 0.2 s of its last word may still show as `SIGBUS`); this cannot happen here.
     Write,
 }
