@@ -44,6 +44,7 @@ pub(super) struct StoreDisk {
     pub(super) flushes: Arc<Attention>,
     /// How it was left.
     pub(super) session: Mutex<Session>,
+    /// What its last session left in the page cache is still there.
     pub(super) same_boot: bool,
     /// It lacks what it once held.
     pub(super) stale: AtomicBool,

@@ -47,6 +47,7 @@ pub(super) struct Session {
     pub(super) stale: bool,
     /// It went on without the other disk, as that one did without it, and their logs are still to be compared.
     pub(super) strayed: bool,
+    /// Of which life of the page cache it tells; 0: not known.
     pub(super) cache: u128,
     /// The last metadata record that was durable, as (term, index).
     pub(super) metadata: (u64, u64),

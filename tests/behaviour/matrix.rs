@@ -1005,6 +1005,17 @@ fn s12_empty_at_open(replicas: u16) {
     }
 }
 
+/// Appends are refused once the only disk fails, and what was acknowledged is there at the next opening.
+fn the_only_one_fails(world: &World, store: Store, partition: Partition, first: u64) {
+    let (end, error) = append_until_refused(&partition, first);
+    assert_eq!(error.class(), ErrorClass::Fatal, "{error:?}");
+    drop((store, partition));
+    world.disks[0].heal();
+    world.restart();
+    let (_store, partition) = world.reopen();
+    assert!(contents(&partition).0.len() as u64 >= end);
+}
+
 /// The pages of mapped files are written back while the partition is idle, or while it is not, and then the disk fails: a store
 /// that asks it would be a signal, which the simulated disk shows as a panic.
 fn s24_pages_written_back(replicas: u16) {
@@ -1031,13 +1042,7 @@ fn s24_pages_written_back(replicas: u16) {
         world.clock.advance(SECOND * idle);
         world.disk(victim).fail_from(1, Fault::Eio);
         if replicas == 1 {
-            let (end, error) = append_until_refused(&partition, 60);
-            assert_eq!(error.class(), ErrorClass::Fatal, "{error:?}");
-            drop((store, partition));
-            world.disk(victim).heal();
-            world.restart();
-            let (_store, partition) = world.reopen();
-            assert!(contents(&partition).0.len() as u64 >= end);
+            the_only_one_fails(&world, store, partition, 60);
             continue;
         }
         append(&partition, 60..100);
@@ -1059,13 +1064,7 @@ fn s13_dies_while_running(replicas: u16) {
         let (leader, epoch) = (partition.leader(), partition.leader_epoch());
         world.disk(victim).fail_from(1, Fault::Eio);
         if replicas == 1 {
-            let (end, error) = append_until_refused(&partition, 10);
-            assert_eq!(error.class(), ErrorClass::Fatal, "{error:?}");
-            drop((store, partition));
-            world.disk(victim).heal();
-            world.restart();
-            let (_store, partition) = world.reopen();
-            assert!(contents(&partition).0.len() as u64 >= end);
+            the_only_one_fails(&world, store, partition, 10);
             continue;
         }
         append(&partition, 10..300);

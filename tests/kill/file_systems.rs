@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use oncelog::simulation::Clock;
 use oncelog::{
     Acks, DiskId, Error, Flush, Offset, Partition, ReadOptions, Record, StorageMode, Store,
-    StoreBuilder, TopicConfig, VerifyOptions, Written,
+    StoreBuilder, Timestamp, TopicConfig, VerifyOptions, Written,
 };
 
 use crate::killed;
@@ -92,7 +93,8 @@ fn one_of_three_fails(kind: Kind, flush: Flush, mode: StorageMode) {
     let Some(disks) = mounted(kind, 3) else { return };
     let paths = paths(&disks);
     let note = format!("{kind:?}, {flush:?}, {mode:?}");
-    let store = builder(&paths).storage_mode(mode).open().unwrap();
+    let clock = Clock::manual(Timestamp(1_000_000));
+    let store = builder(&paths).storage_mode(mode).clock(clock.clone()).open().unwrap();
     store.create_topic("t", topic(flush, 3)).unwrap();
     let all = partitions(&store);
     let mut known = vec![BTreeMap::new(); all.len()];
@@ -107,8 +109,8 @@ fn one_of_three_fails(kind: Kind, flush: Flush, mode: StorageMode) {
     };
     append_to_all(10);
     disks.iter().for_each(Mounted::write_back);
-    // The clock is the system's here: what the file systems agreed to is to be long ago.
-    thread::sleep(Duration::from_millis(300));
+    // What the file systems agreed to is to be long ago.
+    clock.advance(Duration::from_secs(1));
     disks[0].fail();
     append_to_all(40);
     for partition in &all {

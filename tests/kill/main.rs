@@ -10,9 +10,9 @@
 mod appends;
 #[cfg(target_os = "linux")]
 mod directories;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "simulation"))]
 mod file_systems;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "simulation"))]
 mod mounts;
 mod pipeline;
 mod producer;
