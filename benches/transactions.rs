@@ -54,8 +54,20 @@ fn main() -> Outcome<()> {
     };
     bench.compare_by_slices(
         &line,
-        |bench| hundreds(bench, "limit", false),
-        |bench| hundreds(bench, "ours", true),
+        |bench| hundreds(bench, "limit", Hundred::Plain),
+        |bench| hundreds(bench, "ours", Hundred::Transaction),
+    )?;
+    // What a transaction adds at the least: a decision, and a marker in each partition.
+    let line = Line {
+        name: "transactions of 100 records, beside as many appends",
+        goal: Goal::None,
+        limit: "the same appends and 4 of 1 record",
+        ..line
+    };
+    bench.compare_by_slices(
+        &line,
+        |bench| hundreds(bench, "limit", Hundred::PlainAndFour),
+        |bench| hundreds(bench, "ours", Hundred::Transaction),
     )?;
     let line = Line {
         name: "transactions of 1 record, Os",
@@ -151,12 +163,21 @@ fn producer(store: &Store) -> Outcome<TransactionalProducer> {
     Ok(store.producer().transactional_id("bench").build()?)
 }
 
+/// How a hundred records are appended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hundred {
+    Plain,
+    /// And a single record to each partition, and one more to a fourth.
+    PlainAndFour,
+    Transaction,
+}
+
 /// A hundred records over three partitions, again and again.
-fn hundreds(bench: &Bench, name: &str, in_transactions: bool) -> Outcome<Slices> {
+fn hundreds(bench: &Bench, name: &str, how: Hundred) -> Outcome<Slices> {
     let rounds = bench.amount(300, 50);
-    let store = store(bench, name, Flush::Os, PARTITIONS)?;
+    let store = store(bench, name, Flush::Os, PARTITIONS + 1)?;
     let value = noise(VALUE_BYTES);
-    let partitions: Vec<Partition> = (0..PARTITIONS)
+    let partitions: Vec<Partition> = (0..=PARTITIONS)
         .map(|number| store.partition(ours::TOPIC, number))
         .collect::<Result<_, _>>()?;
     let mut producer = producer(&store)?;
@@ -164,15 +185,20 @@ fn hundreds(bench: &Bench, name: &str, in_transactions: bool) -> Outcome<Slices>
         let _store = &store;
         let batches = SHARES.map(|count| vec![Record::new(&value); count]);
         for _ in 0..rounds {
-            if in_transactions {
+            if how == Hundred::Transaction {
                 let mut transaction = producer.begin()?;
                 for (number, batch) in (0..).zip(&batches) {
                     transaction.append(ours::TOPIC, number, batch)?;
                 }
                 transaction.commit(WAIT)?;
-            } else {
-                for (partition, batch) in partitions.iter().zip(&batches) {
-                    partition.append(batch, Acks::All)?;
+                continue;
+            }
+            for (partition, batch) in partitions.iter().zip(&batches) {
+                partition.append(batch, Acks::All)?;
+            }
+            if how == Hundred::PlainAndFour {
+                for partition in &partitions {
+                    partition.append(&batches[0][..1], Acks::All)?;
                 }
             }
         }

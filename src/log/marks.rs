@@ -20,13 +20,12 @@
 //! |   96 |   16 | `boot_check`           | so it is with this                   |
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::protocol::replication::Progress;
-use crate::segment::Place;
-use crate::storage::{Mapping, OpenMode, read_full_at, write_all_at};
-use crate::types::Offset;
+use crate::segment::{Grant, Place};
+use crate::storage::{File, Mapping, OpenMode, read_full_at, write_all_at};
+use crate::types::{Offset, Timestamp};
 
 const NAME: &str = "marks";
 const PAGE_BYTES: usize = 4096;
@@ -36,10 +35,12 @@ const MARKS_BYTES: usize = 112;
 /// The page of one partition.
 #[derive(Debug)]
 pub(crate) struct Marks {
-    map: Arc<Mapping>,
+    map: Mapping,
     /// What the check of the start says.
     start: AtomicU64,
-    /// A store may find no room at any time.
+    /// When its file system last agreed to stores.
+    grant: Grant,
+    /// And a store may find no room at any time.
     asks: bool,
 }
 
@@ -63,6 +64,7 @@ impl Marks {
         marks: &Progress,
         last_stable: Offset,
         written: Offset,
+        now: Timestamp,
     ) -> io::Result<Self> {
         let path = place.path(NAME);
         let file = match place.disk.open(&path, OpenMode::Write) {
@@ -78,12 +80,14 @@ impl Marks {
             // One that is looked at meanwhile stays to be seen.
             write_all_at(&*file, 0, &[0; PAGE_BYTES])?;
         }
+        let map = file.map(PAGE_BYTES, true)?;
+        Grant::ask(&*file, &map, 0..PAGE_BYTES as u64)?;
         let page = Self {
-            map: Arc::new(file.map(PAGE_BYTES, true)?),
             start: AtomicU64::new(u64::MAX),
+            grant: Grant::new(Some(&map), now),
             asks: !place.disk.stores_in_place(),
+            map,
         };
-        page.takes_stores()?;
         page.show(marks, last_stable, written);
         for (at, word) in [64, 72].into_iter().zip(boot_words(place)) {
             page.map.publish_u64(at, word);
@@ -120,24 +124,32 @@ impl Marks {
         write_all_at(&*file, 32, &words.concat())
     }
 
-    pub(crate) fn mapping(&self) -> Arc<Mapping> {
-        Arc::clone(&self.map)
+    /// Whether its file system takes stores to it now. What has failed may answer the next with a signal, and what hangs not at
+    /// all.
+    #[inline]
+    pub(crate) fn takes_stores(&self, now: Timestamp) -> bool {
+        self.grant.is_fresh(now)
+            && (!self.asks || self.map.populate(0..PAGE_BYTES as u64).is_ok())
     }
 
-    /// Whether its file system takes stores to it now; one that has failed may answer the next with a signal.
+    /// Asks its file system for stores, through a file of the same one if there is any. Where that hangs, this waits.
     ///
     /// # Errors
-    /// It does not.
-    pub(crate) fn takes_stores(&self) -> io::Result<()> {
-        self.map.populate(0..PAGE_BYTES as u64)
+    /// It takes none.
+    pub(crate) fn ask(&self, file: Option<&dyn File>) -> io::Result<()> {
+        let bytes = 0..PAGE_BYTES as u64;
+        file.map_or_else(|| self.map.populate(bytes.clone()), |file| Grant::ask(file, &self.map, bytes.clone()))
     }
 
-    /// Stores the offsets. Everything below `written` is in the files, and not only in this process.
+    /// When it last agreed to those stores.
+    pub(crate) fn grant(&self) -> &Grant {
+        &self.grant
+    }
+
+    /// Stores the offsets. Everything below `written` is in the files, and not only in this process. It
+    /// [takes stores](Self::takes_stores).
     #[inline(always)]
     pub(crate) fn show(&self, marks: &Progress, last_stable: Offset, written: Offset) {
-        if self.asks && self.takes_stores().is_err() {
-            return; // readers know less until there is room
-        }
         self.map.publish_u64(32, written.0);
         self.map.publish_u64(40, !written.0);
         self.map.publish_u64(16, marks.high_watermark().0);
@@ -153,20 +165,15 @@ impl Marks {
     }
 
     /// Takes back what the page says of offsets behind `flushed`: a flush failed, and the cache may
-    /// have lost them.
+    /// have lost them. It [takes stores](Self::takes_stores).
     pub(crate) fn distrust(&self, flushed: Offset) {
-        if self.takes_stores().is_err() {
-            return; // nothing on that disk changes any more, and what is mounted anew is not believed
-        }
         self.map.publish_u64(40, !flushed.0);
         self.map.publish_u64(32, flushed.0);
     }
 
-    /// Lets the page speak of no partition, as if it were removed, without a call to the disk.
-    pub(crate) fn disown(self) {
-        if self.takes_stores().is_err() {
-            return;
-        }
+    /// Lets the page speak of no partition, as if it were removed, without a call to the disk. It
+    /// [takes stores](Self::takes_stores).
+    pub(crate) fn disown(&self) {
         self.map.publish_u64(0, 0);
         self.map.publish_u64(88, 0);
     }

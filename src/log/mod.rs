@@ -171,6 +171,11 @@ impl Log {
         self.active.as_ref().map_or(self.end, |active| active.segment().end())
     }
 
+    /// The file that is appended to.
+    pub(crate) fn active_file(&self) -> Option<&Arc<dyn File>> {
+        self.active.as_ref().map(ActiveSegment::file)
+    }
+
     /// Everything below is on stable storage.
     pub(crate) fn flushed_end(&self) -> Offset {
         self.flushed_end

@@ -709,7 +709,7 @@ fn a_page_tells_of_nothing_that_is_about_to_be_cut() {
         }
         let place = place(on_disk());
         let progress = Progress::recovered(Offset::ZERO, log.end(), log.end());
-        Marks::create(&place, &progress, log.end(), log.end()).unwrap();
+        Marks::create(&place, &progress, log.end(), log.end(), Timestamp(0)).unwrap();
         disk.crash_at(cut);
         let outcome = log.truncate(Offset(6), NOW);
         let is_reached = disk.is_dead();

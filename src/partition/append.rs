@@ -295,11 +295,14 @@ impl Core {
         let last_stable = log.last_stable(high_watermark);
         // With `OnAck`, only the end of a transaction shows readers anything new before a flush.
         let news = flush != Flush::OnAck || last_stable > self.last_stable_offset();
+        let mut is_late = false;
         if let Some(page) = page
             && news
-            && (flush != Flush::OnAck || page.takes_stores().is_ok())
         {
-            page.show(progress, last_stable, log.written_end());
+            is_late = !page.takes_stores(now);
+            if !is_late {
+                page.show(progress, last_stable, log.written_end());
+            }
         }
         let sleepers = !durable.is_idle() || !watches.is_empty();
         self.log_end.store(end.0, Ordering::Release);
@@ -309,6 +312,9 @@ impl Core {
         if let (Flush::Interval(_), None) = (flush, state.unflushed_since) {
             state.unflushed_since = Some(now);
             attention = true;
+        }
+        if is_late {
+            self.show_page_later(&mut state);
         }
         let readers = state.readers > 0 && news;
         let lacks_page = self.show_marks && state.lacks_page();

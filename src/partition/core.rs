@@ -25,6 +25,7 @@ use super::events::EventKind;
 use super::flush::{Durable, Group, Sleeper};
 use super::hang::BRIEF;
 use super::read::Watch;
+use super::page::LeftPage;
 use super::replica::Replica;
 use super::room::Errand;
 use super::ticket::{Waiter, complete};
@@ -164,8 +165,10 @@ pub(super) struct State {
     pub(super) damaged: Vec<(DiskId, Offset)>,
     /// Damage that was reported, and has not been repaired since.
     pub(super) reported: Vec<(DiskId, Range<Offset>)>,
-    pub(super) page: Option<Marks>,
+    pub(super) page: Option<Arc<Marks>>,
     pub(super) making_page: bool,
+    /// Pages of those that led before, to be taken back once their file systems agree.
+    pub(super) left_pages: Vec<LeftPage>,
     pub(super) flush: Flush,
     /// Why nothing can be appended any more.
     pub(super) fenced: Option<Fenced>,
@@ -267,6 +270,7 @@ impl Core {
                 reported: Vec::new(),
                 page: None,
                 making_page: false,
+                left_pages: Vec::new(),
                 flush,
                 fenced: None,
                 ended: None,
@@ -606,7 +610,7 @@ impl Core {
         let words = words_of(cause);
         let at_risk = state.progress.flushed()..state.progress.log_end();
         if let Some(page) = state.page.take() {
-            page.distrust(at_risk.start);
+            self.distrust_page(state, &page, at_risk.start);
         }
         state.fenced = Some(Fenced { cause: words.as_str().into(), at_risk: at_risk.clone() });
         let disk = state.leading.disk;
@@ -635,7 +639,7 @@ impl Core {
 
     /// Shows new watermarks to everyone who looks or waits, and lets go of the lock.
     pub(super) fn publish(&self, mut state: MutexGuard<'_, State>) {
-        let last_stable = state.show_page();
+        let last_stable = self.show_page(&mut state);
         let progress = &state.progress;
         self.log_end.store(progress.log_end().0, Ordering::Release);
         self.high_watermark.store(progress.high_watermark().0, Ordering::Release);

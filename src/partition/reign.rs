@@ -364,10 +364,12 @@ impl Core {
         // Before another disk leads: what was asked for is counted by disk.
         state.forget_errand();
         state.making_page = false;
+        state.left_pages.retain(|left| left.disk != leader);
         self.room_made.notify_all();
         let old = std::mem::replace(&mut state.log, log);
         let old_replica = std::mem::replace(&mut state.leading, replica);
         let (old_place, old_place_disk) = (old.place().clone(), old_replica.disk);
+        let old_file = old.active_file().cloned();
         let failed = state.fenced.take();
         let page = state.page.take();
         let has_failed = failed.is_some();
@@ -383,7 +385,7 @@ impl Core {
         let is_known = state.followers.iter().any(|replica| replica.disk == old_place_disk);
         // A page that says how far a leader wrote must not be believed of a follower.
         match page {
-            Some(page) => page.disown(),
+            Some(page) => self.disown(state, old_place_disk, page, old_file),
             // One whose disk may hang is asked for nothing; its file goes when it returns.
             None if has_failed && !is_known => {}
             None => drop(Marks::forget(&old_place)),

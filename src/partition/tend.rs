@@ -62,6 +62,7 @@ impl Core {
             (state.leads_on(disk), state.followers.iter().find(|r| r.disk == disk).cloned())
         };
         self.repair_damage(disk, now);
+        self.take_pages_back(disk);
         if let Some(replica) = &replica {
             tended = self.tend_follower(replica, now);
         }

@@ -12,6 +12,7 @@
 
 pub(crate) mod batches;
 mod file_header;
+mod grant;
 mod index;
 mod reader;
 mod room;
@@ -33,6 +34,7 @@ use crate::storage::{
 use crate::types::{LeaderEpoch, Offset, StoreId, Timestamp, TopicId, TopicPartition};
 
 pub(crate) use file_header::{DATA_START, FILE_HEADER_BYTES, FileHeader, HeaderFault};
+pub(crate) use grant::Grant;
 pub(crate) use index::{IndexEntry, SparseIndex};
 pub(crate) use reader::Fetched;
 pub(crate) use room::Room;

@@ -5,10 +5,8 @@
 //! through the mapping), *written* (batches). Only what is granted is stored to: a full or failing disk therefore
 //! shows as an error of one of the first three stages, before a record is taken, and not as a signal.
 //!
-//! A grant does not last. The first store to a page that was written back asks the file system again, and one that has
-//! failed meanwhile answers with `SIGBUS` (XFS does). So a grant is trusted for [`GRANT_HOLDS`] and then asked for anew:
-//! by the worker, of a log that is appended to, and by the appender, of one that was idle. That costs an append a comparison.
-//! What is left is a page that is written back, and a file system that fails, within that time.
+//! A grant does not last ([`Grant`]). It is asked for anew by the worker, of a log that is appended to, and by the
+//! appender, of one that was idle. That costs an append a comparison.
 //!
 //! The zeroes are written by the disk's worker when it is early enough, else by the appender; the
 //! lock in [`Room`] keeps the two apart. Zeroes go only behind `ready`, batches only before it or, in a run, across it.
@@ -16,12 +14,14 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
 use crate::storage::{File, Mapping, write_all_at};
 use crate::types::Timestamp;
+
+use super::Grant;
 
 /// Of the system's memory.
 pub(super) const PAGE_BYTES: u64 = 4096;
@@ -29,10 +29,6 @@ pub(super) const PAGE_BYTES: u64 = 4096;
 const ALLOCATE_BYTES_MIN: u64 = 32 << 10;
 /// Allocation doubles up to this step.
 const ALLOCATE_BYTES_MAX: u64 = 64 << 20;
-/// How long a grant is trusted, in milliseconds.
-const GRANT_HOLDS: u64 = 200;
-/// An appender may have looked at the clock that long before the grant, in milliseconds; or the clock was set back.
-const WAITED_MAX: u64 = 60_000;
 /// What is granted of a log that grows slowly: each grant makes its pages dirty.
 const GRANT_BYTES_MIN: u64 = 16 << 10;
 
@@ -47,9 +43,7 @@ pub(crate) struct Room {
     /// So far it may be stored to, or written: at most `ready`.
     granted: AtomicU64,
     /// When that was last asked for from the log's end on.
-    granted_at: AtomicI64,
-    /// How long that is trusted; for ever where no store can fail.
-    holds: u64,
+    grant: Grant,
     stages: Mutex<Stages>,
 }
 
@@ -69,7 +63,7 @@ impl Room {
         (position, capacity, chunk): (u64, u64, u64),
         created: Timestamp,
     ) -> Self {
-        let can_fail = map.as_ref().is_some_and(|map| map.can_fail());
+        let grant = Grant::new(map.as_deref(), created);
         Self {
             file,
             map,
@@ -77,8 +71,7 @@ impl Room {
             chunk,
             ready: AtomicU64::new(position),
             granted: AtomicU64::new(position),
-            granted_at: AtomicI64::new(created.0),
-            holds: if can_fail { GRANT_HOLDS } else { u64::MAX },
+            grant,
             stages: Mutex::new(Stages {
                 allocated: position,
                 step: ALLOCATE_BYTES_MIN,
@@ -96,20 +89,13 @@ impl Room {
     #[inline]
     pub(crate) fn is_ready(&self, until: u64, now: Timestamp) -> bool {
         // In this order: who sees when a grant was given sees how far it goes.
-        self.is_fresh(now, self.holds) && until <= self.granted.load(Ordering::Acquire)
+        self.grant.is_fresh(now) && until <= self.granted.load(Ordering::Acquire)
     }
 
     /// Whether a grant is soon to be renewed.
     #[inline]
     pub(crate) fn is_aging(&self, now: Timestamp) -> bool {
-        !self.is_fresh(now, self.holds / 2)
-    }
-
-    /// Whether the grant is at most so old.
-    #[inline]
-    fn is_fresh(&self, now: Timestamp, holds: u64) -> bool {
-        let since = now.0.wrapping_sub(self.granted_at.load(Ordering::Acquire));
-        since.wrapping_add_unsigned(WAITED_MAX).cast_unsigned() <= holds.saturating_add(WAITED_MAX)
+        self.grant.is_aging(now)
     }
 
     /// Has what lies between the log's end and `range.end` ready and granted, and more beyond it.
@@ -166,7 +152,7 @@ impl Room {
 
     fn raise_ready(&self, ready: u64) {
         self.ready.store(ready, Ordering::Release);
-        if self.holds == u64::MAX {
+        if self.grant.is_for_ever() {
             self.granted.store(ready, Ordering::Release);
         }
     }
@@ -180,12 +166,12 @@ impl Room {
         self.ask(range.start..end)?;
         stages.granted_from = range.start;
         self.granted.store(end, Ordering::Release);
-        self.granted_at.store(now.0, Ordering::Release);
+        self.grant.given(now);
         Ok(())
     }
 
     fn ask(&self, range: Range<u64>) -> io::Result<()> {
-        self.map.as_ref().map_or(Ok(()), |map| map.populate(range))
+        self.map.as_ref().map_or(Ok(()), |map| Grant::ask(&*self.file, map, range))
     }
 
     /// Writes batches over what is zero and over what is not ready yet: that part needs no zeroes.

@@ -140,6 +140,9 @@ pub(crate) trait File: Send + Sync + fmt::Debug {
     fn sync_file_system(&self) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
+    /// Asks the file system for a change that says nothing: of the time of the last one. Where it hangs, or is frozen, this waits
+    /// as a write does. Whether it takes the change is not told.
+    fn touch(&self) {}
     /// Maps the first `len` bytes, which may reach past the end of the file. Only bytes within the
     /// file's length may be touched; to store, only bytes that were allocated and written before.
     fn map(&self, len: usize, writable: bool) -> io::Result<Mapping>;

@@ -313,6 +313,13 @@ impl File for RealFile {
         self.file.sync_data()
     }
 
+    #[cfg(unix)]
+    fn touch(&self) {
+        use std::os::fd::AsRawFd;
+        // SAFETY: the call takes a descriptor, which `file` keeps open, and no times, which is now.
+        let _ = unsafe { libc::futimens(self.file.as_raw_fd(), std::ptr::null()) };
+    }
+
     fn map(&self, len: usize, writable: bool) -> io::Result<Mapping> {
         let mut options = memmap2::MmapOptions::new();
         options.len(len);

@@ -209,7 +209,8 @@ impl SimDisk {
     }
 
     /// From now on it minds which pages of mapped files may be stored to, of files that are opened from now on: a store to
-    /// one that was written back, while the disk fails ([`SimDisk::fail_from`]), panics, as it may end a real process.
+    /// one that was written back panics while the disk fails ([`SimDisk::fail_from`]), as it may end a real process, and while it
+    /// hangs ([`Hang::Everything`]), as it would hold whoever stores.
     pub fn watch_pages(&self) {
         self.world.lock().pages.get_or_insert_default();
     }
@@ -476,6 +477,12 @@ impl World {
         let has_failed = matches!(self.fault_from, Some((n, Fault::Eio)) if self.calls + 1 >= n);
         let asked = self.pages.as_mut().map(|pages| pages.ask(file, bytes, has_failed));
         asked.unwrap_or(Ok(()))
+    }
+
+    /// Whether a store to these bytes would not return before the disk answers: it asks for a page.
+    fn holds_store(&self, file: u64, bytes: &Range<usize>) -> bool {
+        let are_open = self.pages.as_ref().is_none_or(|pages| pages.are_open(file, bytes));
+        !are_open && self.gate.is_closed()
     }
 
     fn due_fault(&mut self, call: Call) -> Option<Fault> {

@@ -419,7 +419,8 @@ impl Shared {
         } else {
             log.last_stable(progress.high_watermark())
         };
-        let _ = Marks::create(log.place(), &progress, last_stable, Offset::ZERO);
+        let now = self.clock.now();
+        let _ = Marks::create(log.place(), &progress, last_stable, Offset::ZERO, now);
     }
 
     /// Where a disk deleted records while it went on without the other: if it leads, they are deleted; else the leader may

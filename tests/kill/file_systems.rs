@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -143,6 +145,81 @@ fn s24_one_of_three_file_systems_fails_and_everybody_goes_on() {
         }
         scope.spawn(|| one_of_three_fails(Kind::Ext4, Flush::Os, StorageMode::Auto));
         scope.spawn(|| one_of_three_fails(Kind::Xfs, Flush::Os, StorageMode::Write));
+    });
+}
+
+/// A file system that is frozen answers no write before it is thawed, and has written back all pages: the next store to each
+/// waits as well. Meanwhile `clock` goes on, fast.
+fn one_of_three_hangs(kind: Kind, flush: Flush) {
+    let Some(disks) = mounted(kind, 3) else { return };
+    let paths = paths(&disks);
+    let note = format!("{kind:?}, {flush:?}");
+    let clock = Clock::manual(Timestamp(1_000_000));
+    let builder = builder(&paths).append_timeout(Duration::from_secs(1));
+    let store = builder.clock(clock.clone()).open().unwrap();
+    store.create_topic("t", topic(flush, 3)).unwrap();
+    let _ticking = Ticking::new(&clock);
+    let all = partitions(&store);
+    let mut known = vec![BTreeMap::new(); all.len()];
+    let mut numbers = 0..;
+    let mut append_to_all = |known: &mut Vec<BTreeMap<u64, u64>>, count| {
+        for number in numbers.by_ref().take(count) {
+            for (partition, known) in all.iter().zip(&mut *known) {
+                known.insert(append(partition, number).0, number);
+            }
+        }
+    };
+    append_to_all(&mut known, 10);
+    disks[0].freeze();
+    clock.advance(Duration::from_secs(1));
+    append_to_all(&mut known, 40);
+    for partition in &all {
+        assert_ne!(partition.leader(), Some(DiskId(0)), "{note}: a disk that hangs leads");
+    }
+    assert_kept(&store, &known, &note);
+    disks[0].thaw();
+    let deadline = Instant::now() + LONG;
+    while !all.iter().all(|partition| partition.in_sync_replicas().len() == 3) {
+        assert!(Instant::now() < deadline, "{note}: it does not catch up: {:?}", store.disks());
+        let _ = store.start_disk(DiskId(0));
+        thread::yield_now();
+    }
+    append_to_all(&mut known, 10);
+    assert_kept(&store, &known, &note);
+    store.close(LONG).unwrap();
+}
+
+/// Has a clock go on, until this goes.
+struct Ticking(Arc<AtomicBool>);
+
+impl Ticking {
+    fn new(clock: &Clock) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let (clock, ends) = (clock.clone(), Arc::clone(&over));
+        thread::spawn(move || {
+            while !ends.load(Ordering::Relaxed) {
+                clock.advance(Duration::from_millis(1));
+                thread::yield_now();
+            }
+        });
+        Self(over)
+    }
+}
+
+impl Drop for Ticking {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn s22_one_of_three_file_systems_hangs_and_everybody_goes_on() {
+    thread::scope(|scope| {
+        for kind in [Kind::Ext4, Kind::Xfs] {
+            for flush in FLUSHES {
+                scope.spawn(move || one_of_three_hangs(kind, flush));
+            }
+        }
     });
 }
 

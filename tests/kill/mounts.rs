@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A file system; unmounted when this goes.
@@ -75,6 +75,20 @@ impl Mounted {
         let _ = run(Command::new("sync").arg("-f").arg(self.path()));
     }
 
+    /// It writes back what it has, and holds whoever writes to it from then on, but for a minute at the most: a process that
+    /// is held cannot even be killed.
+    pub(crate) fn freeze(&self) {
+        let thaw = "sleep 60; fsfreeze --unfreeze \"$0\"";
+        let mut command = Command::new("sh");
+        command.args(["-c", thaw]).arg(self.path()).stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        run(Command::new("fsfreeze").arg("--freeze").arg(self.path())).unwrap();
+    }
+
+    pub(crate) fn thaw(&self) {
+        run(Command::new("fsfreeze").arg("--unfreeze").arg(self.path())).unwrap();
+    }
+
     /// It is mounted again, as after the power came back. Nobody has anything open in it.
     pub(crate) fn mount_anew(&self) {
         let begun = Instant::now();
@@ -88,6 +102,8 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
+        // One that stays frozen cannot even be unmounted.
+        let _ = run(Command::new("fsfreeze").arg("--unfreeze").arg(self.path()));
         let _ = run(Command::new("umount").arg("-l").arg(self.path()));
     }
 }

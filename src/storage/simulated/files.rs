@@ -208,6 +208,10 @@ impl File for SimFile {
         self.sync_data()
     }
 
+    fn touch(&self) {
+        drop(wait_at_gate(&self.handle.world, Call::Write));
+    }
+
     fn map(&self, len: usize, writable: bool) -> io::Result<Mapping> {
         let mut world = self.handle.enter(Call::Look)?;
         if writable {
@@ -232,7 +236,9 @@ impl StoreWatch for Watch {
             return false;
         };
         let dies = world.tick();
-        let asked = world.ask_for_pages(self.handle.number, position..position + source.len());
+        let pages = position..position + source.len();
+        assert!(!world.holds_store(self.handle.number, &pages), "a store that the disk holds");
+        let asked = world.ask_for_pages(self.handle.number, pages);
         assert!(asked.is_ok(), "SIGBUS: a store that the file system refuses");
         let World { images, random, .. } = &mut *world;
         let image = images.get_mut(&self.handle.number).expect("a mapped file has an image");

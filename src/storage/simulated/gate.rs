@@ -9,7 +9,7 @@ use super::Call;
 pub enum Hang {
     /// Flushes of files and directories.
     Syncs,
-    /// All calls. Stores through a mapping reach the cache, and return.
+    /// All calls. Stores through a mapping reach the cache, and return; but see [`SimDisk::watch_pages`](super::SimDisk::watch_pages).
     Everything,
 }
 
@@ -42,6 +42,11 @@ impl Gate {
     /// Whether the call is held that was to be.
     pub(super) fn holds(&self) -> bool {
         self.state.lock().holds
+    }
+
+    /// Whether all calls are held.
+    pub(super) fn is_closed(&self) -> bool {
+        self.state.lock().hang == Some(Hang::Everything)
     }
 
     pub(super) fn open(&self) {

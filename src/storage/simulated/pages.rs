@@ -32,6 +32,12 @@ impl Pages {
         Ok(())
     }
 
+    /// Whether stores to these bytes ask for nothing.
+    pub(super) fn are_open(&self, file: u64, bytes: &Range<usize>) -> bool {
+        let mut pages = bytes.start / PAGE_BYTES..bytes.end.div_ceil(PAGE_BYTES);
+        pages.all(|page| self.open.contains(&(file, page)))
+    }
+
     /// All pages are written back.
     pub(super) fn close(&mut self) {
         self.open.clear();
