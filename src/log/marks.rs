@@ -88,6 +88,7 @@ impl Marks {
             asks: !place.disk.stores_in_place(),
             map,
         };
+        page.grant.given(now);
         page.show(marks, last_stable, written);
         for (at, word) in [64, 72].into_iter().zip(boot_words(place)) {
             page.map.publish_u64(at, word);
@@ -124,12 +125,19 @@ impl Marks {
         write_all_at(&*file, 32, &words.concat())
     }
 
-    /// Whether its file system takes stores to it now. What has failed may answer the next with a signal, and what hangs not at
-    /// all.
+    /// Whether its file system has agreed to stores lately. What hangs may not answer the next, and what fails with a signal.
     #[inline]
+    pub(crate) fn is_granted(&self, now: Timestamp) -> bool {
+        self.grant.is_fresh(now) && (!self.asks || self.agrees())
+    }
+
+    /// As [`Marks::is_granted`], of one that is asked once more, where a system call is no matter.
     pub(crate) fn takes_stores(&self, now: Timestamp) -> bool {
-        self.grant.is_fresh(now)
-            && (!self.asks || self.map.populate(0..PAGE_BYTES as u64).is_ok())
+        self.grant.is_fresh(now) && self.agrees()
+    }
+
+    fn agrees(&self) -> bool {
+        self.map.populate(0..PAGE_BYTES as u64).is_ok()
     }
 
     /// Asks its file system for stores, through a file of the same one if there is any. Where that hangs, this waits.
@@ -138,7 +146,10 @@ impl Marks {
     /// It takes none.
     pub(crate) fn ask(&self, file: Option<&dyn File>) -> io::Result<()> {
         let bytes = 0..PAGE_BYTES as u64;
-        file.map_or_else(|| self.map.populate(bytes.clone()), |file| Grant::ask(file, &self.map, bytes.clone()))
+        file.map_or_else(
+            || self.map.populate(bytes.clone()),
+            |file| Grant::ask(file, &self.map, bytes.clone()),
+        )
     }
 
     /// When it last agreed to those stores.

@@ -299,7 +299,9 @@ impl Core {
         if let Some(page) = page
             && news
         {
-            is_late = !page.takes_stores(now);
+            let takes_stores =
+                if flush == Flush::OnAck { page.takes_stores(now) } else { page.is_granted(now) };
+            is_late = !takes_stores;
             if !is_late {
                 page.show(progress, last_stable, log.written_end());
             }

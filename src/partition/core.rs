@@ -24,8 +24,8 @@ use super::cut::Kept;
 use super::events::EventKind;
 use super::flush::{Durable, Group, Sleeper};
 use super::hang::BRIEF;
-use super::read::Watch;
 use super::page::LeftPage;
+use super::read::Watch;
 use super::replica::Replica;
 use super::room::Errand;
 use super::ticket::{Waiter, complete};
@@ -167,6 +167,8 @@ pub(super) struct State {
     pub(super) reported: Vec<(DiskId, Range<Offset>)>,
     pub(super) page: Option<Arc<Marks>>,
     pub(super) making_page: bool,
+    /// It is to be shown once its file system has agreed.
+    pub(super) page_is_late: bool,
     /// Pages of those that led before, to be taken back once their file systems agree.
     pub(super) left_pages: Vec<LeftPage>,
     pub(super) flush: Flush,
@@ -270,6 +272,7 @@ impl Core {
                 reported: Vec::new(),
                 page: None,
                 making_page: false,
+                page_is_late: false,
                 left_pages: Vec::new(),
                 flush,
                 fenced: None,

@@ -69,6 +69,7 @@ impl Core {
     #[cold]
     pub(super) fn show_page_later(&self, state: &mut State) {
         if self.hands_over(state) && state.leading.ask_for_attention(self) {
+            state.page_is_late = true;
             return;
         }
         let Some(page) = &state.page else { return };
@@ -143,9 +144,8 @@ impl Core {
     pub(super) fn grant_page(&self) -> Result<(), Error> {
         let now = self.clock.now();
         let state = self.state.lock();
-        let Some(page) = state.page.as_ref().filter(|page| page.grant().is_aging(now)) else {
-            return Ok(());
-        };
+        let is_due = |page: &&Arc<Marks>| state.page_is_late || page.grant().is_aging(now);
+        let Some(page) = state.page.as_ref().filter(is_due) else { return Ok(()) };
         let (page, file) = (Arc::clone(page), state.log.active_file().cloned());
         let place = state.log.place().clone();
         drop(state);
@@ -153,6 +153,7 @@ impl Core {
         page.grant().given(now);
         let mut state = self.state.lock();
         if state.page.as_ref().is_some_and(|shown| Arc::ptr_eq(shown, &page)) {
+            state.page_is_late = false;
             self.show_page(&mut state);
         }
         Ok(())

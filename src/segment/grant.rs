@@ -3,13 +3,14 @@
 //! The first store to a page that was written back asks the file system again. One that has failed meanwhile answers with
 //! `SIGBUS` (XFS does), and one that hangs holds whoever stores. So a grant is trusted for [`GRANT_HOLDS`], and then
 //! asked for anew by somebody whom it may hold. What is left is a page that is written back, and a file system
-//! that fails or hangs, within that time.
+//! that fails, within that time; and one that hangs before its [`Pulse`] tells.
 
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use crate::storage::{File, Mapping};
+use crate::storage::{File, Mapping, Pulse};
 use crate::types::Timestamp;
 
 /// How long a grant is trusted, in milliseconds.
@@ -23,13 +24,17 @@ pub(crate) struct Grant {
     at: AtomicI64,
     /// For ever where no store can fail.
     holds: u64,
+    /// And as long as its disk answers.
+    pulse: Option<Arc<Pulse>>,
 }
 
 impl Grant {
     /// Of stores through `map`, if there is one.
     pub(crate) fn new(map: Option<&Mapping>, now: Timestamp) -> Self {
         let can_fail = map.is_some_and(Mapping::can_fail);
-        Self { at: AtomicI64::new(now.0), holds: if can_fail { GRANT_HOLDS } else { u64::MAX } }
+        let pulse = map.and_then(Mapping::pulse).cloned();
+        let holds = if can_fail { GRANT_HOLDS } else { u64::MAX };
+        Self { at: AtomicI64::new(now.0), holds, pulse }
     }
 
     /// Asks for stores to `range`. Where the file system hangs, this waits and holds nothing that others need.
@@ -47,11 +52,13 @@ impl Grant {
     /// It agreed.
     pub(crate) fn given(&self, now: Timestamp) {
         self.at.store(now.0, Ordering::Release);
+        self.pulse.iter().for_each(|pulse| pulse.answered(now));
     }
 
     #[inline]
     pub(crate) fn is_fresh(&self, now: Timestamp) -> bool {
         self.is_younger(now, self.holds)
+            && self.pulse.as_ref().is_none_or(|pulse| pulse.answers(now))
     }
 
     /// Whether it is to be renewed soon.

@@ -41,6 +41,11 @@ impl Clock {
         Self(Source::Manual { millis: Arc::new(AtomicI64::new(now.0)), elapsed })
     }
 
+    /// Whether time goes on by itself.
+    pub(crate) fn is_system(&self) -> bool {
+        matches!(self.0, Source::System { .. })
+    }
+
     /// Wall-clock time, which may jump.
     #[inline]
     #[must_use]

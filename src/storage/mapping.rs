@@ -16,6 +16,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use super::Pulse;
+
 /// What is fetched ahead of the next store: the lines of one short batch.
 const PREFETCHED_LINES: usize = 4;
 const LINE_BYTES: usize = 64;
@@ -49,6 +51,8 @@ pub(crate) struct Mapping {
     base: *mut u8,
     len: usize,
     watch: Option<Arc<dyn StoreWatch>>,
+    /// Of the disk that holds the file.
+    pulse: Option<Arc<Pulse>>,
     owner: Owner,
 }
 
@@ -60,8 +64,9 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// A mapping of the operating system.
-    pub(super) fn system(map: memmap2::MmapRaw) -> Self {
-        Self { base: map.as_mut_ptr(), len: map.len(), watch: None, owner: Owner::System(map) }
+    pub(super) fn system(map: memmap2::MmapRaw, pulse: Arc<Pulse>) -> Self {
+        let (base, len) = (map.as_mut_ptr(), map.len());
+        Self { base, len, watch: None, pulse: Some(pulse), owner: Owner::System(map) }
     }
 
     /// The first `len` bytes of a block of the heap; `len` is cut to the block's size.
@@ -70,7 +75,8 @@ impl Mapping {
         len: usize,
         watch: Option<Arc<dyn StoreWatch>>,
     ) -> Self {
-        Self { base: block.base, len: len.min(block.len), watch, owner: Owner::Heap(block) }
+        let (base, len) = (block.base, len.min(block.len));
+        Self { base, len, watch, pulse: None, owner: Owner::Heap(block) }
     }
 
     /// Bytes that are mapped; the file may be shorter.
@@ -113,6 +119,11 @@ impl Mapping {
             (Owner::System(_), _) => true,
             (Owner::Heap(_), watch) => watch.as_ref().is_some_and(|watch| watch.can_fail()),
         }
+    }
+
+    /// Whether its disk answers, where that is watched.
+    pub(crate) fn pulse(&self) -> Option<&Arc<Pulse>> {
+        self.pulse.as_ref()
     }
 
     /// Has the file system agree to stores to bytes that are written already: they meet no fault until it writes the pages

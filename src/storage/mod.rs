@@ -21,6 +21,7 @@ mod fork;
 mod mapping;
 mod memory;
 mod names;
+mod pulse;
 mod real;
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) mod simulated;
@@ -36,6 +37,7 @@ pub(crate) use clock::Steady;
 pub(crate) use fork::ForkGuard;
 pub(crate) use mapping::Mapping;
 pub(crate) use memory::MemoryDisk;
+pub(crate) use pulse::Pulse;
 pub(crate) use real::{RealDisk, TemporaryDirectory, process_id, temporary_directory};
 
 /// How a file is opened.
@@ -109,6 +111,10 @@ pub(crate) trait Disk: Send + Sync + fmt::Debug {
     /// file system, for a disk that failed and is mounted anew has lost what was not flushed. 0: not known.
     fn cache_id(&self) -> u128 {
         self.boot_id()
+    }
+    /// Whether it answers, where that can be watched.
+    fn pulse(&self) -> Option<&Arc<Pulse>> {
+        None
     }
     /// 128 random bits.
     fn entropy(&self) -> u128;

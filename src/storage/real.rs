@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 #[cfg(not(target_os = "linux"))]
 use super::write_all_at;
-use super::{Disk, DiskLock, Entry, EntryKind, File, Mapping, OpenMode};
+use super::{Disk, DiskLock, Entry, EntryKind, File, Mapping, OpenMode, Pulse};
 
 /// A directory of the file system.
 #[derive(Debug)]
@@ -18,6 +18,7 @@ pub(crate) struct RealDisk {
     boot: u128,
     mount: u64,
     in_place: bool,
+    pulse: Arc<Pulse>,
     /// Which directory was locked, by device and inode: another may take its place.
     locked: Mutex<Option<(u64, u64)>>,
 }
@@ -34,7 +35,8 @@ impl RealDisk {
             return Err(io::ErrorKind::NotADirectory.into());
         }
         let (mount, in_place) = (mount_id(&root), stores_in_place(&root));
-        Ok(Self { root, boot: boot_id(), mount, in_place, locked: Mutex::default() })
+        let (pulse, locked) = (Arc::new(Pulse::new()), Mutex::default());
+        Ok(Self { root, boot: boot_id(), mount, in_place, pulse, locked })
     }
 
     fn full(&self, path: &str) -> PathBuf {
@@ -51,7 +53,7 @@ impl Disk for RealDisk {
         let mut options = fs::OpenOptions::new();
         options.read(true).write(mode != OpenMode::Read).create_new(mode == OpenMode::Create);
         let file = open_regular(options, &self.full(path))?;
-        Ok(Arc::new(RealFile { file }))
+        Ok(Arc::new(RealFile { file, pulse: Arc::clone(&self.pulse) }))
     }
 
     fn create_dir(&self, path: &str) -> io::Result<()> {
@@ -136,6 +138,10 @@ impl Disk for RealDisk {
 
     fn cache_id(&self) -> u128 {
         if self.boot == 0 { 0 } else { self.boot ^ u128::from(self.mount) }
+    }
+
+    fn pulse(&self) -> Option<&Arc<Pulse>> {
+        Some(&self.pulse)
     }
 
     fn entropy(&self) -> u128 {
@@ -246,6 +252,8 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 #[derive(Debug)]
 struct RealFile {
     file: fs::File,
+    /// Its disk's.
+    pulse: Arc<Pulse>,
 }
 
 impl File for RealFile {
@@ -313,11 +321,8 @@ impl File for RealFile {
         self.file.sync_data()
     }
 
-    #[cfg(unix)]
     fn touch(&self) {
-        use std::os::fd::AsRawFd;
-        // SAFETY: the call takes a descriptor, which `file` keeps open, and no times, which is now.
-        let _ = unsafe { libc::futimens(self.file.as_raw_fd(), std::ptr::null()) };
+        touch(&self.file);
     }
 
     fn map(&self, len: usize, writable: bool) -> io::Result<Mapping> {
@@ -328,8 +333,20 @@ impl File for RealFile {
         } else {
             options.map_raw_read_only(&self.file)?
         };
-        Ok(Mapping::system(map))
+        Ok(Mapping::system(map, Arc::clone(&self.pulse)))
     }
+}
+
+/// As [`File::touch`], of a directory as well.
+pub(super) fn touch(file: &fs::File) {
+    #[cfg(unix)]
+    {
+        use std::os::fd::AsRawFd;
+        // SAFETY: the call takes a descriptor, which `file` keeps open, and no times, which is now.
+        let _ = unsafe { libc::futimens(file.as_raw_fd(), std::ptr::null()) };
+    }
+    #[cfg(not(unix))]
+    let _ = file;
 }
 
 /// One call where a write and an `fdatasync` are two. A file system that does not know the flag gets

@@ -17,7 +17,7 @@ use crate::config::Retention;
 use crate::error::{Error, Result};
 use crate::partition::{Attention, Core, EventKind, hangs, leave_calls_to};
 use crate::protocol::metadata::MetadataRecord;
-use crate::storage::Clock;
+use crate::storage::{Clock, Pulse};
 use crate::types::{Offset, Timestamp};
 
 use super::callbacks::Callbacks;
@@ -61,6 +61,7 @@ pub(super) struct Workers {
 struct Rank {
     threads: Vec<JoinHandle<()>>,
     queues: Vec<Arc<Attention>>,
+    pulses: Vec<Arc<Pulse>>,
 }
 
 impl Rank {
@@ -88,6 +89,7 @@ impl Rank {
     /// Lets the threads end and waits for them, but for `own`, which cannot be waited for.
     fn end(self, own: ThreadId) {
         self.queues.iter().for_each(|queue| queue.stop());
+        self.pulses.iter().for_each(|pulse| pulse.end());
         for thread in self.threads.into_iter().filter(|thread| thread.thread().id() != own) {
             let _ = thread.join();
         }
@@ -182,6 +184,7 @@ pub(super) fn start_disk(
         if workers.lower.serves(&disk.flushes) {
             continue;
         }
+        watch_pulse(shared, workers, &disk)?;
         let flushed = Arc::clone(&disk);
         let (name, callbacks) = (format!("oncelog-flush-{}", disk.id.0), &workers.callbacks);
         workers.lower.spawn(name, &disk.flushes, callbacks, move || {
@@ -207,6 +210,20 @@ pub(super) fn start_disk(
             shared.control_round(&cores, &mut next);
         }
     })
+}
+
+/// Starts the thread that finds out whether a disk answers. With one disk it would be of no use; a clock that is moved by hand
+/// says nothing of how long that takes.
+fn watch_pulse(shared: &Shared, workers: &mut Workers, disk: &StoreDisk) -> Result<()> {
+    let pulse = disk.disk.pulse().filter(|_| shared.clock.is_system());
+    let Some(pulse) = pulse.filter(|pulse| pulse.begin(disk.disk.root())) else { return Ok(()) };
+    let (watched, clock) = (Arc::clone(pulse), shared.clock.clone());
+    let name = format!("oncelog-pulse-{}", disk.id.0);
+    let thread =
+        start_thread(name, move || watched.watch(&clock)).inspect_err(|_| pulse.give_up())?;
+    workers.lower.threads.push(thread);
+    workers.lower.pulses.push(Arc::clone(pulse));
+    Ok(())
 }
 
 /// Starts the thread that looks after a disk's replicas, in the place of the last one.

@@ -5,7 +5,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -187,6 +187,79 @@ fn one_of_three_hangs(kind: Kind, flush: Flush) {
     append_to_all(&mut known, 10);
     assert_kept(&store, &known, &note);
     store.close(LONG).unwrap();
+}
+
+/// A file system is frozen at any moment amid appends to all partitions: they go on as soon as its disk is done without.
+fn one_of_three_hangs_amid_appends(kind: Kind, flush: Flush, seed: u64) {
+    let Some(disks) = mounted(kind, 3) else { return };
+    let paths = paths(&disks);
+    let note = format!("{kind:?}, {flush:?}, seed {seed}");
+    let builder = builder(&paths).append_timeout(LONG).replica_lag_max(LONG / 40);
+    let store = builder.open().unwrap();
+    store.create_topic("t", topic(flush, 3)).unwrap();
+    let all = partitions(&store);
+    let mut random = Random(seed);
+    let counts: Vec<_> = all.iter().map(|_| AtomicU64::new(0)).collect();
+    let over = AtomicBool::new(false);
+    let known: Vec<BTreeMap<u64, u64>> = thread::scope(|scope| {
+        let _ends = Ends(&over);
+        let append_on = |(partition, count): (&Partition, &AtomicU64)| {
+            let mut known = BTreeMap::new();
+            for number in 0..900_000 {
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
+                known.insert(append(partition, number).0, number);
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            known
+        };
+        let pairs = all.iter().zip(&counts);
+        let threads: Vec<_> = pairs.map(|pair| scope.spawn(move || append_on(pair))).collect();
+        let wait_for = |more: u64| {
+            let before: Vec<_> = counts.iter().map(|count| count.load(Ordering::Relaxed)).collect();
+            let begun = Instant::now();
+            let is_behind =
+                |(count, before): (&AtomicU64, &u64)| count.load(Ordering::Relaxed) < before + more;
+            while counts.iter().zip(&before).any(is_behind) {
+                assert!(begun.elapsed() < LONG, "{note}: nothing is acknowledged");
+                thread::yield_now();
+            }
+        };
+        wait_for(10 + random.below(300));
+        disks[0].freeze();
+        wait_for(20);
+        disks[0].thaw();
+        wait_for(20);
+        over.store(true, Ordering::Relaxed);
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_kept(&store, &known, &note);
+    store.close(LONG).unwrap();
+}
+
+/// Whoever looks at it ends when this goes.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn s22_a_file_system_that_is_frozen_amid_appends_holds_nobody_up_for_long() {
+    let seed = setting("ONCELOG_SEED", 7);
+    eprintln!(
+        "replay with: ONCELOG_SEED={seed} cargo test --all-features --test kill file_systems"
+    );
+    for round in 0..setting("ONCELOG_FREEZES", 1) {
+        for kind in [Kind::Ext4, Kind::Xfs] {
+            for flush in FLUSHES {
+                one_of_three_hangs_amid_appends(kind, flush, seed + round);
+            }
+        }
+    }
 }
 
 /// Has a clock go on, until this goes.

@@ -81,7 +81,8 @@ impl Mounted {
         let thaw = "sleep 60; fsfreeze --unfreeze \"$0\"";
         let mut command = Command::new("sh");
         command.args(["-c", thaw]).arg(self.path()).stdin(Stdio::null());
-        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut thawing = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::spawn(move || thawing.wait());
         run(Command::new("fsfreeze").arg("--freeze").arg(self.path())).unwrap();
     }
 
