@@ -137,6 +137,8 @@ pub(crate) struct Log {
     active: Option<ActiveSegment>,
     end: Offset,
     flushed_end: Offset,
+    /// A flush is on its way, or failed.
+    is_flushing: bool,
     /// Sealed segments that are not on stable storage, or have no final side file.
     sealed: Vec<Sealed>,
     directory_unsynced: bool,
@@ -411,7 +413,7 @@ impl Log {
     /// [`Error::Io`], [`Error::NoSpace`].
     pub(crate) fn pass_over(&mut self, to: Offset, now: Timestamp) -> Result<bool, Error> {
         assert!(to > self.end, "a log goes on behind its end");
-        if self.active.as_ref().is_some_and(ActiveSegment::is_in_flight) {
+        if self.is_flushing {
             return Ok(false);
         }
         self.seal(now)?;
@@ -505,11 +507,14 @@ impl Log {
         Ok(())
     }
 
-    /// What has to be flushed; `None` if everything is.
+    /// What has to be flushed; `None` if everything is, or a flush is on its way: a second one would find nothing left of
+    /// what that is still to write, and say that all is flushed.
     pub(crate) fn flush_plan(&mut self) -> Option<FlushPlan> {
-        if self.flushed_end >= self.end && !self.directory_unsynced {
+        let all_is_flushed = self.flushed_end >= self.end && !self.directory_unsynced;
+        if all_is_flushed || self.is_flushing {
             return None;
         }
+        self.is_flushing = true;
         let files: Vec<_> = self
             .sealed
             .iter()
@@ -527,13 +532,14 @@ impl Log {
         })
     }
 
-    /// Whether something is on its way with a flush that is not known to have ended.
+    /// Whether a flush is on its way that is not known to have ended.
     pub(crate) fn is_flushing(&self) -> bool {
-        self.active.as_ref().is_some_and(ActiveSegment::is_in_flight)
+        self.is_flushing
     }
 
     /// Takes note of a flush that succeeded.
     pub(crate) fn on_flushed(&mut self, plan: FlushPlan) {
+        self.is_flushing = false;
         if let (Some(active), Some(staged)) = (&mut self.active, plan.active) {
             active.landed(staged);
         }

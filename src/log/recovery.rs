@@ -224,6 +224,7 @@ impl Opening {
             active,
             end,
             flushed_end,
+            is_flushing: false,
             sealed,
             directory_unsynced,
             rolls: false,

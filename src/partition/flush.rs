@@ -21,6 +21,7 @@ use crate::types::{Acks, DiskId, Flush, LeaderEpoch, Offset};
 
 use super::bed::{Bed, News};
 use super::core::{Core, Ended, State};
+use super::replica::Replica;
 use super::ticket::postpone;
 
 /// How long a leader waits for as many as last time.
@@ -52,6 +53,8 @@ pub(super) struct Durable {
     pub(super) led: bool,
     /// The thread that flushes the leader's disk was told to, and has not begun.
     pub(super) handed: bool,
+    /// A flush leads that began before its log led.
+    pub(super) awaits_flush: bool,
     /// The last flush took long: who would lead leaves it to the disk's worker.
     slow: bool,
     /// Since when, as the watch first saw it.
@@ -315,20 +318,23 @@ impl Core {
             return Err(self.closed_error(&state, Written::Unknown));
         }
         let end = state.log.end();
+        let wait = Wait { offsets: end..end, until: Until::Flushed, epoch: state.epoch };
         if state.durable.led {
-            let wait = Wait { offsets: end..end, until: Until::Flushed, epoch: state.epoch };
             drop(state);
-            return match self.wait_acknowledged(&wait, self.append_timeout())? {
-                Waited::Acknowledged => Ok(()),
-                Waited::Unsettled => Err(Error::NoLeader { partition: self.partition.clone() }),
-            };
+        } else {
+            self.lead(state);
+            let state = self.state.lock();
+            if state.fenced.is_some() {
+                return Err(self.closed_error(&state, Written::Unknown));
+            }
+            if state.progress.flushed() >= end {
+                return Ok(());
+            }
         }
-        self.lead(state);
-        let state = self.state.lock();
-        if state.fenced.is_some() {
-            return Err(self.closed_error(&state, Written::Unknown));
+        match self.wait_acknowledged(&wait, self.append_timeout())? {
+            Waited::Acknowledged => Ok(()),
+            Waited::Unsettled => Err(Error::NoLeader { partition: self.partition.clone() }),
         }
-        Ok(())
     }
 
     /// Ends every sleep: the partition was fenced or ended.
@@ -407,6 +413,12 @@ impl Core {
             flushed = state.leading.disk;
             state.durable.flushing.push(flushed);
         }
+        if state.log.is_flushing() && state.fenced.is_none() {
+            // That of a follower that leads by now. It leads, for a second one would find nothing to write of what it has.
+            (state.durable.led, state.durable.awaits_flush) = (true, true);
+            state.durable.flush_returned(flushed);
+            return;
+        }
         // One that is out of service is not written to: it may be open anew.
         let plan = if state.fenced.is_none() { state.log.flush_plan() } else { None };
         let followers = state.followers.clone();
@@ -424,9 +436,10 @@ impl Core {
         let mut state = self.state.lock();
         state.durable.flush_returned(flushed);
         state.durable.slow = slow;
+        let mut again = None;
         match (plan, outcome) {
             (Some(plan), Some(outcome)) => {
-                self.finish_flush(&mut state, flushed, plan, outcome);
+                again = self.finish_flush(&mut state, flushed, plan, outcome);
             }
             _ if state.log.flushed_end() >= state.log.end() => {
                 let (flush, end) = (state.flush, state.log.end());
@@ -437,6 +450,7 @@ impl Core {
         if state.durable.round != round {
             // A reign has begun meanwhile, and its flushes are others'.
             self.publish(state);
+            again.iter().for_each(|follower| self.want_follower_flush(follower));
             return;
         }
         let served = self.take_served(&mut state);
@@ -492,24 +506,36 @@ impl Core {
         }
     }
 
-    /// Takes note of how a flush on `disk` of a log that led, or leads, ended. By now the log may have changed hands.
+    /// Takes note of how a flush on `disk` of a log that led, or leads, ended. By now the log may have changed hands. Returns
+    /// a follower whose next flush has waited for this one.
     pub(super) fn finish_flush(
         &self,
         state: &mut State,
         disk: DiskId,
         plan: FlushPlan,
         outcome: Result<(), Error>,
-    ) {
+    ) -> Option<Arc<Replica>> {
         if !plan.is_of(&state.log) {
             if let Err(error) = outcome {
-                return self.distrust_tail(state, disk, plan.durable..plan.end, &error);
+                self.distrust_tail(state, disk, plan.durable..plan.end, &error);
+                return None;
             }
-            let holder = state.followers.iter().find(|replica| replica.disk == disk);
-            let Some(mut follower) = holder.and_then(|replica| replica.brief()) else { return };
-            if let Some(log) = follower.log.as_mut().filter(|log| plan.is_of(log)) {
-                log.on_flushed(plan);
-            }
-            return;
+            let holder = state.followers.iter().find(|replica| replica.disk == disk)?.clone();
+            let mut follower = holder.brief()?;
+            let log = follower.log.as_mut().filter(|log| plan.is_of(log))?;
+            log.on_flushed(plan);
+            let (flushed, flush) = (log.flushed_end(), state.flush);
+            let again = std::mem::take(&mut follower.flush_again);
+            drop(follower);
+            state.progress.on_follower_flushed(disk, flushed, flush);
+            return again.then_some(holder);
+        }
+        if std::mem::take(&mut state.durable.awaits_flush) {
+            // Whoever came meanwhile has waited for it.
+            state.durable.led = false;
+            self.wake_sleepers(state);
+            self.group.wanted.store(true, Ordering::Release);
+            state.leading.ask_for_attention(self);
         }
         match outcome {
             // A flush that succeeds after another failed proves nothing (RELIABILITY fact 2).
@@ -521,6 +547,7 @@ impl Core {
             Ok(()) => {}
             Err(error) => self.fence(state, &error),
         }
+        None
     }
 
     /// Lets others append for a moment, until as many sleep as in the last round.

@@ -569,7 +569,8 @@ impl Core {
         replica.flush_taken();
         let plan = {
             let mut follower = replica.state.lock();
-            if follower.flushing {
+            // One that has led may be amid its flush of then.
+            if follower.flushing || follower.log.as_ref().is_some_and(Log::is_flushing) {
                 follower.flush_again = true;
                 return;
             }
@@ -622,8 +623,9 @@ impl Core {
         drop(follower);
         // The log leads by now, or is out of service.
         let mut state = self.state.lock();
-        self.finish_flush(&mut state, replica.disk, plan, outcome);
+        let again = self.finish_flush(&mut state, replica.disk, plan, outcome);
         self.publish(state);
+        again.iter().for_each(|follower| self.want_follower_flush(follower));
     }
 
     /// Has the follower's log flushed soon: by its disk's thread, or at once where there is none.

@@ -396,6 +396,7 @@ impl Core {
         if std::mem::take(&mut state.durable.led) {
             state.durable.round += 1;
             state.durable.handed = false;
+            state.durable.awaits_flush = false;
         }
         state.leader = Some(leader);
         state.stuck = false;
