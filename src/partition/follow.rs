@@ -367,9 +367,6 @@ impl Core {
             return Followed::Idle;
         }
         let (written, leader_end, epoch) = (state.log.written_end(), state.log.end(), state.epoch);
-        let all_here = state.followers.len() + 1 == state.replicas
-            && state.suspects.is_empty()
-            && state.followers.iter().all(|other| state.progress.is_online(other.disk));
         let others: Vec<_> = state
             .followers
             .iter()
@@ -379,6 +376,8 @@ impl Core {
                 held.log.as_ref().map(|log| (Arc::clone(log.reader()), log.written_end()))
             })
             .collect();
+        // One that is busy may have it. Those who are asked are all but the leader and this one.
+        let all_asked = others.len() + 2 == state.replicas && state.suspects.is_empty();
         drop(state);
         let mut follower = replica.state.lock();
         if follower.log.is_some() && !replica.takes_from(epoch, &follower) {
@@ -395,7 +394,7 @@ impl Core {
         let found = others.into_iter().find_map(|(reader, end)| {
             reader.read(from, written.min(end), COPY_BYTES).ok().flatten()
         });
-        let passes = lost.filter(|_| found.is_none() && all_here);
+        let passes = lost.filter(|_| found.is_none() && all_asked);
         let outcome = match found {
             Some(fetched) => log.append_batches(&fetched.bytes, now),
             None => passes.map_or(Ok(false), |lost| log.pass_over(lost.min(leader_end), now)),

@@ -1,5 +1,6 @@
 //! Elections, settling and disks that fail or hang in between, on simulated disks.
 
+mod damage;
 mod flushes;
 mod meanwhile;
 mod suspects;
