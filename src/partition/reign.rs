@@ -746,7 +746,8 @@ impl Core {
         now: Timestamp,
     ) {
         let mut state = self.state.lock();
-        if state.ended.is_some() {
+        // What was proposed last holds as well until the store is opened anew, so nothing is counted without that.
+        if state.ended.is_some() || state.in_doubt {
             return;
         }
         state.preference = preference.to_vec();

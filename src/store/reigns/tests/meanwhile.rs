@@ -148,6 +148,9 @@ fn inv_02_a_replica_that_joins_holds_the_watermark_as_long_as_that_is_in_doubt()
     store.shared().settle_one(core);
     begun.partition.append(&[Record::new("alone")], Acks::Leader).unwrap();
     assert_eq!((core.log_end(), core.high_watermark()), (Offset(2), Offset(1)));
+    // The metadata had taken a move before that, and its new replica is open by now.
+    core.set_replicas(&core.replicas(), Vec::new(), store.shared().clock.now());
+    assert_eq!(core.high_watermark(), Offset(1));
 }
 
 /// What the leader that handed over had alone on its stable storage could be read, and a power loss took it from the next one.
