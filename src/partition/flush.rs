@@ -592,6 +592,26 @@ mod tests {
     use crate::store::Store;
     use crate::types::Acks;
 
+    /// Its replica may be open anew by then, and have others' records there.
+    #[test]
+    fn s22_a_thread_that_was_to_flush_for_a_leader_writes_nothing_once_that_has_failed() {
+        let disks = [0, 1].map(SimDisk::new);
+        let store =
+            disks.iter().fold(Store::builder(), |all, disk| all.simulated_disk(disk.clone()));
+        let store = store.open().unwrap();
+        let config = TopicConfig::new().replication_factor(2).flush(Flush::OnAck);
+        store.create_topic("t", config).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        partition.append(&[Record::new("v")], Acks::All).unwrap();
+        let _tail = partition.append_nowait(&[Record::new("v")], Acks::All).unwrap();
+        let core = partition.core().unwrap();
+        core.state.lock().durable.handed = true;
+        core.fence_replica(DiskId(0), &Error::Closed);
+        let calls = disks[0].calls();
+        core.flush_on(DiskId(0));
+        assert_eq!(disks[0].calls(), calls);
+    }
+
     /// With its disk stopped and nobody to take over, there is none: a close waited for it as long as an append may take.
     #[test]
     fn who_waits_for_a_flush_of_a_log_that_nobody_leads_is_told_so() {

@@ -286,3 +286,28 @@ fn s8_who_may_lack_what_was_acknowledged_leads_at_no_opening_either() {
     let store = open(&disks);
     assert_eq!(append(&store).unwrap(), Offset(3), "all that was acknowledged is there");
 }
+
+/// Who is back first need not be the one that has most.
+#[test]
+fn s8_where_every_replica_has_failed_nobody_leads_before_all_are_there() {
+    let disks = [0, 1].map(SimDisk::new);
+    let store = open(&disks);
+    let config = TopicConfig::new().replication_factor(2).flush(Flush::Os);
+    store.create_topic("t", config).unwrap();
+    // The first one is flushed as it goes to the followers.
+    (0..2).for_each(|at| assert_eq!(append(&store).unwrap(), Offset(at)));
+    let shared = store.shared();
+    let (topic, core) = shared.cores().pop().expect("one partition");
+    core.fence_replica(DiskId(1), &Error::Closed);
+    core.fence_replica(DiskId(0), &Error::Closed);
+    shared.settle_one(&core);
+    let known = shared.metadata.lock().state().partition(topic.id, 0).cloned().unwrap();
+    assert_eq!((known.leader, &*known.isr, &*known.eligible), (None, &[][..], &[][..]));
+    for (disk, leads) in [(DiskId(1), false), (DiskId(0), true)] {
+        let returned = opened_anew(shared, &topic, &core, disk);
+        core.return_replica(&returned, false, shared.clock.now()).unwrap();
+        shared.settle_one(&core);
+        assert_eq!(core.leader().is_some(), leads, "{disk} is back");
+    }
+    assert_eq!(append(&store).unwrap(), Offset(2));
+}
