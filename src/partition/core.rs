@@ -155,6 +155,8 @@ pub(super) struct State {
     pub(super) preferred_since: Option<Timestamp>,
     /// Because its disk is full.
     pub(super) stuck: bool,
+    /// Whether the watermark, since this was opened, has shown all that was acknowledged.
+    pub(super) knows_acknowledged: bool,
     /// Something of the reign is to be made durable.
     pub(super) unsettled: bool,
     /// What was proposed last may be durable or not: until something else is, both hold.
@@ -265,6 +267,7 @@ impl Core {
                 hand_to: None,
                 preferred_since: None,
                 stuck: false,
+                knows_acknowledged: !replicated,
                 unsettled: false,
                 in_doubt: false,
                 suspects: Vec::new(),
@@ -295,6 +298,8 @@ impl Core {
             let mut state = core.state.lock();
             let start = state.history.reigns().last().map_or(Offset::ZERO, |reign| reign.start);
             core.reign_over(&mut state, start, reign.high_watermark, now);
+            // Until here the log's end stood for the watermark.
+            state.knows_acknowledged = false;
             for replica in &state.followers {
                 if let Some(log) = &mut replica.state.lock().log {
                     // One that fails here is asked again by the election.

@@ -248,11 +248,30 @@ impl Core {
         if seen > offset {
             return Ok(());
         }
+        let what = || format!("{}: waiting for offset {offset}", self.partition);
+        self.wait_until(|state| visible_end(state, isolation) > offset, timeout, what)
+    }
+
+    /// Waits until the watermark shows all that was acknowledged before. After an opening with too few replicas it may show less.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`]; what closes the partition.
+    pub(crate) fn wait_for_acknowledged(&self, timeout: Duration) -> Result<(), Error> {
+        let what = || format!("{}: waiting for replicas that know all records", self.partition);
+        self.wait_until(State::notice_acknowledged, timeout, what)
+    }
+
+    fn wait_until(
+        &self,
+        mut is_there: impl FnMut(&mut State) -> bool,
+        timeout: Duration,
+        what: impl FnOnce() -> String,
+    ) -> Result<(), Error> {
         let deadline = Instant::now().checked_add(timeout);
         let mut state = self.state.lock();
         state.readers += 1;
         let outcome = loop {
-            if visible_end(&mut state, isolation) > offset {
+            if is_there(&mut state) {
                 break Ok(());
             }
             if let Some(ended) = state.ended {
@@ -265,9 +284,8 @@ impl Core {
                     false
                 }
             };
-            if timed_out && visible_end(&mut state, isolation) <= offset {
-                let what = format!("{}: waiting for offset {offset}", self.partition);
-                break Err(Error::late(what, timeout));
+            if timed_out && !is_there(&mut state) {
+                break Err(Error::late(what(), timeout));
             }
         };
         state.readers -= 1;

@@ -62,6 +62,12 @@ impl State {
         self.progress.high_watermark().max(self.progress.epoch_start())
     }
 
+    /// Whether the watermark shows all that was acknowledged. It stays so: what is acknowledged from then on lies below it.
+    pub(super) fn notice_acknowledged(&mut self) -> bool {
+        self.knows_acknowledged |= self.progress.knows_acknowledged();
+        self.knows_acknowledged
+    }
+
     fn is_in_sync(&self, disk: DiskId) -> bool {
         self.leader == Some(disk) || self.isr.contains(&disk)
     }
@@ -430,6 +436,7 @@ impl Core {
         high_watermark: Offset,
         now: Timestamp,
     ) {
+        state.notice_acknowledged();
         let reader = Arc::clone(state.log.reader());
         state.log.set_apart(self.hands_over(state));
         let leader_end = state.log.end();

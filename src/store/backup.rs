@@ -86,7 +86,8 @@ impl Store {
     /// # Errors
     /// [`Error::UnsupportedFormat`] if the directory is not empty; [`Error::NoSpace`] if it has too little room;
     /// [`Error::NoLeader`], [`Error::MissingDisk`] if a partition cannot be read now; [`Error::TimedOut`] while a
-    /// transaction cannot be settled; [`Error::Io`], also of a disk of the store that failed meanwhile. The directory is
+    /// transaction cannot be settled, or while it is not known how far a partition was acknowledged, since the store was opened
+    /// with too few of its replicas; [`Error::Io`], also of a disk of the store that failed meanwhile. The directory is
     /// then no store.
     ///
     /// # Examples
@@ -198,6 +199,9 @@ impl Shared {
     fn cut(self: &Arc<Self>) -> Result<(MetadataState, Vec<Cut>)> {
         for _ in 0..CUTS_MAX {
             let Some(in_use) = self.open_all()? else { continue };
+            for (_, core) in &in_use {
+                self.wait_for_acknowledged(core, self.options.append_timeout)?;
+            }
             let transactions = self.known_transactions();
             let held = transactions.as_ref().map(|all| all.hold(self, self.options.append_timeout));
             let held = held.transpose()?;

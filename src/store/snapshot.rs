@@ -46,7 +46,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::UnknownTopicOrPartition`]; [`Error::TimedOut`] while a transaction has ended in some of its partitions and
-    /// cannot in others; [`Error::ReadOnly`] in a store that another process owns.
+    /// cannot in others, or while it is not known how far a partition was acknowledged, since the store was opened with too few
+    /// of its replicas; [`Error::ReadOnly`] in a store that another process owns.
     ///
     /// # Examples
     /// ```
@@ -76,6 +77,9 @@ impl Store {
             let id = PartitionId { topic: partition.topic_id(), partition: *number };
             cores.insert(partition.name().clone(), (id, core));
         }
+        for (_, core) in cores.values() {
+            shared.wait_for_acknowledged(core, SETTLE_TIMEOUT)?;
+        }
         let known = shared.topics.read().contains_key(TRANSACTION_TOPIC);
         let parts = if known {
             shared.transactions()?.cut(shared, &cores)?
@@ -88,6 +92,15 @@ impl Store {
             }
         };
         Ok(Snapshot { parts, _store: self.clone() })
+    }
+}
+
+impl Shared {
+    /// Waits until the partition can be cut with all that was acknowledged.
+    pub(super) fn wait_for_acknowledged(&self, core: &Core, timeout: Duration) -> Result<()> {
+        // Without threads, nobody is at work meanwhile.
+        let timeout = if self.options.background { timeout } else { Duration::ZERO };
+        core.wait_for_acknowledged(timeout)
     }
 }
 

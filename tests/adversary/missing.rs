@@ -292,6 +292,56 @@ struct World {
     trace: bool,
 }
 
+/// The watermark was lost with the disk that led one of the two partitions, and the other replica alone is too few to tell it anew:
+/// a snapshot had the other half of the transactions, and a backup left out all that the partition had acknowledged.
+#[test]
+fn what_is_cut_while_it_is_not_known_what_was_acknowledged_lacks_nothing_of_it() {
+    for power in [false, true] {
+        let (disks, clock) = (disks_from(1, 3), Clock::manual(Timestamp(1_000_000)));
+        let store = open(&disks, &clock, &[]).unwrap();
+        let config = TopicConfig::new().partitions(2).replication_factor(2).min_insync_replicas(2);
+        store.create_topic("t", config).unwrap();
+        let both: [(&str, u32, &[Record<'_>]); 2] =
+            [("t", 0, &[Record::new("left")]), ("t", 1, &[Record::new("right")])];
+        store.append_atomic(&both, SECOND).unwrap();
+        for at in 0..2 {
+            // The markers are safe with it.
+            let partition = store.partition("t", at).unwrap();
+            partition.append(&[Record::new("plain")], Acks::All).unwrap();
+        }
+        settle(&store, &clock);
+        let first = usize::from(store.partition("t", 0).unwrap().leader().unwrap().0);
+        disks[0].kill();
+        drop(store);
+        let reopen = |away: &[usize]| {
+            for disk in &disks {
+                if power { disk.power_loss() } else { disk.process_restart() }
+            }
+            open(&disks, &clock, away).unwrap()
+        };
+        let store = reopen(&[first]);
+        let cut = store.snapshot(&[("t", 0), ("t", 1)]);
+        assert!(matches!(cut, Err(Error::TimedOut { .. })), "power {power}");
+        let copy = store.backup_to_simulated_disk(SimDisk::new(7));
+        assert!(matches!(copy, Err(Error::TimedOut { .. })), "power {power}: {copy:?}");
+        drop(store);
+        let store = reopen(&[]);
+        settle(&store, &clock);
+        let cut = store.snapshot(&[("t", 0), ("t", 1)]).unwrap();
+        for at in 0..2 {
+            let read = cut.read("t", at, Offset(0), ReadOptions::new()).unwrap();
+            assert_eq!(read.count(), 2, "power {power}");
+        }
+        let target = SimDisk::new(8);
+        store.backup_to_simulated_disk(target.clone()).unwrap();
+        let copy = open(&[target], &clock, &[]).unwrap();
+        for at in 0..2 {
+            let found = read_all(&copy.partition("t", at).unwrap()).unwrap();
+            assert_eq!(found.len(), 2, "power {power}");
+        }
+    }
+}
+
 fn value(attempt: u64) -> Vec<u8> {
     let mut bytes = attempt.to_le_bytes().to_vec();
     bytes.extend((0..attempt % 61).map(|at| u8::try_from((attempt * 31 + at * 7) % 251).unwrap()));

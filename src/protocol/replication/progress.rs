@@ -274,6 +274,12 @@ impl Progress {
         self.flushed.max(self.epoch_start).min(self.log_end)
     }
 
+    /// Whether the watermark has come to where the reign begins: what earlier ones have acknowledged lies below it. Until then it
+    /// need not be known how far that was (KIP-207).
+    pub(crate) fn knows_acknowledged(&self) -> bool {
+        self.high_watermark >= self.epoch_start
+    }
+
     /// Where the leader's reign begins.
     pub(crate) fn epoch_start(&self) -> Offset {
         self.epoch_start
