@@ -27,7 +27,7 @@ impl Consumer {
     ///
     /// # Errors
     /// [`Error::NotAssigned`], [`Error::NoOffset`]; [`Error::TimedOut`] while a transaction is about to change what is
-    /// committed.
+    /// committed, or as for [`Consumer::seek_to_end`].
     pub fn position(&mut self, topic: &str, partition: u32) -> Result<Offset> {
         self.slot(topic, partition)?;
         if !self.starting.is_empty() {
@@ -86,18 +86,23 @@ impl Consumer {
     /// Goes on behind the last record that it can read now.
     ///
     /// # Errors
-    /// [`Error::NotAssigned`].
+    /// [`Error::NotAssigned`]; [`Error::TimedOut`] while it is not known how far the partition was acknowledged, since the store
+    /// was opened with too few of its replicas.
     pub fn seek_to_end(&mut self, topic: &str, partition: u32) -> Result<()> {
-        let end = self.slot(topic, partition)?.1.end(self.settings.isolation);
+        let slot = self.slot(topic, partition)?.1;
+        slot.partition.wait_for_acknowledged(self.settings.api_timeout)?;
+        let end = slot.end(self.settings.isolation);
         self.seek(topic, partition, end)
     }
 
     /// Goes on at the first record that is not older than `time`, or behind the last one.
     ///
     /// # Errors
-    /// [`Error::NotAssigned`]; [`Error::Corrupt`] if damage is in the way.
+    /// [`Error::NotAssigned`]; [`Error::Corrupt`] if damage is in the way; [`Error::TimedOut`] as for [`Consumer::seek_to_end`].
     pub fn seek_to_time(&mut self, topic: &str, partition: u32, time: Timestamp) -> Result<()> {
-        let offset = self.slot(topic, partition)?.1.at_time(time, self.settings.isolation)?;
+        let slot = self.slot(topic, partition)?.1;
+        slot.partition.wait_for_acknowledged(self.settings.api_timeout)?;
+        let offset = slot.at_time(time, self.settings.isolation)?;
         self.seek(topic, partition, offset)
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Duration;
 
 use crate::config::{ConsumerSettings, StartAt};
 use crate::error::{Error, Result};
@@ -95,8 +96,12 @@ impl Slot {
     /// Where the consumer begins, or begins again.
     ///
     /// # Errors
-    /// [`Error::NoOffset`] for one that is not to begin anywhere; what looking up a time runs into.
+    /// [`Error::NoOffset`] for one that is not to begin anywhere; [`Error::TimedOut`] for one that begins where it is not known
+    /// yet; what looking up a time runs into.
     pub(super) fn start(&mut self, settings: &ConsumerSettings) -> Result<()> {
+        if matches!(settings.start, StartAt::Latest | StartAt::Time(_)) {
+            self.partition.wait_for_acknowledged(Duration::ZERO)?;
+        }
         let offset = match settings.start {
             StartAt::Earliest => self.partition.log_start_offset(),
             StartAt::Latest => self.end(settings.isolation),
@@ -135,8 +140,10 @@ impl Slot {
         }
         for _ in 0..LOOKS {
             let Some(position) = self.position else {
-                self.start(settings)?;
-                continue;
+                if self.start_or_watch(settings)? {
+                    continue;
+                }
+                return Ok(Taken::Nothing);
             };
             let epoch = self.check_epoch(position)?;
             if let Some(rest) = self.rest.take() {
@@ -151,7 +158,7 @@ impl Slot {
             let part = match fetched {
                 Ok(part) => part,
                 Err(Error::OffsetOutOfRange { .. }) if settings.start != StartAt::Error => {
-                    self.start(settings)?;
+                    self.position = None;
                     continue;
                 }
                 Err(error @ Error::NoLeader { .. }) => {
@@ -180,6 +187,20 @@ impl Slot {
         }
         self.bell.push();
         Ok(Taken::Nothing)
+    }
+
+    /// As [`Slot::start`]. False: it is not known yet where that is; the bell rings when more can be read, or another leads.
+    fn start_or_watch(&mut self, settings: &ConsumerSettings) -> Result<bool> {
+        let isolation = Isolation::ReadUncommitted;
+        // Before it is looked at: what moves from then on rings.
+        let end = self.end(isolation);
+        match self.start(settings) {
+            Ok(()) => Ok(true),
+            Err(Error::TimedOut { .. }) => {
+                Ok(self.partition.watch(end, isolation, &self.waker)? == Watched::Now)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn hand_out(&mut self, position: Offset, rest: Arc<Fetched>, budget: Budget) -> Part {

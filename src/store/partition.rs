@@ -375,6 +375,19 @@ impl Partition {
         }
     }
 
+    /// Waits until its end is behind all that was acknowledged. A view shows what its owner does.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`]; what closes the partition.
+    pub(crate) fn wait_for_acknowledged(&self, timeout: Duration) -> Result<()> {
+        match &self.inner {
+            Inner::Live(core) | Inner::Internal(core) => {
+                self.handle.shared.wait_for_acknowledged(core, timeout)
+            }
+            Inner::View(_) => Ok(()),
+        }
+    }
+
     /// Whether its topic was deleted; another may have its name.
     pub(crate) fn is_gone(&self) -> bool {
         let topics = self.handle.shared.topics.read();

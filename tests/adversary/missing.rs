@@ -7,7 +7,8 @@ use std::time::Duration;
 use oncelog::simulation::{Clock, Fault, SimDisk};
 use oncelog::{
     Acks, DiskId, Error, EventKind, Flush, Offset, Partition, ProducerEpoch, ProducerId,
-    ProducerSequence, ReadOptions, Record, Store, Timestamp, TopicConfig, VerifyOptions,
+    ProducerSequence, ReadOptions, Record, ResetTo, StartAt, Store, Timestamp, TopicConfig,
+    VerifyOptions,
 };
 
 use crate::random::{Random, setting, tell};
@@ -340,6 +341,61 @@ fn what_is_cut_while_it_is_not_known_what_was_acknowledged_lacks_nothing_of_it()
             assert_eq!(found.len(), 2, "power {power}");
         }
     }
+}
+
+/// Where the watermark was lost, the end seemed to be at the beginning: `Latest` meant all that there is, and offsets of a group that
+/// were set by hand were set back.
+#[test]
+fn whoever_asks_for_the_end_while_it_is_not_known_is_not_sent_to_the_beginning() {
+    let (disks, clock) = (disks_from(1, 3), Clock::manual(Timestamp(1_000_000)));
+    let store = open(&disks, &clock, &[]).unwrap();
+    let config = TopicConfig::new().replication_factor(2).min_insync_replicas(2);
+    store.create_topic("t", config).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    for _ in 0..10 {
+        partition.append(&[Record::new("old")], Acks::All).unwrap();
+    }
+    store.reset_offsets("done", "t", ResetTo::Latest).unwrap();
+    settle(&store, &clock);
+    let first = usize::from(partition.leader().unwrap().0);
+    drop(partition);
+    let reopen = |store: Store, away: &[usize]| {
+        disks[0].kill();
+        drop(store);
+        disks.iter().for_each(SimDisk::process_restart);
+        open(&disks, &clock, away).unwrap()
+    };
+    let latest = |store: &Store, group: &str| {
+        let builder = store.consumer().group(group).start(StartAt::Latest);
+        let mut consumer = builder.api_timeout(Duration::from_millis(5)).build().unwrap();
+        consumer.assign(&[("t", 0)]).unwrap();
+        consumer
+    };
+    let is_late = |outcome: Result<(), Error>| matches!(outcome, Err(Error::TimedOut { .. }));
+
+    let store = reopen(store, &[first]);
+    for to in [ResetTo::Latest, ResetTo::To(Offset(9)), ResetTo::Shift(0)] {
+        let told = store.reset_offsets("done", "t", to);
+        assert!(matches!(told, Err(Error::TimedOut { .. })), "{to:?}: {told:?}");
+    }
+    let mut consumer = latest(&store, "done");
+    assert!(is_late(consumer.seek_to_end("t", 0)));
+    assert!(is_late(consumer.seek_to_time("t", 0, Timestamp(0))));
+    assert_eq!(consumer.position("t", 0).unwrap(), Offset(10));
+    let mut consumer = latest(&store, "new");
+    assert!(consumer.poll(Duration::ZERO).unwrap().is_empty());
+    let told = consumer.position("t", 0);
+    assert!(matches!(told, Err(Error::TimedOut { .. })), "{told:?}");
+    drop(consumer);
+
+    let store = reopen(store, &[]);
+    let mut consumer = latest(&store, "new");
+    assert!(consumer.poll(Duration::ZERO).unwrap().is_empty());
+    settle(&store, &clock);
+    assert!(consumer.poll(Duration::ZERO).unwrap().is_empty());
+    store.partition("t", 0).unwrap().append(&[Record::new("young")], Acks::All).unwrap();
+    let found: Vec<_> = consumer.poll(Duration::ZERO).unwrap().iter().map(|r| r.offset()).collect();
+    assert_eq!(found, [Offset(10)]);
 }
 
 fn value(attempt: u64) -> Vec<u8> {

@@ -124,7 +124,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::GroupNotEmpty`]; [`Error::NoOffset`] for a shift from where nothing is committed;
-    /// [`Error::UnknownTopicOrPartition`]; those of an append.
+    /// [`Error::UnknownTopicOrPartition`]; [`Error::TimedOut`] while it is not known how far a partition was acknowledged, since
+    /// the store was opened with too few of its replicas; those of an append.
     pub fn reset_offsets(
         &self,
         group: &str,
@@ -172,6 +173,9 @@ impl Store {
         group: &str,
     ) -> Result<Offset> {
         let log = self.partition(partition.topic(), partition.partition())?;
+        if to != ResetTo::Earliest {
+            log.wait_for_acknowledged(self.shared().options.append_timeout)?;
+        }
         let (start, end) = (log.log_start_offset(), log.high_watermark());
         let offset = match to {
             ResetTo::Earliest => start,
