@@ -2,13 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use oncelog::simulation::{Hang, SimDisk};
+use oncelog::simulation::{Clock, Hang, SimDisk};
 use oncelog::{
     Acks, DiskId, DiskState, Error, EventKind, Flush, Offset, Partition, ProducerEpoch, ProducerId,
-    ProducerSequence, ReadOptions, Record, Store, TopicConfig, VerifyOptions,
+    ProducerSequence, ReadOptions, Record, Store, StoreBuilder, Timestamp, TopicConfig,
+    VerifyOptions,
 };
 
 use crate::hanging_disk::{Hanging, LONG};
+use crate::ticking::Ticking;
 
 const LAG: Duration = Duration::from_millis(900);
 const TIMEOUT: Duration = Duration::from_secs(6);
@@ -84,6 +86,43 @@ fn s22_a_follower_that_hangs_never_holds_the_leader() {
         for _ in 0..20_000 {
             partition.append(&[Record::new(&[7; 100])], Acks::Leader).unwrap();
         }
+        hanging.heal();
+        store.close(LONG).unwrap();
+    }
+}
+
+/// A file system that is frozen writes its pages back, and a store to one waits as a call does: the simulated disk panics.
+#[test]
+fn s22_no_store_to_a_mapped_page_waits_for_a_disk_that_hangs() {
+    let flushes = [Flush::OnAck, Flush::Os, Flush::Interval(Duration::from_millis(50))];
+    for (victim, flush) in (0..3).flat_map(|victim| flushes.map(|flush| (victim, flush))) {
+        let disks: Vec<_> = (0..3).map(|at| SimDisk::new(at + 1)).collect();
+        disks.iter().for_each(SimDisk::watch_pages);
+        let clock = Clock::manual(Timestamp(1_000_000));
+        let builder = Store::builder().replica_lag_max(LAG).append_timeout(TIMEOUT);
+        let all = |builder: StoreBuilder, disk: &SimDisk| builder.simulated_disk(disk.clone());
+        let builder = disks.iter().fold(builder.clock(clock.clone()), all);
+        let store = builder.threads().open().unwrap();
+        store.create_topic("t", topic(flush, 64 << 20)).unwrap();
+        let all: Vec<_> = (0..3).map(|number| store.partition("t", number).unwrap()).collect();
+        all.iter().for_each(|partition| append(partition, 0..20));
+        let hanging = Hanging::new(&disks[victim], Hang::Everything);
+        clock.advance(Duration::from_secs(1));
+        disks[victim].write_back();
+        let ticking = Ticking::new(&clock);
+        let begun = Instant::now();
+        for (partition, at) in
+            all.iter().flat_map(|partition| (20..60).map(move |at| (partition, at)))
+        {
+            while let Err(error) = partition.append(&[Record::new(&value(at))], Acks::All) {
+                assert!(begun.elapsed() < LONG, "{flush:?}, {victim} hangs: {error:?}");
+            }
+        }
+        all.iter().for_each(|partition| {
+            let victim = DiskId(u16::try_from(victim).unwrap());
+            assert_ne!(partition.leader(), Some(victim), "{flush:?}: a disk that hangs leads");
+        });
+        drop(ticking);
         hanging.heal();
         store.close(LONG).unwrap();
     }

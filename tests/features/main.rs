@@ -18,3 +18,5 @@ mod upkeep;
 mod consumed;
 #[path = "../common/hanging_disk.rs"]
 mod hanging_disk;
+#[path = "../common/ticking.rs"]
+mod ticking;

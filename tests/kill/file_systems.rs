@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,6 +17,7 @@ use oncelog::{
 use crate::killed;
 use crate::mounts::{Kind, Mounted};
 use crate::random::{Random, setting};
+use crate::ticking::Ticking;
 
 const PARTITIONS: u32 = 6;
 const LONG: Duration = Duration::from_secs(20);
@@ -259,29 +259,6 @@ fn s22_a_file_system_that_is_frozen_amid_appends_holds_nobody_up_for_long() {
                 one_of_three_hangs_amid_appends(kind, flush, seed + round);
             }
         }
-    }
-}
-
-/// Has a clock go on, until this goes.
-struct Ticking(Arc<AtomicBool>);
-
-impl Ticking {
-    fn new(clock: &Clock) -> Self {
-        let over = Arc::new(AtomicBool::new(false));
-        let (clock, ends) = (clock.clone(), Arc::clone(&over));
-        thread::spawn(move || {
-            while !ends.load(Ordering::Relaxed) {
-                clock.advance(Duration::from_millis(1));
-                thread::yield_now();
-            }
-        });
-        Self(over)
-    }
-}
-
-impl Drop for Ticking {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 

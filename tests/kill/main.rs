@@ -23,3 +23,5 @@ mod views;
 mod killed;
 #[path = "../common/random.rs"]
 mod random;
+#[path = "../common/ticking.rs"]
+mod ticking;
