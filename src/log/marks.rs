@@ -137,7 +137,7 @@ impl Marks {
     }
 
     fn agrees(&self) -> bool {
-        self.grant.ask_again(&self.map, 0..PAGE_BYTES as u64).is_ok()
+        self.map.populate(0..PAGE_BYTES as u64).is_ok()
     }
 
     /// Asks its file system for stores, through a file of the same one if there is any. Where that hangs, this waits.

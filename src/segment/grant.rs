@@ -49,15 +49,6 @@ impl Grant {
         map.populate(range)
     }
 
-    /// As [`Grant::ask`], of one that is fresh.
-    ///
-    /// # Errors
-    /// It takes none any more.
-    pub(crate) fn ask_again(&self, map: &Mapping, range: Range<u64>) -> io::Result<()> {
-        self.pulse.iter().for_each(|pulse| pulse.touch());
-        map.populate(range)
-    }
-
     /// It agreed.
     pub(crate) fn given(&self, now: Timestamp) {
         self.at.store(now.0, Ordering::Release);

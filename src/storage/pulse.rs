@@ -87,15 +87,10 @@ impl Pulse {
         true
     }
 
-    /// Waits for the disk, if it is watched.
-    pub(crate) fn touch(&self) {
+    fn ask(&self, now: Timestamp) {
         if let Some(directory) = self.directory.get() {
             touch(directory);
         }
-    }
-
-    fn ask(&self, now: Timestamp) {
-        self.touch();
         self.answered_at.store(now.0, Ordering::Release);
         self.is_asked.store(false, Ordering::Release);
     }

@@ -213,6 +213,8 @@ fn one_of_three_hangs_amid_appends(kind: Kind, flush: Flush, seed: u64) {
                 }
                 known.insert(append(partition, number).0, number);
                 count.fetch_add(1, Ordering::Relaxed);
+                // The machine is to have time left.
+                thread::sleep(Duration::from_micros(100));
             }
             known
         };
