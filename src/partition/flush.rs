@@ -521,7 +521,12 @@ impl Core {
                 return None;
             }
             let holder = state.followers.iter().find(|replica| replica.disk == disk)?.clone();
-            let mut follower = holder.brief()?;
+            let Some(mut follower) = holder.brief() else {
+                // Else it would wait for this flush for ever.
+                self.orphan(state, &holder, "its disk hangs");
+                self.ask_for_settling(state);
+                return None;
+            };
             let log = follower.log.as_mut().filter(|log| plan.is_of(log))?;
             log.on_flushed(plan);
             let (flushed, flush) = (log.flushed_end(), state.flush);
