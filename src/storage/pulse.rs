@@ -7,9 +7,9 @@
 
 use std::fmt;
 use std::fs::File;
-use std::path::Path;
-use std::sync::OnceLock;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -30,7 +30,9 @@ const IDLE_BEATS: u32 = 150;
 
 /// What is known of one disk.
 pub(crate) struct Pulse {
-    directory: OnceLock<File>,
+    root: OnceLock<PathBuf>,
+    /// Open while it is asked: a disk that is stopped may be unmounted.
+    directory: Mutex<Option<Arc<File>>>,
     /// A thread asks. Else every store is let through.
     is_watched: AtomicBool,
     answered_at: AtomicI64,
@@ -52,7 +54,8 @@ impl fmt::Debug for Pulse {
 impl Pulse {
     pub(super) fn new() -> Self {
         Self {
-            directory: OnceLock::new(),
+            root: OnceLock::new(),
+            directory: Mutex::default(),
             is_watched: AtomicBool::new(false),
             answered_at: AtomicI64::new(i64::MIN),
             is_asked: AtomicBool::new(false),
@@ -88,9 +91,8 @@ impl Pulse {
     }
 
     fn ask(&self, now: Timestamp) {
-        if let Some(directory) = self.directory.get() {
-            touch(directory);
-        }
+        let directory = self.directory.lock().clone();
+        directory.iter().for_each(|directory| touch(directory));
         self.answered_at.store(now.0, Ordering::Release);
         self.is_asked.store(false, Ordering::Release);
     }
@@ -106,14 +108,13 @@ impl Pulse {
         }
     }
 
-    /// Begins to watch the disk in the directory `root`. False: somebody does, or it cannot be done.
+    /// Begins to watch the disk in the directory `root`. False: somebody does.
     pub(crate) fn begin(&self, root: &Path) -> bool {
-        if self.is_watched.load(Ordering::Acquire) {
-            return false;
+        let begins = !self.is_watched.swap(true, Ordering::AcqRel);
+        if begins {
+            self.root.get_or_init(|| root.to_owned());
         }
-        let Ok(directory) = File::open(root) else { return false };
-        let _ = self.directory.set(directory);
-        !self.is_watched.swap(true, Ordering::AcqRel)
+        begins
     }
 
     /// Asks again and again, as long as somebody stores, until it [ends](Self::end).
@@ -124,11 +125,13 @@ impl Pulse {
             idle = if self.is_used.swap(false, Ordering::Relaxed) { 0 } else { idle + 1 };
             if idle > IDLE_BEATS {
                 self.rests.store(true, Ordering::Release);
+                *self.directory.lock() = None;
                 self.bell.wait(&mut ended);
                 continue;
             }
-            self.rests.store(false, Ordering::Release);
             drop(ended);
+            self.open_directory();
+            self.rests.store(false, Ordering::Release);
             if !self.is_asked.swap(true, Ordering::AcqRel) {
                 self.ask(clock.now());
             }
@@ -137,7 +140,16 @@ impl Pulse {
                 self.bell.wait_for(&mut ended, BEAT);
             }
         }
+        *self.directory.lock() = None;
         self.give_up();
+    }
+
+    /// Where it cannot be opened, as on Windows, nothing is asked, and every store let through.
+    fn open_directory(&self) {
+        let mut directory = self.directory.lock();
+        if directory.is_none() {
+            *directory = self.root.get().and_then(|root| File::open(root).ok()).map(Arc::new);
+        }
     }
 
     /// Nobody watches after all.
@@ -154,7 +166,6 @@ impl Pulse {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::thread;
 
     use super::*;
@@ -204,5 +215,6 @@ mod tests {
         pulse.end();
         thread.join().unwrap();
         assert!(pulse.answers(Timestamp(0)), "nobody asks any more");
+        assert!(pulse.directory.lock().is_none(), "its file system can be unmounted");
     }
 }

@@ -1,8 +1,8 @@
 //! The store's background work, and the threads that do it.
 //!
 //! Each disk has a worker, so that a slow disk slows its own replicas only. Where there are several, each
-//! also has a thread that flushes its followers, so that all disks flush at the same time, and one thread,
-//! *control*, makes changes of leaders durable; with one disk its worker does that. All they do are steps of `partition::Core` and [`Shared`], so a test can do them one by one.
+//! also has a thread that flushes its followers, so that all disks flush at the same time, and one that finds out whether it answers
+//! (its *pulse*); one more thread, *control*, makes changes of leaders durable; with one disk its worker does that. All they do are steps of `partition::Core` and [`Shared`], so a test can do them one by one.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
