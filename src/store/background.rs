@@ -212,10 +212,11 @@ pub(super) fn start_disk(
     })
 }
 
-/// Starts the thread that finds out whether a disk answers. With one disk it would be of no use; a clock that is moved by hand
-/// says nothing of how long that takes.
+/// Starts the thread that finds out whether a disk answers. With one disk it would be of no use, nor where appends are written and
+/// not stored; a clock that is moved by hand says nothing of how long that takes.
 fn watch_pulse(shared: &Shared, workers: &mut Workers, disk: &StoreDisk) -> Result<()> {
-    let pulse = disk.disk.pulse().filter(|_| shared.clock.is_system());
+    let stores = shared.clock.is_system() && disk.disk.stores_in_place();
+    let pulse = disk.disk.pulse().filter(|_| stores);
     let Some(pulse) = pulse.filter(|pulse| pulse.begin(disk.disk.root())) else { return Ok(()) };
     let (watched, clock) = (Arc::clone(pulse), shared.clock.clone());
     let name = format!("oncelog-pulse-{}", disk.id.0);
