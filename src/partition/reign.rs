@@ -389,15 +389,15 @@ impl Core {
         state.followers.retain(|replica| replica.disk != leader);
         // Where it failed, what came back from its disk may have taken its place already.
         let is_known = state.followers.iter().any(|replica| replica.disk == old_place_disk);
+        if old_place_disk != leader && !is_known {
+            state.followers.push(old_replica);
+        }
         // A page that says how far a leader wrote must not be believed of a follower.
         match page {
             Some(page) => self.disown(state, old_place_disk, page, old_file),
             // One whose disk may hang is asked for nothing; its file goes when it returns.
             None if has_failed && !is_known => {}
             None => drop(Marks::forget(&old_place)),
-        }
-        if old_place_disk != leader && !is_known {
-            state.followers.push(old_replica);
         }
         if std::mem::take(&mut state.durable.led) {
             state.durable.round += 1;
