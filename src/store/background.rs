@@ -124,29 +124,29 @@ impl Watch {
     }
 }
 
-/// Whether the wall clock tells of age. Where it was set, what was appended before seems older or younger than it is.
+/// Whether the wall clock tells of age. Where it was set, what was appended before seems older or younger than it is; and
+/// nobody knows whether it was while the store was closed, as by a machine whose clock forgets.
 #[derive(Debug)]
 pub(super) struct WallClock {
     /// What it showed when the store was opened, or it was last set, and when that was.
     showed: Timestamp,
     at: Duration,
-    was_set: bool,
 }
 
 impl WallClock {
     pub(super) fn new(clock: &Clock) -> Self {
-        Self { showed: clock.now(), at: clock.elapsed(), was_set: false }
+        Self { showed: clock.now(), at: clock.elapsed() }
     }
 
-    /// Whether it has not been set for `age`.
+    /// Whether it has been watched for `age`, and was not set.
     fn tells_age(&mut self, now: Timestamp, elapsed: Duration, age: Duration) -> bool {
         let passed = elapsed.saturating_sub(self.at);
         let due = self.showed.plus(passed);
         if now.since(due).max(due.since(now)) > STEP_MIN {
-            *self = Self { showed: now, at: elapsed, was_set: true };
+            *self = Self { showed: now, at: elapsed };
             return false;
         }
-        !self.was_set || passed >= age
+        passed >= age
     }
 }
 
@@ -648,6 +648,7 @@ mod tests {
         let (clock, age) = (Clock::manual(Timestamp(0)), PRODUCER_AGE);
         let mut wall = WallClock::new(&clock);
         let mut tells_age = || wall.tells_age(clock.now(), clock.elapsed(), age);
+        assert!(!tells_age(), "it may have been set before the store was opened");
         clock.advance(age * 3);
         assert!(tells_age(), "it went on, and so did time");
         for set in [1_800_000_000_000, i64::MIN, 0, 1_000_000] {

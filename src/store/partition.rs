@@ -129,7 +129,8 @@ impl Partition {
     /// answered with its first offsets and [`Appended::duplicate`] (KIP-98).
     ///
     /// For applications that take numbered records from devices or sockets. The partition remembers each producer's
-    /// last five batches, and which sequence is next; it forgets a producer that has not appended for a day, and the
+    /// last five batches, and which sequence is next; it forgets a producer that has not appended for a day
+    /// (and for a day after an opening none, as the clock may have been set before), and the
     /// one that has been silent longest when there are more than 131,072. A producer that it does not know may begin
     /// at any sequence.
     ///

@@ -442,6 +442,36 @@ fn s23_prod_20_a_step_of_the_clock_does_not_make_a_retry_a_second_record() {
     assert_eq!(told.unwrap().offset, Offset(1));
 }
 
+/// A machine whose clock forgets the time when it is off: all that was written before seems older than it is, and a device
+/// sends again what it was not told of.
+#[test]
+fn s23_prod_20_a_clock_that_is_put_right_while_the_store_is_closed_makes_no_producer_forgotten() {
+    let disk = SimDisk::new(1);
+    let clock = Clock::manual(Timestamp(0));
+    let open =
+        || Store::builder().clock(clock.clone()).simulated_disk(disk.clone()).open().unwrap();
+    let day = Duration::from_secs(24 * 3600);
+    let device = ProducerSequence { id: ProducerId(7), epoch: ProducerEpoch(0), sequence: 0 };
+    let store = open();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    partition.append_idempotent(device, &[Record::new(b"0")], Acks::All).unwrap();
+    drop((partition, store));
+    clock.set_wall(Timestamp(1_800_000_000_000));
+    let store = open();
+    let partition = store.partition("t", 0).unwrap();
+    for _ in 0..20 {
+        clock.advance(day / 21);
+        store.run_background();
+    }
+    let again = partition.append_idempotent(device, &[Record::new(b"0")], Acks::All).unwrap();
+    assert!(again.duplicate);
+    clock.advance(day / 10);
+    store.run_background();
+    let late = partition.append_idempotent(device, &[Record::new(b"0")], Acks::All).unwrap();
+    assert!(!late.duplicate, "nor is it kept for ever");
+}
+
 /// A transaction that its producer never ended held up committed readers until the wall clock was where it had been, if that
 /// was set back; set forward, it ended one whose time was not over.
 #[test]

@@ -133,8 +133,7 @@ impl Entry {
             previous: state.previous,
             is_own: false,
             timeout: state.timeout,
-            // A clock that stood in the future must not keep the id for as long (COORD-46).
-            updated_at: state.updated_at.min(context.now),
+            updated_at: context.settings.as_of_start(state.updated_at, context.now),
             recorded: true,
             ..Self::new(state.lineage.producer(), context.now)
         };

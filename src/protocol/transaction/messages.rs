@@ -23,6 +23,8 @@ pub(crate) struct Settings {
     pub(crate) timeout_max: Duration,
     /// Kafka's `transactional.id.expiration.ms`; `None` keeps ids for ever.
     pub(crate) expiration: Option<Duration>,
+    /// After a start no id expires for that long, nor its outcomes: the clock may have been set before (S23).
+    pub(crate) grace: Duration,
     /// Epochs below this are handed out; then the id gets a new producer id.
     pub(crate) epoch_end: ProducerEpoch,
     /// Transactional ids that are known at one time; a bound on memory (KIP-936).
@@ -31,11 +33,24 @@ pub(crate) struct Settings {
     pub(crate) some_unseen: bool,
 }
 
+impl Settings {
+    /// When an id counts as used last, at a start. A clock that stood in the future must not keep it for as long
+    /// (COORD-46), and one that was put right not end it at once.
+    pub(super) fn as_of_start(&self, updated_at: Timestamp, now: Timestamp) -> Timestamp {
+        let used_up = self.expiration.unwrap_or_default().saturating_sub(self.grace);
+        let unused = now.since(updated_at).min(used_up);
+        Timestamp(
+            now.0.saturating_sub_unsigned(u64::try_from(unused.as_millis()).unwrap_or(u64::MAX)),
+        )
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
             timeout_max: Duration::from_secs(15 * 60),
             expiration: Some(Duration::from_secs(7 * 24 * 3600)),
+            grace: Duration::from_secs(24 * 3600),
             epoch_end: ProducerEpoch(u32::MAX),
             ids_max: 1_000_000,
             some_unseen: false,

@@ -620,6 +620,22 @@ fn coord_46_a_clock_that_goes_back_stops_nothing() {
     assert_eq!(world.on_its_way[0].state, None);
 }
 
+/// Of a machine whose clock forgets the time when it is off: what it did before seems older than it is.
+#[test]
+fn s23_coord_63_a_clock_that_was_put_right_before_a_start_lets_no_outcome_be_forgotten_at_once() {
+    let mut world = World::new();
+    let held = world.opened();
+    world.run(held, Committed).unwrap();
+    world.settled();
+    assert_eq!(world.pass(MINUTE), [], "it is noted that all is settled");
+    world.now = Timestamp(0).plus(20_000 * DAY);
+    assert_eq!(world.restarted(), []);
+    assert_eq!(world.pass(DAY - Duration::from_millis(1)), []);
+    assert_eq!((world.on_its_way.len(), world.verdict(held)), (0, Verdict::Committed));
+    assert_eq!(world.pass(Duration::from_millis(1)), []);
+    assert_eq!(world.on_its_way.len(), 1, "nor is it kept for ever");
+}
+
 #[test]
 fn coord_52_cli_18_an_empty_transaction_ends_without_a_record() {
     let mut world = World::new();
