@@ -125,7 +125,7 @@ impl Core {
         if let Some(author) = author {
             draft.written_by(author.producer, author.transactional);
         }
-        let mut state = self.lock_to_append()?;
+        let (mut state, mut seen) = self.lock_to_store(now)?;
         self.check_leads(&state)?;
         if acks == Acks::All
             && !state.followers.is_empty()
@@ -135,11 +135,12 @@ impl Core {
             return self.answer_refused(error, author, records.len(), acks);
         }
         let (count, bytes) = (draft.header().record_count, draft.len());
-        if !state.log.has_space_for(bytes, now) || state.log.waits_for_landing(count, bytes) {
+        if !state.log.has_space_for(bytes, seen) || state.log.waits_for_landing(count, bytes) {
             state = match self.make_ready(state, count, bytes) {
                 Ok(state) => state,
                 Err(error) => return self.answer_refused(error, author, records.len(), acks),
             };
+            seen = self.clock.now();
         }
         if let Some(author) = author
             && (author.transactional || !state.log.goes_on(author.producer, count))
@@ -150,7 +151,17 @@ impl Core {
         if reign.is_some_and(|epoch| epoch != state.epoch) {
             return Err(self.no_leader());
         }
-        self.place(state, draft, acks, now)
+        self.place(state, draft, acks, now, seen)
+    }
+
+    /// The partition's state, and when it was had: whoever waited for it knows nothing of the disks by the time before.
+    #[inline(always)]
+    fn lock_to_store(&self, now: Timestamp) -> Result<(MutexGuard<'_, State>, Timestamp), Error> {
+        if let Some(state) = self.state.try_lock() {
+            return Ok((state, now));
+        }
+        let state = self.lock_to_append()?;
+        Ok((state, self.clock.now()))
     }
 
     /// A batch that the topic takes no longer, or not now, may be one that it has taken: then it is waited for.
@@ -232,7 +243,7 @@ impl Core {
             }
             state = self.make_ready(state, records, bytes)?;
         }
-        let placed = self.place(state, draft, acks, now)?;
+        let placed = self.place(state, draft, acks, now, self.clock.now())?;
         if let Placed::Waits(_) = placed {
             // An abort is waited for at once; a commit's marker is safe with what is appended next.
             self.ask_for_flush_soon();
@@ -271,6 +282,7 @@ impl Core {
         }
     }
 
+    /// Puts a batch that was written at `now` in place. `seen` is the clock's, under the lock.
     #[inline(always)]
     fn place(
         &self,
@@ -278,6 +290,7 @@ impl Core {
         draft: &mut Draft,
         acks: Acks,
         now: Timestamp,
+        seen: Timestamp,
     ) -> Result<Placed, Error> {
         let base = state.log.end();
         if let Err(error) = state.log.append(draft, now) {
@@ -286,7 +299,7 @@ impl Core {
         let (end, flush) = (state.log.end(), state.flush);
         state.progress.on_appended(end);
         if !state.followers.is_empty() {
-            self.append_inline(&mut state, draft.bytes(), draft.header(), now);
+            self.append_inline(&mut state, draft.bytes(), draft.header(), now, seen);
         }
         state.progress.advance(flush);
         let acknowledged = self.is_acknowledged(&state, end, acks);
@@ -300,7 +313,7 @@ impl Core {
             && news
         {
             let takes_stores =
-                if flush == Flush::OnAck { page.takes_stores(now) } else { page.is_granted(now) };
+                if flush == Flush::OnAck { page.takes_stores(seen) } else { page.is_granted(seen) };
             is_late = !takes_stores;
             if !is_late {
                 page.show(progress, last_stable, log.written_end());
@@ -310,7 +323,7 @@ impl Core {
         self.log_end.store(end.0, Ordering::Release);
         self.high_watermark.store(high_watermark.0, Ordering::Release);
         self.last_stable.store(last_stable.0, Ordering::Release);
-        let mut attention = log.wants_attention(now);
+        let mut attention = log.wants_attention(seen);
         if let (Flush::Interval(_), None) = (flush, state.unflushed_since) {
             state.unflushed_since = Some(now);
             attention = true;

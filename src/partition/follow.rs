@@ -62,18 +62,19 @@ impl Core {
         batch: &[u8],
         header: &BatchHeader,
         now: Timestamp,
+        seen: Timestamp,
     ) {
         let State { progress, followers, .. } = state;
         for replica in followers.iter() {
             let appended = replica.state.try_lock().is_some_and(|mut follower| {
                 let Some(log) = follower.log.as_mut() else { return false };
-                if !log.takes_inline(batch.len(), header, now) {
+                if !log.takes_inline(batch.len(), header, seen) {
                     return false;
                 }
                 let appended = log.append_sealed(batch, header, now);
                 // Memory takes it, or says nothing was written.
                 let done = appended.is_ok();
-                if done && log.wants_attention(now) {
+                if done && log.wants_attention(seen) {
                     replica.ask_for_attention(self);
                 }
                 done
