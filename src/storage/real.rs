@@ -116,8 +116,10 @@ impl Disk for RealDisk {
             Err(fs::TryLockError::WouldBlock) => return Err(io::ErrorKind::WouldBlock.into()),
             Err(fs::TryLockError::Error(error)) => return Err(error),
         }
-        // The note is for people; the lock is the system's. A full disk has no room for notes.
-        if file.set_len(0).is_ok() {
+        // The note is for people; the lock is the system's. A full disk has no room for notes. And whoever closes a file that
+        // was cut short and written may wait for its disk (ext4, XFS).
+        let is_longer = file.metadata().is_ok_and(|known| known.len() > note.len() as u64);
+        if !is_longer || file.set_len(0).is_ok() {
             let _ = file.write_all(note.as_bytes());
         }
         *self.locked.lock() = number_of(&self.root).ok();

@@ -349,7 +349,9 @@ pub(super) fn holds_no_logs(disk: &dyn Disk) -> Result<bool> {
 
 fn take_lock(disk: &dyn Disk) -> Result<Box<dyn DiskLock>> {
     let path = disk.root().join(layout::LOCK);
-    disk.lock(layout::LOCK, &crate::storage::process_id().to_string()).map_err(|error| {
+    // Of one length, so that none is cut short.
+    let note = format!("{:<10}", crate::storage::process_id());
+    disk.lock(layout::LOCK, &note).map_err(|error| {
         if error.kind() != std::io::ErrorKind::WouldBlock {
             return Error::io(path, "lock", error);
         }
