@@ -14,7 +14,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -170,13 +170,14 @@ impl MetadataLog {
         }
     }
 
-    /// A disk that takes longer than that for a change is done without, as if it had failed (S22). All disks are then
-    /// written to at the same time, by threads that may be left behind.
+    /// A disk that takes longer than that for a change is done without, as if it had failed, where enough others have it
+    /// (S22). All disks are then written to at the same time, by threads that may be left behind.
     pub(super) fn set_patience(&mut self, patience: Duration) {
         self.patience = Some(patience);
     }
 
-    /// Does something with every member. The answers are in the order of the members.
+    /// Does something with every member. The answers are in the order of the members. While nothing can be decided without one
+    /// that is late, it is waited for, as the only disk of a store is.
     fn on_all(
         &mut self,
         work: impl Fn(&mut Member) -> io::Result<()> + Send + Sync + 'static,
@@ -194,15 +195,38 @@ impl MetadataLog {
             });
         }
         drop(sender);
-        let late = || Err(io::ErrorKind::TimedOut.into());
-        let mut outcomes: Vec<_> = self.members.iter().map(|_| late()).collect();
+        let mut outcomes: Vec<_> = self.members.iter().map(|_| None).collect();
         let started = Instant::now();
-        while let Ok((at, outcome, member)) =
-            answers.recv_timeout(patience.saturating_sub(started.elapsed()))
-        {
-            (outcomes[at], self.members[at]) = (outcome, member);
+        loop {
+            let left = patience.saturating_sub(started.elapsed());
+            let answer = if left.is_zero() && self.decides_later(&outcomes) {
+                answers.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                answers.recv_timeout(left)
+            };
+            let (at, outcome, member) = match answer {
+                Ok(answer) => answer,
+                Err(RecvTimeoutError::Timeout) if self.decides_later(&outcomes) => continue,
+                Err(_) => break,
+            };
+            (outcomes[at], self.members[at]) = (Some(outcome), member);
         }
-        outcomes
+        let late = || Err(io::ErrorKind::TimedOut.into());
+        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(late)).collect()
+    }
+
+    /// Whether too few have done what they were asked for, and others may yet.
+    fn decides_later(&self, outcomes: &[Option<io::Result<()>>]) -> bool {
+        let count = |is_one: fn(&Option<io::Result<()>>) -> bool| {
+            let deciding =
+                self.members.iter().zip(outcomes).filter(|(member, outcome)| {
+                    Some(member.id) != self.newcomer && is_one(outcome)
+                });
+            deciding.count()
+        };
+        let (done, late) =
+            (count(|outcome| matches!(outcome, Some(Ok(())))), count(Option::is_none));
+        (done + 1..=done + late).contains(&self.quorum())
     }
 
     /// As [`MetadataLog::on_all`], for what is done to files by their names: who is late with that would do it to those that
@@ -709,6 +733,7 @@ fn seed(store: StoreId) -> u32 {
 mod tests {
     use super::*;
     use crate::config::TopicConfig;
+    use crate::simulation::{Fault, Hang, SimDisk};
     use crate::storage::MemoryDisk;
     use crate::store::layout;
     use crate::types::TopicId;
@@ -777,6 +802,41 @@ mod tests {
         drop(log);
         let found = Found::read(&[Arc::clone(&disks[0].1)], Some(STORE)).unwrap().unwrap();
         assert_eq!((found.last, found.state().topics().count()), (last, topics));
+    }
+
+    fn simulated() -> (Vec<SimDisk>, MetadataLog) {
+        let sims: Vec<_> = (0..3).map(SimDisk::new).collect();
+        let disk =
+            |(at, sim): (u16, &SimDisk)| (DiskId(at), Arc::new(sim.clone()) as Arc<dyn Disk>);
+        let mut log = create(&(0..).zip(&sims).map(disk).collect::<Vec<_>>());
+        log.set_patience(Duration::ZERO);
+        (sims, log)
+    }
+
+    /// As where a cloud's volumes stall together. It was taken for a failed write, after which no leader could change until
+    /// the store was opened anew.
+    #[test]
+    fn s22_a_change_waits_while_most_disks_hang_and_is_made_once_enough_answer() {
+        let (sims, mut log) = simulated();
+        sims[1..].iter().for_each(|sim| sim.hang(Hang::Syncs));
+        std::thread::scope(|scope| {
+            let committed = scope.spawn(|| log.commit(&MetadataRecord::Opened { clean: false }));
+            sims[1].answer();
+            committed.join().unwrap().unwrap();
+        });
+        assert_eq!([0, 1, 2].map(|at| log.takes_part(DiskId(at))), [true, true, false]);
+        sims[2].answer();
+        log.commit(&MetadataRecord::Opened { clean: false }).unwrap();
+    }
+
+    #[test]
+    fn a_change_waits_for_nobody_where_too_many_disks_have_failed() {
+        let (sims, mut log) = simulated();
+        sims[0].hang(Hang::Syncs);
+        sims[1..].iter().for_each(|sim| sim.fail_from(1, Fault::Eio));
+        let told = log.commit(&MetadataRecord::Opened { clean: false });
+        assert!(matches!(told, Err(Error::Io { .. })), "{told:?}");
+        sims[0].answer();
     }
 
     /// It would itself make the majority that lets it in, without a disk that may know better.

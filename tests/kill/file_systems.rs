@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -189,18 +190,20 @@ fn one_of_three_hangs(kind: Kind, flush: Flush) {
     store.close(LONG).unwrap();
 }
 
-/// A file system is frozen at any moment amid appends to all partitions: they go on as soon as its disk is done without. Not so
-/// always on a machine that has more to do than it can: an append that stands still for some ms, between its look at the clock and its
-/// store, may be held with its partition.
-fn one_of_three_hangs_amid_appends(kind: Kind, flush: Flush, seed: u64) {
-    let Some(disks) = mounted(kind, 3) else { return };
-    let paths = paths(&disks);
-    let note = format!("{kind:?}, {flush:?}, seed {seed}");
-    let builder = builder(&paths).append_timeout(LONG).replica_lag_max(LONG / 40);
+/// Appends to all partitions, one thread for each, while something happens to the disks: `meanwhile` is given what waits until
+/// every partition has acknowledged so many more. In the end all is there, on all disks.
+fn amid_appends(
+    disks: &[Mounted],
+    flush: Flush,
+    pause: Duration,
+    note: &str,
+    meanwhile: impl FnOnce(&dyn Fn(u64)),
+) {
+    let paths = paths(disks);
+    let builder = builder(&paths).append_timeout(LONG).replica_lag_max(LONG / 20);
     let store = builder.open().unwrap();
     store.create_topic("t", topic(flush, 3)).unwrap();
     let all = partitions(&store);
-    let mut random = Random(seed);
     let counts: Vec<_> = all.iter().map(|_| AtomicU64::new(0)).collect();
     let over = AtomicBool::new(false);
     let known: Vec<BTreeMap<u64, u64>> = thread::scope(|scope| {
@@ -213,33 +216,71 @@ fn one_of_three_hangs_amid_appends(kind: Kind, flush: Flush, seed: u64) {
                 }
                 known.insert(append(partition, number).0, number);
                 count.fetch_add(1, Ordering::Relaxed);
-                // The machine is to have time left.
-                thread::sleep(Duration::from_micros(100));
+                thread::sleep(pause);
             }
             known
         };
         let pairs = all.iter().zip(&counts);
         let threads: Vec<_> = pairs.map(|pair| scope.spawn(move || append_on(pair))).collect();
-        let wait_for = |more: u64| {
+        meanwhile(&|more| {
             let before: Vec<_> = counts.iter().map(|count| count.load(Ordering::Relaxed)).collect();
             let begun = Instant::now();
             let is_behind =
                 |(count, before): (&AtomicU64, &u64)| count.load(Ordering::Relaxed) < before + more;
             while counts.iter().zip(&before).any(is_behind) {
                 assert!(begun.elapsed() < LONG, "{note}: nothing is acknowledged");
-                thread::yield_now();
+                thread::sleep(Duration::from_millis(1));
             }
-        };
+        });
+        over.store(true, Ordering::Relaxed);
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_kept(&store, &known, note);
+    let deadline = Instant::now() + LONG;
+    while !all.iter().all(|partition| partition.in_sync_replicas().len() == 3) {
+        assert!(Instant::now() < deadline, "{note}: it does not catch up: {:?}", store.disks());
+        (0..3).for_each(|disk| _ = store.start_disk(DiskId(disk)));
+        thread::yield_now();
+    }
+    assert_kept(&store, &known, note);
+    store.close(LONG).unwrap();
+}
+
+/// A file system is frozen at any moment amid appends: they go on as soon as its disk is done without. Not so always on a machine
+/// that has more to do than it can: an append that stands still for some ms, between its look at the clock and its
+/// store, may be held with its partition.
+fn one_of_three_hangs_amid_appends(kind: Kind, flush: Flush, seed: u64) {
+    let Some(disks) = mounted(kind, 3) else { return };
+    let mut random = Random(seed);
+    let note = format!("{kind:?}, {flush:?}, seed {seed}");
+    // The machine is to have time left.
+    let pause = Duration::from_micros(100);
+    amid_appends(&disks, flush, pause, &note, |wait_for| {
         wait_for(10 + random.below(300));
         disks[0].freeze();
         wait_for(20);
         disks[0].thaw();
         wait_for(20);
-        over.store(true, Ordering::Relaxed);
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    assert_kept(&store, &known, &note);
-    store.close(LONG).unwrap();
+}
+
+/// A device answers nothing any more, and its file system goes on as long as it can: the journal is stuck after a second, and
+/// then even who closes a file may be held.
+fn one_of_three_devices_hangs(kind: Kind, flush: Flush) {
+    let Some((first, device)) = Mounted::on_device(kind) else { return };
+    let Some(others) = mounted(kind, 2) else { return };
+    let disks: Vec<_> = iter::once(first).chain(others).collect();
+    let note = format!("the device of {kind:?}, {flush:?}");
+    amid_appends(&disks, flush, Duration::from_millis(20), &note, |wait_for| {
+        wait_for(20);
+        device.freeze();
+        let begun = Instant::now();
+        while begun.elapsed() < LONG / 5 {
+            wait_for(5);
+        }
+        device.thaw();
+        wait_for(20);
+    });
 }
 
 /// Whoever looks at it ends when this goes.
@@ -266,6 +307,23 @@ fn s22_a_file_system_that_is_frozen_amid_appends_holds_nobody_up_for_long() {
     }
 }
 
+/// As where a cloud's volumes stall together: no disk can be done without then.
+#[test]
+fn s22_where_all_file_systems_hang_everybody_goes_on_once_they_answer() {
+    for flush in [Flush::OnAck, Flush::Os] {
+        let Some(disks) = mounted(Kind::Ext4, 3) else { return };
+        let note = format!("all hang, {flush:?}");
+        amid_appends(&disks, flush, Duration::from_millis(20), &note, |wait_for| {
+            wait_for(20);
+            disks.iter().for_each(Mounted::freeze);
+            // Until each is known to lag, and what is to be written down for that is late.
+            thread::sleep(LONG / 6);
+            disks.iter().for_each(Mounted::thaw);
+            wait_for(20);
+        });
+    }
+}
+
 #[test]
 fn s22_one_of_three_file_systems_hangs_and_everybody_goes_on() {
     thread::scope(|scope| {
@@ -275,6 +333,15 @@ fn s22_one_of_three_file_systems_hangs_and_everybody_goes_on() {
             }
         }
     });
+}
+
+#[test]
+fn s22_one_of_three_devices_hangs_and_everybody_goes_on() {
+    for kind in [Kind::Ext4, Kind::Xfs] {
+        for flush in FLUSHES {
+            one_of_three_devices_hangs(kind, flush);
+        }
+    }
 }
 
 /// One that writes each page to a new place has no room for a store that is in place elsewhere.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,14 +21,30 @@ pub(crate) enum Kind {
 impl Mounted {
     /// `None`, and a line that says why, if it cannot be had.
     pub(crate) fn new(kind: Kind) -> Option<Self> {
-        let home = tempfile::tempdir().unwrap();
-        let mounted = Self { home };
+        Self::in_directory(kind, &std::env::temp_dir(), 1)
+    }
+
+    /// One whose device is a file of another, and hangs while that is frozen.
+    pub(crate) fn on_device(kind: Kind) -> Option<(Self, Self)> {
+        let device = Self::in_directory(Kind::Ext4, &std::env::temp_dir(), 8)?;
+        let mounted = Self::in_directory(kind, &device.path(), 1)?;
+        if matches!(kind, Kind::Ext4) {
+            // Its journal is to be written soon.
+            run(Command::new("mount").args(["-o", "remount,commit=1"]).arg(mounted.path()))
+                .unwrap();
+        }
+        Some((mounted, device))
+    }
+
+    fn in_directory(kind: Kind, directory: &Path, times: u64) -> Option<Self> {
+        let mounted = Self { home: tempfile::tempdir_in(directory).unwrap() };
         // They take no less; blocks that nobody writes take no room.
-        let bytes = match kind {
-            Kind::Ext4 => 64 << 20,
-            Kind::Xfs => 320 << 20,
-            Kind::Btrfs => 128 << 20,
-        };
+        let bytes = times
+            * match kind {
+                Kind::Ext4 => 64 << 20,
+                Kind::Xfs => 320 << 20,
+                Kind::Btrfs => 128 << 20,
+            };
         File::create(mounted.image()).unwrap().set_len(bytes).unwrap();
         std::fs::create_dir(mounted.path()).unwrap();
         let make: &[&str] = match kind {
