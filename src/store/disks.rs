@@ -6,6 +6,7 @@
 //! is away), a copy, a directory that was replaced. One that fits but is older than what another disk
 //! proves it should hold was restored from a backup: it follows and does not lead ([`StoreDisk::stale`]).
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,7 +25,7 @@ use super::Topic;
 use super::layout::{self, DirectoryIdentity, IdentityFile};
 use super::metadata_log::Found;
 use super::scrub::Scrub;
-use super::session::Session;
+use super::session::{LogEnd, Session};
 
 /// A directory that was given, and what it says of itself.
 #[derive(Debug)]
@@ -139,8 +140,7 @@ impl LastStop {
     /// # Errors
     /// [`Error::Io`], [`Error::NoSpace`].
     pub(super) fn forget(&self) -> Result<()> {
-        let mut session = self.disk.session.lock();
-        session.ends.remove(&self.log).map_or(Ok(()), |_| self.write(&session))
+        self.change(|ends| ends.remove(&self.log).is_some())
     }
 
     /// Where the log begins is settled: from now on, also after a crash, the metadata say it alone.
@@ -148,28 +148,37 @@ impl LastStop {
     /// # Errors
     /// [`Error::Io`], [`Error::NoSpace`].
     pub(super) fn settle_start(&self) -> Result<()> {
-        let mut session = self.disk.session.lock();
-        let known = session.ends.get_mut(&self.log).filter(|known| known.start > Offset::ZERO);
-        let Some(known) = known else { return Ok(()) };
-        known.start = Offset::ZERO;
-        self.write(&session)
+        self.change(|ends| {
+            let known = ends.get_mut(&self.log).filter(|known| known.start > Offset::ZERO);
+            known.map(|known| known.start = Offset::ZERO).is_some()
+        })
     }
 
-    fn write(&self, session: &Session) -> Result<()> {
-        let clean = session.clean && !self.disk.is_in_use.load(Ordering::Acquire);
-        let session = Session { clean, ..session.clone() };
-        layout::with_reserve(&*self.disk.disk, || session.write(&*self.disk.disk, self.store))
+    /// Writes down what `change` does, if it does anything. What could not be written is not so here either: whoever tries
+    /// again writes it.
+    fn change(
+        &self,
+        change: impl FnOnce(&mut BTreeMap<(TopicId, u32), LogEnd>) -> bool,
+    ) -> Result<()> {
+        let mut session = self.disk.session.lock();
+        let mut changed = session.clone();
+        if !change(&mut changed.ends) {
+            return Ok(());
+        }
+        let clean = changed.clean && !self.disk.is_in_use.load(Ordering::Acquire);
+        let written = Session { clean, ..changed.clone() };
+        layout::with_reserve(&*self.disk.disk, || written.write(&*self.disk.disk, self.store))?;
+        *session = changed;
+        Ok(())
     }
 }
 
 impl Witness for LastStop {
     fn lower(&self, end: Offset) -> Result<()> {
-        let mut session = self.disk.session.lock();
-        let Some(known) = session.ends.get_mut(&self.log).filter(|known| known.end > end) else {
-            return Ok(());
-        };
-        known.end = end;
-        self.write(&session)
+        self.change(|ends| {
+            let known = ends.get_mut(&self.log).filter(|known| known.end > end);
+            known.map(|known| known.end = end).is_some()
+        })
     }
 }
 
@@ -367,4 +376,41 @@ pub(super) fn is_blank(disk: &dyn Disk) -> bool {
         && disk.list("").is_ok_and(|entries| {
             !entries.iter().any(|entry| layout::METADATA.contains(&entry.name.as_str()))
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::simulated::{Fault, SimDisk};
+
+    type Change = fn(&LastStop) -> Result<()>;
+
+    /// It counted as written: tried again, nothing was, and the next opening went by what the file still said. It missed records
+    /// that had been cut or moved away, or deleted again what had been copied since.
+    #[test]
+    fn what_could_not_be_written_down_of_a_log_is_written_when_it_is_tried_again() {
+        let (store, log, end) = (StoreId(1), (TopicId(1), 0), Offset(9));
+        let changes: [(Change, Option<LogEnd>); 3] = [
+            (LastStop::forget, None),
+            (LastStop::settle_start, Some(LogEnd { end, ..LogEnd::default() })),
+            (
+                |last| last.lower(Offset(7)),
+                Some(LogEnd { end: Offset(7), start: Offset(5), ..LogEnd::default() }),
+            ),
+        ];
+        for (change, expected) in changes {
+            let disk = SimDisk::new(1);
+            let mut session = Session::default();
+            session.ends.insert(log, LogEnd { end, start: Offset(5), ..LogEnd::default() });
+            session.write(&disk, store).unwrap();
+            let place = StoreDisk::new(DiskId(0), Arc::new(disk.clone()), session, None);
+            let last = LastStop { disk: place, store, log };
+            disk.fail_from(1, Fault::TooManyFiles);
+            change(&last).unwrap_err();
+            disk.heal();
+            change(&last).unwrap();
+            let found = Session::read(&disk, store).unwrap();
+            assert_eq!(found.ends.get(&log), expected.as_ref());
+        }
+    }
 }
