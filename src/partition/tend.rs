@@ -211,14 +211,21 @@ impl Core {
             Waited::Unsettled => return Err(self.no_leader()),
         }
         let end = wait.offsets.end;
-        for replica in &followers {
-            // One may lead by now.
-            while self.may_be_in_sync(replica.disk) && !self.has_flushed(replica.disk, end) {
+        for disk in self.replicas() {
+            while self.may_be_in_sync(disk) && !self.has_flushed(disk, end) {
                 if begun.elapsed() >= timeout {
-                    let what = format!("{}: flushing on {}", self.partition(), replica.disk);
+                    let what = format!("{}: flushing on {disk}", self.partition());
                     return Err(Error::late(what, timeout));
                 }
-                self.want_follower_flush(replica);
+                if !self.background && self.state.lock().unsettled {
+                    return Err(self.no_leader()); // nobody else settles it meanwhile
+                }
+                // Another may lead by now, and a replica may have been opened anew.
+                if self.is_led_by(disk) {
+                    self.flush_now()?;
+                } else if let Some(replica) = self.replica(disk) {
+                    self.want_follower_flush(&replica);
+                }
                 self.room_made.wait_for(&mut self.state.lock(), FLUSH_PAUSE);
             }
         }

@@ -111,3 +111,29 @@ fn inv_04_a_leader_that_follows_has_flushed_nothing_that_its_flush_of_before_has
         append(&begun.store).unwrap();
     }
 }
+
+/// Who led as it began was asked for nothing if another did by the time that it was to flush: what was let go of then, as it was
+/// on stable storage elsewhere, was there on one disk less.
+#[test]
+fn what_is_to_be_durable_is_so_on_the_disk_of_a_leader_that_hands_over_meanwhile() {
+    let disks = [0, 1].map(SimDisk::new);
+    let store = open(&disks);
+    let config = TopicConfig::new().replication_factor(2).flush(Flush::Os);
+    store.create_topic("t", config).unwrap();
+    (0..2).for_each(|at| assert_eq!(append(&store).unwrap(), Offset(at)));
+    let (topic, core) = store.shared().cores().pop().expect("one partition");
+    let proposal = elect(store.shared(), &topic, &core, DiskId(1), &[DiskId(0), DiskId(1)]);
+    let proposal = Proposal { start: Some(Offset(2)), high_watermark: Offset(2), ..proposal };
+    disks[1].hang(Hang::Syncs);
+    thread::scope(|scope| {
+        let durable = scope.spawn(|| core.make_durable());
+        held(&disks[1]);
+        core.install(proposal, store.shared().clock.now());
+        disks[1].answer();
+        durable.join().unwrap().unwrap();
+    });
+    assert_eq!((core.leader(), core.in_sync().len()), (Some(DiskId(1)), 2));
+    for disk in [DiskId(0), DiskId(1)] {
+        assert!(core.has_flushed(disk, Offset(2)), "{disk}");
+    }
+}
