@@ -148,6 +148,8 @@ pub(crate) struct Shared {
     workers: Mutex<Option<background::Workers>>,
     /// Held while a directory becomes a disk.
     admitting: Mutex<()>,
+    /// Disks that an operator stops, and that are still in service.
+    stopping: Mutex<Vec<DiskId>>,
     /// Held by calls that change files by themselves, and for a moment by a close.
     operating: RwLock<()>,
 }

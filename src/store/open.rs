@@ -84,6 +84,7 @@ pub(super) fn open(
         told_of_close: Mutex::default(),
         workers: Mutex::new(None),
         admitting: Mutex::default(),
+        stopping: Mutex::default(),
         operating: RwLock::default(),
         options,
     });

@@ -324,8 +324,14 @@ impl Shared {
 
     /// Hands over what leads on the disk, closes its logs, and lets go of the directory.
     fn stop(&self, disk: &Arc<StoreDisk>, cause: &str) -> Result<()> {
-        if self.online_disks().len() == 1 {
-            return Err(self.missing(disk.id));
+        {
+            // Of two that are stopped at once, each would leave the other.
+            let mut stopping = self.stopping.lock();
+            let stays = |other: &StoreDisk| other.id != disk.id && !stopping.contains(&other.id);
+            if !self.online_disks().iter().any(|other| stays(other)) {
+                return Err(self.missing(disk.id));
+            }
+            stopping.push(disk.id);
         }
         let cores: Vec<_> = self
             .cores()
@@ -338,6 +344,7 @@ impl Shared {
         }
         self.settle_reigns();
         self.note_offline(disk, cause);
+        self.stopping.lock().retain(|stopping| *stopping != disk.id);
         self.metadata.lock().remove_disk(disk.id);
         let stopped = Error::Io {
             path: disk.disk.root().to_owned(),

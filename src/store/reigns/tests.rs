@@ -107,6 +107,31 @@ fn a_replica_that_failed_just_before_it_was_moved_away_holds_up_no_later_electio
     assert_eq!(append(&store).unwrap(), Offset(1));
 }
 
+/// Each saw the other in service, and none was left, nor could any be started again.
+#[test]
+fn of_two_disks_that_are_stopped_at_once_one_stays() {
+    let disks = [0, 1].map(SimDisk::new);
+    let store = open(&disks);
+    store.create_topic("t", TopicConfig::new().replication_factor(2)).unwrap();
+    append(&store).unwrap();
+    disks[0].hang(Hang::Everything);
+    let stopped = thread::scope(|scope| {
+        let first = scope.spawn(|| store.stop_disk(DiskId(0)));
+        while disks[0].held_calls() == 0 {
+            thread::yield_now();
+        }
+        let second = scope.spawn(|| store.stop_disk(DiskId(1)));
+        let begun = Instant::now();
+        while !second.is_finished() && begun.elapsed() < Duration::from_secs(10) {
+            thread::yield_now();
+        }
+        disks[0].answer();
+        [first.join().unwrap().is_ok(), second.join().unwrap().is_ok()]
+    });
+    assert_eq!(stopped, [true, false]);
+    assert_eq!(append(&store).unwrap(), Offset(1));
+}
+
 /// Bounded, lest a test that fails does not end.
 fn until(store: &Store, what: &str, mut done: impl FnMut() -> bool) {
     let started = Instant::now();
