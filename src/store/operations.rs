@@ -345,7 +345,7 @@ impl Shared {
         self.settle_reigns();
         self.note_offline(disk, cause);
         self.stopping.lock().retain(|stopping| *stopping != disk.id);
-        self.metadata.lock().remove_disk(disk.id);
+        self.take_no_changes(disk);
         let stopped = Error::Io {
             path: disk.disk.root().to_owned(),
             action: "stop",

@@ -17,6 +17,7 @@ use crate::types::{TopicId, TopicPartition};
 use super::Shared;
 use super::background::apart;
 use super::disks::StoreDisk;
+use super::session::bit_of;
 
 /// How long an election waits for what its candidates are still to get.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
@@ -179,13 +180,25 @@ impl Shared {
         // Whoever asks the disk for something from here on waits until the partition does without it.
         disk.attention.abandon();
         self.note_offline(disk, &cause.to_string());
-        self.metadata.lock().remove_disk(disk.id);
+        self.take_no_changes(disk);
         for (_, core) in self.cores() {
             if core.has_replica_on(disk.id) {
                 core.fence_replica(disk.id, cause);
             }
         }
         self.settle_reigns();
+    }
+
+    /// The disk takes no further change of the metadata. What it had of them until here, an older copy of it lacks that is put
+    /// in its place.
+    pub(super) fn take_no_changes(&self, disk: &StoreDisk) {
+        let mut metadata = self.metadata.lock();
+        let (last, disks) = metadata.witnessed();
+        if disks & bit_of(disk.id) != 0 {
+            let mut session = disk.session.lock();
+            (session.metadata, session.disks) = (last, disks);
+        }
+        metadata.remove_disk(disk.id);
     }
 
     /// Has the partitions do without disks that were taken out of service while they could not be told.

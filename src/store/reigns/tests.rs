@@ -107,6 +107,33 @@ fn a_replica_that_failed_just_before_it_was_moved_away_holds_up_no_later_electio
     assert_eq!(append(&store).unwrap(), Offset(1));
 }
 
+/// What it had been told of the metadata since it came into service counted for nothing: it led without what was acknowledged.
+#[test]
+fn s14_a_disk_that_is_started_as_it_was_before_does_not_lead() {
+    let disks = [0, 1].map(SimDisk::new);
+    let store = open(&disks);
+    let topics = ["t", "u"].map(|name| {
+        store.create_topic(name, TopicConfig::new()).unwrap();
+        store.partition(name, 0).unwrap()
+    });
+    let send = |partition: &Partition| partition.append(&[Record::new("v")], Acks::All);
+    topics.iter().for_each(|partition| _ = send(partition).unwrap());
+    let cores = store.shared().cores();
+    let on_it = cores.iter().find(|(_, core)| core.leader() == Some(DiskId(1)));
+    let name = Arc::clone(&on_it.expect("each has one").0.name);
+    let partition = store.partition(&name, 0).unwrap();
+    let paths = disks[1].files();
+    let before: Vec<_> = paths.iter().map(|path| (path, disks[1].read_file(path))).collect();
+    store.create_topic("later", TopicConfig::new()).unwrap();
+    assert_eq!(send(&partition).unwrap().offsets.start, Offset(1));
+    store.stop_disk(DiskId(1)).unwrap();
+    disks[1].files().iter().for_each(|path| disks[1].remove_file(path));
+    before.iter().for_each(|(path, bytes)| disks[1].write_file(path, bytes));
+    store.start_disk(DiskId(1)).unwrap();
+    let refused = send(&partition);
+    assert!(matches!(refused, Err(Error::NoLeader { .. })), "{refused:?}");
+}
+
 /// Each saw the other in service, and none was left, nor could any be started again.
 #[test]
 fn of_two_disks_that_are_stopped_at_once_one_stays() {
