@@ -374,7 +374,8 @@ impl Core {
             .filter(|other| other.disk != replica.disk)
             .filter_map(|other| {
                 let held = other.brief()?;
-                held.log.as_ref().map(|log| (Arc::clone(log.reader()), log.written_end()))
+                let log = held.log.as_ref()?;
+                Some((Arc::clone(log.reader()), log.written_end(), log.end()))
             })
             .collect();
         // One that is busy may have it. Those who are asked are all but the leader and this one.
@@ -388,14 +389,22 @@ impl Core {
         let Some(log) = follower.log.as_mut() else { return Followed::Idle };
         let from = log.end();
         // What the medium may still give another time is not passed over.
-        let lost = match error {
-            Error::Corrupt { offsets, .. } if offsets.contains(&from) => Some(offsets.end),
-            _ => None,
-        };
-        let found = others.into_iter().find_map(|(reader, end)| {
-            reader.read(from, written.min(end), COPY_BYTES).ok().flatten()
-        });
-        let passes = lost.filter(|_| found.is_none() && all_asked);
+        let mut lost = lost_behind(from, error).filter(|_| all_asked);
+        let mut found = None;
+        for (reader, in_file, end) in others {
+            match reader.read(from, written.min(in_file), COPY_BYTES) {
+                Ok(Some(fetched)) => {
+                    found = Some(fetched);
+                    break;
+                }
+                Ok(None) if end <= from => {}
+                // It may have some of what is lost, behind its own damage.
+                Err(error) => lost = lost.min(lost_behind(from, &error)),
+                // It has it in memory.
+                Ok(None) => lost = None,
+            }
+        }
+        let passes = lost.filter(|_| found.is_none());
         let outcome = match found {
             Some(fetched) => log.append_batches(&fetched.bytes, now),
             None => passes.map_or(Ok(false), |lost| log.pass_over(lost.min(leader_end), now)),
@@ -656,6 +665,14 @@ impl Core {
             state.progress.on_follower_flushed(replica.disk, flushed, flush);
             self.publish(state);
         }
+    }
+}
+
+/// Up to where a log is known to have lost what is at `from`; `None`: it may give that another time.
+fn lost_behind(from: Offset, error: &Error) -> Option<Offset> {
+    match error {
+        Error::Corrupt { offsets, .. } if offsets.contains(&from) => Some(offsets.end),
+        _ => None,
     }
 }
 
