@@ -409,7 +409,14 @@ impl Core {
             Some(fetched) => log.append_batches(&fetched.bytes, now),
             None => passes.map_or(Ok(false), |lost| log.pass_over(lost.min(leader_end), now)),
         };
+        // A flush that failed in it is not tried again, and a gap that nothing proves is no place to go on.
+        let is_halfway = passes.is_some() && (log.is_flushing() || log.end() > from);
         drop(follower);
+        if let Err(error) = &outcome
+            && is_halfway
+        {
+            self.fence_follower(replica, error);
+        }
         if passes.is_some() && matches!(outcome, Ok(true)) {
             // The leader may know who wrote what is lost.
             let state = self.state.lock();
@@ -425,6 +432,7 @@ impl Core {
         match outcome {
             Ok(true) => Followed::More,
             Ok(false) => Followed::Waits,
+            Err(_) if is_halfway => Followed::Idle,
             Err(error) => self.follower_failed(replica, &error),
         }
     }

@@ -166,3 +166,33 @@ fn s3_what_another_replica_has_in_memory_is_not_passed_over() {
     assert!(core.is_sound(DiskId(1), &(Offset(0)..Offset(3))));
     drop(sent);
 }
+
+/// The gap came without its proof, and the next opening took it for a torn tail, with all that had been acknowledged behind it.
+#[test]
+fn s3_a_follower_whose_disk_fails_for_a_moment_as_it_passes_over_what_is_lost_goes_on_with_that_proven()
+ {
+    for fault in [Fault::TooManyFiles, Fault::Enospc, Fault::Eio] {
+        for call in 1.. {
+            let disks = [0, 1].map(SimDisk::new);
+            let store = one_behind(&disks, "second", "second");
+            let core = store.shared().cores().pop().expect("one partition").1;
+            let before = disks[1].calls();
+            disks[1].fail_call(call, fault);
+            core.tend(DiskId(1), store.shared().clock.now(), false);
+            let is_reached = disks[1].calls() - before >= call;
+            disks[1].heal();
+            until(&store, "both are in sync", || core.in_sync().len() == 2);
+            let last = append(&store).unwrap();
+            disks.iter().for_each(SimDisk::kill);
+            drop((core, store));
+            disks[1].power_loss();
+            let builder = Store::builder().simulated_disk(disks[1].clone());
+            let store = builder.allow_missing(DiskId(0)).open().unwrap();
+            let partition = store.partition("t", 0).unwrap();
+            assert_eq!(partition.log_end_offset(), last.next(), "{fault:?} at {call}");
+            if !is_reached {
+                break;
+            }
+        }
+    }
+}
