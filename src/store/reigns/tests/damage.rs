@@ -196,3 +196,45 @@ fn s3_a_follower_whose_disk_fails_for_a_moment_as_it_passes_over_what_is_lost_go
         }
     }
 }
+
+/// Once it led, a batch of which it had passed over the first copy was appended again.
+#[test]
+fn a_follower_learns_who_wrote_what_it_passes_over() {
+    let disks = [0, 1].map(SimDisk::new);
+    let store = one_behind(&disks, "first", "fourth");
+    let core = store.shared().cores().pop().expect("one partition").1;
+    core.tend(DiskId(1), store.shared().clock.now(), false);
+    until(&store, "both are in sync", || core.in_sync().len() == 2);
+    store.stop_disk(DiskId(0)).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    let author = ProducerSequence { sequence: 3, ..AUTHOR };
+    let again = partition.append_idempotent(author, &[Record::new("fourth")], Acks::All).unwrap();
+    assert_eq!((again.duplicate, again.offsets.start), (true, Offset(4)));
+}
+
+/// It was no news by then, and waited for the next scrub.
+#[test]
+fn damage_that_was_met_while_nobody_could_repair_it_is_repaired_when_it_is_met_again() {
+    let disks = [0, 1].map(SimDisk::new);
+    let store = one_behind(&disks, "second", "second");
+    let core = store.shared().cores().pop().expect("one partition").1;
+    until(&store, "both are in sync", || core.in_sync().len() == 2);
+    let partition = store.partition("t", 0).unwrap();
+    append(&store).unwrap();
+    store.close(Duration::from_secs(1)).unwrap();
+    drop((partition, core, store));
+    damage(&disks[0], "fourth", "fourth");
+    let builder = Store::builder().storage_mode(StorageMode::Write);
+    let store = disks.iter().fold(builder, |all, disk| all.simulated_disk(disk.clone()));
+    let store = store.open().unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    let core = store.shared().cores().pop().expect("one partition").1;
+    let now = store.shared().clock.now();
+    store.stop_disk(DiskId(1)).unwrap();
+    assert!(partition.read(Offset(4), ReadOptions::new()).is_err());
+    core.tend(DiskId(0), now, false);
+    store.start_disk(DiskId(1)).unwrap();
+    let _ = partition.read(Offset(4), ReadOptions::new());
+    core.tend(DiskId(0), now, false);
+    assert!(core.is_sound(DiskId(0), &(Offset(4)..Offset(5))));
+}

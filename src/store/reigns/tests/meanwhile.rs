@@ -301,3 +301,61 @@ fn a_leader_that_is_elected_again_has_its_page_before_and_while_it_fails_again()
     });
     viewed.shows_no_more_than_is_acknowledged();
 }
+
+/// Nothing was put behind its last batch any more: what it still lacked was lost.
+#[test]
+fn what_a_failed_leader_has_alone_is_taken_over_where_the_first_election_came_to_nothing() {
+    let disks = [0, 1].map(SimDisk::new);
+    let config = TopicConfig::new().replication_factor(2).flush(Flush::Os).segment_bytes(4096);
+    let Begun { store, core, partition, .. } = &Begun::on(&disks, config);
+    // It begins a segment, which the follower does when it is looked after.
+    let tail = partition.append_nowait(&[Record::new(&[7; 8000])], Acks::All).unwrap();
+    core.fence_replica(DiskId(0), &Error::Closed);
+    let proposal = core.proposal().expect("another can lead");
+    assert_eq!((proposal.leader, proposal.start), (Some(DiskId(1)), Some(Offset(1))));
+    core.refuse(&proposal, &Error::Closed);
+    store.shared().settle_one(core);
+    assert_eq!((core.leader(), core.log_end()), (Some(DiskId(1)), Offset(2)));
+    assert_eq!(tail.wait(Duration::from_secs(1)).unwrap().offsets.start, Offset(1));
+}
+
+/// It had not been told, and led with them: they could be read again.
+#[test]
+fn ret_07_a_leader_that_was_busy_while_records_were_deleted_does_not_bring_them_back() {
+    let disks = [0, 1].map(SimDisk::new);
+    let config = TopicConfig::new().replication_factor(2).flush(Flush::Os).segment_bytes(4096);
+    let begun = Begun::on(&disks, config);
+    let Begun { store, topic, core, partition } = &begun;
+    let shared = store.shared();
+    // It begins a segment, which the follower does when it is looked after.
+    partition.append(&[Record::new(&[7; 8000])], Acks::Leader).unwrap();
+    let (id, start) = (topic.id, Offset(1));
+    let raised = MetadataRecord::LogStartRaised { id, partition: 0, offset: start };
+    shared.metadata.lock().commit(&raised).unwrap();
+    let proposal = Proposal {
+        leader: Some(DiskId(1)),
+        epoch: LeaderEpoch(core.leader_epoch().0 + 1),
+        isr: vec![DiskId(1)],
+        eligible: Vec::new(),
+        start: Some(Offset(2)),
+        high_watermark: Offset(1),
+        suspects: Vec::new(),
+        lost: None,
+    };
+    begun.commit(&proposal).unwrap();
+    disks[1].hang(Hang::Everything);
+    thread::scope(|scope| {
+        scope.spawn(|| core.tend(DiskId(1), shared.clock.now(), false));
+        while disks[1].held_calls() == 0 {
+            thread::yield_now();
+        }
+        core.raise_log_start(start).unwrap();
+        core.fence_replica(DiskId(0), &Error::Closed);
+        disks[1].answer();
+    });
+    core.install(proposal, shared.clock.now());
+    assert_eq!((core.leader(), core.log_end()), (Some(DiskId(1)), Offset(2)));
+    assert_eq!(partition.log_start_offset(), start);
+    let told = partition.read(Offset(0), ReadOptions::new());
+    assert!(matches!(told, Err(Error::OffsetOutOfRange { .. })), "{told:?}");
+}
