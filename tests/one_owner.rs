@@ -12,7 +12,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use oncelog::{Acks, Error, Offset, ReadOptions, Record, Store, TopicConfig, VerifyOptions};
+use oncelog::{
+    Acks, Error, EventKind, Offset, ReadOptions, Record, Store, TopicConfig, VerifyOptions,
+};
 
 const DIRECTORY: &str = "ONCELOG_OWNER_DIR";
 
@@ -236,4 +238,72 @@ fn s18_a_forked_child_lets_go_of_producers_and_consumers_at_once() {
     let store = Store::open(scratch.path()).unwrap();
     assert_eq!(store.verify(VerifyOptions::new()).unwrap().damages, []);
     assert!(store.events().all(|event| !event.to_string().contains("unclean")));
+}
+
+/// The store in `path` with `count` records, in segments of a few each.
+fn small_segments(path: &Path, count: u64) -> Store {
+    let store = Store::open(path).unwrap();
+    if store.topic("t").is_err() {
+        store.create_topic("t", TopicConfig::new().segment_bytes(4096)).unwrap();
+    }
+    append_each(&store, count).unwrap();
+    store
+}
+
+fn append_each(store: &Store, count: u64) -> Result<(), Error> {
+    let partition = store.partition("t", 0)?;
+    (0..count).try_for_each(|_| partition.append(&[Record::new(&[7; 500])], Acks::All).map(drop))
+}
+
+/// It removed, and overwrote, what has the same names in the other: segments, the metadata, how it was left.
+#[test]
+fn s14_s18_a_store_whose_directory_was_moved_away_touches_nothing_of_another_in_its_place() {
+    type Act = fn(&Store) -> Result<(), Error>;
+    let acts: [(&str, Act); 5] = [
+        ("deletes records", |store| store.partition("t", 0)?.delete_records(Offset(80)).map(drop)),
+        ("deletes the topic", |store| store.delete_topic("t")),
+        ("makes a topic", |store| store.create_topic("u", TopicConfig::new())),
+        ("appends", |store| append_each(store, 60)),
+        ("repairs", |store| store.verify(VerifyOptions::new().repair(true)).map(drop)),
+    ];
+    for (what, act) in acts {
+        for is_copy in [true, false] {
+            let scratch = tempfile::tempdir().unwrap();
+            let [data, aside, other] =
+                ["data", "aside", "other"].map(|name| scratch.path().join(name));
+            drop(small_segments(&data, 100));
+            if is_copy {
+                let copied = Command::new("cp").arg("-a").args([&data, &other]).status().unwrap();
+                assert!(copied.success());
+            } else {
+                drop(small_segments(&other, 100));
+            }
+            let moved = small_segments(&data, 5);
+            std::fs::rename(&data, &aside).unwrap();
+            std::fs::rename(&other, &data).unwrap();
+            let owner = small_segments(&data, 30);
+            // It may well fail.
+            let _ = act(&moved);
+            append_each(&owner, 30).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+            owner.close(Duration::from_secs(10)).unwrap();
+            let _ = moved.close(Duration::from_secs(10));
+            drop((owner, moved));
+            let owner = Store::open(&data).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+            let events: Vec<_> = owner.events().map(|event| event.kind).collect();
+            assert!(
+                matches!(events[..], [EventKind::Opened { clean: true, .. }]),
+                "{what}: {events:?}"
+            );
+            assert!(owner.topic("u").is_err(), "{what}");
+            let partition = owner.partition("t", 0).unwrap();
+            let (mut found, mut offset) = (0, Offset::ZERO);
+            while offset < partition.log_end_offset() {
+                let read = partition.read(offset, ReadOptions::new());
+                let read = read.unwrap_or_else(|error| panic!("{what}: {error:?}"));
+                found += read.count();
+                offset = read.next_offset();
+            }
+            assert_eq!(found, 160, "{what}");
+        }
+    }
 }

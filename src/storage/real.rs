@@ -42,6 +42,19 @@ impl RealDisk {
     fn full(&self, path: &str) -> PathBuf {
         self.root.join(path)
     }
+
+    /// As [`RealDisk::full`], unless another directory has taken the place of the one that was locked: where a disk was
+    /// unmounted, its mount point is there; where it was moved away, maybe another store's, whose files have the same names.
+    fn own(&self, path: &str) -> io::Result<PathBuf> {
+        let locked = *self.locked.lock();
+        if let (Some(locked), Ok(found)) = (locked, number_of(&self.root))
+            && found != locked
+        {
+            let reason = "another directory is in the place of the disk's";
+            return Err(io::Error::new(io::ErrorKind::NotConnected, reason));
+        }
+        Ok(self.full(path))
+    }
 }
 
 impl Disk for RealDisk {
@@ -52,34 +65,29 @@ impl Disk for RealDisk {
     fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn File>> {
         let mut options = fs::OpenOptions::new();
         options.read(true).write(mode != OpenMode::Read).create_new(mode == OpenMode::Create);
-        let file = open_regular(options, &self.full(path))?;
+        let file = open_regular(options, &self.own(path)?)?;
         Ok(Arc::new(RealFile { file, pulse: Arc::clone(&self.pulse) }))
     }
 
     fn create_dir(&self, path: &str) -> io::Result<()> {
-        // Where a disk was unmounted, its mount point is there: what is written to that is not on the disk.
-        if self.locked.lock().is_some_and(|locked| number_of(&self.root).ok() != Some(locked)) {
-            let reason = "another directory is in the place of the disk's";
-            return Err(io::Error::new(io::ErrorKind::NotConnected, reason));
-        }
-        fs::create_dir(self.full(path))
+        fs::create_dir(self.own(path)?)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        fs::rename(self.full(from), self.full(to))
+        fs::rename(self.own(from)?, self.full(to))
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {
-        fs::remove_file(self.full(path))
+        fs::remove_file(self.own(path)?)
     }
 
     fn remove_dir(&self, path: &str) -> io::Result<()> {
-        fs::remove_dir(self.full(path))
+        fs::remove_dir(self.own(path)?)
     }
 
     fn list(&self, path: &str) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
-        for entry in fs::read_dir(self.full(path))? {
+        for entry in fs::read_dir(self.own(path)?)? {
             let entry = entry?;
             let Ok(name) = entry.file_name().into_string() else {
                 continue;
@@ -104,7 +112,7 @@ impl Disk for RealDisk {
     }
 
     fn sync_dir(&self, path: &str) -> io::Result<()> {
-        sync_directory(&self.full(path))
+        sync_directory(&self.own(path)?)
     }
 
     fn lock(&self, path: &str, note: &str) -> io::Result<Box<dyn DiskLock>> {
