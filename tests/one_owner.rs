@@ -240,6 +240,19 @@ fn s18_a_forked_child_lets_go_of_producers_and_consumers_at_once() {
     assert!(store.events().all(|event| !event.to_string().contains("unclean")));
 }
 
+/// Whoever came next made a new one, and both acknowledged records at the same offsets: those of one were gone.
+#[test]
+fn s18_another_opener_is_refused_though_the_lock_file_was_removed() {
+    let scratch = tempfile::tempdir().unwrap();
+    let store = Store::open(scratch.path()).unwrap();
+    std::fs::remove_file(scratch.path().join("lock")).unwrap();
+    assert_eq!(other_opener(scratch.path()), "locked by None");
+    assert!(matches!(Store::open(scratch.path()), Err(Error::Locked { .. })));
+    store.close(Duration::from_secs(10)).unwrap();
+    drop(store);
+    Store::open(scratch.path()).unwrap();
+}
+
 /// The store in `path` with `count` records, in segments of a few each.
 fn small_segments(path: &Path, count: u64) -> Store {
     let store = Store::open(path).unwrap();

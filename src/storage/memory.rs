@@ -4,7 +4,7 @@
 //! one while nobody else holds it; while it is mapped it keeps its place, so a file that is mapped
 //! cannot grow past the length it was mapped with: whoever grows a file maps it in full first.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ struct Tree {
     files: BTreeMap<u64, Arc<MemoryFile>>,
     /// The largest number given to a file or directory.
     last: u64,
-    locked: BTreeSet<u64>,
+    locked: bool,
 }
 
 impl MemoryDisk {
@@ -56,19 +56,19 @@ impl Tree {
         }
     }
 
-    fn create_file(&mut self, path: &str) -> io::Result<(u64, Arc<MemoryFile>)> {
+    fn create_file(&mut self, path: &str) -> io::Result<Arc<MemoryFile>> {
         let number = self.next_number();
         let change = self.names.create(path, Node::File(number))?;
         let file = Arc::new(MemoryFile::default());
         self.files.insert(number, Arc::clone(&file));
         self.apply(&[change]);
-        Ok((number, file))
+        Ok(file)
     }
 
     /// The file at `path`, made if there is none.
-    fn file_for_lock(&mut self, path: &str) -> io::Result<(u64, Arc<MemoryFile>)> {
+    fn file_for_lock(&mut self, path: &str) -> io::Result<Arc<MemoryFile>> {
         match self.names.resolve(path) {
-            Ok(Node::File(number)) => Ok((number, Arc::clone(&self.files[&number]))),
+            Ok(Node::File(number)) => Ok(Arc::clone(&self.files[&number])),
             Ok(Node::Directory(_)) => Err(io::ErrorKind::InvalidInput.into()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.create_file(path),
             Err(error) => Err(error),
@@ -84,7 +84,7 @@ impl Disk for MemoryDisk {
     fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn File>> {
         let mut tree = self.tree.lock();
         let file = if mode == OpenMode::Create {
-            tree.create_file(path)?.1
+            tree.create_file(path)?
         } else {
             match tree.names.resolve(path)? {
                 Node::File(number) => Arc::clone(&tree.files[&number]),
@@ -142,12 +142,13 @@ impl Disk for MemoryDisk {
 
     fn lock(&self, path: &str, note: &str) -> io::Result<Box<dyn DiskLock>> {
         let mut tree = self.tree.lock();
-        let (number, file) = tree.file_for_lock(path)?;
-        if !tree.locked.insert(number) {
+        if tree.locked {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let lock = MemoryLock { tree: Arc::clone(&self.tree), number };
+        let file = tree.file_for_lock(path)?;
+        tree.locked = true;
         drop(tree);
+        let lock = MemoryLock { tree: Arc::clone(&self.tree) };
         file.set_len(0)?;
         file.write_at(0, note.as_bytes())?;
         Ok(Box::new(lock))
@@ -173,12 +174,11 @@ impl Disk for MemoryDisk {
 #[derive(Debug)]
 struct MemoryLock {
     tree: Arc<Mutex<Tree>>,
-    number: u64,
 }
 
 impl Drop for MemoryLock {
     fn drop(&mut self) {
-        self.tree.lock().locked.remove(&self.number);
+        self.tree.lock().locked = false;
     }
 }
 

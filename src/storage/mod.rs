@@ -97,8 +97,8 @@ pub(crate) trait Disk: Send + Sync + fmt::Debug {
     fn list(&self, path: &str) -> io::Result<Vec<Entry>>;
     /// Makes the names in a directory durable.
     fn sync_dir(&self, path: &str) -> io::Result<()>;
-    /// Takes the file at `path` (made if needed) for this opener alone; freed when the guard drops or
-    /// the process dies. `WouldBlock` if another opener holds it. `note` is written into the file.
+    /// Takes the disk for this opener alone, whatever becomes of the file at `path` (made if needed), which bears the `note`;
+    /// freed when the guard drops or the process dies. `WouldBlock` if another opener holds it.
     fn lock(&self, path: &str, note: &str) -> io::Result<Box<dyn DiskLock>>;
     /// Bytes that files can still take.
     fn free_bytes(&self) -> io::Result<u64>;

@@ -116,6 +116,17 @@ impl Disk for RealDisk {
     }
 
     fn lock(&self, path: &str, note: &str) -> io::Result<Box<dyn DiskLock>> {
+        // Who finds no such file makes another, and has that: somebody may remove it while it is held. Not every file system
+        // locks directories.
+        let directory = fs::File::open(&self.root).ok();
+        let directory = match directory.as_ref().map(fs::File::try_lock) {
+            Some(Err(fs::TryLockError::WouldBlock)) => return Err(io::ErrorKind::WouldBlock.into()),
+            Some(Ok(())) => directory,
+            Some(Err(fs::TryLockError::Error(_))) | None => None,
+        };
+        // It lets go of the directory if the file cannot be had.
+        let mut lock =
+            RealLock { files: directory.into_iter().collect(), owner: std::process::id() };
         let mut options = fs::OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         let mut file = open_regular(options, &self.full(path))?;
@@ -131,7 +142,8 @@ impl Disk for RealDisk {
             let _ = file.write_all(note.as_bytes());
         }
         *self.locked.lock() = number_of(&self.root).ok();
-        Ok(Box::new(RealLock { file, owner: std::process::id() }))
+        lock.files.push(file);
+        Ok(Box::new(lock))
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
@@ -171,10 +183,10 @@ fn number_of(directory: &Path) -> io::Result<(u64, u64)> {
     fs::metadata(directory).map(|_| (0, 0))
 }
 
-/// A lock on a file, which every forked child of its process holds as well.
+/// A lock on a directory and a file in it, which every forked child of its process holds as well.
 #[derive(Debug)]
 struct RealLock {
-    file: fs::File,
+    files: Vec<fs::File>,
     owner: u32,
 }
 
@@ -183,7 +195,7 @@ impl Drop for RealLock {
         // Closing the file is not enough while a child lives that inherited it; and what a child lets
         // go of is still its parent's.
         if self.owner == std::process::id() {
-            let _ = self.file.unlock();
+            self.files.iter().for_each(|file| drop(file.unlock()));
         }
     }
 }

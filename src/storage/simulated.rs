@@ -90,7 +90,7 @@ struct World {
     last: u64,
     incarnation: u64,
     boot: u128,
-    locks: BTreeSet<u64>,
+    locked: bool,
     /// Bytes that files may still grow by.
     free: Option<u64>,
     calls: u64,
@@ -124,7 +124,7 @@ impl SimDisk {
                 last: 0,
                 incarnation: 0,
                 boot: 1,
-                locks: BTreeSet::new(),
+                locked: false,
                 free: None,
                 calls: 0,
                 dead: Arc::default(),
@@ -631,7 +631,7 @@ impl World {
         self.incarnation += 1;
         self.dead.store(false, Ordering::Release);
         self.crash_at = None;
-        self.locks.clear();
+        self.locked = false;
         for image in self.images.values_mut() {
             image.open = 0;
             image.part_from_mappings();
@@ -783,15 +783,16 @@ impl Disk for SimDisk {
 
     fn lock(&self, path: &str, note: &str) -> io::Result<Box<dyn DiskLock>> {
         let mut world = self.enter(Call::Grow)?;
+        if world.locked {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         let number = match world.live.resolve(path) {
             Ok(Node::File(number)) => number,
             Ok(Node::Directory(_)) => return Err(io::ErrorKind::InvalidInput.into()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => world.create_file(path)?,
             Err(error) => return Err(error),
         };
-        if !world.locks.insert(number) {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
+        world.locked = true;
         let World { images, random, .. } = &mut *world;
         let image = images.get_mut(&number).expect("a file with a name has an image");
         // The note is for people, and costs no room: a lock can be had on a full disk.

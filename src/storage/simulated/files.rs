@@ -85,7 +85,7 @@ pub(super) struct SimLock {
 impl Drop for SimLock {
     fn drop(&mut self) {
         if let Some(mut world) = self.handle.world() {
-            world.locks.remove(&self.handle.number);
+            world.locked = false;
         }
     }
 }
