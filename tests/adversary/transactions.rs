@@ -113,6 +113,52 @@ fn open_without(away: DiskId, disks: &[SimDisk], clock: &Clock) -> Store {
     builder.open().unwrap()
 }
 
+/// They were given again, and who asked how the first one of an id had ended was told of the last.
+#[test]
+fn no_transaction_has_the_id_of_another_that_a_power_loss_took() {
+    for (flush, seed) in [Flush::Os, Flush::Interval(LONG)].into_iter().zip([0, 100]) {
+        for seed in seed..seed + 20 {
+            let disks = [SimDisk::new(seed)];
+            let clock = Clock::manual(Timestamp(1_000_000));
+            let store = open(&disks, &clock, flush);
+            store.create_topic("t", TopicConfig::new()).unwrap();
+            put(&mut producer(&store, "id"), &["t"], "durable");
+            store.close(LONG).unwrap();
+            let store = open(&disks, &clock, flush);
+            let aborted = (0..8).map(|_| {
+                let mut held = producer(&store, "id");
+                let mut transaction = held.begin().unwrap();
+                transaction.append("t", 0, &[Record::new("aborted")]).unwrap();
+                let id = transaction.id();
+                transaction.abort(LONG).unwrap();
+                id
+            });
+            let aborted: Vec<_> = aborted.collect();
+            disks[0].power_loss();
+            drop(store);
+            // The first opening need not be the one that uses it again.
+            open(&disks, &clock, flush).close(LONG).unwrap();
+            let store = open(&disks, &clock, flush);
+            let next = (0..16).filter_map(|_| {
+                let mut held = producer(&store, "id");
+                let mut transaction = held.begin().ok()?;
+                transaction.append("t", 0, &[Record::new("next")]).ok()?;
+                let id = transaction.id();
+                transaction.commit(LONG).ok().map(|()| id)
+            });
+            let next: Vec<_> = next.collect();
+            assert!(!next.is_empty(), "seed {seed}");
+            assert!(!next.iter().any(|id| aborted.contains(id)), "seed {seed}: {next:?}");
+            for id in aborted {
+                let told = store.transaction_outcome(id);
+                let is_committed = matches!(told, Ok(TransactionOutcome::Committed));
+                assert!(!is_committed, "seed {seed}: {id:?}");
+            }
+            assert!(!committed_values(&store, "t").contains(&"aborted".to_owned()), "seed {seed}");
+        }
+    }
+}
+
 /// What an internal topic held was written again behind it, and then let go of: a power loss took what was written last, and
 /// with it all that had been durable for long.
 #[test]

@@ -31,9 +31,9 @@ use crate::protocol::group::assignment::PartitionId;
 use crate::types::{Outcome, ProducerId, Timestamp};
 
 use super::entry::{Entry, RETRY_AFTER, reply};
-use super::lineage::{TransactionTag, Verdict};
+use super::lineage::{Lineage, TransactionTag, Verdict};
 use super::messages::{Answer, Context, Effect, Event, Open, Refusal, RequestId, Settings};
-use super::records::{IdState, TransactionRecord, transactional_id_fits};
+use super::records::{IdState, PREVIOUS_MAX, TransactionRecord, transactional_id_fits};
 
 /// The records of the internal topic, as they are read.
 #[derive(Debug, Default)]
@@ -48,6 +48,31 @@ impl Replay {
             Some(state) => self.ids.insert(record.id, state),
             None => self.ids.remove(&record.id),
         };
+    }
+
+    /// Records that were acknowledged may have been lost: epochs that none tells of may have been used, and no transaction is to
+    /// have one of them again. Each id goes on under another producer. Returns the records that say so, to be written before
+    /// all others.
+    ///
+    /// # Errors
+    /// Those of `fresh`, which gives producer ids that nobody has had.
+    pub(crate) fn renew<E>(
+        &mut self,
+        mut fresh: impl FnMut() -> Result<ProducerId, E>,
+    ) -> Result<Vec<TransactionRecord>, E> {
+        let mut records = Vec::with_capacity(self.ids.len());
+        for (id, state) in &mut self.ids {
+            // Nobody has held it for as many losses.
+            if state.previous.len() >= PREVIOUS_MAX {
+                continue;
+            }
+            state.previous.push(state.lineage);
+            state.lineage = Lineage::new(fresh()?);
+            // Partitions that lack the marker report that.
+            state.unsettled = None;
+            records.push(TransactionRecord { id: id.clone(), state: Some(state.clone()) });
+        }
+        Ok(records)
     }
 
     /// All records are read. What was decided is completed by the effects, by writing all its markers again;

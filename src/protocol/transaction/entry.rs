@@ -175,8 +175,9 @@ impl Entry {
         }
         match self.previous.iter().find(|previous| previous.producer() == tag.producer) {
             Some(previous) if tag.epoch < previous.end() => previous.verdict(tag.epoch),
-            Some(_) => Verdict::Aborted,
-            None => Verdict::Unknown,
+            Some(previous) if tag.epoch == previous.end() => Verdict::Aborted,
+            // The topic has lost what told of it.
+            Some(_) | None => Verdict::Unknown,
         }
     }
 
@@ -492,7 +493,7 @@ impl Entry {
             _ => {}
         }
         // The topic has lost a record: no later reign may meet what was written under the lost one.
-        if verdict == Verdict::Unknown {
+        if verdict == Verdict::Unknown && tag.producer == self.lineage.producer() {
             self.seen = self.seen.max(tag.epoch);
         }
         if verdict == Verdict::Forgotten {

@@ -211,9 +211,14 @@ impl Transactions {
             }
             Ok(())
         })?;
+        let mut renewed = Vec::new();
+        if topic.may_lack(shared) {
+            renewed = replay.renew(|| shared.new_producer_id(false))?;
+        }
         let clock = Steady::new(&shared.clock);
-        let (coordinator, effects) =
+        let (coordinator, mut effects) =
             replay.open(Settings::default(), clock.now()).map_err(corrupt)?;
+        effects.splice(..0, renewed.into_iter().map(|record| Effect::Note { record }));
         let flush = topic.topic().config.read().flush;
         let transactions = Self {
             cut: RwLock::new(()),
