@@ -635,11 +635,19 @@ impl Entry {
         if next.is_none() {
             previous.push(self.lineage);
         }
-        if !some_unseen {
-            // Every partition has told what it had open, so that nobody asks for the others.
-            previous.drain(..previous.len().saturating_sub(1));
-        }
         let lineage = next.map_or(Lineage::new(fresh), |next| self.lineage.raised_to(next));
+        if !some_unseen {
+            // Every partition has told what it had open, so that nobody asks for more than the id's last transactions.
+            let mut newer = lineage.end().0;
+            let is_kept = |one: &&Lineage| {
+                let is_kept = newer < u64::BITS;
+                newer = newer.saturating_add(one.end().0.max(1));
+                is_kept
+            };
+            let kept = previous.iter().rev().take_while(is_kept).count();
+            // The one before may have what lags.
+            previous.drain(..previous.len().saturating_sub(kept.max(1)));
+        }
         (lineage, previous)
     }
 

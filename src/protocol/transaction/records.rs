@@ -50,8 +50,8 @@ pub(crate) fn transactional_id_fits(id: &str) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct IdState {
     pub(crate) lineage: Lineage,
-    /// Of the producer ids before, from the oldest on: of the last one, and of all whose commits may lack a marker in a
-    /// partition that is away.
+    /// Of the producer ids before, from the oldest on: of the last one, of those that had any of the id's last 64 epochs, and
+    /// of all whose commits may lack a marker in a partition that is away.
     pub(crate) previous: Vec<Lineage>,
     pub(crate) timeout: Duration,
     pub(crate) updated_at: Timestamp,

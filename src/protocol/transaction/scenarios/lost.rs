@@ -103,3 +103,28 @@ fn an_id_of_more_producers_than_a_record_has_room_for_is_busy_until_all_partitio
     world.coordinator.set_some_unseen(false);
     let _ = world.opened();
 }
+
+/// Only the producer before was kept: who asked after two openings without a disk was told that there was no such transaction.
+#[test]
+fn an_id_remembers_its_last_transactions_under_whatever_producers_they_were() {
+    let mut world = World::new();
+    world.settings.some_unseen = true;
+    let mut ended = Vec::new();
+    for outcome in [Committed, Aborted, Committed, Committed] {
+        let tag = world.opened();
+        let _ = world.run(tag, outcome);
+        ended.push((tag, Verdict::from(outcome)));
+        world.settled();
+    }
+    world.coordinator.set_some_unseen(false);
+    world.settings.some_unseen = false;
+    let mut next = world.opened();
+    for (tag, verdict) in &ended {
+        assert_eq!(world.verdict(*tag), *verdict, "{tag:?}");
+    }
+    for _ in 0..u64::BITS {
+        next = world.run(next, Committed).unwrap();
+    }
+    let _ = world.opened();
+    assert_eq!(world.verdict(ended[0].0), Verdict::Unknown, "that is long ago");
+}
