@@ -159,8 +159,8 @@ pub(super) struct State {
     pub(super) knows_acknowledged: bool,
     /// Something of the reign is to be made durable.
     pub(super) unsettled: bool,
-    /// What was proposed last may be durable or not: until something else is, both hold.
-    pub(super) in_doubt: bool,
+    /// What was proposed last may be durable or not: until something else is, both hold. The number of the doubt.
+    pub(super) in_doubt: Option<u64>,
     /// Replicas whose flush failed, and up to where each is believed; to be made durable.
     pub(super) suspects: Vec<(DiskId, Offset)>,
     /// Damage that was met and is to be repaired from another replica: on which disk, and where.
@@ -269,7 +269,7 @@ impl Core {
                 stuck: false,
                 knows_acknowledged: !replicated,
                 unsettled: false,
-                in_doubt: false,
+                in_doubt: None,
                 suspects: Vec::new(),
                 damaged: Vec::new(),
                 reported: Vec::new(),

@@ -56,6 +56,25 @@ fn lacks(suspects: &[(DiskId, Offset)], disk: DiskId, acknowledged: Offset) -> b
 }
 
 impl State {
+    /// What was proposed is not durable, and will not be.
+    fn give_up_proposed(&mut self) {
+        self.progress.on_isr_refused();
+        if self.fenced.is_none() && self.leader.is_some() && self.epoch == self.began {
+            self.progress.on_leading_on(self.flush);
+        }
+        for replica in &self.followers {
+            replica.is_elected.store(false, Ordering::Release);
+        }
+    }
+
+    /// What was in doubt before so many doubts had ended is not durable, and will not be.
+    fn leave_doubts(&mut self, ended: u64) {
+        if self.in_doubt.is_some_and(|doubt| doubt < ended) {
+            self.in_doubt = None;
+            self.give_up_proposed();
+        }
+    }
+
     /// Up to where records may be acknowledged. The watermark need not know yet how far that was in earlier reigns: at most up to
     /// where this one begins.
     fn acknowledged_max(&self) -> Offset {
@@ -82,11 +101,12 @@ impl State {
 }
 
 impl Core {
-    /// What should be made durable now; `None`: nothing.
-    pub(crate) fn proposal(&self) -> Option<Proposal> {
+    /// What should be made durable now; `None`: nothing. `doubts_ended` says what is in doubt no more.
+    pub(crate) fn proposal(&self, doubts_ended: u64) -> Option<Proposal> {
         // What is put off stays unsettled, and the next tick asks again.
         let mut state = self.brief()?;
         state.unsettled = false;
+        state.leave_doubts(doubts_ended);
         let alone = state.followers.is_empty() && state.replicas == 1;
         if state.ended.is_some() || (alone && state.suspects.is_empty()) {
             return None;
@@ -291,7 +311,7 @@ impl Core {
             return;
         }
         let before = (state.leader, state.isr.clone());
-        state.in_doubt = false;
+        state.in_doubt = None;
         state.isr.clone_from(&proposal.isr);
         state.eligible.clone_from(&proposal.eligible);
         state.forget_eligible();
@@ -499,25 +519,25 @@ impl Core {
         self.show_epoch(state.epoch);
     }
 
-    /// The proposal could not be made durable; or it is not known whether it was, and the next opening may find it.
-    pub(crate) fn refuse(&self, proposal: &Proposal, error: &Error) {
+    /// The proposal could not be made durable; or it is not known whether it was, and the next opening may find it, unless
+    /// that doubt, which is the `doubt`-th, ends before.
+    pub(crate) fn refuse(&self, proposal: &Proposal, error: &Error, doubt: u64) {
         let mut state = self.state.lock();
-        state.in_doubt |= error.written() != Written::No;
         state.suspects.extend(proposal.suspects.iter().copied());
-        if !state.in_doubt {
-            state.progress.on_isr_refused();
-            if state.fenced.is_none() && state.leader.is_some() && state.epoch == state.began {
-                let flush = state.flush;
-                state.progress.on_leading_on(flush);
-            }
-            for replica in &state.followers {
-                replica.is_elected.store(false, Ordering::Release);
-            }
+        if error.written() != Written::No {
+            state.in_doubt = Some(doubt);
+        } else if state.in_doubt.is_none() {
+            state.give_up_proposed();
         }
         // Whoever waits for a flush of a log that nobody leads waits in vain.
         self.wake_sleepers(&mut state);
         drop(state);
         self.background_failed("writing down a change of replicas", error);
+    }
+
+    /// As many doubts have ended of what may have been made durable or not.
+    pub(crate) fn leave_doubts(&self, ended: u64) {
+        self.state.lock().leave_doubts(ended);
     }
 
     /// Lets laggards leave the in-sync set and those that caught up join it. `now` is the watch's.
@@ -539,7 +559,10 @@ impl Core {
             return;
         }
         // Also what was refused: a leader that steps down takes no appends until it is settled.
-        let due = state.unsettled || state.stepping_down || !state.suspects.is_empty();
+        let due = state.unsettled
+            || state.stepping_down
+            || state.in_doubt.is_some()
+            || !state.suspects.is_empty();
         if due || state.fenced.is_some() {
             self.ask_for_settling(&mut state);
             return;
@@ -753,8 +776,8 @@ impl Core {
         now: Timestamp,
     ) {
         let mut state = self.state.lock();
-        // What was proposed last holds as well until the store is opened anew, so nothing is counted without that.
-        if state.ended.is_some() || state.in_doubt {
+        // What was proposed meanwhile may hold as well, so nothing is counted without that.
+        if state.ended.is_some() || state.in_doubt.is_some() {
             return;
         }
         state.preference = preference.to_vec();

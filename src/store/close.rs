@@ -186,11 +186,11 @@ impl Shared {
             let last_words = last_words(&cores, metadata.state());
             outcome = metadata.commit_all(&last_words);
         }
-        if metadata.is_poisoned() {
+        if metadata.is_in_doubt() {
             outcome = outcome.and(Err(Error::Closed));
         }
         let online = disks.iter().filter(|disk| disk.is_online());
-        for disk in online.filter(|_| !metadata.is_poisoned()) {
+        for disk in online.filter(|_| !metadata.is_in_doubt()) {
             if let Some(session) = sessions.remove(&disk.id) {
                 let (cache, (metadata, disks)) = (disk.disk.cache_id(), metadata.witnessed());
                 let session = Session { clean: true, cache, metadata, disks, ..session };

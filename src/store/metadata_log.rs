@@ -9,6 +9,9 @@
 //! it, or one of fewer; a disk that fails to take one is left out until it is brought in again, which
 //! writes the log to it anew. At open the newest by (term, index) wins: each opening begins a new term.
 //!
+//! Where too few have taken a change, it may be made or not (it is *in doubt*). So may every later one that was written
+//! behind it: before the next, the log is written anew without it, as of a later term, which outlasts it wherever it is.
+//!
 //! Space is allocated ahead, with a reserve that only deletions may use: on a full disk, a topic can
 //! always be deleted and records can always be let go.
 
@@ -42,6 +45,8 @@ const RESERVE_BYTES: u64 = 16 << 10;
 const COMPACT_BYTES: u64 = 1 << 20;
 /// A metadata log is never longer than this: what is behind it is not read.
 const BYTES_MAX: usize = 1 << 30;
+/// How long disks that could not take a change are left alone before they are asked to take the log without it.
+const DOUBT_PAUSE: Duration = Duration::from_secs(1);
 /// How often a disk that comes in is written to beside the changes, before those have to wait for it.
 const BRING_IN_TRIES: usize = 8;
 
@@ -62,7 +67,12 @@ pub(super) struct MetadataLog {
     last: (u64, u64),
     bytes_max: u64,
     compacted: u64,
-    poisoned: bool,
+    /// What was written last may be there at the next opening, or not.
+    in_doubt: bool,
+    /// How many doubts have ended. What was in doubt then is not made, and never will be.
+    doubts_ended: u64,
+    /// When to try again to end the doubt, where that waits for disks.
+    doubted: Option<Instant>,
     /// The store is closed, and its directories may be another's.
     closed: bool,
     /// How long a disk may take for a change before it is done without; `None`: as long as it likes.
@@ -164,7 +174,9 @@ impl MetadataLog {
             last,
             bytes_max: BYTES_MAX as u64,
             compacted: position,
-            poisoned: false,
+            in_doubt: false,
+            doubts_ended: 0,
+            doubted: None,
             closed: false,
             patience: None,
         }
@@ -385,9 +397,14 @@ impl MetadataLog {
         (self.last, bits.fold(0, |all, bit| all | bit))
     }
 
-    /// Whether a write failed: nothing can be changed any more.
-    pub(super) fn is_poisoned(&self) -> bool {
-        self.poisoned
+    /// Whether it is not known what the next opening will find.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.in_doubt
+    }
+
+    /// How many doubts have ended: the number of one that has not.
+    pub(super) fn doubts_ended(&self) -> u64 {
+        self.doubts_ended
     }
 
     /// No change is taken any more: who was let in before the store was closed may be late.
@@ -437,19 +454,11 @@ impl MetadataLog {
     /// are left (DESIGN.md section 11): a majority of three or more, else one.
     ///
     /// # Errors
-    /// [`Error::NoSpace`], [`Error::MissingDisk`]: nothing was changed. After [`Error::Io`], whether the
-    /// change will be there at the next open is not known, and no further one is accepted until then.
+    /// [`Error::NoSpace`], [`Error::MissingDisk`]: nothing was changed. After an [`Error::Io`] that says so, whether the
+    /// change will be there at the next open is not known, unless a later one is made: then it is not.
     pub(super) fn commit_all(&mut self, records: &[MetadataRecord]) -> Result<()> {
         if self.closed {
             return Err(Error::Closed);
-        }
-        if self.poisoned {
-            return Err(Error::Io {
-                path: self.path(),
-                action: "write after a failed write",
-                written: crate::error::Written::No,
-                source: Arc::new(io::ErrorKind::Other.into()),
-            });
         }
         if records.is_empty() {
             return Ok(());
@@ -457,6 +466,9 @@ impl MetadataLog {
         let Some(store) = self.state.store() else {
             return Err(corrupt_state("the log names no store"));
         };
+        if self.in_doubt {
+            self.end_doubt(store)?;
+        }
         let term = self.term.max(self.last.0);
         let (mut state, mut frames, mut index) = (self.state.clone(), Vec::new(), self.last.1);
         for record in records {
@@ -574,6 +586,7 @@ impl MetadataLog {
         let mut failed = Vec::new();
         let (position, frames) = (self.position, frames.to_vec());
         let written = self.on_all(move |member| member.write(position, &frames));
+        let late: Vec<_> = written.iter().map(is_late).collect();
         for ((at, member), written) in self.members.iter().enumerate().zip(written) {
             if let Err(error) = written {
                 failed.push((
@@ -588,8 +601,47 @@ impl MetadataLog {
             }
         }
         let outcome = self.leave_out(failed);
-        self.poisoned |= outcome.is_err();
+        if outcome.is_err() {
+            self.doubt(&late);
+        }
         outcome
+    }
+
+    /// Too few have the last change. What is late may come at any time, into files that are another disk's or nobody's by
+    /// then: those are done without.
+    fn doubt(&mut self, late: &[bool]) {
+        self.in_doubt = true;
+        self.doubted = self.patience.map(|_| Instant::now());
+        for at in (0..self.members.len()).rev().filter(|at| late[*at]) {
+            let member = self.members.remove(at);
+            let error = member.fault("write", io::ErrorKind::TimedOut.into());
+            self.failed.push((member.id, error));
+        }
+    }
+
+    /// Writes the log anew without what is in doubt.
+    ///
+    /// # Errors
+    /// [`Error::MissingDisk`], [`Error::Io`]: nothing was changed, and the doubt has not ended.
+    fn end_doubt(&mut self, store: StoreId) -> Result<()> {
+        self.check_quorum()?;
+        let is_early = self.doubted.is_some_and(|since| since.elapsed() < DOUBT_PAUSE);
+        if !is_early {
+            self.term = self.term.max(self.last.0) + 1;
+            self.last.0 = self.term;
+            self.in_doubt = false;
+            self.rewrite(store);
+        }
+        if self.in_doubt {
+            return Err(Error::Io {
+                path: self.path(),
+                action: "write after a failed write",
+                written: crate::error::Written::No,
+                source: Arc::new(io::ErrorKind::Other.into()),
+            });
+        }
+        self.doubts_ended += 1;
+        Ok(())
     }
 
     /// Goes on without the members at these places, if enough are left, of those that may decide.
@@ -623,15 +675,19 @@ impl MetadataLog {
             }
             member.disk.sync_dir(parent(METADATA[0]))?;
             (member.files, member.allocated) = (files, written.len() as u64);
+            member.is_behind = false;
             Ok(())
         });
+        let late: Vec<_> = rewritten.iter().map(is_late).collect();
         for ((at, member), rewritten) in self.members.iter().enumerate().zip(rewritten) {
             if let Err(error) = rewritten {
                 failed.push((at, member.fault("compact", error)));
             }
         }
         failed.iter().for_each(|(at, _)| self.members[*at].is_behind = true);
-        self.poisoned |= self.leave_out(failed).is_err();
+        if self.leave_out(failed).is_err() {
+            self.doubt(&late);
+        }
         self.position = bytes.len() as u64;
         self.compacted = self.position;
         self.last.1 = index;
@@ -733,6 +789,7 @@ fn seed(store: StoreId) -> u32 {
 mod tests {
     use super::*;
     use crate::config::TopicConfig;
+    use crate::error::Written;
     use crate::simulation::{Fault, Hang, SimDisk};
     use crate::storage::MemoryDisk;
     use crate::store::layout;
@@ -774,6 +831,81 @@ mod tests {
         assert_eq!(found.state().disks().count(), 3);
     }
 
+    fn topic(at: u64) -> MetadataRecord {
+        MetadataRecord::TopicCreated {
+            id: TopicId(at),
+            name: format!("t{at}"),
+            replicas: vec![vec![DiskId(0)]],
+            config: TopicConfig::new(),
+        }
+    }
+
+    /// The topics that the next opening finds on these disks.
+    fn found(disks: &[Arc<dyn Disk>]) -> Vec<u64> {
+        let found = Found::read(disks, Some(STORE)).unwrap().unwrap();
+        found.state().topics().map(|topic| topic.id.0).collect()
+    }
+
+    /// Nothing was taken any more until the store was opened anew, also once the disks were well again.
+    #[test]
+    fn what_too_few_disks_have_taken_is_not_made_once_something_else_is() {
+        for failed in [&[1, 2], &[0, 1], &[0, 2]] {
+            let sims: Vec<_> = (0..3).map(SimDisk::new).collect();
+            let disks: Vec<_> =
+                sims.iter().map(|sim| Arc::new(sim.clone()) as Arc<dyn Disk>).collect();
+            let mut log = create(&(0..).map(DiskId).zip(disks.clone()).collect::<Vec<_>>());
+            log.commit(&topic(1)).unwrap();
+            failed.iter().for_each(|at| sims[*at].fail_from(1, Fault::Eio));
+            assert_eq!(log.commit(&topic(2)).unwrap_err().written(), Written::Unknown);
+            assert_eq!(log.commit(&topic(2)).unwrap_err().written(), Written::No);
+            assert_eq!((log.doubts_ended(), log.is_in_doubt()), (0, true));
+            failed.iter().for_each(|at| sims[*at].heal());
+            log.commit(&topic(3)).unwrap();
+            assert_eq!((log.doubts_ended(), log.is_in_doubt()), (1, false));
+            log.commit(&topic(4)).unwrap();
+            drop(log);
+            for out in 0..3 {
+                let others: Vec<_> =
+                    (0..3).filter(|at| *at != out).map(|at| Arc::clone(&disks[at])).collect();
+                assert_eq!(found(&others), [1, 3, 4], "without disk {out}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_crash_while_a_doubt_ends_takes_nothing_that_was_made() {
+        for call in 1..1000_usize {
+            let sims: Vec<_> = (0..3).map(SimDisk::new).collect();
+            sims[1..].iter().for_each(|sim| sim.share_process(&sims[0]));
+            let disks: Vec<_> =
+                sims.iter().map(|sim| Arc::new(sim.clone()) as Arc<dyn Disk>).collect();
+            let mut log = create(&(0..).map(DiskId).zip(disks.clone()).collect::<Vec<_>>());
+            log.commit(&topic(1)).unwrap();
+            sims[1..].iter().for_each(|sim| sim.fail_from(3, Fault::Eio));
+            log.commit(&topic(2)).unwrap_err();
+            sims[1..].iter().for_each(SimDisk::heal);
+            sims[call % 3].crash_at(call.div_ceil(3) as u64);
+            let made = log.commit(&topic(3)).is_ok();
+            drop(log);
+            let crashed = sims.iter().any(SimDisk::is_dead);
+            sims.iter().for_each(SimDisk::power_loss);
+            for out in 0..3 {
+                let others: Vec<_> =
+                    (0..3).filter(|at| *at != out).map(|at| Arc::clone(&disks[at])).collect();
+                let found = found(&others);
+                assert_eq!(
+                    (found[0], found.contains(&3) || !made),
+                    (1, true),
+                    "call {call}: {found:?}"
+                );
+                assert!(!made || !found.contains(&2), "call {call}: {found:?}");
+            }
+            if !crashed && call > 3 {
+                return;
+            }
+        }
+    }
+
     /// What is behind the limit is not read: it would have been lost without a word.
     #[test]
     fn the_log_ends_before_its_limit_and_takes_changes_again_once_there_is_less_to_say() {
@@ -809,6 +941,8 @@ mod tests {
         let disk =
             |(at, sim): (u16, &SimDisk)| (DiskId(at), Arc::new(sim.clone()) as Arc<dyn Disk>);
         let mut log = create(&(0..).zip(&sims).map(disk).collect::<Vec<_>>());
+        // Makes room for those to come.
+        log.commit(&topic(1)).unwrap();
         log.set_patience(Duration::ZERO);
         (sims, log)
     }
@@ -821,6 +955,10 @@ mod tests {
         sims[1..].iter().for_each(|sim| sim.hang(Hang::Syncs));
         std::thread::scope(|scope| {
             let committed = scope.spawn(|| log.commit(&MetadataRecord::Opened { clean: false }));
+            while sims[1..].iter().any(|sim| sim.held_calls() == 0) {
+                std::thread::yield_now();
+            }
+            assert!(!committed.is_finished());
             sims[1].answer();
             committed.join().unwrap().unwrap();
         });

@@ -730,6 +730,7 @@ impl Shared {
         topic.check_enough(replicas)?;
         let record = MetadataRecord::ReplicasChanged { id, partition, replicas: replicas.to_vec() };
         metadata.commit(&record)?;
+        core.leave_doubts(metadata.doubts_ended());
         if missing.is_empty() {
             // In one step with the metadata: an election in between would name replicas that those know no more, and be
             // refused with all that is settled together with it.

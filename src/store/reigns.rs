@@ -75,11 +75,13 @@ impl Shared {
         self.drain(cores);
         let _postponed = postpone();
         let mut metadata = self.metadata.lock();
-        let now = self.clock.now();
+        let (now, doubts_ended) = (self.clock.now(), metadata.doubts_ended());
         let (mut records, mut proposals, mut noted) = (Vec::new(), Vec::new(), Vec::new());
         for core in cores {
             let topic = self.topic_of(core);
-            let (Some(topic), Some(proposal)) = (topic, core.proposal()) else { continue };
+            let (Some(topic), Some(proposal)) = (topic, core.proposal(doubts_ended)) else {
+                continue;
+            };
             let number = core.partition().partition();
             let known = metadata.state().partition(topic.id, number);
             if let Some(known) = known
@@ -111,7 +113,7 @@ impl Shared {
             }
             Err(error) => {
                 for (core, proposal) in proposals.into_iter().chain(noted) {
-                    core.refuse(&proposal, &error);
+                    core.refuse(&proposal, &error, metadata.doubts_ended());
                 }
             }
         }

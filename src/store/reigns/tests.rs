@@ -50,7 +50,7 @@ fn elected_and_gone(gone: &[DiskId], fails: fn(&Core)) {
         let mut metadata = shared.metadata.lock();
         fails(&core);
         let now = shared.clock.now();
-        let proposal = core.proposal().expect("another can lead");
+        let proposal = core.proposal(0).expect("another can lead");
         let elected = proposal.leader.expect("another can lead");
         assert_eq!((elected, proposal.epoch), (DiskId(1), LeaderEpoch(1)));
         metadata.commit_all(&records_of(topic.id, core.partition(), &proposal)).unwrap();
@@ -289,8 +289,8 @@ fn a_leader_that_steps_down_and_is_refused_once_hands_over_later() {
     let core = shared.cores().pop().expect("one partition").1;
     core.step_down(DiskId(0));
     shared.control.take().iter().for_each(|core| core.control_taken());
-    let proposal = core.proposal().expect("another can lead");
-    core.refuse(&proposal, &Error::Closed);
+    let proposal = core.proposal(0).expect("another can lead");
+    core.refuse(&proposal, &Error::Closed, 0);
     until(&store, "another leads", || core.leader() == Some(DiskId(1)));
 }
 
@@ -330,7 +330,7 @@ fn a_leader_that_steps_down_hands_over_to_nobody_who_lacks_a_record() {
     // It begins a segment, which the follower does when it is looked after.
     partition.append(&[Record::new(&[7; 8000])], Acks::Leader).unwrap();
     core.step_down(DiskId(0));
-    let proposal = core.proposal();
+    let proposal = core.proposal(0);
     let stays = proposal.as_ref().is_none_or(|other| other.leader == Some(DiskId(0)));
     assert!(stays, "{proposal:?}");
     assert_eq!(core.in_sync(), [DiskId(0), DiskId(1)]);
@@ -357,7 +357,7 @@ fn a_leader_that_begins_a_segment_hands_over_when_that_is_done() {
         }
         let is_free = core.is_free(DiskId(0));
         core.step_down(DiskId(0));
-        let proposal = core.proposal();
+        let proposal = core.proposal(0);
         disks[0].heal();
         assert_eq!(large.join().unwrap().unwrap().offsets.start, Offset(1));
         assert!(!is_free, "two would write to one file");

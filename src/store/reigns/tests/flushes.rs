@@ -26,7 +26,7 @@ fn begun(disks: &[SimDisk; 2]) -> Begun {
 impl Begun {
     /// Another leads, as the metadata will say when they are written.
     fn elected(&self) -> Proposal {
-        let proposal = self.core.proposal().expect("another can lead");
+        let proposal = self.core.proposal(0).expect("another can lead");
         let records = records_of(self.topic.id, self.core.partition(), &proposal);
         self.store.shared().metadata.lock().commit_all(&records).unwrap();
         proposal

@@ -56,7 +56,7 @@ impl Begun {
         begun.is_back(DiskId(1));
         begun.core.step_down(DiskId(0));
         begun.core.drain(DiskId(1), begun.store.shared().clock.now());
-        let proposal = begun.core.proposal().expect("the other has all");
+        let proposal = begun.core.proposal(0).expect("the other has all");
         assert_eq!((proposal.leader, begun.core.high_watermark()), (Some(DiskId(1)), Offset(1)));
         (begun, proposal)
     }
@@ -71,7 +71,7 @@ fn elected_without_a_tail(between: impl FnOnce(&Begun)) {
     // It begins a segment, which the follower does when it is looked after.
     let tail = begun.partition.append_nowait(&[Record::new(&[7; 8000])], Acks::All).unwrap();
     begun.core.fence_replica(DiskId(0), &Error::Closed);
-    let proposal = begun.core.proposal().expect("another can lead");
+    let proposal = begun.core.proposal(0).expect("another can lead");
     assert_eq!(proposal.leader, Some(DiskId(1)));
     begun.commit(&proposal).unwrap();
     between(&begun);
@@ -117,7 +117,7 @@ fn inv_02_a_lower_minimum_acknowledges_nothing_of_a_leader_that_has_failed() {
     begun.is_back(DiskId(1));
     assert_eq!((core.high_watermark(), core.log_end()), (Offset(1), Offset(2)));
     core.fence_replica(DiskId(0), &Error::Closed);
-    let proposal = core.proposal().expect("it fails");
+    let proposal = core.proposal(0).expect("it fails");
     begun.commit(&proposal).unwrap();
     begun.asks_for_less();
     let readable = core.high_watermark();
@@ -139,11 +139,11 @@ fn inv_02_a_replica_that_joins_holds_the_watermark_as_long_as_that_is_in_doubt()
     begun.goes_away(joins);
     begun.is_back(joins);
     core.tick(Duration::from_secs(1), Duration::from_secs(30));
-    let proposal = core.proposal().expect("it has caught up");
+    let proposal = core.proposal(0).expect("it has caught up");
     assert_eq!(proposal.isr.len(), 2);
     disks[usize::from(joins.0)].fail_from(1, Fault::Eio);
     let error = begun.commit(&proposal).unwrap_err();
-    core.refuse(&proposal, &error);
+    core.refuse(&proposal, &error, 0);
     core.stop_replica(joins, "it fails");
     store.shared().settle_one(core);
     begun.partition.append(&[Record::new("alone")], Acks::Leader).unwrap();
@@ -179,7 +179,7 @@ fn inv_02_a_leader_whose_handing_over_is_in_doubt_acknowledges_nothing_more() {
     let (begun, proposal) = Begun::handing_over(&disks);
     disks.iter().for_each(|disk| disk.fail_call(1, Fault::Eio));
     let error = begun.commit(&proposal).unwrap_err();
-    begun.core.refuse(&proposal, &error);
+    begun.core.refuse(&proposal, &error, 0);
     begun.asks_for_less();
     assert_eq!(begun.core.high_watermark(), Offset(1));
 }
@@ -191,9 +191,9 @@ fn a_leader_whose_handing_over_is_refused_goes_on_to_acknowledge() {
     let config = TopicConfig::new().replication_factor(2).flush(Flush::Os);
     let Begun { store, core, .. } = &Begun::on(&disks, config);
     core.step_down(DiskId(0));
-    let proposal = core.proposal().expect("the other has all");
+    let proposal = core.proposal(0).expect("the other has all");
     assert_eq!(proposal.leader, Some(DiskId(1)));
-    core.refuse(&proposal, &Error::Closed);
+    core.refuse(&proposal, &Error::Closed, 0);
     core.stop_replica(DiskId(1), "away");
     store.shared().settle_one(core);
     assert_eq!(append(store).unwrap(), Offset(1));
@@ -255,7 +255,7 @@ impl Viewed {
     /// It is elected again, by the metadata; the caller lets it lead.
     fn is_elected(&self) -> Proposal {
         let Begun { store, core, .. } = &self.begun;
-        let proposal = core.proposal().expect("it can lead");
+        let proposal = core.proposal(0).expect("it can lead");
         assert_eq!(proposal.leader, Some(DiskId(0)));
         store.shared().make_pages(&[(Arc::clone(core), proposal.clone())]);
         self.begun.commit(&proposal).unwrap();
@@ -311,9 +311,9 @@ fn what_a_failed_leader_has_alone_is_taken_over_where_the_first_election_came_to
     // It begins a segment, which the follower does when it is looked after.
     let tail = partition.append_nowait(&[Record::new(&[7; 8000])], Acks::All).unwrap();
     core.fence_replica(DiskId(0), &Error::Closed);
-    let proposal = core.proposal().expect("another can lead");
+    let proposal = core.proposal(0).expect("another can lead");
     assert_eq!((proposal.leader, proposal.start), (Some(DiskId(1)), Some(Offset(1))));
-    core.refuse(&proposal, &Error::Closed);
+    core.refuse(&proposal, &Error::Closed, 0);
     store.shared().settle_one(core);
     assert_eq!((core.leader(), core.log_end()), (Some(DiskId(1)), Offset(2)));
     assert_eq!(tail.wait(Duration::from_secs(1)).unwrap().offsets.start, Offset(1));
@@ -358,4 +358,39 @@ fn ret_07_a_leader_that_was_busy_while_records_were_deleted_does_not_bring_them_
     assert_eq!(partition.log_start_offset(), start);
     let told = partition.read(Offset(0), ReadOptions::new());
     assert!(matches!(told, Err(Error::OffsetOutOfRange { .. })), "{told:?}");
+}
+
+/// They are well again, and all changes of leaders and replicas were refused until the store was opened anew.
+#[test]
+fn s9_a_store_of_which_most_disks_failed_goes_on_once_they_are_well_again() {
+    for failed in [[1, 2], [0, 1], [0, 2]] {
+        let disks = [0, 1, 2].map(SimDisk::new);
+        disks[1..].iter().for_each(|disk| disk.share_process(&disks[0]));
+        let store = open(&disks);
+        let config = TopicConfig::new().replication_factor(3).flush(Flush::OnAck);
+        store.create_topic("t", config.min_insync_replicas(2)).unwrap();
+        (0..3).for_each(|at| assert_eq!(append(&store).unwrap(), Offset(at)));
+        let shared = store.shared();
+        failed.iter().for_each(|at| disks[*at].fail_from(1, Fault::Eio));
+        assert!(append(&store).is_err());
+        store.run_background();
+        assert!(shared.metadata.lock().is_in_doubt(), "{failed:?}");
+        disks.iter().for_each(SimDisk::heal);
+        for at in 0..3 {
+            store.start_disk(DiskId(at)).unwrap();
+        }
+        let partition = store.partition("t", 0).unwrap();
+        for _ in 0..20 {
+            store.run_background();
+        }
+        assert_eq!(partition.in_sync_replicas().len(), 3, "{failed:?}");
+        append(&store).unwrap();
+        assert!(!shared.metadata.lock().is_in_doubt());
+        store.reassign("t", 0, &[DiskId(1), DiskId(0)]).unwrap();
+        append(&store).unwrap();
+        assert_eq!(partition.in_sync_replicas().len(), 2, "{failed:?}");
+        let core = shared.cores().pop().expect("one partition").1;
+        assert_eq!(core.replicas(), [DiskId(1), DiskId(0)]);
+        store.close(Duration::from_secs(5)).unwrap();
+    }
 }

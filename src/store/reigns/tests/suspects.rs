@@ -125,8 +125,8 @@ fn s8_a_failed_flush_of_the_only_replica_that_could_not_be_noted_is_noted_later(
     disk.fail_sync(1, SyncFault::CleanedPages);
     assert!(core.make_durable().is_err());
     shared.control.take().iter().for_each(|core| core.control_taken());
-    let proposal = core.proposal().expect("its tail is suspect");
-    core.refuse(&proposal, &Error::Closed);
+    let proposal = core.proposal(0).expect("its tail is suspect");
+    core.refuse(&proposal, &Error::Closed, 0);
     until(&store, "it was noted", || suspects(shared, &topic) == [(DiskId(0), Offset(0))]);
 }
 
@@ -154,7 +154,7 @@ fn s8_a_second_flush_that_fails_after_its_leader_was_fenced_takes_back_no_more()
         disks[0].fail_sync(1, SyncFault::CleanedPages);
         disks[0].answer();
     });
-    let suspects = core.proposal().expect("another can lead").suspects;
+    let suspects = core.proposal(0).expect("another can lead").suspects;
     assert!(suspects.iter().all(|suspect| *suspect == (DiskId(0), Offset(4))), "{suspects:?}");
     assert_eq!(suspects.len(), 2);
 }
