@@ -619,6 +619,20 @@ impl MetadataLog {
         }
     }
 
+    /// Whether enough disks answer by the files that they have open.
+    fn answers(&mut self) -> bool {
+        let answers =
+            self.on_all(|member| member.files.iter().try_for_each(|file| file.sync_data()));
+        let deciding = self.members.iter().zip(answers);
+        let present =
+            deciding.filter(|(member, answer)| Some(member.id) != self.newcomer && answer.is_ok());
+        let is_enough = present.count() >= self.quorum();
+        if !is_enough {
+            self.doubted = self.patience.map(|_| Instant::now());
+        }
+        is_enough
+    }
+
     /// Writes the log anew without what is in doubt.
     ///
     /// # Errors
@@ -626,7 +640,8 @@ impl MetadataLog {
     fn end_doubt(&mut self, store: StoreId) -> Result<()> {
         self.check_quorum()?;
         let is_early = self.doubted.is_some_and(|since| since.elapsed() < DOUBT_PAUSE);
-        if !is_early {
+        // What few have of it may be all that is known: it stays while too few are there to outlast it.
+        if !is_early && self.answers() {
             self.term = self.term.max(self.last.0) + 1;
             self.last.0 = self.term;
             self.in_doubt = false;

@@ -277,12 +277,13 @@ fn mixed_story(seed: u64) {
     }
     for told in &mut readers {
         let mut polls = 0;
-        while told.position < end {
+        // The end of a transaction that was dropped may come now.
+        while told.position < end || told.consumer.lag().unwrap()[&TopicPartition::new("t", 0)] > 0
+        {
             judge(told, &written, start);
             polls += 1;
             assert!(polls < 2 * STEPS * 40, "it does not get on: {} of {end}", told.position);
         }
-        assert_eq!(told.consumer.lag().unwrap()[&TopicPartition::new("t", 0)], 0);
     }
 }
 
