@@ -121,10 +121,11 @@ fn wait_for_more(scratch: &Path, more: usize, what: &str) {
     }
 }
 
-fn contents(partition: &Partition) -> BTreeMap<u64, u64> {
+fn contents(partition: &Partition, what: &str) -> BTreeMap<u64, u64> {
     let (mut found, mut offset) = (BTreeMap::new(), Offset(0));
     while offset < partition.high_watermark() {
-        let records = partition.read(offset, ReadOptions::new()).unwrap();
+        let read = partition.read(offset, ReadOptions::new());
+        let records = read.unwrap_or_else(|error| panic!("{what}: {error:?}"));
         for record in &records {
             let bytes = record.value().unwrap();
             let at = u64::from_le_bytes(*bytes.first_chunk().unwrap());
@@ -144,7 +145,7 @@ fn check(scratch: &Path, store: &Store, what: &str) {
         while partition.high_watermark() < partition.log_end_offset() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let (found, known) = (contents(&partition), journal(scratch, name));
+        let (found, known) = (contents(&partition, what), journal(scratch, name));
         for (offset, at) in &known {
             assert_eq!(found.get(offset), Some(at), "{what}: {name} at {offset}");
         }
@@ -405,7 +406,7 @@ fn s12_an_empty_directory_in_the_place_of_a_disk_gets_nothing_of_its_replicas() 
     let store = builder(scratch).open().unwrap();
     wait_for_all(&store, "mounted again");
     for (name, _) in TOPICS {
-        let found = contents(&store.partition(name, 0).unwrap());
+        let found = contents(&store.partition(name, 0).unwrap(), "mounted again");
         assert_eq!(found.len(), 210);
     }
     store.stop_disk(oncelog::DiskId(1)).unwrap();
