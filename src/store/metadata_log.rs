@@ -10,7 +10,8 @@
 //! writes the log to it anew. At open the newest by (term, index) wins: each opening begins a new term.
 //!
 //! Where too few have taken a change, it may be made or not (it is *in doubt*). So may every later one that was written
-//! behind it: before the next, the log is written anew without it, as of a later term, which outlasts it wherever it is.
+//! behind it: before the next, the log is written anew without it, with indexes behind all that was tried, which outlasts it
+//! wherever it is. The term stays: a log that too few have taken must not outlast what the next opening decides without those.
 //!
 //! Space is allocated ahead, with a reserve that only deletions may use: on a full disk, a topic can
 //! always be deleted and records can always be let go.
@@ -65,6 +66,8 @@ pub(super) struct MetadataLog {
     /// The reign of this opening; rises with its first change.
     term: u64,
     last: (u64, u64),
+    /// The last record that was tried, whether it counts or not.
+    tried: (u64, u64),
     bytes_max: u64,
     compacted: u64,
     /// What was written last may be there at the next opening, or not.
@@ -172,6 +175,7 @@ impl MetadataLog {
             position,
             term: last.0,
             last,
+            tried: last,
             bytes_max: BYTES_MAX as u64,
             compacted: position,
             in_doubt: false,
@@ -489,6 +493,7 @@ impl MetadataLog {
             return Err(Error::NoSpace { path: self.path(), source });
         }
         self.make_room(end, frees, cannot_wait)?;
+        self.tried = (term, index);
         self.write_to_all(&frames)?;
         self.state = state;
         self.position = end;
@@ -642,8 +647,7 @@ impl MetadataLog {
         let is_early = self.doubted.is_some_and(|since| since.elapsed() < DOUBT_PAUSE);
         // What few have of it may be all that is known: it stays while too few are there to outlast it.
         if !is_early && self.answers() {
-            self.term = self.term.max(self.last.0) + 1;
-            self.last.0 = self.term;
+            self.last = self.last.max(self.tried);
             self.in_doubt = false;
             self.rewrite(store);
         }
@@ -884,6 +888,29 @@ mod tests {
                     (0..3).filter(|at| *at != out).map(|at| Arc::clone(&disks[at])).collect();
                 assert_eq!(found(&others), [1, 3, 4], "without disk {out}");
             }
+        }
+    }
+
+    /// Each time the log was written anew without what is in doubt, that was as of one more term. The next opening need not
+    /// know the disk that took it, and began an earlier one: once the disk was there again, what it had decided was gone.
+    #[test]
+    fn what_a_later_opening_decided_outlasts_the_end_of_a_doubt_that_too_few_have_taken() {
+        for tries in 0..4 {
+            let sims: Vec<_> = (0..3).map(SimDisk::new).collect();
+            let disks: Vec<_> =
+                sims.iter().map(|sim| Arc::new(sim.clone()) as Arc<dyn Disk>).collect();
+            let mut log = create(&(0..).map(DiskId).zip(disks.clone()).collect::<Vec<_>>());
+            log.commit(&topic(1)).unwrap();
+            sims[1..].iter().for_each(|sim| sim.fail_from(1, Fault::Eio));
+            (0..=tries).for_each(|_| _ = log.commit(&topic(2)).unwrap_err());
+            sims[1..].iter().for_each(SimDisk::heal);
+            drop(log);
+            let found = Found::read(&disks[1..], Some(STORE)).unwrap().unwrap();
+            let place = |at: usize, id| (at, DiskId(id), Arc::clone(&disks[at + 1]));
+            let (mut log, _) = found.open(&[place(0, 1), place(1, 2)], false).unwrap();
+            log.commit(&topic(3)).unwrap();
+            drop(log);
+            assert!(self::found(&disks).contains(&3), "after {tries} tries to end the doubt");
         }
     }
 
