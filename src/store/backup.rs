@@ -180,6 +180,7 @@ impl Shared {
             clean: true,
             stale: false,
             strayed: false,
+            lacks: false,
             cache: target.cache_id(),
             metadata: metadata.witnessed().0,
             disks: session::bit_of(DISK),

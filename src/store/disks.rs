@@ -69,12 +69,14 @@ impl StoreDisk {
     pub(super) fn new(
         id: DiskId,
         disk: Arc<dyn Disk>,
-        session: Session,
+        mut session: Session,
         lock: Option<Box<dyn DiskLock>>,
     ) -> Arc<Self> {
+        let same_boot = session.cache != 0 && session.cache == disk.cache_id();
+        session.lacks |= !same_boot && !session.clean;
         Arc::new(Self {
             id,
-            same_boot: session.cache != 0 && session.cache == disk.cache_id(),
+            same_boot,
             disk,
             attention: Arc::default(),
             flushes: Arc::default(),

@@ -19,7 +19,6 @@ use crate::record::{MARKER_COMMIT, Record};
 use crate::segment::batches::Batches;
 use crate::types::{Acks, Flush, LeaderEpoch, Offset, Outcome, ProducerId};
 
-use super::disks::StoreDisk;
 use super::{Shared, Topic};
 
 /// A log is not rewritten below this size: it is read in a moment.
@@ -243,12 +242,6 @@ impl InternalTopic {
             offset = fetched.next;
         }
         Ok(())
-    }
-
-    /// Whether a power loss may have taken what was acknowledged.
-    pub(super) fn may_lack(&self, shared: &Shared) -> bool {
-        let is_lost = |disk: &Arc<StoreDisk>| !disk.same_boot && !disk.session.lock().clean;
-        self.topic.config.read().flush != Flush::OnAck && shared.online_disks().iter().any(is_lost)
     }
 
     /// Where the log is.

@@ -6,8 +6,8 @@
 //! stay true for logs that are not touched in between, so they are carried along. A damaged file
 //! counts as an unclean stop of which nothing is known.
 //!
-//! Bytes: magic (8), version u32, flags u32 (bit 0: clean, bit 1: stale, bit 2: strayed), cache u128, seed u32, count u32, metadata
-//! term u64 and index u64, disks u64 (bit n: disk n was in service), then `count` entries (topic u64, partition
+//! Bytes: magic (8), version u32, flags u32 (bit 0: clean, bit 1: stale, bit 2: strayed, bit 3: lacks), cache u128, seed u32,
+//! count u32, metadata term u64 and index u64, disks u64 (bit n: disk n was in service), then `count` entries (topic u64, partition
 //! u32, flags u32 (bit 0: there are producers), end u64, start u64), CRC-32 of it all.
 
 use std::collections::BTreeMap;
@@ -25,6 +25,7 @@ const ENTRY_BYTES: usize = 32;
 const CLEAN: u32 = 1;
 const STALE: u32 = 2;
 const STRAYED: u32 = 4;
+const LACKS: u32 = 8;
 const PRODUCERS: u32 = 1;
 /// A million partitions; a longer file is not one of ours.
 const BYTES_MAX: usize = HEAD_BYTES + ENTRY_BYTES * (1 << 20) + 4;
@@ -47,6 +48,8 @@ pub(super) struct Session {
     pub(super) stale: bool,
     /// It went on without the other disk, as that one did without it, and their logs are still to be compared.
     pub(super) strayed: bool,
+    /// Power was lost, and ids of transactions that went with it may still be given again.
+    pub(super) lacks: bool,
     /// Of which life of the page cache it tells; 0: not known.
     pub(super) cache: u128,
     /// The last metadata record that was durable, as (term, index).
@@ -65,7 +68,8 @@ impl Session {
         let clean = if self.clean { CLEAN } else { 0 };
         let stale = if self.stale { STALE } else { 0 };
         let strayed = if self.strayed { STRAYED } else { 0 };
-        bytes.extend_from_slice(&(clean | stale | strayed).to_le_bytes());
+        let lacks = if self.lacks { LACKS } else { 0 };
+        bytes.extend_from_slice(&(clean | stale | strayed | lacks).to_le_bytes());
         bytes.extend_from_slice(&self.cache.to_le_bytes());
         bytes.extend_from_slice(&seed(store).to_le_bytes());
         let count = u32::try_from(self.ends.len()).expect("fewer partitions than 2^32");
@@ -115,6 +119,7 @@ impl Session {
             clean: u32_at(12)? & CLEAN != 0,
             stale: u32_at(12)? & STALE != 0,
             strayed: u32_at(12)? & STRAYED != 0,
+            lacks: u32_at(12)? & LACKS != 0,
             cache: u128::from(u64_at(16)?) | u128::from(u64_at(24)?) << 64,
             metadata: (u64_at(40)?, u64_at(48)?),
             disks: u64_at(56)?,
@@ -166,8 +171,9 @@ mod tests {
         let end = |end, producers| LogEnd { end: Offset(end), producers, start: Offset(2) };
         let ends =
             BTreeMap::from([((TopicId(1), 0), end(5, false)), ((TopicId(2), 3), end(9, true))]);
-        let (clean, stale, strayed, metadata) = (true, true, true, (2, 17));
-        let session = Session { clean, stale, strayed, cache: 3 << 70, metadata, disks: 5, ends };
+        let (clean, stale, strayed, lacks) = (true, true, true, true);
+        let (cache, metadata, disks) = (3 << 70, (2, 17), 5);
+        let session = Session { clean, stale, strayed, lacks, cache, metadata, disks, ends };
         let bytes = session.encode(store);
         assert_eq!(Session::decode(&bytes, store), Some(session));
         assert_eq!(Session::decode(&bytes, StoreId(8)), None);

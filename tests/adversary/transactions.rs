@@ -159,6 +159,87 @@ fn no_transaction_has_the_id_of_another_that_a_power_loss_took() {
     }
 }
 
+/// A store on which transactions were aborted that a power loss may take.
+fn with_aborted(disks: &[SimDisk], clock: &Clock) -> (Store, Vec<TransactionId>) {
+    let store = open(disks, clock, Flush::Os);
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    put(&mut producer(&store, "id"), &["t"], "durable");
+    store.close(LONG).unwrap();
+    let store = open(disks, clock, Flush::Os);
+    let aborted = (0..8).map(|_| {
+        let mut held = producer(&store, "id");
+        let mut transaction = held.begin().unwrap();
+        transaction.append("t", 0, &[Record::new("aborted")]).unwrap();
+        let id = transaction.id();
+        transaction.abort(LONG).unwrap();
+        id
+    });
+    let aborted = aborted.collect();
+    (store, aborted)
+}
+
+fn next_ids(store: &Store) -> Vec<TransactionId> {
+    let next = (0..16).map(|_| put(&mut producer(store, "id"), &["t"], "next"));
+    next.collect()
+}
+
+/// The opening behind the loss had said that the files are of this run of the machine, so that the next one took nothing for lost.
+#[test]
+fn no_transaction_has_the_id_of_a_lost_one_where_the_opening_behind_the_loss_dies_as_well() {
+    for seed in 0..3 {
+        for call in 1.. {
+            let (disks, clock) = ([SimDisk::new(seed)], Clock::manual(Timestamp(1_000_000)));
+            let (store, aborted) = with_aborted(&disks, &clock);
+            disks[0].power_loss();
+            drop(store);
+            disks[0].crash_at(call);
+            let builder = Store::builder().clock(clock.clone()).flush(Flush::Os);
+            let opened = builder.simulated_disk(disks[0].clone()).open();
+            let is_over = !disks[0].is_dead();
+            disks[0].kill();
+            drop(opened);
+            disks[0].heal();
+            disks[0].process_restart();
+            let store = open(&disks, &clock, Flush::Os);
+            let next = next_ids(&store);
+            let again = next.iter().find(|id| aborted.contains(id));
+            assert_eq!(again, None, "seed {seed}, call {call}");
+            if is_over {
+                break;
+            }
+        }
+    }
+}
+
+/// Its topic was to be flushed at once from then on; the next opening believed that of what was there before, too.
+#[test]
+fn no_transaction_has_the_id_of_one_that_was_lost_as_its_topic_became_stricter() {
+    for seed in 0..3 {
+        for call in 1.. {
+            let (disks, clock) = ([SimDisk::new(seed)], Clock::manual(Timestamp(1_000_000)));
+            let (store, aborted) = with_aborted(&disks, &clock);
+            store.create_topic("strict", TopicConfig::new().flush(Flush::OnAck)).unwrap();
+            let mut held = producer(&store, "other");
+            disks[0].crash_at(call);
+            if let Ok(mut transaction) = held.begin() {
+                let _ = transaction.append("strict", 0, &[Record::new("x")]);
+            }
+            let is_over = !disks[0].is_dead();
+            disks[0].kill();
+            drop((held, store));
+            disks[0].heal();
+            disks[0].power_loss();
+            let store = open(&disks, &clock, Flush::Os);
+            let next = next_ids(&store);
+            let again = next.iter().find(|id| aborted.contains(id));
+            assert_eq!(again, None, "seed {seed}, call {call}");
+            if is_over {
+                break;
+            }
+        }
+    }
+}
+
 /// What an internal topic held was written again behind it, and then let go of: a power loss took what was written last, and
 /// with it all that had been durable for long.
 #[test]

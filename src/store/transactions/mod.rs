@@ -211,14 +211,15 @@ impl Transactions {
             }
             Ok(())
         })?;
+        // Also where the topic is flushed at once: it need not have been when the power was lost.
+        let disks = shared.online_disks();
         let mut renewed = Vec::new();
-        if topic.may_lack(shared) {
+        if disks.iter().any(|disk| disk.session.lock().lacks) {
             renewed = replay.renew(|| shared.new_producer_id(false))?;
         }
         let clock = Steady::new(&shared.clock);
-        let (coordinator, mut effects) =
+        let (coordinator, effects) =
             replay.open(Settings::default(), clock.now()).map_err(corrupt)?;
-        effects.splice(..0, renewed.into_iter().map(|record| Effect::Note { record }));
         let flush = topic.topic().config.read().flush;
         let transactions = Self {
             cut: RwLock::new(()),
@@ -244,7 +245,13 @@ impl Transactions {
             unseen: Mutex::default(),
         };
         let mut jobs = Vec::new();
-        transactions.begin(shared, &mut transactions.state.lock(), effects, None, &mut jobs);
+        let mut state = transactions.state.lock();
+        // What cannot be written down is renewed again by the next opening.
+        if renewed.iter().all(|record| state.write(shared, record).is_ok()) {
+            disks.iter().for_each(|disk| disk.session.lock().lacks = false);
+        }
+        transactions.begin(shared, &mut state, effects, None, &mut jobs);
+        drop(state);
         Ok((Arc::new(transactions), jobs))
     }
 
