@@ -13,7 +13,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use oncelog::{
-    Acks, Error, EventKind, Offset, ReadOptions, Record, Store, TopicConfig, VerifyOptions,
+    Acks, DiskId, Error, EventKind, Offset, ReadOptions, Record, Store, TopicConfig, VerifyOptions,
 };
 
 const DIRECTORY: &str = "ONCELOG_OWNER_DIR";
@@ -319,4 +319,28 @@ fn s14_s18_a_store_whose_directory_was_moved_away_touches_nothing_of_another_in_
             assert_eq!(found, 160, "{what}");
         }
     }
+}
+
+/// It was known by the numbers that the system had given its directory before. A file system that is mounted again may give
+/// others (btrfs, NFS, a device that comes back under another name): until the store was opened anew, the disk stayed away.
+#[test]
+fn s14_a_disk_that_was_stopped_is_started_once_its_directory_is_there_again_under_another_number() {
+    let scratch = tempfile::tempdir().unwrap();
+    let [first, second, aside] = ["first", "second", "aside"].map(|name| scratch.path().join(name));
+    let store = Store::builder().disk(&first).disk(&second).open().unwrap();
+    let config = TopicConfig::new().replication_factor(2);
+    store.create_topic("t", config).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    partition.append(&[Record::new("a")], Acks::All).unwrap();
+    store.stop_disk(DiskId(1)).unwrap();
+    std::fs::rename(&second, &aside).unwrap();
+    std::fs::create_dir(&second).unwrap();
+    store.start_disk(DiskId(1)).expect_err("its mount point is empty");
+    std::fs::remove_dir_all(&second).unwrap();
+    let copied = Command::new("cp").arg("-r").args([&aside, &second]).status().unwrap();
+    assert!(copied.success());
+    store.start_disk(DiskId(1)).unwrap();
+    partition.append(&[Record::new("b")], Acks::All).unwrap();
+    store.close(Duration::from_secs(30)).unwrap();
+    assert_eq!(count(&Store::builder().disk(&first).disk(&second).open().unwrap()), 2);
 }

@@ -100,6 +100,14 @@ pub(crate) trait Disk: Send + Sync + fmt::Debug {
     /// Takes the disk for this opener alone, whatever becomes of the file at `path` (made if needed), which bears the `note`;
     /// freed when the guard drops or the process dies. `WouldBlock` if another opener holds it.
     fn lock(&self, path: &str, note: &str) -> io::Result<Box<dyn DiskLock>>;
+    /// The disk as it is there now, where its directory is another one than was known, or is mounted anew: what was learnt of
+    /// that holds no more. `None`: it is the same.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn exchanged(&self) -> io::Result<Option<Arc<dyn Disk>>> {
+        Ok(None)
+    }
     /// Bytes that files can still take.
     fn free_bytes(&self) -> io::Result<u64>;
     /// Whether bytes that were written take no more room when they are stored to through a mapping. Where each write goes to a

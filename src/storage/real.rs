@@ -146,6 +146,15 @@ impl Disk for RealDisk {
         Ok(Box::new(lock))
     }
 
+    fn exchanged(&self) -> io::Result<Option<Arc<dyn Disk>>> {
+        let locked = *self.locked.lock();
+        let found = number_of(&self.root)?;
+        if locked.is_none_or(|locked| locked == found) && mount_id(&self.root) == self.mount {
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(Self::open(&self.root, false)?)))
+    }
+
     fn free_bytes(&self) -> io::Result<u64> {
         free_bytes(&self.root)
     }

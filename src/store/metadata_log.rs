@@ -269,6 +269,18 @@ impl MetadataLog {
         self.late.iter().any(|(late, _)| Arc::ptr_eq(late, disk))
     }
 
+    /// Refuses a disk to which something is still on its way.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`].
+    pub(super) fn check_not_late(&mut self, id: DiskId, disk: &Arc<dyn Disk>) -> Result<()> {
+        if !self.is_late_with(disk) {
+            return Ok(());
+        }
+        let what = format!("{id}: writing its metadata anew, which still hangs");
+        Err(Error::late(what, Duration::ZERO))
+    }
+
     /// A disk whose copies are up to date takes every change from now on.
     fn join(&mut self, id: DiskId, disk: &Arc<dyn Disk>, read_only: bool) -> Result<()> {
         let mut files = Vec::new();
@@ -334,10 +346,7 @@ impl MetadataLog {
         {
             let mut log = log.lock();
             log.remove_disk(id);
-            if log.is_late_with(disk) {
-                let what = format!("{id}: writing its metadata anew, which still hangs");
-                return Err(Error::late(what, Duration::ZERO));
-            }
+            log.check_not_late(id, disk)?;
         }
         for _ in 0..BRING_IN_TRIES {
             let (sources, patience, store, len, last) = {

@@ -131,7 +131,12 @@ impl Store {
         if known.is_online() {
             return Ok(());
         }
-        shared.start(disk, Arc::clone(&known.disk), false)
+        // What is on its way to the directory before would not be known of the one that is there now.
+        shared.metadata.lock().check_not_late(disk, &known.disk)?;
+        let path = known.disk.root();
+        let exchanged =
+            known.disk.exchanged().map_err(|error| Error::io(path, "open directory", error))?;
+        shared.start(disk, exchanged.unwrap_or_else(|| Arc::clone(&known.disk)), false)
     }
 
     /// Puts an empty directory in the place of a disk that is lost. Its replicas are copied anew; the old
