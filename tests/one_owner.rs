@@ -212,7 +212,7 @@ fn s18_a_forked_child_lets_go_of_producers_and_consumers_at_once() {
                         && store.snapshot(&[("t", 0)]).is_err()
                         && store.backup("nowhere").is_err()
                         && store.groups().is_err()
-                        && store.stop_disk(oncelog::DiskId(0)).is_err()
+                        && store.stop_disk(DiskId(0)).is_err()
                 }
             };
             if what < 4 {
