@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Written};
 use crate::protocol::metadata::{MetadataRecord, MetadataState, encode_frame};
 use crate::storage::{Disk, File, OpenMode, parent, read_small, replace_file, write_all_at};
 use crate::types::{DiskId, StoreId};
@@ -74,6 +74,8 @@ pub(super) struct MetadataLog {
     in_doubt: bool,
     /// How many doubts have ended. What was in doubt then is not made, and never will be.
     doubts_ended: u64,
+    /// The disk of which it is in doubt which directory it is.
+    replaced: Option<DiskId>,
     /// When to try again to end the doubt, where that waits for disks.
     doubted: Option<Instant>,
     /// The store is closed, and its directories may be another's.
@@ -180,6 +182,7 @@ impl MetadataLog {
             compacted: position,
             in_doubt: false,
             doubts_ended: 0,
+            replaced: None,
             doubted: None,
             closed: false,
             patience: None,
@@ -331,9 +334,24 @@ impl MetadataLog {
         log.newcomer = None;
         if let Err(error) = outcome {
             log.remove_disk(id);
+            if error.written() != Written::No {
+                log.replaced = Some(id);
+            }
             return Err(error);
         }
         Ok(log)
+    }
+
+    /// Sees to it that a disk's directory stays that: where its replacement is in doubt, that is given up. What was acknowledged
+    /// there, the next opening would leave out with it.
+    ///
+    /// # Errors
+    /// As for [`MetadataLog::commit_all`]; it is in doubt still.
+    pub(super) fn keep_directory(&mut self, id: DiskId) -> Result<()> {
+        match self.state.store() {
+            Some(store) if self.replaced == Some(id) => self.end_doubt(store),
+            _ => Ok(()),
+        }
     }
 
     /// Writes the log to a disk. The disk may be slow, or hang, so that this is done under no lock, and again if there was
@@ -608,7 +626,7 @@ impl MetadataLog {
                     Error::Io {
                         path: member.disk.root().join(METADATA[0]),
                         action: "write",
-                        written: crate::error::Written::Unknown,
+                        written: Written::Unknown,
                         source: Arc::new(error),
                     },
                 ));
@@ -664,11 +682,12 @@ impl MetadataLog {
             return Err(Error::Io {
                 path: self.path(),
                 action: "write after a failed write",
-                written: crate::error::Written::No,
+                written: Written::No,
                 source: Arc::new(io::ErrorKind::Other.into()),
             });
         }
         self.doubts_ended += 1;
+        self.replaced = None;
         Ok(())
     }
 
@@ -817,7 +836,6 @@ fn seed(store: StoreId) -> u32 {
 mod tests {
     use super::*;
     use crate::config::TopicConfig;
-    use crate::error::Written;
     use crate::simulation::{Fault, Hang, SimDisk};
     use crate::storage::MemoryDisk;
     use crate::store::layout;

@@ -120,7 +120,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::MissingDisk`] if the store was opened without it; [`Error::UnsupportedFormat`] if the
-    /// directory is not the disk's any more; [`Error::Locked`], [`Error::Io`]; [`Error::TimedOut`] while a call to it still hangs,
+    /// directory is not the disk's any more; [`Error::Locked`], [`Error::Io`], also while it may have been replaced; [`Error::TimedOut`] while a call to it still hangs,
     /// or no disk answers that has the metadata.
     pub fn start_disk(&self, disk: DiskId) -> Result<()> {
         let shared = self.shared();
@@ -131,8 +131,12 @@ impl Store {
         if known.is_online() {
             return Ok(());
         }
-        // What is on its way to the directory before would not be known of the one that is there now.
-        shared.metadata.lock().check_not_late(disk, &known.disk)?;
+        {
+            let mut metadata = shared.metadata.lock();
+            metadata.keep_directory(disk)?;
+            // What is on its way to the directory before would not be known of the one that is there now.
+            metadata.check_not_late(disk, &known.disk)?;
+        }
         let path = known.disk.root();
         let exchanged =
             known.disk.exchanged().map_err(|error| Error::io(path, "open directory", error))?;

@@ -478,3 +478,31 @@ fn s22_a_change_in_doubt_costs_no_record_and_every_call_ends() {
         }
     }
 }
+
+/// The change that gives its place to another directory may be found by the next opening, which would leave all out that was
+/// acknowledged on it since.
+#[test]
+fn a_disk_whose_replacement_is_in_doubt_is_started_once_that_is_given_up() {
+    let disks: Vec<_> = (0..3).map(SimDisk::new).collect();
+    let all: Vec<_> = disks.iter().collect();
+    let store = open(&all).unwrap();
+    let config = TopicConfig::new().partitions(3).replication_factor(1);
+    store.create_topic("t", config).unwrap();
+    store.close(LONG).unwrap();
+    let store = open(&all).unwrap();
+    disks[1].fail_from(1, Fault::Eio);
+    store.replace_simulated_disk(DiskId(2), SimDisk::new(9)).unwrap_err();
+    let _ = store.start_disk(DiskId(2));
+    disks[1].heal();
+    store.start_disk(DiskId(2)).unwrap();
+    let written: Vec<_> =
+        (0..3).map(|at| append(&store.partition("t", at).unwrap(), at.into())).collect();
+    assert_eq!(written, [true; 3]);
+    disks.iter().for_each(SimDisk::kill);
+    drop(store);
+    disks.iter().for_each(SimDisk::process_restart);
+    let store = open(&all).unwrap();
+    let found: Vec<_> =
+        (0..3).map(|at| store.partition("t", at).unwrap().high_watermark()).collect();
+    assert_eq!(found, [Offset(1); 3]);
+}
