@@ -211,35 +211,6 @@ fn no_transaction_has_the_id_of_a_lost_one_where_the_opening_behind_the_loss_die
     }
 }
 
-/// Its topic was to be flushed at once from then on; the next opening believed that of what was there before, too.
-#[test]
-fn no_transaction_has_the_id_of_one_that_was_lost_as_its_topic_became_stricter() {
-    for seed in 0..3 {
-        for call in 1.. {
-            let (disks, clock) = ([SimDisk::new(seed)], Clock::manual(Timestamp(1_000_000)));
-            let (store, aborted) = with_aborted(&disks, &clock);
-            store.create_topic("strict", TopicConfig::new().flush(Flush::OnAck)).unwrap();
-            let mut held = producer(&store, "other");
-            disks[0].crash_at(call);
-            if let Ok(mut transaction) = held.begin() {
-                let _ = transaction.append("strict", 0, &[Record::new("x")]);
-            }
-            let is_over = !disks[0].is_dead();
-            disks[0].kill();
-            drop((held, store));
-            disks[0].heal();
-            disks[0].power_loss();
-            let store = open(&disks, &clock, Flush::Os);
-            let next = next_ids(&store);
-            let again = next.iter().find(|id| aborted.contains(id));
-            assert_eq!(again, None, "seed {seed}, call {call}");
-            if is_over {
-                break;
-            }
-        }
-    }
-}
-
 /// What an internal topic held was written again behind it, and then let go of: a power loss took what was written last, and
 /// with it all that had been durable for long.
 #[test]

@@ -211,10 +211,12 @@ impl Transactions {
             }
             Ok(())
         })?;
-        // Also where the topic is flushed at once: it need not have been when the power was lost.
+        // What is flushed at once lacks nothing.
         let disks = shared.online_disks();
         let mut renewed = Vec::new();
-        if disks.iter().any(|disk| disk.session.lock().lacks) {
+        if topic.topic().config.read().flush != Flush::OnAck
+            && disks.iter().any(|disk| disk.session.lock().lacks)
+        {
             renewed = replay.renew(|| shared.new_producer_id(false))?;
         }
         let clock = Steady::new(&shared.clock);
