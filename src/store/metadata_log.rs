@@ -284,6 +284,11 @@ impl MetadataLog {
         Err(Error::late(what, Duration::ZERO))
     }
 
+    fn is_late_somewhere(&mut self) -> bool {
+        let disks: Vec<_> = self.members.iter().map(|member| Arc::clone(&member.disk)).collect();
+        disks.iter().any(|disk| self.is_late_with(disk))
+    }
+
     /// A disk whose copies are up to date takes every change from now on.
     fn join(&mut self, id: DiskId, disk: &Arc<dyn Disk>, read_only: bool) -> Result<()> {
         let mut files = Vec::new();
@@ -534,8 +539,7 @@ impl MetadataLog {
 
     /// Writes the log anew, if there is room for that everywhere. A disk that does not say so in time is done without.
     fn compact(&mut self, store: StoreId) -> bool {
-        let disks: Vec<_> = self.members.iter().map(|member| Arc::clone(&member.disk)).collect();
-        if disks.iter().any(|disk| self.is_late_with(disk)) {
+        if self.is_late_somewhere() {
             return false;
         }
         let len = self.position;
@@ -673,7 +677,7 @@ impl MetadataLog {
         self.check_quorum()?;
         let is_early = self.doubted.is_some_and(|since| since.elapsed() < DOUBT_PAUSE);
         // What few have of it may be all that is known: it stays while too few are there to outlast it.
-        if !is_early && self.answers() {
+        if !is_early && !self.is_late_somewhere() && self.answers() {
             self.last = self.last.max(self.tried);
             self.in_doubt = false;
             self.rewrite(store);
