@@ -122,10 +122,17 @@ fn wait_for_more(scratch: &Path, more: usize, what: &str) {
 }
 
 fn contents(partition: &Partition, what: &str) -> BTreeMap<u64, u64> {
-    let (mut found, mut offset) = (BTreeMap::new(), Offset(0));
+    let (begun, mut found, mut offset) = (Instant::now(), BTreeMap::new(), Offset(0));
     while offset < partition.high_watermark() {
-        let read = partition.read(offset, ReadOptions::new());
-        let records = read.unwrap_or_else(|error| panic!("{what}: {error:?}"));
+        let records = match partition.read(offset, ReadOptions::new()) {
+            Ok(records) => records,
+            // A leader's damage is repaired in the background.
+            Err(Error::Corrupt { .. }) if begun.elapsed() < LONG => {
+                std::thread::sleep(Duration::from_millis(5));
+                continue;
+            }
+            Err(error) => panic!("{what}: {error:?}"),
+        };
         for record in &records {
             let bytes = record.value().unwrap();
             let at = u64::from_le_bytes(*bytes.first_chunk().unwrap());
