@@ -120,7 +120,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::MissingDisk`] if the store was opened without it; [`Error::UnsupportedFormat`] if the
-    /// directory is not the disk's any more; [`Error::Locked`], [`Error::Io`], also while it may have been replaced; [`Error::TimedOut`] while a call to it still hangs,
+    /// directory is not the disk's any more; [`Error::Locked`], [`Error::Io`], also while it may have been replaced;
+    /// [`Error::TimedOut`] while a call to it still hangs,
     /// or no disk answers that has the metadata.
     pub fn start_disk(&self, disk: DiskId) -> Result<()> {
         let shared = self.shared();

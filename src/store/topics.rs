@@ -135,7 +135,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::UnknownTopicOrPartition`], [`Error::MissingDisk`], [`Error::NoSpace`]: it is there. After [`Error::Io`],
-    /// [`Error::written`] says whether the next opening may find it deleted: then it takes no more records until that, or can be deleted now.
+    /// [`Error::written`] says whether the next opening may find it deleted: then it takes no more records until that,
+    /// and can be deleted again.
     pub fn delete_topic(&self, name: &str) -> Result<()> {
         let shared = self.shared();
         let _operating = shared.operate()?;
