@@ -121,8 +121,7 @@ impl Store {
     /// # Errors
     /// [`Error::MissingDisk`] if the store was opened without it; [`Error::UnsupportedFormat`] if the
     /// directory is not the disk's any more; [`Error::Locked`], [`Error::Io`], also while it may have been replaced;
-    /// [`Error::TimedOut`] while a call to it still hangs,
-    /// or no disk answers that has the metadata.
+    /// [`Error::TimedOut`] while a call to it still hangs, or no disk answers that has the metadata.
     pub fn start_disk(&self, disk: DiskId) -> Result<()> {
         let shared = self.shared();
         let _operating = shared.operate()?;
