@@ -163,15 +163,18 @@ impl LastStop {
         change: impl FnOnce(&mut BTreeMap<(TopicId, u32), LogEnd>) -> bool,
     ) -> Result<()> {
         let mut session = self.disk.session.lock();
-        let mut changed = session.clone();
-        if !change(&mut changed.ends) {
+        let before = session.ends.get(&self.log).copied();
+        if !change(&mut session.ends) {
             return Ok(());
         }
-        let clean = changed.clean && !self.disk.is_in_use.load(Ordering::Acquire);
-        let written = Session { clean, ..changed.clone() };
-        layout::with_reserve(&*self.disk.disk, || written.write(&*self.disk.disk, self.store))?;
-        *session = changed;
-        Ok(())
+        let clean = session.clean && !self.disk.is_in_use.load(Ordering::Acquire);
+        let changed = Session { clean, ..session.clone() };
+        let written =
+            layout::with_reserve(&*self.disk.disk, || changed.write(&*self.disk.disk, self.store));
+        if let (Err(_), Some(before)) = (&written, before) {
+            session.ends.insert(self.log, before);
+        }
+        written
     }
 }
 

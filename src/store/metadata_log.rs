@@ -76,7 +76,7 @@ pub(super) struct MetadataLog {
     doubts_ended: u64,
     /// The disk of which it is in doubt which directory it is.
     replaced: Option<DiskId>,
-    /// When to try again to end the doubt, where that waits for disks.
+    /// When the doubt began, or was last tried to be ended; `None`: that need not wait.
     doubted: Option<Instant>,
     /// The store is closed, and its directories may be another's.
     closed: bool,

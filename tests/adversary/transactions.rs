@@ -120,20 +120,7 @@ fn no_transaction_has_the_id_of_another_that_a_power_loss_took() {
         for seed in seed..seed + 20 {
             let disks = [SimDisk::new(seed)];
             let clock = Clock::manual(Timestamp(1_000_000));
-            let store = open(&disks, &clock, flush);
-            store.create_topic("t", TopicConfig::new()).unwrap();
-            put(&mut producer(&store, "id"), &["t"], "durable");
-            store.close(LONG).unwrap();
-            let store = open(&disks, &clock, flush);
-            let aborted = (0..8).map(|_| {
-                let mut held = producer(&store, "id");
-                let mut transaction = held.begin().unwrap();
-                transaction.append("t", 0, &[Record::new("aborted")]).unwrap();
-                let id = transaction.id();
-                transaction.abort(LONG).unwrap();
-                id
-            });
-            let aborted: Vec<_> = aborted.collect();
+            let (store, aborted) = with_aborted(&disks, &clock, flush);
             disks[0].power_loss();
             drop(store);
             // The first opening need not be the one that uses it again.
@@ -160,12 +147,12 @@ fn no_transaction_has_the_id_of_another_that_a_power_loss_took() {
 }
 
 /// A store on which transactions were aborted that a power loss may take.
-fn with_aborted(disks: &[SimDisk], clock: &Clock) -> (Store, Vec<TransactionId>) {
-    let store = open(disks, clock, Flush::Os);
+fn with_aborted(disks: &[SimDisk], clock: &Clock, flush: Flush) -> (Store, Vec<TransactionId>) {
+    let store = open(disks, clock, flush);
     store.create_topic("t", TopicConfig::new()).unwrap();
     put(&mut producer(&store, "id"), &["t"], "durable");
     store.close(LONG).unwrap();
-    let store = open(disks, clock, Flush::Os);
+    let store = open(disks, clock, flush);
     let aborted = (0..8).map(|_| {
         let mut held = producer(&store, "id");
         let mut transaction = held.begin().unwrap();
@@ -189,7 +176,7 @@ fn no_transaction_has_the_id_of_a_lost_one_where_the_opening_behind_the_loss_die
     for seed in 0..3 {
         for call in 1.. {
             let (disks, clock) = ([SimDisk::new(seed)], Clock::manual(Timestamp(1_000_000)));
-            let (store, aborted) = with_aborted(&disks, &clock);
+            let (store, aborted) = with_aborted(&disks, &clock, Flush::Os);
             disks[0].power_loss();
             drop(store);
             disks[0].crash_at(call);
