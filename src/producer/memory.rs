@@ -2,6 +2,9 @@
 //!
 //! Taking and giving back without anybody waiting is one atomic addition. A sender that finds the buffer full
 //! stands in line (CLI-04): as long as somebody does, nobody passes by.
+//!
+//! One who comes into line says so and then looks at what is used; one who gives room back changes that and then looks
+//! whether anybody is in line. In one order for all (`SeqCst`), for else neither might see the other.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -67,7 +70,7 @@ impl Memory {
 
     fn take_now(&self, bytes: u64) -> bool {
         let fits = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= self.bytes_max);
-        self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_ok()
+        self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits).is_ok()
     }
 
     /// Waits in line for room.
@@ -77,7 +80,7 @@ impl Memory {
         let place = line.next;
         line.next += 1;
         line.places.push_back(place);
-        self.waiting.store(line.places.len(), Ordering::Release);
+        self.waiting.store(line.places.len(), Ordering::SeqCst);
         let taken = loop {
             if line.places.front() == Some(&place) && self.take_now(bytes) {
                 break true;
@@ -99,8 +102,8 @@ impl Memory {
         if bytes == 0 {
             return;
         }
-        self.used.fetch_sub(bytes, Ordering::AcqRel);
-        if self.waiting.load(Ordering::Acquire) > 0 {
+        self.used.fetch_sub(bytes, Ordering::SeqCst);
+        if self.waiting.load(Ordering::SeqCst) > 0 {
             // Under the lock, so that nobody is between looking and sleeping.
             let line = self.line.lock();
             drop(line);
@@ -140,6 +143,27 @@ mod tests {
         });
         assert_eq!(order.lock().len(), 3);
         assert_eq!(memory.used(), 25);
+    }
+
+    /// Who gave back the last room saw nobody in line, while who came into it did not see the room yet: both slept
+    /// until the time was over.
+    #[test]
+    fn cli_04_who_comes_into_line_as_room_is_given_back_is_woken() {
+        let memory = Memory::new(1);
+        let rounds = if cfg!(miri) { 100 } else { 20_000 };
+        let take_in_turns = || {
+            for round in 0..rounds {
+                assert!(memory.try_take(1) || memory.take(1, Duration::from_secs(30)));
+                // At another point of the other's way into line each time.
+                (0..round % 64).for_each(|_| std::hint::spin_loop());
+                memory.give_back(1);
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(take_in_turns);
+            take_in_turns();
+        });
+        assert_eq!(memory.used(), 0);
     }
 
     #[test]

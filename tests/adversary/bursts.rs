@@ -144,7 +144,8 @@ fn a_buffer_that_is_full_of_records_that_nobody_looks_at_comes_free_by_itself() 
             }
         });
         wait_until("records are left", || log(&store).high_watermark() == Offset(60_000));
-        assert_eq!(producer.counters().buffered_bytes, 0);
+        // By whoever appended the last ones, who may not be back yet.
+        wait_until("room is kept", || producer.counters().buffered_bytes == 0);
     }
 }
 
