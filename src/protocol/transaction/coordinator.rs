@@ -169,20 +169,22 @@ impl Coordinator {
     }
 
     /// Adds a partition to the transaction of the tag, which begins with the first one (COORD-22). Nothing is
-    /// written; a partition that has joined may join again (COORD-21).
+    /// written; a partition that has joined may join again (COORD-21). Only a transaction that begins is asked the time.
     ///
     /// # Errors
     /// Why it has not joined; nothing may be appended then.
     pub(crate) fn join(
         &mut self,
-        now: Timestamp,
+        now: impl FnOnce() -> Timestamp,
         tag: TransactionTag,
         partition: PartitionId,
     ) -> Result<(), Refusal> {
-        self.now = self.now.max(now);
         let id = self.by_producer.get(&tag.producer).ok_or(Refusal::UnknownProducer)?;
         let entry = self.entries.get_mut(id).expect("a producer's id is there");
         let was_ongoing = entry.is_ongoing();
+        if !was_ongoing {
+            self.now = self.now.max(now());
+        }
         let context = Context { id, now: self.now, settings: &self.settings };
         entry.join(context, tag, partition)?;
         debug_assert!(entry.is_sound(), "{entry:?}");

@@ -308,13 +308,14 @@ impl World {
             Action::Write(slot, at) => self.write(slot, at)?,
             Action::Join(slot, at) => {
                 let tag = self.handles[slot].as_ref().unwrap().tag;
-                if self.coordinator.join(self.now, tag, partition(at)).is_ok() {
+                if self.coordinator.join(|| self.now, tag, partition(at)).is_ok() {
                     self.truth.get_mut(&tag).unwrap().slow.insert(at);
                 }
             }
             Action::WriteLate(tag, at) => {
                 self.truth.get_mut(&tag).unwrap().slow.remove(&at);
-                let running = self.coordinator.clone().join(self.now, tag, partition(at)).is_ok();
+                let running =
+                    self.coordinator.clone().join(|| self.now, tag, partition(at)).is_ok();
                 let appended = self.append(tag, at)?;
                 ensure(appended || !running, || "a partition fences the holder".to_owned())?;
             }
@@ -362,7 +363,7 @@ impl World {
             Action::ZombieWrites(slot) => {
                 let tag = self.zombies[slot].unwrap();
                 for at in 0..PARTITIONS {
-                    let joined = self.coordinator.join(self.now, tag, partition(at));
+                    let joined = self.coordinator.join(|| self.now, tag, partition(at));
                     ensure(joined.is_err(), || "INV-10: it writes".to_owned())?;
                 }
             }
@@ -546,7 +547,7 @@ impl World {
 
     fn write(&mut self, slot: usize, at: usize) -> Result<(), String> {
         let tag = self.handles[slot].as_ref().unwrap().tag;
-        match self.coordinator.join(self.now, tag, partition(at)) {
+        match self.coordinator.join(|| self.now, tag, partition(at)) {
             Ok(()) => {
                 let appended = self.append(tag, at)?;
                 ensure(appended, || "a partition fences the holder".to_owned())

@@ -106,7 +106,7 @@ impl World {
     }
 
     fn join(&mut self, tag: TransactionTag, partition: PartitionId) -> Result<(), Refusal> {
-        self.coordinator.join(self.now, tag, partition)
+        self.coordinator.join(|| self.now, tag, partition)
     }
 
     fn end(&mut self, tag: TransactionTag, outcome: Outcome) -> Vec<Effect> {

@@ -81,6 +81,7 @@ pub(crate) struct Transactions {
     cut: RwLock<()>,
     state: Mutex<State>,
     answered: Condvar,
+    requests: AtomicU64,
     /// How strictly the internal topics are flushed.
     flush: Mutex<Flush>,
     /// The same, to be looked at before each transaction's first batch in a partition.
@@ -109,7 +110,6 @@ struct State {
     table: HashMap<Vec<u8>, Vec<u8>>,
     /// Under which leader that is so.
     epoch: LeaderEpoch,
-    next_request: u64,
     /// A handful: each is taken by whoever waits for it.
     answers: Vec<(RequestId, Answered)>,
     /// Calls that nobody waits for any more.
@@ -134,6 +134,13 @@ enum Job {
     Markers { tag: TransactionTag, outcome: Outcome, partitions: Vec<PartitionId> },
     Rewrite(Rewritten),
     Close(TransactionTag),
+}
+
+impl Job {
+    /// Whether it is a record that needs no waiting for.
+    fn is_done(&self) -> bool {
+        matches!(self, Self::Persist { begun: Ok(begun), .. } if !begun.waits())
+    }
 }
 
 impl Shared {
@@ -233,13 +240,13 @@ impl Transactions {
                 topic,
                 table,
                 epoch,
-                next_request: 0,
                 answers: Vec::new(),
                 abandoned: BTreeSet::new(),
                 wakes_at: Timestamp::MAX,
                 halves: BTreeSet::new(),
             }),
             answered: Condvar::new(),
+            requests: AtomicU64::new(0),
             clock,
             spares: Mutex::default(),
             reports: Arc::default(),
@@ -333,7 +340,7 @@ impl Transactions {
     /// [`Error::TransactionAborted`], [`Error::ProducerFenced`], [`Error::InvalidTransactionState`].
     pub(crate) fn join(&self, id: &str, tag: TransactionTag, partition: PartitionId) -> Result<()> {
         let mut state = self.state.lock();
-        let joined = state.coordinator.join(self.clock.now(), tag, partition);
+        let joined = state.coordinator.join(|| self.clock.now(), tag, partition);
         self.wake_in_time(&mut state);
         joined.map_err(|refusal| refused(id, refusal, Some(tag)))
     }
@@ -492,11 +499,7 @@ impl Transactions {
         id: &str,
         event: impl FnOnce(RequestId) -> Event,
     ) -> Result<Answered> {
-        let request = {
-            let mut state = self.state.lock();
-            state.next_request += 1;
-            RequestId(state.next_request)
-        };
+        let request = RequestId(self.requests.fetch_add(1, Ordering::Relaxed));
         let jobs = self.step(shared, event(request));
         let left = self.finish_within(shared, jobs, wait);
         let mut state = self.state.lock();
@@ -550,6 +553,11 @@ impl Transactions {
         for event in events {
             let effects = state.coordinator.step(now, event);
             self.begin(shared, &mut state, effects, why, &mut jobs);
+            // A record that is safe as soon as it is written is waited for by nobody.
+            while let Some(Job::Persist { id, .. }) = jobs.pop_if(|job| job.is_done()) {
+                let effects = state.coordinator.step(now, Event::Persisted { id });
+                self.begin(shared, &mut state, effects, None, &mut jobs);
+            }
         }
         last(&mut state);
         jobs
