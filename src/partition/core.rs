@@ -642,7 +642,7 @@ impl Core {
 
     /// The control thread has taken the partition from its queue.
     pub(crate) fn control_taken(&self) {
-        self.control_queued.store(false, Ordering::Release);
+        self.control_queued.swap(false, Ordering::AcqRel);
     }
 
     /// Shows new watermarks to everyone who looks or waits, and lets go of the lock.

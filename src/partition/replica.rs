@@ -99,11 +99,12 @@ impl Replica {
         self.flushes.push_once(&self.flush_queued, core.weak()) || self.is_left_behind()
     }
 
+    /// From now on it is queued anew; what was asked for before is seen by whoever looks after this.
     pub(super) fn attention_taken(&self) {
-        self.queued.store(false, Ordering::Release);
+        self.queued.swap(false, Ordering::AcqRel);
     }
 
     pub(super) fn flush_taken(&self) {
-        self.flush_queued.store(false, Ordering::Release);
+        self.flush_queued.swap(false, Ordering::AcqRel);
     }
 }
