@@ -20,7 +20,8 @@ pub(crate) struct Attention {
 #[derive(Debug, Default)]
 struct State {
     queue: Vec<Weak<Core>>,
-    sleeping: bool,
+    /// How many wait for the bell: a worker whose place was taken may be among them once more.
+    sleeping: u32,
     rung: bool,
     stopped: bool,
     /// Nobody takes anything out any more.
@@ -45,7 +46,7 @@ impl Attention {
         state.queue.push(core);
         let sleeping = state.sleeping;
         drop(state);
-        if sleeping {
+        if sleeping > 0 {
             self.bell.notify_one();
         }
         true
@@ -56,9 +57,9 @@ impl Attention {
     pub(crate) fn wait(&self, timeout: Duration) -> Option<Vec<Arc<Core>>> {
         let mut state = self.state.lock();
         if state.queue.is_empty() && !state.stopped && !state.rung && !timeout.is_zero() {
-            state.sleeping = true;
+            state.sleeping += 1;
             self.bell.wait_for(&mut state, timeout);
-            state.sleeping = false;
+            state.sleeping -= 1;
         }
         state.rung = false;
         if state.stopped && state.queue.is_empty() {
@@ -78,7 +79,7 @@ impl Attention {
 
     #[cfg(test)]
     pub(crate) fn sleeps(&self) -> bool {
-        self.state.lock().sleeping
+        self.state.lock().sleeping > 0
     }
 
     /// Takes the partitions that are queued.
@@ -100,5 +101,33 @@ impl Attention {
     pub(crate) fn stop(&self) {
         self.state.lock().stopped = true;
         self.bell.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Instant;
+
+    use super::*;
+
+    /// The one who left said that nobody sleeps, and what came next was looked at when the other's time was over.
+    #[test]
+    fn of_two_that_wait_the_one_who_stays_is_woken() {
+        const LONG: Duration = Duration::from_secs(30);
+        let attention = Attention::default();
+        thread::scope(|scope| {
+            let stays = scope.spawn(|| {
+                let begun = Instant::now();
+                attention.wait(LONG * 2);
+                begun.elapsed()
+            });
+            while !attention.sleeps() {
+                thread::yield_now();
+            }
+            attention.wait(Duration::from_millis(1));
+            assert!(attention.push(Weak::new()));
+            assert!(stays.join().unwrap() < LONG);
+        });
     }
 }

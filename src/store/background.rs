@@ -230,15 +230,30 @@ fn watch_pulse(shared: &Shared, workers: &mut Workers, disk: &StoreDisk) -> Resu
 /// Starts the thread that looks after a disk's replicas, in the place of the last one.
 fn start_worker(workers: &mut Workers, disk: &Arc<StoreDisk>) -> Result<()> {
     let (own, worked) = (workers.shared.clone(), Arc::clone(disk));
-    let number = disk.worker.fetch_add(1, Ordering::AcqRel) + 1;
     let name = format!("oncelog-disk-{}", disk.id.0);
     workers.disks.spawn(name, &disk.attention, &workers.callbacks, move || {
+        // Only now that it runs: where no thread is to be had, the last one stays.
+        let number = worked.worker.fetch_add(1, Ordering::AcqRel) + 1;
+        if number > 1
+            && let Some(shared) = own.upgrade()
+        {
+            // The last one knew what was due when, and leaves what it has not come to.
+            for (_, core) in shared.cores() {
+                core.ask_for_attention_on(worked.id);
+            }
+        }
         let mut agenda = Agenda::default();
         while worked.worker.load(Ordering::Acquire) == number {
             let Some(shared) = own.upgrade() else { return };
             let due = shared.next_due(&agenda).min(shared.scrub_due(&worked));
             drop(shared);
             let Some(cores) = worked.attention.wait(due) else { return };
+            if worked.worker.load(Ordering::Acquire) != number {
+                // Its place was taken as it went to wait: this was for its successor.
+                cores.iter().for_each(|core| core.ask_for_attention_on(worked.id));
+                worked.attention.ring();
+                return;
+            }
             let Some(shared) = own.upgrade() else { return };
             let _at_work = worked.at_work.read();
             *worked.busy_since.lock() = Some(shared.clock.elapsed());
@@ -263,13 +278,9 @@ impl Shared {
             }
             *busy = None;
             drop(busy);
-            if let Some(workers) = &mut *self.workers.lock()
-                && start_worker(workers, &disk).is_ok()
-            {
-                // The other one knew what was due when.
-                for (_, core) in self.cores() {
-                    core.ask_for_attention_on(disk.id);
-                }
+            if let Some(workers) = &mut *self.workers.lock() {
+                // Without a thread, it waits for the one that is busy.
+                let _ = start_worker(workers, &disk);
             }
         }
     }
