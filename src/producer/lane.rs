@@ -538,7 +538,8 @@ impl<T: Target> Lane<T> {
                 self.leave(state);
                 state = self.state.lock();
             }
-            if !state.is_served(number, until) && (told_to_drive || !state.driven) {
+            // Who waits for callbacks alone has nothing to drive for.
+            if state.window.ended() <= number && (told_to_drive || !state.driven) {
                 state.driven = true;
                 told_to_drive = false;
                 // The flush that it leads may acknowledge what others have in the log.
@@ -624,9 +625,10 @@ impl<T: Target> Lane<T> {
         if !state.window.is_idle() && !state.driven && !state.window.is_offering() {
             let now = clock.elapsed();
             let offers = state.window.offer_is_due(now, settings, false);
-            if !state.sleepers.is_empty() && (offers || state.window.front_waits()) {
+            let driver = state.sleepers.iter().position(|sleeper| sleeper.number >= ended);
+            if let Some(at) = driver.filter(|_| offers || state.window.front_waits()) {
                 state.driven = true;
-                let chosen = state.sleepers.remove(0);
+                let chosen = state.sleepers.remove(at);
                 chosen.bed.leave_word(News::Lead);
                 next = Some(chosen);
             } else {

@@ -212,3 +212,41 @@ fn thousands_of_failures_leave_nothing_in_the_buffer_and_no_callback_uncalled() 
         }
     }
 }
+
+/// No test waits that long; one that does has found a hang.
+const LONG: Duration = Duration::from_secs(30);
+
+fn record() -> oncelog::ProducerRecord<'static> {
+    Record::to("t").partition(0).value(&[7; 100])
+}
+
+/// Whoever waited for the callback was told to see to the next acknowledgement as well, and did nothing for it: he spun, and
+/// it was learnt when the callback returned.
+#[test]
+fn a_flush_that_waits_for_a_callback_keeps_nobody_from_an_acknowledgement() {
+    let store = Store::in_memory(1).unwrap();
+    store.create_topic("t", TopicConfig::new().flush(Flush::Os)).unwrap();
+    let producer = store.producer().build().unwrap();
+    let (go_on, held) = std::sync::mpsc::channel::<()>();
+    let (began, begins) = std::sync::mpsc::channel();
+    thread::scope(|scope| {
+        // It is acknowledged at once, so that the callback runs on this thread.
+        let blocks = move |_| {
+            began.send(()).unwrap();
+            let _ = held.recv();
+        };
+        scope.spawn(|| producer.send_with(record(), blocks).unwrap());
+        begins.recv().unwrap();
+        store.alter_topic("t", TopicUpdate::new().flush(Flush::OnAck)).unwrap();
+        let flushes = scope.spawn(|| producer.flush(LONG * 2));
+        // However long it takes to get there: each is awaited while the callback blocks.
+        for _ in 0..50 {
+            let begun = Instant::now();
+            pollster::block_on(producer.send(record()).unwrap()).unwrap();
+            assert!(begun.elapsed() < LONG, "it came with the end of the flush");
+            thread::sleep(MS);
+        }
+        drop(go_on);
+        flushes.join().unwrap().unwrap();
+    });
+}
