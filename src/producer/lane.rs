@@ -158,6 +158,12 @@ impl<T: Target> State<T> {
         self.followed > self.window.ended() || self.window.is_pressed() || !self.watchers.is_empty()
     }
 
+    /// What was sent by now waits for no company, and is seen to.
+    fn hasten(&mut self) {
+        self.window.hasten();
+        self.followed = self.window.sent();
+    }
+
     fn is_quiet(&self) -> bool {
         self.window.is_idle()
             && !self.window.has_news()
@@ -421,6 +427,10 @@ impl<T: Target> Lane<T> {
         if calls || sent.in_burst {
             state.followed = state.followed.max(sent.number + 1);
         }
+        if memory.is_awaited() {
+            // Under the lock: who comes into line from here on finds the record.
+            state.hasten();
+        }
         if sent.index > 0 && !state.driven && state.window.is_left_to_sender(settings) {
             // The first of the batch has set a time for it.
             return Ok(Taken::Pending(shared, sent));
@@ -602,7 +612,18 @@ impl<T: Target> Lane<T> {
     }
 
     /// As [`Lane::leave`]; those who were to be told something meanwhile are told when that is done.
-    fn leave_and_tell(&self, mut state: MutexGuard<'_, State<T>>, postponed: Option<Postponed>) {
+    fn leave_and_tell(&self, state: MutexGuard<'_, State<T>>, postponed: Option<Postponed>) {
+        if self.leave_calls(state, postponed) {
+            self.call_back();
+        }
+    }
+
+    /// As [`Lane::leave_and_tell`], but for callbacks; whether there are any to call.
+    fn leave_calls(
+        &self,
+        mut state: MutexGuard<'_, State<T>>,
+        postponed: Option<Postponed>,
+    ) -> bool {
         let Common { memory, chores, clock, settings, .. } = &*self.common;
         let freed = self.collect(&mut state);
         if !state.window.has_queue() {
@@ -674,9 +695,7 @@ impl<T: Target> Lane<T> {
         for watcher in woken {
             wake(watcher.waker);
         }
-        if calls {
-            self.call_back();
-        }
+        calls
     }
 
     /// Collects the callbacks of records that have ended; gives the memory that came free.
@@ -790,8 +809,7 @@ impl<T: Target> Lane<T> {
     pub(super) fn hasten(&self) -> u64 {
         let mut state = self.state.lock();
         state.window.end_burst();
-        state.window.hasten();
-        state.followed = state.window.sent();
+        state.hasten();
         if !state.driven || state.window.has_window() {
             state = self.offer_due(state, false);
         }
@@ -800,11 +818,50 @@ impl<T: Target> Lane<T> {
         sent
     }
 
+    /// Has what was sent by now appended without delay, by another thread.
+    pub(super) fn press(&self) {
+        let mut state = self.state.lock();
+        if !state.window.is_hastened() {
+            state.hasten();
+            drop(state);
+            self.be_chore();
+        }
+    }
+
     /// Fails what is still under way.
     pub(super) fn abandon(&self, error: &Error) {
         let mut state = self.state.lock();
         state.window.abandon(error, &self.common.settings);
         self.leave(state);
+    }
+
+    /// Does what the thread for chores does for the lane; whether there are callbacks to call.
+    fn go_on(&self) -> bool {
+        let postponed = postpone();
+        let mut state = self.state.lock();
+        let now = self.common.clock.elapsed();
+        if state.timer.is_some_and(|at| at <= now) {
+            state.timer = None;
+        }
+        if state.left_at.take() == Some(state.window.ended()) {
+            // Nobody came to wait for what gathered.
+            state.followed = state.window.sent();
+        }
+        if !state.driven {
+            state.driven = true;
+            state = self.drive(state, u64::MAX, None, || Duration::ZERO);
+        }
+        if self.common.chores.have_ended() {
+            state.window.abandon(&Error::Closed, &self.common.settings);
+        }
+        self.leave_calls(state, Some(postponed))
+    }
+
+    /// As the thread for chores, which the caller is; it comes back for callbacks when it is done with the one that waits.
+    pub(super) fn go_on_amid_a_callback(&self) {
+        if self.go_on() {
+            self.be_chore();
+        }
     }
 
     fn itself(&self) -> Arc<Self> {
@@ -847,24 +904,9 @@ impl<T: Target> Chore for Lane<T> {
 
     fn run(self: Arc<Self>) {
         self.is_chore.store(false, Ordering::Release);
-        let postponed = postpone();
-        let mut state = self.state.lock();
-        let now = self.common.clock.elapsed();
-        if state.timer.is_some_and(|at| at <= now) {
-            state.timer = None;
+        if self.go_on() {
+            self.call_back();
         }
-        if state.left_at.take() == Some(state.window.ended()) {
-            // Nobody came to wait for what gathered.
-            state.followed = state.window.sent();
-        }
-        if !state.driven {
-            state.driven = true;
-            state = self.drive(state, u64::MAX, None, || Duration::ZERO);
-        }
-        if self.common.chores.have_ended() {
-            state.window.abandon(&Error::Closed, &self.common.settings);
-        }
-        self.leave_and_tell(state, Some(postponed));
     }
 }
 

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 #[derive(Debug)]
 pub(super) struct Memory {
@@ -50,12 +50,12 @@ impl Memory {
     /// Whether there is room now and nobody waits for it.
     #[inline]
     pub(super) fn has_room(&self, bytes: u64) -> bool {
-        self.waiting.load(Ordering::Acquire) == 0 && self.used() + bytes <= self.bytes_max
+        !self.is_awaited() && self.used() + bytes <= self.bytes_max
     }
 
     /// Takes room if there is some and nobody waits for it.
     pub(super) fn try_take(&self, bytes: u64) -> bool {
-        self.waiting.load(Ordering::Acquire) == 0 && self.take_now(bytes)
+        !self.is_awaited() && self.take_now(bytes)
     }
 
     /// Takes room for records to come, while there is plenty.
@@ -73,9 +73,17 @@ impl Memory {
         self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits).is_ok()
     }
 
-    /// Waits in line for room.
-    pub(super) fn take(&self, bytes: u64, timeout: Duration) -> bool {
+    /// Whether somebody waits for room.
+    #[inline]
+    pub(super) fn is_awaited(&self) -> bool {
+        self.waiting.load(Ordering::Acquire) > 0
+    }
+
+    /// Waits in line for room. `help` is called as soon as the caller stands there, under no lock, and again after what it
+    /// returns.
+    pub(super) fn take(&self, bytes: u64, timeout: Duration, help: impl Fn() -> Duration) -> bool {
         let started = Instant::now();
+        let mut rest = Duration::ZERO;
         let mut line = self.line.lock();
         let place = line.next;
         line.next += 1;
@@ -89,7 +97,11 @@ impl Memory {
             if left.is_zero() {
                 break false;
             }
-            self.bell.wait_for(&mut line, left);
+            if rest.is_zero() {
+                rest = MutexGuard::unlocked(&mut line, &help);
+            } else if self.bell.wait_for(&mut line, left.min(rest)).timed_out() {
+                rest = Duration::ZERO;
+            }
         };
         line.places.retain(|other| *other != place);
         self.waiting.store(line.places.len(), Ordering::Release);
@@ -116,6 +128,9 @@ impl Memory {
 mod tests {
     use super::*;
 
+    /// Nobody helps.
+    const ALONE: fn() -> Duration = || Duration::MAX;
+
     #[test]
     fn cli_04_room_is_given_in_the_order_in_which_it_was_asked_for() {
         let memory = Memory::new(100);
@@ -125,7 +140,7 @@ mod tests {
             for (at, bytes) in [(0, 90), (1, 20), (2, 5)] {
                 let (memory, order) = (&memory, &order);
                 scope.spawn(move || {
-                    assert!(memory.take(bytes, Duration::from_secs(30)));
+                    assert!(memory.take(bytes, Duration::from_secs(30), ALONE));
                     order.lock().push(at);
                 });
                 while memory.waiting.load(Ordering::Acquire) <= at {
@@ -153,7 +168,7 @@ mod tests {
         let rounds = if cfg!(miri) { 100 } else { 20_000 };
         let take_in_turns = || {
             for round in 0..rounds {
-                assert!(memory.try_take(1) || memory.take(1, Duration::from_secs(30)));
+                assert!(memory.try_take(1) || memory.take(1, Duration::from_secs(30), ALONE));
                 // At another point of the other's way into line each time.
                 (0..round % 64).for_each(|_| std::hint::spin_loop());
                 memory.give_back(1);
@@ -181,7 +196,7 @@ mod tests {
     fn who_waits_too_long_leaves_the_line() {
         let memory = Memory::new(10);
         assert!(memory.try_take(10));
-        assert!(!memory.take(1, Duration::from_millis(1)));
+        assert!(!memory.take(1, Duration::from_millis(1), ALONE));
         memory.give_back(10);
         assert!(memory.try_take(10), "nobody is in line any more");
     }

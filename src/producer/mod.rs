@@ -36,7 +36,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::error::{Error, Result};
 use crate::protocol::partitioner::{Sticky, partition_of_key};
 use crate::record::{ProducerRecord, RecordSize};
-use crate::store::{Holder, PartitionCounter, Store};
+use crate::store::{Holder, PartitionCounter, Store, does_chores};
 use crate::types::{Mix, TopicPartition};
 
 pub use builder::ProducerBuilder;
@@ -57,6 +57,8 @@ const TOPICS_TRIED_MAX: u32 = 3;
 
 /// Topics that a producer finds without a lock and without counting references, which takes 100 ns off a send.
 const FIRST_TOPICS: usize = 8;
+/// How often a callback that waits for room on the thread for chores sees to those.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
 type Partitioner = Arc<dyn Fn(&ProducerRecord<'_>, u32) -> u32 + Send + Sync>;
 
@@ -363,7 +365,7 @@ impl Shared {
         self.make_room(bytes);
         let background = self.store.has_background();
         let timeout = if background { settings.max_block } else { Duration::ZERO };
-        if !blocks || !memory.take(bytes, timeout) {
+        if !blocks || !memory.take(bytes, timeout, || self.press()) {
             return Err(Error::BufferFull { bytes_max });
         }
         Ok(delivery_of(lane, record, lane.send(&record.record, callback, bytes)?))
@@ -381,6 +383,19 @@ impl Shared {
                 lane.wait(sent - 1, Duration::ZERO, Until::Ended);
             }
         }
+    }
+
+    /// The caller stands in line for room: what has gathered since, or will, waits for no company (CLI-05). Nobody is called
+    /// here, who might stand in line behind the caller. Returns when to come again.
+    fn press(&self) -> Duration {
+        let lanes = self.lanes();
+        lanes.iter().for_each(|lane| lane.press());
+        if !does_chores() {
+            return Duration::MAX;
+        }
+        // In a callback: nobody else sees to acknowledgements that nobody waits for.
+        lanes.iter().for_each(|lane| lane.go_on_amid_a_callback());
+        BETWEEN_LOOKS
     }
 
     /// A topic that is gone may come again under its name: it is looked up anew. What is under way to it fails.

@@ -436,6 +436,10 @@ impl<P: Pending> Window<P> {
         self.hastened = self.sent;
     }
 
+    pub(super) fn is_hastened(&self) -> bool {
+        self.hastened == self.sent
+    }
+
     /// The next batch to offer, if one is due. `eager`: somebody is about to flush, and takes along what he can.
     pub(super) fn next_offer(
         &mut self,

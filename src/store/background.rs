@@ -369,8 +369,12 @@ impl Workers {
         if self.chores.is_some() {
             return Ok(());
         }
-        let done = Arc::clone(chores);
-        self.upper.threads.push(start_thread("oncelog-chores".into(), move || done.work())?);
+        let (done, callbacks) = (Arc::clone(chores), Arc::clone(&self.callbacks));
+        let work = move || {
+            leave_calls_to(callbacks);
+            done.work();
+        };
+        self.upper.threads.push(start_thread("oncelog-chores".into(), work)?);
         self.chores = Some(Arc::clone(chores));
         Ok(())
     }

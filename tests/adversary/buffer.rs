@@ -216,8 +216,53 @@ fn thousands_of_failures_leave_nothing_in_the_buffer_and_no_callback_uncalled() 
 /// No test waits that long; one that does has found a hang.
 const LONG: Duration = Duration::from_secs(30);
 
+fn replicated(flush: Flush) -> Store {
+    let store = Store::in_memory(3).unwrap();
+    store.create_topic("t", TopicConfig::new().replication_factor(3).flush(flush)).unwrap();
+    store
+}
+
+/// Of two who waited, one got room and left its record to gather, which the other had hastened too early: it waited for an
+/// hour's company, or until it was refused.
+#[test]
+fn cli_05_nothing_waits_for_company_while_somebody_waits_for_room() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let store = replicated(Flush::Os);
+    // For one record.
+    let builder = store.producer().buffer_bytes(200).max_block(LONG);
+    let producer = builder.linger(HOUR).delivery_timeout(HOUR).build().unwrap();
+    let send = || (0..50).for_each(|_| drop(producer.send(record()).unwrap()));
+    thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(send))));
+    producer.flush(LONG).unwrap();
+    assert_eq!(store.partition("t", 0).unwrap().high_watermark().0, 200);
+}
+
 fn record() -> oncelog::ProducerRecord<'static> {
     Record::to("t").partition(0).value(&[7; 100])
+}
+
+/// It waited on the thread that would have seen to the acknowledgements of what filled the buffer, and so did all who sent.
+#[test]
+fn callbacks_that_send_while_the_buffer_is_full_get_room_as_it_comes_free() {
+    for bytes in [200, 400] {
+        let store = replicated(Flush::OnAck);
+        let producer = store.producer().buffer_bytes(bytes).max_block(LONG).build().unwrap();
+        let send = || {
+            for _ in 0..50 {
+                let again = producer.clone();
+                let told = move |outcome: Result<_, Error>| {
+                    outcome.unwrap();
+                    drop(again.send(record()).unwrap());
+                };
+                producer.send_with(record(), told).unwrap();
+            }
+        };
+        thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(send))));
+        producer.flush(LONG).unwrap();
+        producer.flush(LONG).unwrap();
+        assert_eq!(producer.counters().callback_panics, 0, "none was refused");
+        assert_eq!(store.partition("t", 0).unwrap().high_watermark().0, 400);
+    }
 }
 
 /// Whoever waited for the callback was told to see to the next acknowledgement as well, and did nothing for it: he spun, and
