@@ -189,7 +189,8 @@ impl Core {
         followers.iter().for_each(|replica| self.flush_follower(replica.disk));
     }
 
-    /// Has all that is acknowledged on stable storage of every replica that is in sync, or may be, as it is anyway with `OnAck`.
+    /// Has all that is acknowledged on stable storage of every replica that is in sync, or may be, as it is anyway where the
+    /// level was always `OnAck`.
     ///
     /// # Errors
     /// [`Error::TimedOut`] when a disk takes longer than an append may. Those of the leader's flush; a follower whose flush
@@ -199,7 +200,7 @@ impl Core {
         let (wait, followers) = {
             let state = self.state.lock();
             let end = state.progress.high_watermark();
-            if state.flush == Flush::OnAck && state.progress.flushed() >= end {
+            if state.progress.all_have_flushed(end) {
                 return Ok(());
             }
             let wait = Wait { offsets: end..end, until: Until::Flushed, epoch: state.epoch };

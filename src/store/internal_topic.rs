@@ -106,30 +106,43 @@ impl Shared {
     /// Has the internal topics flushed at least as strictly as `flush`, from now on.
     ///
     /// # Errors
-    /// What making that durable runs into.
+    /// What making that durable runs into, and what they held before.
     pub(super) fn tighten_internal_topics(&self, flush: Flush) -> Result<()> {
         for topic in self.internal_topics() {
-            let current = topic.config.read().flush;
-            if flush.exposure() < current.exposure() {
-                self.alter(&topic, &TopicUpdate::new().flush(flush))?;
+            let written = {
+                let metadata = self.metadata.lock();
+                metadata.state().topic_by_name(&topic.name).map(|known| known.config.flush)
+            };
+            if written.is_some_and(|written| flush.exposure() < written.exposure()) {
+                self.alter_internal(&topic, &TopicUpdate::new().flush(flush))?;
             }
         }
         Ok(())
     }
 
-    /// Has on stable storage what was written before they were made stricter.
+    /// Changes the settings of an internal topic.
     ///
-    /// # Errors
-    /// Those of a flush.
-    pub(super) fn make_internal_topics_durable(&self) -> Result<()> {
-        for topic in self.internal_topics() {
+    /// What the metadata say of its flush level, the next opening believes of all that was acknowledged in it. So it goes by a
+    /// stricter one, and what it has is on stable storage, before they say so. It goes on by that where they cannot say so: they
+    /// may have.
+    fn alter_internal(&self, topic: &Topic, update: &TopicUpdate) -> Result<()> {
+        let _altering = self.altering_internal.lock();
+        let flush = {
+            let _metadata = self.metadata.lock();
+            let mut config = topic.config.write();
+            let flush = update.apply(&config).flush;
+            *config = Arc::new(TopicUpdate::new().flush(flush).apply(&config));
+            flush
+        };
+        self.pass_settings(topic);
+        if flush == Flush::OnAck {
             let slots = topic.slots.read().clone();
             for slot in slots {
                 let core = slot.core.lock().clone();
                 core.map_or(Ok(()), |core| core.make_durable())?;
             }
         }
-        Ok(())
+        self.alter(topic, update)
     }
 
     /// Has all of them flushed like the strictest.
@@ -142,7 +155,7 @@ impl Shared {
     fn widen(&self, topic: &Topic) -> Result<()> {
         let bytes = TopicConfig::new().max_batch_bytes;
         if topic.config.read().max_batch_bytes < bytes {
-            self.alter(topic, &TopicUpdate::new().max_batch_bytes(bytes))?;
+            self.alter_internal(topic, &TopicUpdate::new().max_batch_bytes(bytes))?;
         }
         Ok(())
     }

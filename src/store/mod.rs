@@ -138,6 +138,8 @@ pub(crate) struct Shared {
     groups: OnceLock<Arc<Groups>>,
     /// Held by whoever reads them, if need be while transactions begin.
     beginning_groups: Mutex<()>,
+    /// Held by whoever changes the settings of an internal topic.
+    altering_internal: Mutex<()>,
     /// Taken before the producer ids.
     producer_names: Mutex<Names>,
     chores: Arc<Chores>,

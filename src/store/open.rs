@@ -30,6 +30,7 @@ use super::disks::{self, Given, LeftOut, StoreDisk};
 use super::layout::{self, DirectoryIdentity, IdentityFile};
 use super::metadata_log::{Found, MetadataLog};
 use super::session::{self, Session};
+use super::transactions::TRANSACTION_TOPIC;
 use super::{Handle, Shared, Store, Topic, background};
 
 /// Opens or makes the store on `disks`. `unreadable`: further directories, of which nothing can be told.
@@ -78,6 +79,7 @@ pub(super) fn open(
         settler: OnceLock::new(),
         groups: OnceLock::new(),
         beginning_groups: Mutex::new(()),
+        altering_internal: Mutex::new(()),
         producer_names: Mutex::default(),
         closed: AtomicBool::new(false),
         closing: super::close::Closing::default(),
@@ -187,6 +189,8 @@ fn open_metadata(
             events.push(clock.now(), EventKind::DiskOffline { disk, cause });
         }
     }
+    let transactions = metadata.state().topic_by_name(TRANSACTION_TOPIC);
+    let keeps_ids = transactions.is_none_or(|topic| topic.config.flush == Flush::OnAck);
     let mut members = Vec::new();
     for ((at, id), session) in roll.members.iter().zip(&sessions) {
         let disk = Arc::clone(&all[*at]);
@@ -197,7 +201,12 @@ fn open_metadata(
             let path = disk.root().join(layout::IDENTITY);
             events.push(clock.now(), EventKind::Repaired { path });
         }
-        members.push(StoreDisk::new(*id, disk, session.clone(), given[*at].lock.take()));
+        let disk = StoreDisk::new(*id, disk, session.clone(), given[*at].lock.take());
+        if keeps_ids {
+            // What is flushed at once lacks nothing, but what an earlier loss took.
+            disk.session.lock().lacks = session.lacks;
+        }
+        members.push(disk);
     }
     for (disk, stale) in members.iter().zip(stale) {
         disk.stale.store(stale, Ordering::Release);

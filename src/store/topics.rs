@@ -242,10 +242,16 @@ impl Shared {
         check_config(metadata.state(), topic.id, &config, requires_more)?;
         metadata.commit(&MetadataRecord::TopicAltered { id: topic.id, config: config.clone() })?;
         *topic.config.write() = Arc::new(config);
-        let slots = topic.slots.read().clone();
         drop(metadata);
+        self.pass_settings(topic);
+        Ok(())
+    }
+
+    /// Has the partitions of a topic that are in use go by its settings.
+    pub(super) fn pass_settings(&self, topic: &Topic) {
         // Whom the change acknowledges something to may want the partition.
         let _postponed = postpone();
+        let slots = topic.slots.read().clone();
         for slot in slots {
             if let Some(core) = &*slot.core.lock() {
                 // Those of a later change, if there was one meanwhile: it may have been here.
@@ -254,7 +260,6 @@ impl Shared {
                 core.roll_if_due(self.clock.now());
             }
         }
-        Ok(())
     }
 
     pub(super) fn topic(&self, name: &str) -> Result<Arc<Topic>> {

@@ -274,6 +274,13 @@ impl Progress {
         self.flushed.max(self.epoch_start).min(self.log_end)
     }
 
+    /// Whether all that may be in sync have it on stable storage up to `end`.
+    pub(crate) fn all_have_flushed(&self, end: Offset) -> bool {
+        let lacks =
+            |follower: &Follower| follower.membership != Membership::Out && follower.flushed < end;
+        self.flushed >= end && !self.followers.iter().any(lacks)
+    }
+
     /// Whether the watermark has come to where the reign begins: what earlier ones have acknowledged lies below it. Until then it
     /// need not be known how far that was (KIP-207).
     pub(crate) fn knows_acknowledged(&self) -> bool {

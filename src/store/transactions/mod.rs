@@ -218,12 +218,9 @@ impl Transactions {
             }
             Ok(())
         })?;
-        // What is flushed at once lacks nothing.
         let disks = shared.online_disks();
         let mut renewed = Vec::new();
-        if topic.topic().config.read().flush != Flush::OnAck
-            && disks.iter().any(|disk| disk.session.lock().lacks)
-        {
+        if disks.iter().any(|disk| disk.session.lock().lacks) {
             renewed = replay.renew(|| shared.new_producer_id(false))?;
         }
         let clock = Steady::new(&shared.clock);
@@ -255,8 +252,11 @@ impl Transactions {
         };
         let mut jobs = Vec::new();
         let mut state = transactions.state.lock();
-        // What cannot be written down is renewed again by the next opening.
-        if renewed.iter().all(|record| state.write(shared, record).is_ok()) {
+        let written: Result<Vec<_>> =
+            renewed.iter().map(|record| state.write(shared, record)).collect();
+        let is_safe = |begun: &Begun| begun.wait(shared, patience).is_ok();
+        // What is not written down is renewed again by the next opening.
+        if written.is_ok_and(|written| written.last().is_none_or(is_safe)) {
             disks.iter().for_each(|disk| disk.session.lock().lacks = false);
         }
         transactions.begin(shared, &mut state, effects, None, &mut jobs);
@@ -324,10 +324,6 @@ impl Transactions {
         if flush.exposure() < current.exposure() {
             // Whose sake it is for has written nothing yet.
             shared.tighten_internal_topics(flush).map_err(Error::of_others)?;
-            if flush == Flush::OnAck {
-                // The transaction may have sent offsets before.
-                shared.make_internal_topics_durable().map_err(Error::of_others)?;
-            }
             *current = flush;
             self.exposure.store(flush.exposure_nanos(), Ordering::Release);
         }

@@ -137,3 +137,24 @@ fn what_is_to_be_durable_is_so_on_the_disk_of_a_leader_that_hands_over_meanwhile
         assert!(core.has_flushed(disk, Offset(2)), "{disk}");
     }
 }
+
+/// It was taken for durable everywhere once it was so on the leader's disk, as if the level had always been `OnAck`.
+#[test]
+fn what_is_to_be_durable_is_so_on_all_disks_where_the_topic_became_stricter_behind_a_flush_of_its_leader()
+ {
+    let disks = [0, 1].map(SimDisk::new);
+    let store = open(&disks);
+    store.create_topic("t", TopicConfig::new().replication_factor(2)).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    partition.append(&[Record::new("v")], Acks::Leader).unwrap();
+    let core = store.shared().cores().pop().expect("one partition").1;
+    store.alter_topic("t", TopicUpdate::new().flush(Flush::Os)).unwrap();
+    core.tend(DiskId(1), store.shared().clock.now(), false);
+    store.alter_topic("t", TopicUpdate::new().flush(Flush::OnAck)).unwrap();
+    assert_eq!(core.high_watermark(), Offset(1));
+    assert!(core.has_flushed(DiskId(0), Offset(1)) && !core.has_flushed(DiskId(1), Offset(1)));
+    core.make_durable().unwrap();
+    for disk in [DiskId(0), DiskId(1)] {
+        assert!(core.has_flushed(disk, Offset(1)), "{disk}");
+    }
+}
