@@ -350,7 +350,8 @@ fn check_vacant(disk: &dyn Disk, must_hold: bool) -> Result<()> {
 /// What an interrupted first open leaves, or a disk that was not added to the end.
 fn is_leftover(entry: &Entry) -> bool {
     let stem = entry.name.strip_suffix(".tmp").unwrap_or(&entry.name);
-    let of_a_store = [layout::LOCK, layout::IDENTITY, layout::SESSION].contains(&stem);
+    let names = [layout::LOCK, layout::IDENTITY, layout::SESSION, layout::TERM];
+    let of_a_store = names.contains(&stem);
     let is_file = entry.kind == EntryKind::File;
     is_file && of_a_store || layout::METADATA.contains(&stem) || entry.name == "lost+found"
 }

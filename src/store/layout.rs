@@ -6,6 +6,7 @@
 //!   store.id                whose directory this is, and which of the store's disks
 //!   session                 how the store was last left, and how far each log reached then
 //!   metadata.0, metadata.1  the metadata log, twice
+//!   term                    which opening may have begun to change it
 //!   topics/00000001-orders/0/00000000000000000000.log    batches
 //!                            00000000000000000000.side   what is known of them
 //!                            marks                       offsets, for readers in other processes
@@ -21,6 +22,7 @@ pub(super) const LOCK: &str = "lock";
 pub(super) const IDENTITY: &str = "store.id";
 pub(super) const SESSION: &str = "session";
 pub(super) const METADATA: [&str; 2] = ["metadata.0", "metadata.1"];
+pub(super) const TERM: &str = "term";
 pub(super) const TOPICS: &str = "topics";
 
 pub(super) const RESERVE: &str = "reserve";

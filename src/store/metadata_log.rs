@@ -7,7 +7,9 @@
 //!
 //! All disks hold the same bytes. A change counts once a majority of three or more configured disks has
 //! it, or one of fewer; a disk that fails to take one is left out until it is brought in again, which
-//! writes the log to it anew. At open the newest by (term, index) wins: each opening begins a new term.
+//! writes the log to it anew. At open the newest by (term, index) wins: each opening begins a new term. Before the first
+//! change of it, enough disks have it in their `term` file: of two openings that know nothing of each other's changes, for
+//! too few have taken those, the later one knows the term of the other, and begins a later one.
 //!
 //! Where too few have taken a change, it may be made or not (it is *in doubt*). So may every later one that was written
 //! behind it: before the next, the log is written anew without it, with indexes behind all that was tried, which outlasts it
@@ -24,16 +26,17 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::error::{Error, Result, Written};
+use crate::error::{Error, ErrorClass, Result, Written};
 use crate::protocol::metadata::{MetadataRecord, MetadataState, encode_frame};
 use crate::storage::{Disk, File, OpenMode, parent, read_small, replace_file, write_all_at};
 use crate::types::{DiskId, StoreId};
 
 use super::background::apart;
-use super::layout::METADATA;
+use super::layout::{METADATA, TERM};
 use super::session::bit_of;
 
 mod found;
+mod term;
 
 pub(super) use found::Found;
 use found::decode;
@@ -65,6 +68,8 @@ pub(super) struct MetadataLog {
     position: u64,
     /// The reign of this opening; rises with its first change.
     term: u64,
+    /// Enough disks know that it may have begun.
+    term_is_known: bool,
     last: (u64, u64),
     /// The last record that was tried, whether it counts or not.
     tried: (u64, u64),
@@ -161,6 +166,8 @@ impl MetadataLog {
                 replace_file(&**disk, name, &bytes)
                     .map_err(|error| Error::io(disk.root().join(name), "write", error))?;
             }
+            term::write(&**disk, store, 1)
+                .map_err(|error| Error::io(disk.root().join(TERM), "write", error))?;
             log.join(*id, disk, false)?;
         }
         log.term = 1;
@@ -176,6 +183,7 @@ impl MetadataLog {
             state,
             position,
             term: last.0,
+            term_is_known: true,
             last,
             tried: last,
             bytes_max: BYTES_MAX as u64,
@@ -379,7 +387,7 @@ impl MetadataLog {
                 (disks.collect::<Vec<_>>(), log.patience, store, log.position, log.last)
             };
             let Some(bytes) = read_back(&sources, patience, store, len, last)? else { break };
-            let files = write_copies(disk, &bytes)?;
+            let files = write_copies(disk, store, last.0, &bytes)?;
             let log = log.lock();
             if (log.position, log.last) == (len, last) {
                 let member =
@@ -402,7 +410,8 @@ impl MetadataLog {
         let sources: Vec<_> = self.members.iter().map(|member| Arc::clone(&member.disk)).collect();
         let bytes = read_back(&sources, self.patience, store, self.position, self.last)?
             .unwrap_or_else(|| self.rewrite(store));
-        let (files, allocated) = (write_copies(disk, &bytes)?, self.position);
+        let files = write_copies(disk, store, self.last.0, &bytes)?;
+        let allocated = self.position;
         Ok(Member { id, disk: Arc::clone(disk), files, allocated, is_behind: false })
     }
 
@@ -525,6 +534,7 @@ impl MetadataLog {
             return Err(Error::NoSpace { path: self.path(), source });
         }
         self.make_room(end, frees, cannot_wait)?;
+        self.begin_term(store)?;
         self.tried = (term, index);
         self.write_to_all(&frames)?;
         self.state = state;
@@ -616,6 +626,35 @@ impl MetadataLog {
             }
         }
         self.leave_out(failed)
+    }
+
+    /// Before the first change of this opening. A disk that cannot say so for now takes the change all the same.
+    ///
+    /// # Errors
+    /// As for [`MetadataLog::commit_all`]: nothing was changed.
+    fn begin_term(&mut self, store: StoreId) -> Result<()> {
+        if self.term_is_known {
+            return Ok(());
+        }
+        let term = self.term;
+        let said = self.on_all_names(move |member| term::write(&*member.disk, store, term));
+        let (mut failed, mut refused, mut known) = (Vec::new(), None, 0);
+        for ((at, member), said) in self.members.iter().enumerate().zip(said) {
+            let late = is_late(&said);
+            match said.map_err(|error| Error::io(member.disk.root().join(TERM), "write", error)) {
+                Ok(()) => known += usize::from(Some(member.id) != self.newcomer),
+                Err(error) if !late && error.class() == ErrorClass::Retriable => {
+                    refused = Some(error);
+                }
+                Err(error) => failed.push((at, error)),
+            }
+        }
+        self.leave_out(failed)?;
+        if let Some(error) = refused.filter(|_| known < self.quorum()) {
+            return Err(error);
+        }
+        self.term_is_known = true;
+        Ok(())
     }
 
     fn write_to_all(&mut self, frames: &[u8]) -> Result<()> {
@@ -791,8 +830,15 @@ fn read_back(
     late.map_or(Ok(None), |patience| Err(Error::late("reading the metadata back", patience)))
 }
 
-fn write_copies(disk: &Arc<dyn Disk>, bytes: &[u8]) -> Result<Vec<Arc<dyn File>>> {
+fn write_copies(
+    disk: &Arc<dyn Disk>,
+    store: StoreId,
+    term: u64,
+    bytes: &[u8],
+) -> Result<Vec<Arc<dyn File>>> {
     let fault = |name: &str, error| Error::io(disk.root().join(name), "write", error);
+    // There from now on, so that it needs no room when it counts.
+    term::write(&**disk, store, term).map_err(|error| fault(TERM, error))?;
     METADATA.iter().try_for_each(|name| {
         replace_file(&**disk, name, bytes).map_err(|error| fault(name, error))
     })?;

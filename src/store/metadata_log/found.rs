@@ -10,10 +10,10 @@ use crate::protocol::metadata::{
     FrameEnd, FrameReader, MetadataState, find_valid_frame_after, peek_store,
 };
 use crate::storage::{Disk, read_small, replace_file};
-use crate::store::layout::METADATA;
+use crate::store::layout::{METADATA, TERM};
 use crate::types::{DiskId, Offset, StoreId, TopicId};
 
-use super::{BYTES_MAX, MetadataLog, seed};
+use super::{BYTES_MAX, MetadataLog, seed, term};
 
 /// The frames of one copy, as far as they are sound.
 #[derive(Debug, Default)]
@@ -39,6 +39,8 @@ pub(in crate::store) struct Found {
     /// The sound bytes of the newest copy.
     bytes: Vec<u8>,
     pub(super) last: (u64, u64),
+    /// The last term that may have begun.
+    term: u64,
     disks: Vec<FoundDisk>,
 }
 
@@ -116,6 +118,16 @@ impl Found {
         if chosen.end.as_ref().is_some_and(|bad| bad.followed) && !copies.iter().any(never_made) {
             return Err(corrupt(&disks[*disk], *name_at, chosen));
         }
+        let mut begun = chosen.last.0;
+        for disk in disks {
+            let known = chosen.state.store().map_or(Ok(0), |store| term::read(&**disk, store));
+            match known.map_err(|error| Error::io(disk.root().join(TERM), "read", error)) {
+                Ok(known) => begun = begun.max(known),
+                Err(error) if error.class() == ErrorClass::Retriable => return Err(error),
+                // Enough others know it.
+                Err(_) => {}
+            }
+        }
         let sound = &bytes[..usize::try_from(chosen.position).expect("within the bytes")];
         for (at, name_at, copy, bytes) in &copies {
             let found = &mut found[*at];
@@ -139,6 +151,7 @@ impl Found {
             state: chosen.state.clone(),
             bytes: sound.to_vec(),
             last: chosen.last,
+            term: begun,
             disks: found,
         }))
     }
@@ -228,7 +241,9 @@ impl Found {
         {
             return Err(error);
         }
-        log.term = self.last.0 + 1;
+        log.term = self.term + 1;
+        // Where a majority decides; else any disk does.
+        log.term_is_known = log.quorum() == 1;
         Ok((log, repaired))
     }
 

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::config::TopicConfig;
-use crate::simulation::{Fault, Hang, SimDisk};
 use crate::storage::MemoryDisk;
+use crate::storage::simulated::{Fault, Hang, SimDisk};
 use crate::store::layout;
 use crate::types::TopicId;
 
@@ -101,6 +101,88 @@ fn what_a_later_opening_decided_outlasts_the_end_of_a_doubt_that_too_few_have_ta
         log.commit(&topic(3)).unwrap();
         drop(log);
         assert!(self::found(&disks).contains(&3), "after {tries} tries to end the doubt");
+    }
+}
+
+fn opened(sims: &[SimDisk], places: &[u16]) -> MetadataLog {
+    let disk = |at: &u16| Arc::new(sims[usize::from(*at)].clone()) as Arc<dyn Disk>;
+    let disks: Vec<_> = places.iter().map(disk).collect();
+    let found = Found::read(&disks, Some(STORE)).unwrap().unwrap();
+    let places = places.iter().zip(disks).enumerate();
+    let places: Vec<_> = places.map(|(at, (id, disk))| (at, DiskId(*id), disk)).collect();
+    found.open(&places, false).unwrap().0
+}
+
+/// Both were of the same term, and the longer one held.
+#[test]
+fn what_an_opening_decided_outlasts_what_the_one_before_it_began_on_too_few_disks() {
+    let mut began = 0;
+    for call in 1..30 {
+        let sims: Vec<_> = (0..3).map(SimDisk::new).collect();
+        let disks: Vec<_> = sims.iter().map(|sim| Arc::new(sim.clone()) as Arc<dyn Disk>).collect();
+        let mut log = create(&(0..).map(DiskId).zip(disks.clone()).collect::<Vec<_>>());
+        log.commit(&topic(1)).unwrap();
+        drop(log);
+        let mut log = opened(&sims, &[0, 1, 2]);
+        sims[1..].iter().for_each(|sim| sim.fail_from(call, Fault::Eio));
+        let outcome = log.commit_all(&[topic(2), topic(3)]);
+        began += usize::from(outcome.is_err_and(|error| error.written() == Written::Unknown));
+        sims[1..].iter().for_each(SimDisk::heal);
+        drop(log);
+        let mut log = opened(&sims, &[1, 2]);
+        log.commit(&topic(4)).unwrap();
+        drop(log);
+        assert!(found(&disks).contains(&4), "call {call}");
+    }
+    assert!(began > 0);
+}
+
+/// Openings of whichever disks of three are there, each of which fails or dies somewhere.
+#[test]
+fn what_was_made_holds_whichever_majority_the_next_openings_have() {
+    for seed in 0..600_u64 {
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut below = |bound: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            (random >> 11) % bound
+        };
+        let sims: Vec<_> = (0..3).map(|at| SimDisk::new(3 * seed + at)).collect();
+        let disks: Vec<_> = sims.iter().map(|sim| Arc::new(sim.clone()) as Arc<dyn Disk>).collect();
+        drop(create(&(0..).map(DiskId).zip(disks.clone()).collect::<Vec<_>>()));
+        let (mut made, mut refused, mut next) = (Vec::new(), Vec::new(), 1);
+        for _ in 0..6 {
+            let out = below(4);
+            let places: Vec<_> = (0..3).filter(|at| u64::from(*at) != out).collect();
+            let there = |at: &u16| Arc::clone(&disks[usize::from(*at)]);
+            let found = found(&places.iter().map(there).collect::<Vec<_>>());
+            assert!(made.iter().all(|id| found.contains(id)), "seed {seed}: {made:?}, {found:?}");
+            assert!(!refused.iter().any(|id| found.contains(id)), "seed {seed}: {found:?}");
+            let mut log = opened(&sims, &places);
+            for _ in 0..below(4) {
+                for sim in &sims {
+                    match below(4) {
+                        0 => sim.fail_from(1 + below(24), Fault::Eio),
+                        1 => sim.heal(),
+                        2 => sim.fail_call(1 + below(24), Fault::Eio),
+                        _ => {}
+                    }
+                }
+                let ids: Vec<_> = (next..=next + below(3)).collect();
+                next += ids.len() as u64;
+                match log.commit_all(&ids.iter().map(|id| topic(*id)).collect::<Vec<_>>()) {
+                    Ok(()) => made.extend(ids),
+                    Err(error) if error.written() == Written::No => refused.extend(ids),
+                    Err(_) => {}
+                }
+            }
+            drop(log);
+            sims.iter().for_each(SimDisk::heal);
+            if below(2) == 0 {
+                sims.iter().for_each(SimDisk::power_loss);
+            }
+        }
     }
 }
 
