@@ -134,14 +134,16 @@ impl Consumer {
         Ok(())
     }
 
-    /// How many offsets it is behind the end of what it may see, for each partition of which the position is known.
+    /// How many offsets it is behind the end of what it may see, for each partition of which the position is known, and the
+    /// end: where the store was opened with too few replicas, it may not be.
     ///
     /// # Errors
     /// [`Error::Closed`].
     pub fn lag(&self) -> Result<BTreeMap<TopicPartition, u64>> {
         self.store.check_open()?;
         let isolation = self.settings.isolation;
-        let known = self.slots.values().filter_map(|slot| {
+        let ends = self.slots.values().filter(|slot| slot.partition.knows_acknowledged());
+        let known = ends.filter_map(|slot| {
             let behind = slot.end(isolation).0.saturating_sub(slot.position()?.0);
             Some((slot.partition.name().clone(), behind))
         });
@@ -152,7 +154,8 @@ impl Consumer {
     /// that the consumer may see are left out. They need not be assigned.
     ///
     /// # Errors
-    /// [`Error::UnknownTopicOrPartition`]; [`Error::Corrupt`] if damage is in the way.
+    /// [`Error::UnknownTopicOrPartition`]; [`Error::Corrupt`] if damage is in the way; [`Error::TimedOut`] as for
+    /// [`Consumer::seek_to_end`].
     pub fn offsets_for_times(
         &self,
         times: &[(&str, u32, Timestamp)],
@@ -160,6 +163,7 @@ impl Consumer {
         let mut found = BTreeMap::new();
         for (topic, number, time) in times {
             let partition = self.store.partition(topic, *number)?;
+            partition.wait_for_acknowledged(self.settings.api_timeout)?;
             let end = end_of(&partition, self.settings.isolation);
             if let Some(offset) = partition.offset_for_time(*time)?.filter(|offset| *offset < end) {
                 found.insert(partition.name().clone(), offset);

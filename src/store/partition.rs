@@ -389,6 +389,11 @@ impl Partition {
         }
     }
 
+    /// Whether its end is behind all that was acknowledged.
+    pub(crate) fn knows_acknowledged(&self) -> bool {
+        self.wait_for_acknowledged(Duration::ZERO).is_ok()
+    }
+
     /// Whether its topic was deleted; another may have its name.
     pub(crate) fn is_gone(&self) -> bool {
         let topics = self.handle.shared.topics.read();
@@ -524,10 +529,19 @@ impl Partition {
     /// none that may be read (READ-12, READ-13).
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if damage lies before the answer.
+    /// [`Error::Corrupt`] if damage lies before the answer; [`Error::TimedOut`] if there is none as long as it is not known how
+    /// far the partition was acknowledged, since the store was opened with too few of its replicas.
     pub fn offset_for_time(&self, timestamp: Timestamp) -> Result<Option<Offset>> {
         match &self.inner {
-            Inner::Live(core) | Inner::Internal(core) => core.offset_for_time(timestamp),
+            Inner::Live(core) | Inner::Internal(core) => {
+                let is_known = self.knows_acknowledged();
+                let found = core.offset_for_time(timestamp)?;
+                if found.is_some() || is_known {
+                    return Ok(found);
+                }
+                self.wait_for_acknowledged(self.handle.shared.options.append_timeout)?;
+                core.offset_for_time(timestamp)
+            }
             Inner::View(view) => Self::look_twice(view, |view| view.offset_for_time(timestamp)),
         }
     }
@@ -536,11 +550,15 @@ impl Partition {
     /// offset, which is higher if more had been deleted before. Files that cannot be removed now go at the next opening.
     ///
     /// # Errors
-    /// [`Error::OffsetOutOfRange`] above the high watermark; what writing it down runs into.
+    /// [`Error::OffsetOutOfRange`] above the high watermark, [`Error::TimedOut`] as long as it is not known how high that was;
+    /// what writing it down runs into.
     pub fn delete_records(&self, before: Offset) -> Result<Offset> {
         let core = self.live()?;
-        core.check_delete(before)?;
         let shared = &self.handle.shared;
+        if matches!(core.check_delete(before), Err(Error::OffsetOutOfRange { .. })) {
+            self.wait_for_acknowledged(shared.options.append_timeout)?;
+        }
+        core.check_delete(before)?;
         let _operating = shared.operate()?;
         if before > core.log_start() {
             shared.remember_before(core, before)?;

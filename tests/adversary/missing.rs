@@ -386,12 +386,26 @@ fn whoever_asks_for_the_end_while_it_is_not_known_is_not_sent_to_the_beginning()
     assert!(consumer.poll(Duration::ZERO).unwrap().is_empty());
     let told = consumer.position("t", 0);
     assert!(matches!(told, Err(Error::TimedOut { .. })), "{told:?}");
-    drop(consumer);
+    // Nor is anybody told that there is nothing, or nothing left.
+    let partition = store.partition("t", 0).unwrap();
+    let times = [("t", 0, Timestamp(0))];
+    assert!(is_late(partition.offset_for_time(Timestamp(0)).map(drop)));
+    assert!(is_late(consumer.offsets_for_times(&times).map(drop)));
+    assert!(is_late(partition.delete_records(Offset(3)).map(drop)));
+    consumer.seek("t", 0, Offset(2)).unwrap();
+    assert_eq!(consumer.lag().unwrap(), BTreeMap::new());
+    assert_eq!(store.group("done").unwrap().offsets[0].lag, None);
+    drop((consumer, partition));
 
     let store = reopen(store, &[]);
     let mut consumer = latest(&store, "new");
     assert!(consumer.poll(Duration::ZERO).unwrap().is_empty());
     settle(&store, &clock);
+    let partition = store.partition("t", 0).unwrap();
+    assert_eq!(partition.offset_for_time(Timestamp(0)).unwrap(), Some(Offset(0)));
+    assert_eq!(consumer.offsets_for_times(&times).unwrap().len(), 1);
+    assert_eq!(partition.delete_records(Offset(3)).unwrap(), Offset(3));
+    assert_eq!(store.group("done").unwrap().offsets[0].lag, Some(0));
     assert!(consumer.poll(Duration::ZERO).unwrap().is_empty());
     store.partition("t", 0).unwrap().append(&[Record::new("young")], Acks::All).unwrap();
     let found: Vec<_> = consumer.poll(Duration::ZERO).unwrap().iter().map(|r| r.offset()).collect();

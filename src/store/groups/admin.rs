@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::protocol::group::assignment::{MemberId, PartitionId};
@@ -65,7 +66,8 @@ pub struct GroupOffset {
     pub committed: CommittedOffset,
     /// When.
     pub committed_at: Timestamp,
-    /// How many offsets behind the high watermark that is. `None`: the partition cannot be asked now.
+    /// How many offsets behind the high watermark that is. `None`: the partition cannot be asked now, or its watermark is not
+    /// known, since the store was opened with too few of its replicas.
     pub lag: Option<u64>,
 }
 
@@ -260,6 +262,7 @@ impl Groups {
         for (at, held) in offsets {
             let Some(partition) = named(&at) else { continue };
             let core = shared.core_of(at).ok().flatten();
+            let core = core.filter(|core| core.wait_for_acknowledged(Duration::ZERO).is_ok());
             let end = core.map(|core| core.high_watermark());
             description.offsets.push(GroupOffset {
                 partition,
