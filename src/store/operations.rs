@@ -673,7 +673,10 @@ impl Shared {
                     core.step_down(*disk);
                 }
                 self.settle_reigns();
-                if core.leader().is_some_and(|leader| disks.contains(&leader)) {
+                // Until it is written down, one that goes may lead again.
+                if core.leader().is_some_and(|leader| disks.contains(&leader))
+                    && self.change_replicas(topic, slot, &core, disks)?
+                {
                     break;
                 }
             }
@@ -688,7 +691,6 @@ impl Shared {
             core.tick(self.watch(), self.options.lag_max);
             self.settle_reigns();
         }
-        self.change_replicas(topic, slot, &core, disks)?;
         // One that does not know of it keeps what it has.
         self.lose_failed_disks();
         for gone in old.iter().filter(|disk| !disks.contains(disk)) {
@@ -713,19 +715,20 @@ impl Shared {
             .map_err(|error| place.io_error("", "remove", error))
     }
 
-    fn change_replicas(
+    /// False: one that is to go leads, and nothing was changed.
+    pub(super) fn change_replicas(
         &self,
         topic: &Topic,
         slot: &Slot,
         core: &Arc<Core>,
         replicas: &[DiskId],
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let (id, partition) = (topic.id, slot.partition.partition());
         let present = core.replicas();
         // A move that failed may have left more in the metadata.
         let known = self.metadata.lock().state().partition(id, partition).cloned();
         if present == replicas && known.is_none_or(|known| known.replicas == replicas) {
-            return Ok(());
+            return Ok(true);
         }
         let missing: Vec<_> = replicas.iter().filter(|disk| !present.contains(disk)).collect();
         for disk in &missing {
@@ -737,6 +740,11 @@ impl Shared {
         topic.check_here()?;
         // The topic may require more since the move began.
         topic.check_enough(replicas)?;
+        let known = metadata.state().partition(id, partition);
+        // Also one that only led last: what it has may be nowhere else.
+        if known.and_then(|known| known.led_by).is_some_and(|leader| !replicas.contains(&leader)) {
+            return Ok(false);
+        }
         let record = MetadataRecord::ReplicasChanged { id, partition, replicas: replicas.to_vec() };
         metadata.commit(&record)?;
         core.leave_doubts(metadata.doubts_ended());
@@ -744,11 +752,11 @@ impl Shared {
             // In one step with the metadata: an election in between would name replicas that those know no more, and be
             // refused with all that is settled together with it.
             core.set_replicas(replicas, Vec::new(), self.clock.now());
-            return Ok(());
+            return Ok(true);
         }
         let described = metadata.state().partition(id, partition).cloned();
         drop(metadata);
-        let Some(described) = described else { return Ok(()) };
+        let Some(described) = described else { return Ok(true) };
         let config = Arc::clone(&*topic.config.read());
         let mut added = Vec::new();
         for disk in missing {
@@ -761,7 +769,7 @@ impl Shared {
         // Not while a change of replicas is written down: they are counted anew.
         let _metadata = self.metadata.lock();
         core.set_replicas(replicas, added, self.clock.now());
-        Ok(())
+        Ok(true)
     }
 
     /// Whoever was amid opening a replica when its topic was deleted may have made files that nobody knows of any more.

@@ -394,3 +394,21 @@ fn s9_a_store_of_which_most_disks_failed_goes_on_once_they_are_well_again() {
         store.close(Duration::from_secs(5)).unwrap();
     }
 }
+
+/// An election came between the last step of a move and what is written down of it: it was refused as if a caller had named what
+/// cannot be.
+#[test]
+fn a_move_goes_on_where_a_replica_that_is_to_go_leads_again() {
+    let disks = [0, 1].map(SimDisk::new);
+    let store = open(&disks);
+    store.create_topic("t", TopicConfig::new().replication_factor(2)).unwrap();
+    append(&store).unwrap();
+    let shared = store.shared();
+    let (topic, core) = shared.cores().pop().expect("one partition");
+    let slot = topic.slots.read()[0].clone();
+    assert_eq!(core.leader(), Some(DiskId(0)));
+    assert!(!shared.change_replicas(&topic, &slot, &core, &[DiskId(1)]).unwrap());
+    assert_eq!(core.replicas(), [DiskId(0), DiskId(1)]);
+    store.reassign("t", 0, &[DiskId(1)]).unwrap();
+    assert_eq!((core.leader(), core.replicas()), (Some(DiskId(1)), vec![DiskId(1)]));
+}
