@@ -7,7 +7,7 @@
 //! proves it should hold was restored from a backup: it follows and does not lead ([`StoreDisk::stale`]).
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -328,6 +328,27 @@ pub(super) fn check_present(
         _ => given.first().map_or_else(PathBuf::new, |given| given.disk.root().to_owned()),
     };
     Err(Error::MissingDisk { disk: *disk, path })
+}
+
+/// Refuses directories of which one lies in another: what is in that one's is for it to remove and to move aside.
+///
+/// # Errors
+/// [`Error::InvalidConfig`].
+pub(super) fn check_apart<'a>(
+    directory: &Path,
+    others: impl Iterator<Item = &'a Path>,
+) -> Result<()> {
+    for other in others.filter(|other| *other != directory) {
+        if directory.starts_with(other) || other.starts_with(directory) {
+            let (one, other) = (directory.display(), other.display());
+            return Err(Error::InvalidConfig {
+                key: "log.dirs".into(),
+                value: one.to_string(),
+                reason: format!("of {one} and {other}, each a disk, one lies in the other"),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A directory without an identity becomes a store only if it is empty, or if all that is in it is

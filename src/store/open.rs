@@ -41,6 +41,9 @@ pub(super) fn open(
     clock: Clock,
 ) -> Result<Store> {
     let alone = disks.len() + unreadable.len() == 1;
+    for (at, disk) in disks.iter().enumerate() {
+        disks::check_apart(disk.root(), disks[at + 1..].iter().map(|other| other.root()))?;
+    }
     let mut given = Vec::new();
     for disk in disks {
         let path = disk.root().to_owned();

@@ -148,7 +148,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::MissingDisk`] if the store never had the disk; [`Error::UnsupportedFormat`] if the directory
-    /// is not empty; [`Error::Io`], [`Error::NoSpace`]; [`Error::TimedOut`] while another directory is being made a disk.
+    /// is not empty; [`Error::InvalidConfig`] if it lies in that of another disk, or that in it; [`Error::Io`],
+    /// [`Error::NoSpace`]; [`Error::TimedOut`] while another directory is being made a disk.
     pub fn replace_disk(&self, disk: DiskId, path: impl AsRef<Path>) -> Result<()> {
         let directory = open_directory(path.as_ref())?;
         self.replace_with(disk, directory)
@@ -159,8 +160,8 @@ impl Store {
     /// [`Store::disks`], not in service, and can be started.
     ///
     /// # Errors
-    /// [`Error::UnsupportedFormat`] if the directory is not empty; [`Error::Io`], [`Error::NoSpace`];
-    /// [`Error::TimedOut`] while another directory is being made a disk.
+    /// [`Error::UnsupportedFormat`] if the directory is not empty; [`Error::InvalidConfig`] if it lies in that of another disk,
+    /// or that in it; [`Error::Io`], [`Error::NoSpace`]; [`Error::TimedOut`] while another directory is being made a disk.
     pub fn add_disk(&self, path: impl AsRef<Path>) -> Result<DiskId> {
         let directory = open_directory(path.as_ref())?;
         self.add(directory)
@@ -305,6 +306,8 @@ impl Shared {
 
     /// An empty directory, locked; or what [`Shared::admit`] left of one before it became a disk.
     fn vacant(&self, directory: Arc<dyn Disk>) -> Result<Given> {
+        let known: Vec<_> = self.disks.read().values().map(|disk| Arc::clone(&disk.disk)).collect();
+        disks::check_apart(directory.root(), known.iter().map(|disk| disk.root()))?;
         let state = self.metadata.lock().state().clone();
         let is_left = |identity: &DirectoryIdentity| {
             let known = state.disk(identity.disk);

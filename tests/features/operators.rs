@@ -594,3 +594,30 @@ fn a_topic_that_lacks_a_disk_is_told_which() {
     store.create_topic("u", config(3)).unwrap();
     store.add_partitions("t", 2).unwrap();
 }
+
+/// What lies in a disk's directory is that disk's to remove: the other one's files were.
+#[test]
+fn a_directory_within_that_of_another_disk_is_none() {
+    let all = tempfile::tempdir().unwrap();
+    let at = |name: &str| all.path().join(name);
+    let refused = |outcome: Result<(), Error>| {
+        let key = "log.dirs";
+        assert!(
+            matches!(&outcome, Err(Error::InvalidConfig { key: at, .. }) if at == key),
+            "{outcome:?}"
+        );
+    };
+    let store = Store::builder().disk(at("a")).disk(at("b")).open().unwrap();
+    for inner in ["a/c", "b/topics/c"] {
+        std::fs::create_dir_all(at(inner)).unwrap();
+        refused(store.add_disk(at(inner)).map(drop));
+        refused(store.replace_disk(DiskId(0), at(inner)));
+    }
+    refused(store.add_disk(all.path()).map(drop));
+    store.add_disk(at("ab")).unwrap();
+    store.close(Duration::from_secs(10)).unwrap();
+    let outer = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(outer.path().join("inner")).unwrap();
+    let builder = Store::builder().disk(outer.path()).disk(outer.path().join("inner"));
+    refused(builder.open().map(drop));
+}
