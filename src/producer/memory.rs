@@ -26,6 +26,7 @@ pub(super) struct Memory {
 struct Line {
     places: VecDeque<u64>,
     next: u64,
+    closed: bool,
 }
 
 impl Memory {
@@ -79,7 +80,13 @@ impl Memory {
         self.waiting.load(Ordering::Acquire) > 0
     }
 
-    /// Waits in line for room. `help` is called as soon as the caller stands there, under no lock, and again after what it
+    /// Nobody waits for room any more.
+    pub(super) fn close(&self) {
+        self.line.lock().closed = true;
+        self.bell.notify_all();
+    }
+
+    /// Waits in line for room, as long as it is not closed. `help` is called as soon as the caller stands there, under no lock, and again after what it
     /// returns.
     pub(super) fn take(&self, bytes: u64, timeout: Duration, help: impl Fn() -> Duration) -> bool {
         let started = Instant::now();
@@ -94,7 +101,7 @@ impl Memory {
                 break true;
             }
             let left = timeout.saturating_sub(started.elapsed());
-            if left.is_zero() {
+            if left.is_zero() || line.closed {
                 break false;
             }
             if rest.is_zero() {

@@ -211,12 +211,14 @@ impl Producer {
         self.handle.shared.flush(timeout)
     }
 
-    /// Takes no more records, and flushes. Every clone is closed with it.
+    /// Takes no more records, and flushes. Every clone is closed with it; whoever waits for room in the buffer is told
+    /// [`Error::Closed`] (CLI-04).
     ///
     /// # Errors
     /// As for [`Producer::flush`].
     pub fn close(&self, timeout: Duration) -> Result<()> {
         self.handle.shared.closed.store(true, Ordering::Release);
+        self.handle.shared.common.memory.close();
         self.flush(timeout)
     }
 
@@ -298,9 +300,7 @@ impl Shared {
         callback: Option<Callback>,
         blocks: bool,
     ) -> Result<Delivery> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::Closed);
-        }
+        self.check_open()?;
         let mut first = self.first.iter().map_while(OnceLock::get);
         let is_named = |topic: &&Arc<TopicLanes>| {
             **topic.counter.name() == *record.topic && !topic.counter.is_gone()
@@ -345,6 +345,11 @@ impl Shared {
         }
     }
 
+    #[inline]
+    fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
+    }
+
     /// Sends a record for which there was no room.
     #[cold]
     fn send_late(
@@ -366,6 +371,7 @@ impl Shared {
         let background = self.store.has_background();
         let timeout = if background { settings.max_block } else { Duration::ZERO };
         if !blocks || !memory.take(bytes, timeout, || self.press()) {
+            self.check_open()?;
             return Err(Error::BufferFull { bytes_max });
         }
         Ok(delivery_of(lane, record, lane.send(&record.record, callback, bytes)?))

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use oncelog::simulation::{Clock, Fault, SimDisk};
+use oncelog::simulation::{Clock, Fault, Hang, SimDisk};
 use oncelog::{
     Delivery, DiskId, Error, Flush, Producer, Record, Store, Timestamp, TopicConfig, TopicUpdate,
     Written,
@@ -263,6 +263,33 @@ fn callbacks_that_send_while_the_buffer_is_full_get_room_as_it_comes_free() {
         assert_eq!(producer.counters().callback_panics, 0, "none was refused");
         assert_eq!(store.partition("t", 0).unwrap().high_watermark().0, 400);
     }
+}
+
+/// They waited on, and what they sent was taken when the close had returned.
+#[test]
+fn cli_04_whoever_waits_for_room_as_the_producer_is_closed_is_told_so() {
+    let disk = SimDisk::new(1);
+    let store = Store::builder().simulated_disk(disk.clone()).threads().open().unwrap();
+    store.create_topic("t", TopicConfig::new().flush(Flush::OnAck)).unwrap();
+    let builder = store.producer().buffer_bytes(200).max_block(LONG);
+    let producer = builder.batch_bytes(200).build().unwrap();
+    // So that nothing but flushes is asked of the disk from here on.
+    producer.send(record()).unwrap().wait(LONG).unwrap();
+    disk.hang(Hang::Syncs);
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| (0..10).find_map(|_| producer.send(record()).err()));
+        while producer.counters().buffered_bytes == 0 {
+            thread::yield_now();
+        }
+        // It stands in line by then; if not, it is refused as it comes.
+        thread::sleep(MS * 20);
+        let begun = Instant::now();
+        assert!(matches!(producer.close(MS), Err(Error::TimedOut { .. })));
+        let told = waits.join().unwrap();
+        disk.answer();
+        assert!(matches!(told, Some(Error::Closed)), "{told:?}");
+        assert!(begun.elapsed() < LONG / 2, "it waited until its own time was over");
+    });
 }
 
 /// Whoever waited for the callback was told to see to the next acknowledgement as well, and did nothing for it: he spun, and
