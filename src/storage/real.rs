@@ -66,7 +66,7 @@ impl Disk for RealDisk {
         let mut options = fs::OpenOptions::new();
         options.read(true).write(mode != OpenMode::Read).create_new(mode == OpenMode::Create);
         let file = open_regular(options, &self.own(path)?)?;
-        Ok(Arc::new(RealFile { file, pulse: Arc::clone(&self.pulse) }))
+        Ok(Arc::new(RealFile { file, growing: Mutex::new(()), pulse: Arc::clone(&self.pulse) }))
     }
 
     fn create_dir(&self, path: &str) -> io::Result<()> {
@@ -283,6 +283,9 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 #[derive(Debug)]
 struct RealFile {
     file: fs::File,
+    /// Held while it is made longer where the file system reserves no blocks: one that found it short, and hung, would cut it
+    /// later.
+    growing: Mutex<()>,
     /// Its disk's.
     pulse: Arc<Pulse>,
 }
@@ -327,10 +330,11 @@ impl File for RealFile {
         if len == 0 {
             return Ok(());
         }
-        if !allocate_blocks(&self.file, position, len)? && self.len()? < end {
-            self.file.set_len(end)?;
+        if allocate_blocks(&self.file, position, len)? {
+            return Ok(());
         }
-        Ok(())
+        let _growing = self.growing.lock();
+        if self.len()? < end { self.file.set_len(end) } else { Ok(()) }
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

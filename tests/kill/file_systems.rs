@@ -200,7 +200,7 @@ fn amid_appends(
     meanwhile: impl FnOnce(&dyn Fn(u64)),
 ) {
     let paths = paths(disks);
-    let builder = builder(&paths).append_timeout(LONG).replica_lag_max(LONG / 20);
+    let builder = builder(&paths).append_timeout(LONG).replica_lag_max(LONG / 8);
     let store = builder.open().unwrap();
     store.create_topic("t", topic(flush, 3)).unwrap();
     let all = partitions(&store);
