@@ -380,14 +380,14 @@ impl MetadataLog {
             log.check_not_late(id, disk)?;
         }
         for _ in 0..BRING_IN_TRIES {
-            let (sources, patience, store, len, last) = {
+            let (sources, patience, store, term, len, last) = {
                 let log = log.lock();
                 let Some(store) = log.state.store() else { break };
                 let disks = log.members.iter().map(|member| Arc::clone(&member.disk));
-                (disks.collect::<Vec<_>>(), log.patience, store, log.position, log.last)
+                (disks.collect::<Vec<_>>(), log.patience, store, log.term, log.position, log.last)
             };
             let Some(bytes) = read_back(&sources, patience, store, len, last)? else { break };
-            let files = write_copies(disk, store, last.0, &bytes)?;
+            let files = write_copies(disk, store, term, &bytes)?;
             let log = log.lock();
             if (log.position, log.last) == (len, last) {
                 let member =
@@ -410,7 +410,7 @@ impl MetadataLog {
         let sources: Vec<_> = self.members.iter().map(|member| Arc::clone(&member.disk)).collect();
         let bytes = read_back(&sources, self.patience, store, self.position, self.last)?
             .unwrap_or_else(|| self.rewrite(store));
-        let files = write_copies(disk, store, self.last.0, &bytes)?;
+        let files = write_copies(disk, store, self.term, &bytes)?;
         let allocated = self.position;
         Ok(Member { id, disk: Arc::clone(disk), files, allocated, is_behind: false })
     }
@@ -837,7 +837,8 @@ fn write_copies(
     bytes: &[u8],
 ) -> Result<Vec<Arc<dyn File>>> {
     let fault = |name: &str, error| Error::io(disk.root().join(name), "write", error);
-    // There from now on, so that it needs no room when it counts.
+    // There from now on, so that it needs no room when it counts. That of this opening: what was known of earlier ones may
+    // be damaged.
     term::write(&**disk, store, term).map_err(|error| fault(TERM, error))?;
     METADATA.iter().try_for_each(|name| {
         replace_file(&**disk, name, bytes).map_err(|error| fault(name, error))

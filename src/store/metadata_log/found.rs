@@ -15,6 +15,9 @@ use crate::types::{DiskId, Offset, StoreId, TopicId};
 
 use super::{BYTES_MAX, MetadataLog, seed, term};
 
+/// More openings than can have been of which nobody here knows.
+const TERMS_SKIPPED: u64 = 1 << 32;
+
 /// The frames of one copy, as far as they are sound.
 #[derive(Debug, Default)]
 pub(super) struct Copy {
@@ -118,15 +121,18 @@ impl Found {
         if chosen.end.as_ref().is_some_and(|bad| bad.followed) && !copies.iter().any(never_made) {
             return Err(corrupt(&disks[*disk], *name_at, chosen));
         }
-        let mut begun = chosen.last.0;
+        let store = chosen.state.store();
+        let (mut begun, mut is_damaged) = (chosen.last.0, false);
         for disk in disks {
-            let known = chosen.state.store().map_or(Ok(0), |store| term::read(&**disk, store));
-            match known.map_err(|error| Error::io(disk.root().join(TERM), "read", error)) {
-                Ok(known) => begun = begun.max(known),
-                Err(error) if error.class() == ErrorClass::Retriable => return Err(error),
-                // Enough others know it.
-                Err(_) => {}
-            }
+            let known =
+                store.map_or(Ok(term::Known::default()), |store| term::read(&**disk, store));
+            let known = known.map_err(|error| Error::io(disk.root().join(TERM), "read", error))?;
+            begun = begun.max(known.term);
+            is_damaged |= known.is_damaged;
+        }
+        if is_damaged {
+            // Of those that are here, it alone may have known what another began that is away.
+            begun += TERMS_SKIPPED;
         }
         let sound = &bytes[..usize::try_from(chosen.position).expect("within the bytes")];
         for (at, name_at, copy, bytes) in &copies {

@@ -1,11 +1,12 @@
 //! Which term a disk knows that an opening may have begun.
 //!
-//! Two places in one file, which are written in turn: what a crash tears is not the one that holds. Nothing needs room but the
-//! file itself, once. Each: magic (8 bytes), term u64, CRC-32 of both, seeded with the store's id.
+//! Two places in one file. The one that does not hold the last term is written, so that a crash tears nothing that counts.
+//! Nothing needs room but the file itself, once. Each: magic (8 bytes), term u64, CRC-32 of both, seeded with the store's id.
 
 use std::io;
 
-use crate::storage::{Disk, OpenMode, read_small, replace_file, write_all_at};
+use crate::error::{Error, ErrorClass};
+use crate::storage::{Disk, OpenMode, parent, read_small, replace_file, write_all_at};
 use crate::store::layout::TERM;
 use crate::types::StoreId;
 
@@ -16,17 +17,43 @@ const PLACE_BYTES: usize = 4096;
 /// What is reckoned from a term does not overflow.
 const TERM_MAX: u64 = 1 << 61;
 
-/// The last term that the disk knows of; 0 if it knows of none.
+/// What a disk knows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Known {
+    /// The last term; 0 if it knows of none.
+    pub(super) term: u64,
+    /// Where that is.
+    at: usize,
+    /// It may have known of a later one.
+    pub(super) is_damaged: bool,
+}
+
+/// What the disk knows. Bad sectors are damage.
 ///
 /// # Errors
-/// Those of reading the file.
-pub(super) fn read(disk: &dyn Disk, store: StoreId) -> io::Result<u64> {
+/// Those that pass.
+pub(super) fn read(disk: &dyn Disk, store: StoreId) -> io::Result<Known> {
+    let nothing = Known { is_damaged: true, ..Known::default() };
     let bytes = match read_small(disk, TERM, 2 * PLACE_BYTES) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        bytes => bytes?,
+        Ok(bytes) if bytes.len() < 2 * PLACE_BYTES => return Ok(nothing),
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Known::default()),
+        Err(error) => {
+            return match Error::io(TERM, "read", error.kind().into()).class() {
+                ErrorClass::Retriable => Err(error),
+                _ => Ok(nothing),
+            };
+        }
     };
-    let terms = bytes.chunks(PLACE_BYTES).filter_map(|place| decode(place, store));
-    Ok(terms.max().unwrap_or_default())
+    let mut known = Known::default();
+    for (at, place) in (0..).step_by(PLACE_BYTES).zip(bytes.chunks(PLACE_BYTES)) {
+        match decode(place, store) {
+            Some(term) if term > known.term => (known.term, known.at) = (term, at),
+            Some(_) => {}
+            None => known.is_damaged |= place.iter().any(|byte| *byte != 0),
+        }
+    }
+    Ok(known)
 }
 
 /// Has the disk know that `term` may have begun: durable when this returns.
@@ -34,23 +61,19 @@ pub(super) fn read(disk: &dyn Disk, store: StoreId) -> io::Result<u64> {
 /// # Errors
 /// Those of the file. What was known before still is.
 pub(super) fn write(disk: &dyn Disk, store: StoreId, term: u64) -> io::Result<()> {
-    if read(disk, store)? >= term {
-        return Ok(());
+    let known = read(disk, store)?;
+    let bytes = encode(store, term.max(known.term));
+    if known.term == 0 {
+        let mut both = vec![0; 2 * PLACE_BYTES];
+        both[..bytes.len()].copy_from_slice(&bytes);
+        return replace_file(disk, TERM, &both);
     }
-    let at = if term.is_multiple_of(2) { 0 } else { PLACE_BYTES };
-    let bytes = encode(store, term);
-    match disk.open(TERM, OpenMode::Write) {
-        Ok(file) => {
-            write_all_at(&*file, at as u64, &bytes)?;
-            file.sync_data()
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let mut both = vec![0; 2 * PLACE_BYTES];
-            both[at..at + bytes.len()].copy_from_slice(&bytes);
-            replace_file(disk, TERM, &both)
-        }
-        Err(error) => Err(error),
-    }
+    // What is read may have been written by an attempt that failed, and be lost yet: it is written once more.
+    let at = if known.term >= term { known.at } else { PLACE_BYTES - known.at };
+    let file = disk.open(TERM, OpenMode::Write)?;
+    write_all_at(&*file, at as u64, &bytes)?;
+    file.sync_data()?;
+    disk.sync_dir(parent(TERM))
 }
 
 fn encode(store: StoreId, term: u64) -> Vec<u8> {
@@ -80,19 +103,53 @@ fn checksum(store: StoreId, bytes: &[u8]) -> u32 {
 mod tests {
     use super::*;
     use crate::storage::MemoryDisk;
+    use crate::storage::simulated::{Fault, SimDisk, SyncFault};
 
     #[test]
     fn a_term_that_is_known_stays_so_where_a_later_one_is_torn_or_another_stores() {
         let (disk, store) = (MemoryDisk::new(), StoreId(7));
-        assert_eq!(read(&disk, store).unwrap(), 0);
-        for (written, known) in [(3, 3), (4, 4), (2, 4), (5, 5), (9, 9), (8, 9)] {
+        let known = |store| read(&disk, store).unwrap().term;
+        assert_eq!(known(store), 0);
+        for (written, last) in [(3, 3), (4, 4), (2, 4), (5, 5), (9, 9), (8, 9)] {
             write(&disk, store, written).unwrap();
-            assert_eq!(read(&disk, store).unwrap(), known);
+            assert_eq!(known(store), last);
         }
-        assert_eq!(read(&disk, StoreId(8)).unwrap(), 0);
-        write(&disk, store, 10).unwrap();
-        let file = disk.open(TERM, OpenMode::Write).unwrap();
-        write_all_at(&*file, 9, &[0xff]).unwrap();
-        assert_eq!(read(&disk, store).unwrap(), 9);
+        assert_eq!(known(StoreId(8)), 0);
+        // However many of them it has missed.
+        for next in [10, 12, 15, 17] {
+            let before = known(store);
+            write(&disk, store, next).unwrap();
+            let place = read(&disk, store).unwrap().at;
+            let file = disk.open(TERM, OpenMode::Write).unwrap();
+            write_all_at(&*file, place as u64 + 9, &[0xff]).unwrap();
+            assert_eq!(known(store), before);
+            assert!(read(&disk, store).unwrap().is_damaged);
+            write(&disk, store, next).unwrap();
+            assert_eq!(known(store), next);
+            assert!(!read(&disk, store).unwrap().is_damaged);
+        }
+    }
+
+    /// It was found to be there, and not written again.
+    #[test]
+    fn a_term_that_a_disk_failed_to_take_is_durable_once_it_takes_it() {
+        let store = StoreId(7);
+        for seed in 0..8 {
+            for (before, call) in (0..3).flat_map(|before| (1..20).map(move |call| (before, call)))
+            {
+                let disk = SimDisk::new(seed);
+                (1..=before).for_each(|term| write(&disk, store, term).unwrap());
+                match call % 2 {
+                    0 => disk.fail_from(call / 2, Fault::Eio),
+                    _ => disk.fail_sync(call / 2 + 1, SyncFault::CleanedPages),
+                }
+                let _ = write(&disk, store, 5);
+                disk.heal();
+                write(&disk, store, 5).unwrap();
+                disk.power_loss();
+                let known = read(&disk, store).unwrap().term;
+                assert_eq!(known, 5, "seed {seed}, after {before}, call {call}");
+            }
+        }
     }
 }

@@ -137,6 +137,44 @@ fn what_an_opening_decided_outlasts_what_the_one_before_it_began_on_too_few_disk
     assert!(began > 0);
 }
 
+/// It alone of those that were there knew that the one that was away had begun to change something.
+#[test]
+fn what_an_opening_decided_outlasts_what_began_before_it_where_a_disk_no_longer_knows_of_that() {
+    let mut began = 0;
+    for call in 1..30 {
+        for is_flipped in [false, true] {
+            let sims: Vec<_> = (0..3).map(SimDisk::new).collect();
+            let disks: Vec<_> =
+                sims.iter().map(|sim| Arc::new(sim.clone()) as Arc<dyn Disk>).collect();
+            drop(create(&(0..).map(DiskId).zip(disks.clone()).collect::<Vec<_>>()));
+            opened(&sims, &[0, 1, 2]).commit(&topic(1)).unwrap();
+            let mut log = opened(&sims, &[0, 1]);
+            sims[1].fail_from(call, Fault::Eio);
+            let outcome = log.commit_all(&[topic(2), topic(3)]);
+            began += usize::from(outcome.is_err_and(|error| error.written() == Written::Unknown));
+            sims[1].heal();
+            drop(log);
+            for place in 0..2 {
+                if is_flipped {
+                    let mut bytes = sims[1].read_file(TERM);
+                    bytes[place * 4096 + 9] ^= 0xff;
+                    sims[1].write_file(TERM, &bytes);
+                } else {
+                    sims[1].break_sector(TERM, place as u64 * 8);
+                }
+            }
+            let mut log = opened(&sims, &[1, 2]);
+            log.commit(&topic(4)).unwrap();
+            log.commit(&topic(5)).unwrap();
+            drop(log);
+            let found = found(&disks);
+            assert!(found.contains(&4) && found.contains(&5), "call {call}: {found:?}");
+            assert!(!term::read(&sims[1], STORE).unwrap().is_damaged);
+        }
+    }
+    assert!(began > 0);
+}
+
 /// Openings of whichever disks of three are there, each of which fails or dies somewhere.
 #[test]
 fn what_was_made_holds_whichever_majority_the_next_openings_have() {
