@@ -130,7 +130,8 @@ impl Shared {
         let flush = {
             let _metadata = self.metadata.lock();
             let mut config = topic.config.write();
-            let flush = update.apply(&config).flush;
+            // No less strict than what the metadata may say since a change that failed.
+            let flush = update.apply(&config).flush.stricter(config.flush);
             *config = Arc::new(TopicUpdate::new().flush(flush).apply(&config));
             flush
         };
@@ -473,6 +474,23 @@ mod tests {
         }
         let found = keys_of(shared, &mut topic);
         assert_eq!(found, keys);
+    }
+
+    /// The metadata may say since then that all of it is flushed at once, and the next opening would believe it.
+    #[test]
+    fn a_topic_that_may_be_flushed_at_once_for_the_metadata_is_so_until_they_say_otherwise() {
+        let disk = SimDisk::new(1);
+        let builder = Store::builder().flush(Flush::Os).simulated_disk(disk.clone());
+        let store = builder.open().unwrap();
+        let shared = store.shared();
+        let table = shared.make_internal_topic("__table").unwrap();
+        let level = || table.topic().config.read().flush;
+        assert_eq!(level(), Flush::Os);
+        disk.fail_from(1, Fault::Eio);
+        shared.tighten_internal_topics(Flush::OnAck).unwrap_err();
+        assert_eq!(level(), Flush::OnAck);
+        shared.tighten_internal_topics(Flush::Interval(Duration::from_secs(1))).unwrap_err();
+        assert_eq!(level(), Flush::OnAck);
     }
 
     /// The next leader lacked what its table had besides, and got it with the rest of what was written again.
