@@ -563,7 +563,7 @@ impl<T: Target> Lane<T> {
                     continue;
                 }
             }
-            if told_to_drive {
+            if std::mem::take(&mut told_to_drive) {
                 state.driven = false;
             }
             if state.is_served(number, until) || left().is_zero() {

@@ -28,7 +28,7 @@ pub(super) struct Known {
     pub(super) is_damaged: bool,
 }
 
-/// What the disk knows. Bad sectors are damage.
+/// What the disk knows. Bad sectors are damage, and so is a file that is not there: each disk of a store has one.
 ///
 /// # Errors
 /// Those that pass.
@@ -37,7 +37,6 @@ pub(super) fn read(disk: &dyn Disk, store: StoreId) -> io::Result<Known> {
     let bytes = match read_small(disk, TERM, 2 * PLACE_BYTES) {
         Ok(bytes) if bytes.len() < 2 * PLACE_BYTES => return Ok(nothing),
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Known::default()),
         Err(error) => {
             return match Error::io(TERM, "read", error.kind().into()).class() {
                 ErrorClass::Retriable => Err(error),
@@ -110,6 +109,7 @@ mod tests {
         let (disk, store) = (MemoryDisk::new(), StoreId(7));
         let known = |store| read(&disk, store).unwrap().term;
         assert_eq!(known(store), 0);
+        assert!(read(&disk, store).unwrap().is_damaged, "one that is removed may have known any");
         for (written, last) in [(3, 3), (4, 4), (2, 4), (5, 5), (9, 9), (8, 9)] {
             write(&disk, store, written).unwrap();
             assert_eq!(known(store), last);
