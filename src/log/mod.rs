@@ -356,8 +356,10 @@ impl Log {
             if self.rolls {
                 return Ok(false);
             }
-            if self.reader.holds_nothing() && header.base_offset != self.end {
-                // The leader's log starts inside a batch (LOG-19). What it told of its producers stays known.
+            let is_past = self.reader.holds_nothing() || self.end <= self.reader.log_start();
+            if is_past && header.base_offset != self.end {
+                // The leader's log starts inside a batch (LOG-19), and what is here lies before that start. What was told of
+                // its producers stays known.
                 if self.producers.counts_in(header.end_offset()) {
                     self.begin_at(header.base_offset)?;
                 } else {

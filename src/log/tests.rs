@@ -218,6 +218,22 @@ fn log_19_a_log_cut_to_nothing_begins_anew_with_a_batch_that_begins_before_it() 
 }
 
 /// A segment that was made for nothing stayed, and its name cut the one that came in its place short.
+/// A batch of a leader that is gone ended where records were deleted since, amid a batch of the next leader's: that was no place
+/// to go on, and a panic.
+#[test]
+fn log_19_a_log_that_lies_before_its_start_goes_on_with_a_batch_that_begins_before_it() {
+    let (leader_disk, disk) = (MemoryDisk::new(), MemoryDisk::new());
+    let (mut leader, mut log) = (open(&leader_disk), open(&disk));
+    append(&mut leader, &[0, 1, 2]);
+    append(&mut leader, &[3, 4, 5, 6]);
+    append(&mut log, &[0, 1, 2]);
+    append(&mut log, &[7]);
+    log.raise_log_start(Offset(4));
+    let batches = leader.reader().read(Offset(4), leader.end(), 1 << 20).unwrap().unwrap();
+    assert!(log.append_batches(&batches.bytes, NOW).unwrap());
+    assert_eq!((log.end(), values(&log)), (Offset(7), vec![4, 5, 6]));
+}
+
 #[test]
 fn log_19_a_log_that_begins_anew_leaves_no_file_of_what_it_was() {
     let disk = MemoryDisk::new();
