@@ -86,8 +86,8 @@ impl Memory {
         self.bell.notify_all();
     }
 
-    /// Waits in line for room, as long as it is not closed. `help` is called as soon as the caller stands there, under no lock, and again after what it
-    /// returns.
+    /// Waits in line for room, as long as it is not closed. `help` is called as soon as the caller stands there, under no
+    /// lock, and again after what it returns.
     pub(super) fn take(&self, bytes: u64, timeout: Duration, help: impl Fn() -> Duration) -> bool {
         let started = Instant::now();
         let mut rest = Duration::ZERO;
