@@ -89,6 +89,17 @@ impl Log {
         if at < end { self.truncate_copy(at, now).map(|_| ()) } else { Ok(()) }
     }
 
+    /// Begins anew where nothing is left to hold against the leader's log: the last that was here may never have been
+    /// acknowledged, and its producer would be known by it. For a replica that may lack or have more than was acknowledged;
+    /// the leader tells who wrote before.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn forget_what_is_past(&mut self) -> Result<(), Error> {
+        let is_past = self.end <= self.reader.log_start() && self.end > Offset::ZERO;
+        if is_past { self.restart(self.end) } else { Ok(()) }
+    }
+
     /// Finds out the epoch of the last batch while nobody waits: an election asks for it under the partition's lock.
     ///
     /// # Errors

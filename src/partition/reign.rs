@@ -685,6 +685,8 @@ impl Core {
             let (history, leader) = (state.history.clone(), Arc::clone(state.log.reader()));
             let leader_end = if strayed { state.log.written_end() } else { state.log.end() };
             let is_named = state.leader == Some(replica.disk) || state.epoch > state.began;
+            let may_differ =
+                !state.isr.contains(&replica.disk) && !state.eligible.contains(&replica.disk);
             drop(state);
             let (end, flushed) = {
                 let mut follower = replica.state.lock();
@@ -707,6 +709,9 @@ impl Core {
                 }
                 if !leaderless {
                     log.agree(&history, leader_end, now)?;
+                    if may_differ {
+                        log.forget_what_is_past()?;
+                    }
                 }
                 log.learn_last_epoch()?;
                 (log.end(), log.flushed_end())

@@ -366,7 +366,14 @@ impl Shared {
             let compared = forgotten.and_then(|()| {
                 of_leader.iter().try_for_each(|leader| log.agree_with(leader, leader_end, now))
             });
-            let agrees = |()| log.agree(&reign.history, leader_end, now);
+            let may_differ = !reign.isr.contains(&disk.id) && !reign.eligible.contains(&disk.id);
+            let agrees = |()| {
+                let end = log.agree(&reign.history, leader_end, now)?;
+                if may_differ && leader.is_some() {
+                    log.forget_what_is_past()?;
+                }
+                Ok(end)
+            };
             match compared.and_then(agrees) {
                 Ok(end) if strayed && end < own_end => {
                     let (partition, disk) = (partition.clone(), disk.id);

@@ -87,6 +87,55 @@ fn log_19_a_crash_while_a_follower_begins_anew_leaves_a_whole_copy_behind() {
     }
 }
 
+/// A replica that was away had a batch that was lost, and ends where records are deleted up to: it was not held against the
+/// leader's log, knew its producer by that batch, and took it for a duplicate when it led and the batch came again.
+#[test]
+fn prod_19_a_lost_batch_is_no_duplicate_where_its_place_was_deleted() {
+    let numbered =
+        |sequence| ProducerSequence { id: ProducerId(7), epoch: ProducerEpoch(0), sequence };
+    for deleted in [3, 4, 5] {
+        let (disks, clock) = (disks(3), Clock::manual(NOW));
+        let append = |partition: &Partition, number: usize| {
+            for _ in 0..number {
+                partition.append(&[Record::new("x")], Acks::All).unwrap();
+            }
+        };
+        let store = open(&disks, &clock).unwrap();
+        let config = small().replication_factor(2).unclean_leader_election(true);
+        store.create_topic("t", config).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        append(&partition, 3);
+        store.stop_disk(DiskId(1)).unwrap();
+        let lost = [Record::new("lost")];
+        let placed = partition.append_idempotent(numbered(0), &lost, Acks::All).unwrap();
+        assert_eq!(placed.offsets, Offset(3)..Offset(4));
+        disks.iter().for_each(SimDisk::kill);
+        drop((partition, store));
+        disks.iter().for_each(SimDisk::process_restart);
+        disks[0].fail_from(1, Fault::Eio);
+        let store = open(&disks, &clock).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        assert_eq!(partition.leader(), Some(DiskId(1)));
+        append(&partition, 3);
+        partition.delete_records(Offset(deleted)).unwrap();
+        store.close(SECOND).unwrap();
+        drop((partition, store));
+        disks[0].heal();
+        disks.iter().for_each(SimDisk::process_restart);
+        let store = open(&disks, &clock).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        for _ in 0..60 {
+            clock.advance(SECOND);
+            store.run_background();
+        }
+        assert_eq!(partition.in_sync_replicas().len(), 2, "{deleted}");
+        store.stop_disk(DiskId(1)).unwrap();
+        assert_eq!(partition.leader(), Some(DiskId(0)));
+        let again = partition.append_idempotent(numbered(0), &lost, Acks::All).unwrap();
+        assert_eq!((again.offsets.start, again.duplicate), (Offset(6), false), "{deleted}");
+    }
+}
+
 /// An active segment was taken to be as old as what a side file told of its beginning: after a crash, records went long
 /// before their time.
 #[test]
