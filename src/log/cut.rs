@@ -55,6 +55,8 @@ impl Log {
         let agreed =
             history.agreed_end(leader_end, self.end, |end| self.batch_before(start, end))?;
         if agreed < start {
+            // Cut first, so that what a crash leaves of it lies before the start, where nothing is missing.
+            self.truncate_copy(start, now)?;
             self.restart(agreed)?;
         } else {
             cut(self, agreed, now)?;
@@ -89,15 +91,18 @@ impl Log {
         if at < end { self.truncate_copy(at, now).map(|_| ()) } else { Ok(()) }
     }
 
-    /// Begins anew where nothing is left to hold against the leader's log: the last that was here may never have been
+    /// Forgets who wrote where nothing is left to hold against the leader's log: the last that was here may never have been
     /// acknowledged, and its producer would be known by it. For a replica that may lack or have more than was acknowledged;
-    /// the leader tells who wrote before.
+    /// the leader tells who wrote before. The files stay: their names say where what was cut begins.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub(crate) fn forget_what_is_past(&mut self) -> Result<(), Error> {
-        let is_past = self.end <= self.reader.log_start() && self.end > Offset::ZERO;
-        if is_past { self.restart(self.end) } else { Ok(()) }
+        if self.end > self.reader.log_start() {
+            return Ok(());
+        }
+        let snapshots = self.producers.restart(self.end);
+        producers::remove_snapshots(&self.place, &snapshots)
     }
 
     /// Finds out the epoch of the last batch while nobody waits: an election asks for it under the partition's lock.
@@ -241,8 +246,17 @@ impl Log {
         let mut bases: Vec<_> =
             entries.iter().filter_map(|entry| parse_log_name(&entry.name)).collect();
         bases.sort_unstable();
-        for base in bases.into_iter().rev() {
-            remove_segment_files(&self.place, base)?;
+        // The oldest first: what was cut from a file is there again where the next one's name is gone.
+        let last = bases.pop();
+        for base in &bases {
+            remove_segment_files(&self.place, *base)?;
+        }
+        if !bases.is_empty() {
+            let synced = self.place.disk.sync_dir(&self.place.directory);
+            synced.map_err(|error| self.place.io_error("", "sync", error))?;
+        }
+        if let Some(last) = last {
+            remove_segment_files(&self.place, last)?;
         }
         self.reader.raise_log_start(start);
         (self.end, self.flushed_end) = (start, start);

@@ -217,7 +217,6 @@ fn log_19_a_log_cut_to_nothing_begins_anew_with_a_batch_that_begins_before_it() 
     assert_eq!(values(&open(&disk)), (0..10).collect::<Vec<_>>());
 }
 
-/// A segment that was made for nothing stayed, and its name cut the one that came in its place short.
 /// A batch of a leader that is gone ended where records were deleted since, amid a batch of the next leader's: that was no place
 /// to go on, and a panic.
 #[test]
@@ -234,6 +233,7 @@ fn log_19_a_log_that_lies_before_its_start_goes_on_with_a_batch_that_begins_befo
     assert_eq!((log.end(), values(&log)), (Offset(7), vec![4, 5, 6]));
 }
 
+/// A segment that was made for nothing stayed, and its name cut the one that came in its place short.
 #[test]
 fn log_19_a_log_that_begins_anew_leaves_no_file_of_what_it_was() {
     let disk = MemoryDisk::new();
@@ -609,6 +609,85 @@ fn nothing_is_given_up_before_whoever_vouches_for_it_knows() {
     assert!(log.restart(Offset(5)).is_err());
     assert_eq!(witness.0.load(std::sync::atomic::Ordering::Relaxed), 5);
     assert_eq!((values(&log).len(), log.end()), (10, Offset(10)));
+}
+
+fn flush(log: &mut Log) {
+    if let Some(plan) = log.flush_plan() {
+        plan.run().unwrap();
+        log.on_flushed(plan);
+    }
+}
+
+/// The log that `change` leaves behind where it crashes at each call in turn, read from `log_start` on.
+fn after_a_crash(
+    make: fn(&mut Log),
+    change: fn(&mut Log) -> Result<(), Error>,
+    log_start: Offset,
+    judge: fn(&Log, &str),
+) {
+    for power in [false, true] {
+        for call in 1.. {
+            let disk = SimDisk::new(call);
+            let mut log = recover(Arc::new(disk.clone()), Offset::ZERO, true).log;
+            make(&mut log);
+            flush(&mut log);
+            disk.crash_at(call);
+            let _ = change(&mut log);
+            let died = disk.is_dead();
+            drop(log);
+            disk.heal();
+            if power {
+                disk.power_loss()
+            } else {
+                disk.process_restart()
+            }
+            let Recovered { log, losses, .. } = recover(Arc::new(disk), log_start, !power);
+            let damaged = losses.iter().any(|loss| matches!(loss, Loss::Damaged { .. }));
+            assert!(!damaged, "{losses:?} at call {call}, power {power}");
+            judge(&log, &format!("at call {call}, power {power}"));
+            if !died {
+                assert!(call > 3, "calls are made");
+                break;
+            }
+        }
+    }
+}
+
+/// The name of the segment behind a cut went before the file that was cut: after a crash between the two, what had been cut
+/// was there again.
+#[test]
+fn log_19_what_was_cut_does_not_come_back_by_a_crash_while_a_log_begins_anew() {
+    let make = |log: &mut Log| {
+        (0..8).for_each(|at| _ = append(log, &[at]));
+        flush(log);
+        log.truncate(Offset(3), NOW).unwrap();
+    };
+    let judge = |log: &Log, when: &str| {
+        assert!(log.end() <= Offset(5), "{:?} {when}", log.end());
+        assert_eq!(values(log), [], "{when}");
+    };
+    after_a_crash(make, |log| log.restart(Offset(5)), Offset(5), judge);
+    let judge = |log: &Log, when: &str| assert!(log.end() <= Offset(3), "{:?} {when}", log.end());
+    after_a_crash(make, |log| log.restart(Offset(5)), Offset(0), judge);
+}
+
+/// What is left of it is no damage.
+#[test]
+fn log_19_a_log_that_parts_from_the_leaders_before_its_start_has_no_hole_after_a_crash() {
+    let make = |log: &mut Log| {
+        (0..90).for_each(|at| _ = append(log, &[at]));
+        log.raise_log_start(Offset(5));
+    };
+    let agree = |log: &mut Log| {
+        let mut history = EpochHistory::default();
+        history.begin(LeaderEpoch(1), Offset(3));
+        log.agree(&history, Offset(50), NOW).map(|end| assert_eq!(end, Offset(3)))
+    };
+    let judge = |log: &Log, when: &str| {
+        let expected: Vec<_> = (5..log.end().0.max(5)).collect();
+        assert_eq!(values(log), expected, "{when}");
+    };
+    after_a_crash(make, agree, Offset(5), judge);
 }
 
 /// The proof of the gap vouches for what is before it, and for the segment behind it.
