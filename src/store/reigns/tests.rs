@@ -527,6 +527,52 @@ fn opened_anew(shared: &Shared, topic: &Topic, core: &Core, disk: DiskId) -> Arc
     replica(&disk, Some(opened.0.log))
 }
 
+/// Its last batch was not held against the leader's log, which begins behind it: whoever wrote it was known by it.
+#[test]
+fn a_replica_that_is_back_and_ends_where_the_log_begins_is_told_anew_who_wrote() {
+    let disks = [0, 1].map(SimDisk::new);
+    let store = open(&disks);
+    store.create_topic("t", TopicConfig::new().replication_factor(2)).unwrap();
+    append(&store).unwrap();
+    let shared = &store.handle.shared;
+    let (topic, core) = shared.cores().pop().expect("one partition");
+    core.fence_replica(DiskId(1), &Error::Closed);
+    shared.settle_one(&core);
+    assert_eq!(core.in_sync(), [DiskId(0)]);
+    // The batch of a leader that is gone.
+    let other = Store::in_memory(1).unwrap();
+    other.create_topic("t", TopicConfig::new()).unwrap();
+    append(&other).unwrap();
+    let (id, epoch) = (ProducerId(7), ProducerEpoch(0));
+    let first = ProducerSequence { id, epoch, sequence: 0 };
+    let others = other.partition("t", 0).unwrap();
+    others.append_idempotent(first, &[Record::new("lost")], Acks::All).unwrap();
+    let others = other.handle.shared.cores().pop().expect("one partition").1.reader();
+    let lost = others.read(Offset(1), Offset(2), 1 << 20).unwrap().unwrap().bytes;
+    let open_log = || {
+        let described = shared.metadata.lock().state().partition(topic.id, 0).cloned().unwrap();
+        let (disk, config) = (shared.disk(DiskId(1)).unwrap(), topic.config.read().clone());
+        let name = core.partition();
+        let opened = shared.open_replica(&topic, name, &disk, &described, &config, false);
+        opened.unwrap().0.log
+    };
+    let mut stale = open_log();
+    assert!(stale.append_batches(&lost, shared.clock.now()).unwrap());
+    stale.producer_snapshot(true).expect("somebody wrote").write().unwrap();
+    stale.finish(shared.clock.now());
+    drop(stale);
+    append(&store).unwrap();
+    store.partition("t", 0).unwrap().delete_records(Offset(2)).unwrap();
+    let log = open_log();
+    assert!(log.producer(id).is_some());
+    let returned = replica(&shared.disk(DiskId(1)).unwrap(), Some(log));
+    core.return_replica(&returned, false, shared.clock.now()).unwrap();
+    until(&store, "it is in sync", || core.in_sync().len() == 2);
+    store.stop_disk(DiskId(0)).unwrap();
+    until(&store, "it leads", || core.leader() == Some(DiskId(1)));
+    assert!(core.producer(id).is_none());
+}
+
 /// It was counted twice: once as it had failed, which never caught up again.
 #[test]
 fn a_leader_that_fails_and_is_back_before_another_is_elected_follows_that_one() {
