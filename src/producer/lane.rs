@@ -48,6 +48,9 @@ use super::window::{BURST_BYTES, Ended, Sent, Window};
 const ROUNDS_MAX: usize = 16;
 /// How long a thread that begins to drive waits for as many as last time.
 const GATHER: Duration = Duration::from_micros(30);
+/// Where so many are woken, whoever goes on is woken before them, for the next flush to begin meanwhile: 1.05 to 1.08 times
+/// as many records a second with 16 and 64 threads. Fewer are woken first, and are company.
+const CROWD: usize = 8;
 /// How long records that gather are left to their senders, which may be about to wait for them.
 const SOON: Duration = Duration::from_millis(1);
 /// So many records in so short a time, none of whose outcomes anybody has looked at, are a burst.
@@ -670,6 +673,11 @@ impl<T: Target> Lane<T> {
         drop(state);
 
         memory.give_back(freed);
+        if served.len() >= CROWD
+            && let Some(next) = next.take()
+        {
+            next.bed.wake();
+        }
         for sleeper in served {
             sleeper.bed.wake();
         }
