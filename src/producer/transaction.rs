@@ -81,6 +81,20 @@ impl<'a> Transaction<'a> {
     /// [`Error::UnknownTopicOrPartition`], [`Error::RecordTooLarge`]: it is not part of the transaction, which goes on.
     /// After any other error, which may be that of records sent before, the transaction can only be aborted.
     pub fn send(&mut self, record: ProducerRecord<'_>) -> Result<()> {
+        let sent = self.gather(record);
+        if let Err(error) = &sent
+            && !matches!(
+                error,
+                Error::UnknownTopicOrPartition { .. } | Error::RecordTooLarge { .. }
+            )
+        {
+            // Not committed without it by one who looks at the commit alone.
+            self.failed.get_or_insert_with(|| error.to_string());
+        }
+        sent
+    }
+
+    fn gather(&mut self, record: ProducerRecord<'_>) -> Result<()> {
         let name = self.producer.choose(&record)?;
         let used = match self.producer.used(name.topic(), name.partition()) {
             Ok(used) => used,
@@ -550,6 +564,25 @@ mod tests {
         others().for_each(|(_, disk)| disk.answer());
         drop(held.begin().unwrap());
         assert_eq!(store.transaction_outcome(id).unwrap(), TransactionOutcome::Committed);
+    }
+
+    /// It was told of a commit with nothing in it.
+    #[test]
+    fn cli_09_a_transaction_is_not_committed_without_a_record_that_could_not_be_sent() {
+        let store = Store::in_memory(1).unwrap();
+        ["t", "v"].map(|name| store.create_topic(name, TopicConfig::new()).unwrap());
+        let mut held = store.producer().transactional_id("id").build().unwrap();
+        let mut transaction = held.begin().unwrap();
+        let unknown = transaction.send(Record::to("u").value(b"x"));
+        assert!(matches!(unknown, Err(Error::UnknownTopicOrPartition { .. })), "{unknown:?}");
+        transaction.send(Record::to("t").value(b"x")).unwrap();
+        transaction.commit(LONG).unwrap();
+        let mut transaction = held.begin().unwrap();
+        store.close(LONG).unwrap();
+        let sent = transaction.send(Record::to("v").value(b"x"));
+        assert!(matches!(sent, Err(Error::Closed)), "{sent:?}");
+        let ended = transaction.commit(LONG);
+        assert!(matches!(ended, Err(Error::TransactionAborted { .. })), "{ended:?}");
     }
 
     #[test]
