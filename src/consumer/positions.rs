@@ -1,7 +1,7 @@
 //! Where a consumer stands in its partitions, and where it is told to go.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::store::CommittedOffset;
@@ -160,10 +160,11 @@ impl Consumer {
         &self,
         times: &[(&str, u32, Timestamp)],
     ) -> Result<BTreeMap<TopicPartition, Offset>> {
-        let mut found = BTreeMap::new();
+        let (mut found, started) = (BTreeMap::new(), Instant::now());
         for (topic, number, time) in times {
             let partition = self.store.partition(topic, *number)?;
-            partition.wait_for_acknowledged(self.settings.api_timeout)?;
+            let left = self.settings.api_timeout.saturating_sub(started.elapsed());
+            partition.wait_for_acknowledged(left)?;
             let end = end_of(&partition, self.settings.isolation);
             if let Some(offset) = partition.offset_for_time(*time)?.filter(|offset| *offset < end) {
                 found.insert(partition.name().clone(), offset);

@@ -637,9 +637,9 @@ fn after_a_crash(
             drop(log);
             disk.heal();
             if power {
-                disk.power_loss()
+                disk.power_loss();
             } else {
-                disk.process_restart()
+                disk.process_restart();
             }
             let Recovered { log, losses, .. } = recover(Arc::new(disk), log_start, !power);
             let damaged = losses.iter().any(|loss| matches!(loss, Loss::Damaged { .. }));

@@ -570,7 +570,9 @@ mod tests {
     #[test]
     fn cli_09_a_transaction_is_not_committed_without_a_record_that_could_not_be_sent() {
         let store = Store::in_memory(1).unwrap();
-        ["t", "v"].map(|name| store.create_topic(name, TopicConfig::new()).unwrap());
+        for name in ["t", "v"] {
+            store.create_topic(name, TopicConfig::new()).unwrap();
+        }
         let mut held = store.producer().transactional_id("id").build().unwrap();
         let mut transaction = held.begin().unwrap();
         let unknown = transaction.send(Record::to("u").value(b"x"));
