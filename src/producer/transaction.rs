@@ -568,7 +568,7 @@ mod tests {
 
     /// It was told of a commit with nothing in it.
     #[test]
-    fn cli_09_a_transaction_is_not_committed_without_a_record_that_could_not_be_sent() {
+    fn cli_14_a_transaction_is_not_committed_without_a_record_that_could_not_be_sent() {
         let store = Store::in_memory(1).unwrap();
         for name in ["t", "v"] {
             store.create_topic(name, TopicConfig::new()).unwrap();

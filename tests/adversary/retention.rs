@@ -90,7 +90,7 @@ fn log_19_a_crash_while_a_follower_begins_anew_leaves_a_whole_copy_behind() {
 /// A replica that was away had a batch that was lost, and ends where records are deleted up to: it was not held against the
 /// leader's log, knew its producer by that batch, and took it for a duplicate when it led and the batch came again.
 #[test]
-fn prod_19_a_lost_batch_is_no_duplicate_where_its_place_was_deleted() {
+fn prod_43_a_lost_batch_is_no_duplicate_where_its_place_was_deleted() {
     let numbered =
         |sequence| ProducerSequence { id: ProducerId(7), epoch: ProducerEpoch(0), sequence };
     for deleted in [3, 4, 5] {
