@@ -575,6 +575,8 @@ impl Core {
     #[cold]
     pub(super) fn closed_error(&self, state: &State, written: Written) -> Error {
         match (&state.fenced, state.ended) {
+            // Files that go under a flush are no failure of their disk.
+            (_, Some(Ended::TopicDeleted)) => self.ended_error(Ended::TopicDeleted),
             (Some(fenced), _) => Error::DiskOffline {
                 partition: self.partition.clone(),
                 disk: state.leading.disk,
@@ -622,12 +624,14 @@ impl Core {
         }
         state.fenced = Some(Fenced { cause: words.as_str().into(), at_risk: at_risk.clone() });
         let disk = state.leading.disk;
-        self.report(EventKind::ReplicaFenced {
-            partition: self.partition.clone(),
-            disk,
-            at_risk,
-            cause: words,
-        });
+        if state.ended != Some(Ended::TopicDeleted) {
+            self.report(EventKind::ReplicaFenced {
+                partition: self.partition.clone(),
+                disk,
+                at_risk,
+                cause: words,
+            });
+        }
         self.ask_for_settling(state);
     }
 

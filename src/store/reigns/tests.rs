@@ -527,6 +527,23 @@ fn opened_anew(shared: &Shared, topic: &Topic, core: &Core, disk: DiskId) -> Arc
     replica(&disk, Some(opened.0.log))
 }
 
+/// Its files had gone under the flush: that was told as a disk that fails.
+#[test]
+fn an_append_that_meets_the_deletion_of_its_topic_is_told_of_that_and_no_disk_is_blamed() {
+    let store = Store::in_memory(1).unwrap();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    let ticket = partition.append_nowait(&[Record::new("v")], Acks::All).unwrap();
+    let core = store.handle.shared.cores().pop().expect("one partition").1;
+    core.delete();
+    core.fence_replica(DiskId(0), &Error::Closed);
+    let told = ticket.wait(Duration::from_secs(60));
+    assert!(matches!(told, Err(Error::UnknownTopicOrPartition { .. })), "{told:?}");
+    let told = partition.append(&[Record::new("v")], Acks::All);
+    assert!(matches!(told, Err(Error::UnknownTopicOrPartition { .. })), "{told:?}");
+    assert!(!store.events().any(|event| matches!(event.kind, EventKind::ReplicaFenced { .. })));
+}
+
 /// Its last batch was not held against the leader's log, which begins behind it: whoever wrote it was known by it.
 #[test]
 fn a_replica_that_is_back_and_ends_where_the_log_begins_is_told_anew_who_wrote() {
