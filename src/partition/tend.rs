@@ -111,14 +111,14 @@ impl Core {
 
     fn tend_flush(&self, now: Timestamp) -> Tended {
         let mut tended = Tended::default();
-        // First, so that an append from now on asks again.
+        // First, so that an append from now on asks again, and is not taken for one that is flushed.
         let soon = self.group.soon.swap(false, Ordering::AcqRel);
+        let wanted = self.group.wanted.swap(false, Ordering::AcqRel);
         let (flush, flushed, end) = {
             let state = self.state.lock();
             (state.flush, state.progress.flushed(), state.log.end())
         };
         let unflushed = flushed < end;
-        let wanted = self.group.wanted.swap(false, Ordering::AcqRel);
         match flush {
             Flush::OnAck if wanted && unflushed => self.flush_or_report(),
             Flush::OnAck if soon && unflushed => {
@@ -559,4 +559,53 @@ fn at_risk_on(state: &State, disk: DiskId) -> Option<Range<Offset>> {
     let held = replica.brief()?;
     let fenced = || held.fenced.as_ref().map(|fenced| fenced.at_risk.clone());
     held.log.as_ref().map(unproven).or_else(fenced)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+    use std::thread;
+
+    use super::*;
+    use crate::config::TopicConfig;
+    use crate::record::Record;
+    use crate::storage::simulated::SimDisk;
+    use crate::store::Store;
+    use crate::types::Acks;
+
+    /// The worker looked at the log, and then took back that a flush was wanted: by an append that came in between. Nobody
+    /// flushed that, and who was to be told of it heard nothing. Hardly ever seen but where threads are scheduled at random.
+    #[test]
+    fn an_append_amid_a_look_of_the_worker_is_flushed_with_the_next() {
+        let store = Store::builder().simulated_disk(SimDisk::new(0)).open().unwrap();
+        store.create_topic("t", TopicConfig::new().flush(Flush::OnAck)).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let core = partition.core().unwrap();
+        let appends = if cfg!(miri) { 20 } else { 2_000 };
+        let (begun, over) = (AtomicU32::new(0), AtomicU32::new(0));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while over.load(Ordering::SeqCst) == 0 {
+                    begun.fetch_add(1, Ordering::SeqCst);
+                    core.tend_flush(Timestamp(0));
+                }
+            });
+            for _ in 0..appends {
+                core.append_only(None, &[Record::new("v")], Acks::All).unwrap();
+                // The look after the one that is under way is over when the third begins.
+                let before = begun.load(Ordering::SeqCst);
+                while begun.load(Ordering::SeqCst) < before + 2 {
+                    thread::yield_now();
+                }
+                let state = core.state.lock();
+                let left = state.log.flushed_end()..state.log.end();
+                if !left.is_empty() {
+                    over.store(1, Ordering::SeqCst);
+                }
+                drop(state);
+                assert!(left.is_empty(), "{left:?} is not flushed");
+            }
+            over.store(1, Ordering::SeqCst);
+        });
+    }
 }

@@ -82,15 +82,18 @@ impl Mailbox {
     /// When it polled, if it did since the last call; `now` while it waits in a poll. A task that was woken and does not go
     /// on waits no longer: its time runs from the first call that finds it so.
     pub(super) fn take_polled(&self, now: Timestamp) -> Option<Timestamp> {
-        let is_told = (self.is_told)();
-        let taken = self.polled_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |at| {
-            (at != WAITING || is_told).then_some(NOT_POLLED)
-        });
-        match taken {
-            Ok(NOT_POLLED) => None,
-            Ok(WAITING) => Some(now),
-            Ok(at) => Some(Timestamp(at)),
-            Err(_) => Some(now),
+        match self.polled_at.swap(NOT_POLLED, Ordering::Relaxed) {
+            NOT_POLLED => None,
+            WAITING => {
+                // Asked afterwards: one that goes on from here on shows that itself. One that waits without having been told
+                // may have begun just now.
+                if !(self.is_told)() {
+                    let order = Ordering::Relaxed;
+                    let _ = self.polled_at.compare_exchange(NOT_POLLED, WAITING, order, order);
+                }
+                Some(now)
+            }
+            at => Some(Timestamp(at)),
         }
     }
 
