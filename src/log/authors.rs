@@ -8,6 +8,7 @@ use crate::protocol::producer_state::batch::Proposal;
 use crate::protocol::producer_state::states::{ProducerStates, ProducerView};
 use crate::protocol::producer_state::transactions::OpenTransaction;
 use crate::protocol::producer_state::verdict::Verdict;
+use crate::protocol::replication::EpochHistory;
 use crate::record::{self, Draft, Marker};
 use crate::types::{Offset, ProducerId, ProducerSequence, Timestamp};
 
@@ -104,6 +105,11 @@ impl Log {
     pub(crate) fn adopt_producers(&mut self, leader: &Self) {
         assert!(leader.end >= self.end, "what is counted in is passed over later");
         self.producers.adopt(&leader.producers, self.end);
+    }
+
+    /// Whether the last batch that is counted in, which may be deleted, is one of the leader's, as far as the epochs tell.
+    pub(crate) fn last_is_of(&self, history: &EpochHistory) -> bool {
+        self.producers.last_is_of(history)
     }
 
     /// Takes over what another replica knows of the producers, if it is not longer and knows all of them.

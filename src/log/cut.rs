@@ -91,18 +91,15 @@ impl Log {
         if at < end { self.truncate_copy(at, now).map(|_| ()) } else { Ok(()) }
     }
 
-    /// Forgets who wrote where nothing is left to hold against the leader's log: the last that was here may never have been
+    /// Begins anew where nothing is left to hold against the leader's log: the last that was here may never have been
     /// acknowledged, and its producer would be known by it. For a replica that may lack or have more than was acknowledged;
-    /// the leader tells who wrote before. The files stay: their names say where what was cut begins.
+    /// the leader tells who wrote before.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub(crate) fn forget_what_is_past(&mut self) -> Result<(), Error> {
-        if self.end > self.reader.log_start() {
-            return Ok(());
-        }
-        let snapshots = self.producers.restart(self.end);
-        producers::remove_snapshots(&self.place, &snapshots)
+        let is_new = self.end == Offset::ZERO;
+        if is_new || self.end > self.reader.log_start() { Ok(()) } else { self.restart(self.end) }
     }
 
     /// Finds out the epoch of the last batch while nobody waits: an election asks for it under the partition's lock.
@@ -232,7 +229,9 @@ impl Log {
     pub(crate) fn restart(&mut self, start: Offset) -> Result<(), Error> {
         self.begin_at(start)?;
         let snapshots = self.producers.restart(start);
-        producers::remove_snapshots(&self.place, &snapshots)
+        producers::remove_snapshots(&self.place, &snapshots)?;
+        // Who wrote in what comes back by a power loss would be taken to have written here.
+        self.sync_removed()
     }
 
     pub(super) fn begin_at(&mut self, start: Offset) -> Result<(), Error> {
@@ -252,8 +251,7 @@ impl Log {
             remove_segment_files(&self.place, *base)?;
         }
         if !bases.is_empty() {
-            let synced = self.place.disk.sync_dir(&self.place.directory);
-            synced.map_err(|error| self.place.io_error("", "sync", error))?;
+            self.sync_removed()?;
         }
         if let Some(last) = last {
             remove_segment_files(&self.place, last)?;
@@ -262,6 +260,15 @@ impl Log {
         (self.end, self.flushed_end) = (start, start);
         self.last_epoch = None;
         Ok(())
+    }
+
+    fn sync_removed(&self) -> Result<(), Error> {
+        match self.place.disk.sync_dir(&self.place.directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(self.place.io_error("", "sync", error))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn lower_witness(&self, end: Offset) -> Result<(), Error> {

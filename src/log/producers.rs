@@ -15,6 +15,7 @@ use crate::protocol::producer_state::snapshot::snapshot_bytes_max;
 use crate::protocol::producer_state::states::{PRODUCERS_MAX, ProducerStates, ProducerView};
 use crate::protocol::producer_state::transactions::OpenTransaction;
 use crate::protocol::producer_state::verdict::{Refusal, Verdict};
+use crate::protocol::replication::EpochHistory;
 use crate::record::BatchHeader;
 use crate::segment::Place;
 use crate::storage::{read_small, replace_file};
@@ -375,6 +376,12 @@ impl Producers {
     /// Whether all that was written below `end` is known already.
     pub(super) fn counts_in(&self, end: Offset) -> bool {
         !self.lacks_past && self.states.end() >= end
+    }
+
+    /// Whether the last batch is one of the leader's, whose reigns these were.
+    pub(super) fn last_is_of(&self, history: &EpochHistory) -> bool {
+        let end = history.end_of(self.states.leader_epoch());
+        end.is_none_or(|end| self.states.end() <= end)
     }
 
     /// Some of the log cannot be read, and who wrote that is not known here; other replicas may know.

@@ -11,7 +11,9 @@ use crate::error::{Error, Result};
 use crate::log::{Evidence, Log, Loss, Marks, Recovered, Repair};
 use crate::partition::{Core, CoreParts, EventKind, Proposal, Reign, Replica};
 use crate::protocol::metadata::{MetadataRecord, PartitionState};
-use crate::protocol::replication::{Candidate, FollowerStart, Progress, elect, eligible_after};
+use crate::protocol::replication::{
+    Candidate, EpochHistory, FollowerStart, Progress, elect, eligible_after,
+};
 use crate::types::{DiskId, Flush, LeaderEpoch, Offset, StorageMode, TopicId, TopicPartition};
 
 use super::disks::{LastStop, StoreDisk};
@@ -84,7 +86,10 @@ impl Shared {
             let chosen = self.choose_leader(topic, partition, &described, &config, logs, bad)?;
             unrepaired = self.repair_all(partition, &mut found, &damages);
             if let Some(leader) = chosen.1 {
-                self.tell_leader(partition, leader, &mut found);
+                let has_all =
+                    |disk| described.isr.contains(&disk) || described.eligible.contains(&disk);
+                self.tell_leader(partition, leader, &chosen.0.history, has_all, &mut found);
+                self.forget_what_is_past(partition, leader, has_all, &mut found);
             }
             chosen
         };
@@ -366,15 +371,7 @@ impl Shared {
             let compared = forgotten.and_then(|()| {
                 of_leader.iter().try_for_each(|leader| log.agree_with(leader, leader_end, now))
             });
-            let may_differ = !reign.isr.contains(&disk.id) && !reign.eligible.contains(&disk.id);
-            let agrees = |()| {
-                let end = log.agree(&reign.history, leader_end, now)?;
-                if may_differ && leader.is_some() {
-                    log.forget_what_is_past()?;
-                }
-                Ok(end)
-            };
-            match compared.and_then(agrees) {
+            match compared.and_then(|()| log.agree(&reign.history, leader_end, now)) {
                 Ok(end) if strayed && end < own_end => {
                     let (partition, disk) = (partition.clone(), disk.id);
                     let offsets = end..own_end;
@@ -530,18 +527,24 @@ impl Shared {
         left
     }
 
-    /// A leader that cannot read who wrote some of its log asks a replica that knows: nobody is asked once it leads.
+    /// A leader that cannot read who wrote some of its log asks a replica that knows, first those that `has_all` that was
+    /// acknowledged: nobody is asked once it leads.
     fn tell_leader(
         &self,
         partition: &TopicPartition,
         leader: DiskId,
+        history: &EpochHistory,
+        has_all: impl Fn(DiskId) -> bool,
         found: &mut [(Arc<StoreDisk>, Log)],
     ) {
         let Some(at) = found.iter().position(|(disk, _)| disk.id == leader) else { return };
         let (before, rest) = found.split_at_mut(at);
         let Some(((_, log), after)) = rest.split_first_mut() else { return };
         let now = self.clock.now();
-        for (_, other) in before.iter().chain(&*after) {
+        let others = || before.iter().chain(&*after);
+        let knowing = others().filter(|(disk, _)| has_all(disk.id));
+        let doubtful = others().filter(|(disk, log)| !has_all(disk.id) && log.last_is_of(history));
+        for (_, other) in knowing.chain(doubtful) {
             if !log.lacks_past() {
                 return;
             }
@@ -551,6 +554,24 @@ impl Shared {
                 self.events.push(now, EventKind::BackgroundFailed { partition, reason });
             }
         }
+    }
+
+    /// Who may lack or have more than was acknowledged, and has nothing left by which that would show, is told anew who wrote.
+    fn forget_what_is_past(
+        &self,
+        partition: &TopicPartition,
+        leader: DiskId,
+        has_all: impl Fn(DiskId) -> bool,
+        found: &mut Vec<(Arc<StoreDisk>, Log)>,
+    ) {
+        let mut failed = Vec::new();
+        let doubtful = |disk: &StoreDisk| disk.id != leader && !has_all(disk.id);
+        for (disk, log) in found.iter_mut().filter(|(disk, _)| doubtful(disk)) {
+            if let Err(error) = log.forget_what_is_past() {
+                failed.push((disk.id, error));
+            }
+        }
+        self.leave_out(partition, found, failed);
     }
 
     /// Goes on without replicas that failed.

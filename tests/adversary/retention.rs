@@ -87,53 +87,161 @@ fn log_19_a_crash_while_a_follower_begins_anew_leaves_a_whole_copy_behind() {
     }
 }
 
+/// The first batch of a producer of that number.
+fn first_of(id: u64) -> ProducerSequence {
+    ProducerSequence { id: ProducerId(id), epoch: ProducerEpoch(0), sequence: 0 }
+}
+
+fn append_three(partition: &Partition) {
+    for _ in 0..3 {
+        partition.append(&[Record::new("x")], Acks::All).unwrap();
+    }
+}
+
+/// A store whose topic of two replicas lost what producer 7 had appended at 3: disk 0, which alone had it, was away as
+/// disk 1 became the leader and appended until 6. Records are deleted below `deleted`, and disk 0 is back at the next opening.
+fn lose_a_batch(
+    disks: &[SimDisk],
+    clock: &Clock,
+    append_before: impl Fn(&Partition),
+    deleted: Offset,
+) {
+    let store = open(disks, clock).unwrap();
+    let config = small().replication_factor(2).unclean_leader_election(true);
+    store.create_topic("t", config).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    append_before(&partition);
+    store.stop_disk(DiskId(1)).unwrap();
+    let lost = [Record::new("lost")];
+    let placed = partition.append_idempotent(first_of(7), &lost, Acks::All).unwrap();
+    assert_eq!(placed.offsets, Offset(3)..Offset(4));
+    disks.iter().for_each(SimDisk::kill);
+    drop((partition, store));
+    disks.iter().for_each(SimDisk::process_restart);
+    disks[0].fail_from(1, Fault::Eio);
+    let store = open(disks, clock).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    assert_eq!(partition.leader(), Some(DiskId(1)));
+    append_three(&partition);
+    partition.delete_records(deleted).unwrap();
+    store.close(SECOND).unwrap();
+    drop((partition, store));
+    disks[0].heal();
+    disks.iter().for_each(SimDisk::process_restart);
+}
+
+/// That the lost batch is appended when it is sent again.
+fn assert_unknown(partition: &Partition) {
+    let again =
+        partition.append_idempotent(first_of(7), &[Record::new("lost")], Acks::All).unwrap();
+    assert_eq!((again.offsets.start, again.duplicate), (Offset(6), false));
+}
+
+fn heal_for_a_minute(store: &Store, clock: &Clock) {
+    for _ in 0..60 {
+        clock.advance(SECOND);
+        store.run_background();
+    }
+}
+
 /// A replica that was away had a batch that was lost, and ends where records are deleted up to: it was not held against the
 /// leader's log, knew its producer by that batch, and took it for a duplicate when it led and the batch came again.
 #[test]
 fn prod_43_a_lost_batch_is_no_duplicate_where_its_place_was_deleted() {
-    let numbered =
-        |sequence| ProducerSequence { id: ProducerId(7), epoch: ProducerEpoch(0), sequence };
     for deleted in [3, 4, 5] {
         let (disks, clock) = (disks(3), Clock::manual(NOW));
-        let append = |partition: &Partition, number: usize| {
-            for _ in 0..number {
-                partition.append(&[Record::new("x")], Acks::All).unwrap();
-            }
-        };
-        let store = open(&disks, &clock).unwrap();
-        let config = small().replication_factor(2).unclean_leader_election(true);
-        store.create_topic("t", config).unwrap();
-        let partition = store.partition("t", 0).unwrap();
-        append(&partition, 3);
-        store.stop_disk(DiskId(1)).unwrap();
-        let lost = [Record::new("lost")];
-        let placed = partition.append_idempotent(numbered(0), &lost, Acks::All).unwrap();
-        assert_eq!(placed.offsets, Offset(3)..Offset(4));
-        disks.iter().for_each(SimDisk::kill);
-        drop((partition, store));
-        disks.iter().for_each(SimDisk::process_restart);
-        disks[0].fail_from(1, Fault::Eio);
+        lose_a_batch(&disks, &clock, append_three, Offset(deleted));
         let store = open(&disks, &clock).unwrap();
         let partition = store.partition("t", 0).unwrap();
-        assert_eq!(partition.leader(), Some(DiskId(1)));
-        append(&partition, 3);
-        partition.delete_records(Offset(deleted)).unwrap();
-        store.close(SECOND).unwrap();
-        drop((partition, store));
-        disks[0].heal();
-        disks.iter().for_each(SimDisk::process_restart);
-        let store = open(&disks, &clock).unwrap();
-        let partition = store.partition("t", 0).unwrap();
-        for _ in 0..60 {
-            clock.advance(SECOND);
-            store.run_background();
-        }
+        heal_for_a_minute(&store, &clock);
         assert_eq!(partition.in_sync_replicas().len(), 2, "{deleted}");
         store.stop_disk(DiskId(1)).unwrap();
         assert_eq!(partition.leader(), Some(DiskId(0)));
-        let again = partition.append_idempotent(numbered(0), &lost, Acks::All).unwrap();
-        assert_eq!((again.offsets.start, again.duplicate), (Offset(6), false), "{deleted}");
+        assert_unknown(&partition);
     }
+}
+
+/// As above, and the replica was opened anew when it was in sync again: what it had forgotten was in its files still.
+#[test]
+fn prod_43_a_lost_batch_that_was_forgotten_is_not_remembered_by_the_next_opening() {
+    for power in [false, true] {
+        let (disks, clock) = (disks(3), Clock::manual(NOW));
+        lose_a_batch(&disks, &clock, append_three, Offset(4));
+        let store = open(&disks, &clock).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        heal_for_a_minute(&store, &clock);
+        assert_eq!(partition.in_sync_replicas().len(), 2);
+        disks.iter().for_each(SimDisk::kill);
+        drop((partition, store));
+        disks.iter().for_each(if power { SimDisk::power_loss } else { SimDisk::process_restart });
+        let store = open(&disks, &clock).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        assert_eq!(partition.in_sync_replicas().len(), 2);
+        if partition.leader() == Some(DiskId(1)) {
+            store.stop_disk(DiskId(1)).unwrap();
+        }
+        assert_eq!(partition.leader(), Some(DiskId(0)));
+        assert_unknown(&partition);
+    }
+}
+
+/// A leader whose own memory was damaged asked a replica whose last batch, deleted meanwhile, was none of the leader's.
+#[test]
+fn prod_43_a_leader_whose_memory_is_damaged_learns_of_no_lost_batch() {
+    let (disks, clock) = (disks(3), Clock::manual(NOW));
+    let append_before = |partition: &Partition| {
+        let three = [Record::new("a"), Record::new("b"), Record::new("c")];
+        partition.append_idempotent(first_of(6), &three, Acks::All).unwrap();
+    };
+    lose_a_batch(&disks, &clock, append_before, Offset(4));
+    assert!(damage_producers(&disks[1]) > 0);
+    let store = open(&disks, &clock).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    assert_eq!(partition.leader(), Some(DiskId(1)));
+    assert_unknown(&partition);
+}
+
+/// Changes a byte of each file that tells who wrote. Returns how many there were.
+fn damage_producers(disk: &SimDisk) -> usize {
+    let mut names = disk.files();
+    names.retain(|name| name.ends_with(".producers"));
+    for name in &names {
+        let mut bytes = disk.read_file(name);
+        let at = bytes.len() / 2;
+        bytes[at] ^= 1;
+        disk.write_file(name, &bytes);
+    }
+    names.len()
+}
+
+/// The replica that knew who wrote forgot it before the leader, whose own memory was damaged, was told.
+#[test]
+fn prod_43_a_leader_whose_memory_is_damaged_learns_from_a_replica_that_ends_where_the_log_begins() {
+    let (disks, clock) = (disks(3), Clock::manual(NOW));
+    let store = open(&disks, &clock).unwrap();
+    store.create_topic("t", small().replication_factor(2)).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    let once = [Record::new("once")];
+    let placed = partition.append_idempotent(first_of(7), &once, Acks::All).unwrap();
+    assert_eq!(placed.offsets, Offset(0)..Offset(1));
+    let value = vec![b'x'; 300];
+    for _ in 0..100 {
+        partition.append(&[Record::new(&value)], Acks::All).unwrap();
+    }
+    partition.delete_records(Offset(101)).unwrap();
+    heal_for_a_minute(&store, &clock);
+    assert_eq!(partition.in_sync_replicas().len(), 2);
+    assert_eq!(partition.leader(), Some(DiskId(0)));
+    store.stop_disk(DiskId(1)).unwrap();
+    append_three(&partition);
+    store.close(SECOND).unwrap();
+    drop((partition, store));
+    assert!(damage_producers(&disks[0]) > 0);
+    let store = open(&disks, &clock).unwrap();
+    let partition = store.partition("t", 0).unwrap();
+    assert_eq!(partition.leader(), Some(DiskId(0)));
+    let again = partition.append_idempotent(first_of(7), &once, Acks::All).unwrap();
+    assert!(again.duplicate, "{again:?}");
 }
 
 /// An active segment was taken to be as old as what a side file told of its beginning: after a crash, records went long
