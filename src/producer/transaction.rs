@@ -89,7 +89,7 @@ impl<'a> Transaction<'a> {
             )
         {
             // Not committed without it by one who looks at the commit alone.
-            self.failed.get_or_insert_with(|| error.to_string());
+            self.fail(error);
         }
         sent
     }
@@ -132,8 +132,18 @@ impl<'a> Transaction<'a> {
     ///
     /// # Errors
     /// Those of [`Partition::append`](crate::Partition::append) with nothing written: the transaction goes on.
-    /// [`Error::TransactionAborted`], [`Error::ProducerFenced`]: it is over. After any other error it can only be aborted.
+    /// [`Error::TransactionAborted`], [`Error::ProducerFenced`], [`Error::Closed`]: it is over. After any other error it can
+    /// only be aborted.
     pub fn append(
+        &mut self,
+        topic: &str,
+        partition: u32,
+        records: &[Record<'_>],
+    ) -> Result<Range<Offset>> {
+        self.append_behind(topic, partition, records).inspect_err(|error| self.note(error))
+    }
+
+    fn append_behind(
         &mut self,
         topic: &str,
         partition: u32,
@@ -176,7 +186,7 @@ impl<'a> Transaction<'a> {
         let outcome = self.append_in_pieces(&gathered.to, &gathered.content.records());
         if let Err(error) = &outcome {
             // Its senders were told that it is part of the transaction.
-            self.failed.get_or_insert_with(|| error.to_string());
+            self.fail(error);
         }
         outcome
     }
@@ -211,8 +221,16 @@ impl<'a> Transaction<'a> {
     ) -> Result<()> {
         let offsets: Vec<_> =
             offsets.into_iter().map(|(at, offset)| (at.clone(), offset.clone())).collect();
+        self.write_offsets(&offsets, group).inspect_err(|error| self.note(error))
+    }
+
+    fn write_offsets(
+        &mut self,
+        offsets: &[(TopicPartition, CommittedOffset)],
+        group: &ConsumerGroupMetadata,
+    ) -> Result<()> {
         let shared = Arc::clone(self.producer.store.shared());
-        let offsets = shared.placed_offsets(group, &offsets)?;
+        let offsets = shared.placed_offsets(group, offsets)?;
         if offsets.is_empty() {
             return Ok(());
         }
@@ -225,7 +243,7 @@ impl<'a> Transaction<'a> {
             if let Err(error) = written {
                 if is_sent {
                     // A part of them is not to be committed without the rest.
-                    self.failed.get_or_insert_with(|| error.to_string());
+                    self.fail(&error);
                 }
                 return Err(error);
             }
@@ -259,10 +277,7 @@ impl<'a> Transaction<'a> {
                 _ => error,
             };
             if !again {
-                // Another batch would get its numbers, and be taken for it.
-                if error.written() != Written::No {
-                    self.failed.get_or_insert_with(|| error.to_string());
-                }
+                self.note(&error);
                 return Err(error);
             }
             doubt = Some(error);
@@ -313,12 +328,21 @@ impl<'a> Transaction<'a> {
                     let seen = TransactionTag { producer: id, epoch: *current };
                     producer.transactions.learn(producer.store.shared(), seen, partition);
                 }
-                if ends_transaction(&error) {
-                    self.failed.get_or_insert_with(|| error.to_string());
-                }
                 Err(error)
             }
         }
+    }
+
+    /// From now on it can only be aborted, if `error` has it so.
+    fn note(&mut self, error: &Error) {
+        // Another batch would get the numbers of one that may be written, and be taken for it.
+        if error.written() != Written::No || ends_transaction(error) {
+            self.fail(error);
+        }
+    }
+
+    fn fail(&mut self, error: &Error) {
+        self.failed.get_or_insert_with(|| error.to_string());
     }
 
     /// Commits: when this returns, every read-committed reader sees all of it; of a partition in which an earlier transaction of
@@ -585,6 +609,42 @@ mod tests {
         assert!(matches!(sent, Err(Error::Closed)), "{sent:?}");
         let ended = transaction.commit(LONG);
         assert!(matches!(ended, Err(Error::TransactionAborted { .. })), "{ended:?}");
+    }
+
+    /// Only an append that had come as far as the log was noted; a commit of nothing is not told of what is closed.
+    #[test]
+    fn cli_17_what_could_not_be_appended_for_good_is_not_left_out_of_a_commit() {
+        let store = Store::in_memory(3).unwrap();
+        let twice = TopicConfig::new().replication_factor(2).min_insync_replicas(2);
+        store.create_topic("t", twice).unwrap();
+        let follower = store.partition("t", 0).unwrap().replicas()[1];
+        let builder = store.producer().transactional_id("id").batch_bytes(1024);
+        let mut held = builder.delivery_timeout(Duration::from_millis(20)).build().unwrap();
+
+        let mut transaction = held.begin().unwrap();
+        store.stop_disk(follower).unwrap();
+        let alone = Record::to("t").value(&[b'x'; 2000]);
+        let refused = transaction.send(alone);
+        assert!(matches!(refused, Err(Error::NotEnoughReplicas { .. })), "{refused:?}");
+        store.start_disk(follower).unwrap();
+        let ended = transaction.commit(LONG);
+        assert!(matches!(ended, Err(Error::TransactionAborted { .. })), "{ended:?}");
+
+        let group = store.consumer().group("g").build().unwrap().group_metadata();
+        let offset = (TopicPartition::new("t", 0), CommittedOffset::from(Offset(1)));
+        store.close(LONG).unwrap();
+        for at in 0..3 {
+            held.forget("t");
+            let mut transaction = held.begin().unwrap();
+            let refused = match at {
+                0 => transaction.send(Record::to("t").value("x")),
+                1 => transaction.append("t", 0, &[Record::new("x")]).map(drop),
+                _ => transaction.send_offsets([(&offset.0, &offset.1)], &group),
+            };
+            assert!(matches!(refused, Err(Error::Closed)), "{at}: {refused:?}");
+            let ended = transaction.commit(LONG);
+            assert!(matches!(ended, Err(Error::TransactionAborted { .. })), "{at}: {ended:?}");
+        }
     }
 
     #[test]
