@@ -84,7 +84,8 @@ impl Store {
     /// its directory to the store as one of its disks.
     ///
     /// # Errors
-    /// [`Error::UnsupportedFormat`] if the directory is not empty; [`Error::NoSpace`] if it has too little room;
+    /// [`Error::UnsupportedFormat`] if the directory is not empty; [`Error::InvalidConfig`] if it lies in that of a disk of the
+    /// store, with which it would go; [`Error::NoSpace`] if it has too little room;
     /// [`Error::NoLeader`], [`Error::MissingDisk`] if a partition cannot be read now; [`Error::TimedOut`] while a
     /// transaction cannot be settled, or while it is not known how far a partition was acknowledged, since the store was opened
     /// with too few of its replicas; [`Error::Io`], also of a disk of the store that failed meanwhile. The directory is
@@ -105,6 +106,8 @@ impl Store {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn backup(&self, path: impl AsRef<Path>) -> Result<BackupReport> {
+        // Before a directory is made.
+        self.shared().check_writable()?;
         self.back_up(open_directory(path.as_ref())?)
     }
 
@@ -123,6 +126,7 @@ impl Store {
     fn back_up(&self, directory: Arc<dyn Disk>) -> Result<BackupReport> {
         let shared = self.shared();
         shared.check_writable()?;
+        shared.check_apart("backup", &*directory)?;
         let given = vacant(directory)?;
         let target = Arc::clone(&given.disk);
         let report = shared.copy_to(&target);

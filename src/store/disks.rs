@@ -330,11 +330,13 @@ pub(super) fn check_present(
     Err(Error::MissingDisk { disk: *disk, path })
 }
 
-/// Refuses directories of which one lies in another: what is in that one's is for it to remove and to move aside.
+/// Refuses directories of which one lies in another: what is in that one's is for it to remove and to move aside. `key`: what
+/// they were given as.
 ///
 /// # Errors
 /// [`Error::InvalidConfig`].
 pub(super) fn check_apart<'a>(
+    key: &str,
     directory: &Path,
     others: impl Iterator<Item = &'a Path>,
 ) -> Result<()> {
@@ -342,9 +344,9 @@ pub(super) fn check_apart<'a>(
         if directory.starts_with(other) || other.starts_with(directory) {
             let (one, other) = (directory.display(), other.display());
             return Err(Error::InvalidConfig {
-                key: "log.dirs".into(),
+                key: key.into(),
                 value: one.to_string(),
-                reason: format!("of {one} and {other}, each a disk, one lies in the other"),
+                reason: format!("of {one} and {other}, one lies in the other"),
             });
         }
     }

@@ -42,7 +42,11 @@ pub(super) fn open(
 ) -> Result<Store> {
     let alone = disks.len() + unreadable.len() == 1;
     for (at, disk) in disks.iter().enumerate() {
-        disks::check_apart(disk.root(), disks[at + 1..].iter().map(|other| other.root()))?;
+        disks::check_apart(
+            "log.dirs",
+            disk.root(),
+            disks[at + 1..].iter().map(|other| other.root()),
+        )?;
     }
     let mut given = Vec::new();
     for disk in disks {

@@ -304,10 +304,18 @@ impl Shared {
         })
     }
 
+    /// Refuses a directory that lies in that of a disk, or the other way round.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`].
+    pub(super) fn check_apart(&self, key: &str, directory: &dyn Disk) -> Result<()> {
+        let known: Vec<_> = self.disks.read().values().map(|disk| Arc::clone(&disk.disk)).collect();
+        disks::check_apart(key, directory.root(), known.iter().map(|disk| disk.root()))
+    }
+
     /// An empty directory, locked; or what [`Shared::admit`] left of one before it became a disk.
     fn vacant(&self, directory: Arc<dyn Disk>) -> Result<Given> {
-        let known: Vec<_> = self.disks.read().values().map(|disk| Arc::clone(&disk.disk)).collect();
-        disks::check_apart(directory.root(), known.iter().map(|disk| disk.root()))?;
+        self.check_apart("log.dirs", &*directory)?;
         let state = self.metadata.lock().state().clone();
         let is_left = |identity: &DirectoryIdentity| {
             let known = state.disk(identity.disk);

@@ -830,3 +830,30 @@ fn s3_the_copy_lacks_only_what_all_replicas_lack() {
         }
     }
 }
+
+/// What lies in a topic's directory goes with the topic.
+#[test]
+fn a_backup_does_not_lie_in_the_store_that_it_is_of() {
+    let root = tempfile::tempdir().unwrap();
+    let directory = root.path().join("data");
+    let store = Store::open(&directory).unwrap();
+    store.create_topic("t", TopicConfig::new()).unwrap();
+    append(&store.partition("t", 0).unwrap(), 0..10);
+    let topics: Vec<_> = std::fs::read_dir(directory.join("topics")).unwrap().collect();
+    let topic = topics.into_iter().map(|entry| entry.unwrap().path()).next_back().unwrap();
+    let linked = root.path().join("linked");
+    std::os::unix::fs::symlink(&topic, &linked).unwrap();
+    for inside in [directory.join("today"), topic.join("today"), linked.join("today")] {
+        let refused = store.backup(&inside);
+        let is_told = matches!(&refused, Err(Error::InvalidConfig { key, .. }) if key == "backup");
+        assert!(is_told, "{}: {refused:?}", inside.display());
+    }
+    let beside = root.path().join("data-today");
+    store.backup(&beside).unwrap();
+    store.close(SECOND).unwrap();
+    let refused = store.backup(root.path().join("later"));
+    assert!(matches!(refused, Err(Error::Closed)), "{refused:?}");
+    assert!(!root.path().join("later").exists(), "made by a call that was refused");
+    let copy = Store::open(&beside).unwrap();
+    assert_eq!(check(&copy.partition("t", 0).unwrap()), 10);
+}
