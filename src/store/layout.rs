@@ -37,12 +37,14 @@ pub(super) fn with_reserve(
     act: impl Fn() -> Result<(), Error>,
 ) -> Result<(), Error> {
     match act() {
-        Err(full @ Error::NoSpace { .. }) => match disk.remove(RESERVE) {
-            Ok(()) => act(),
-            Err(_) => Err(full),
-        },
+        Err(Error::NoSpace { .. }) if give_up_reserve(disk) => act(),
         outcome => outcome,
     }
+}
+
+/// Whether there is more room now.
+pub(super) fn give_up_reserve(disk: &dyn Disk) -> bool {
+    disk.remove(RESERVE).is_ok()
 }
 
 /// Sets a reserve aside, if there is none and there is room.

@@ -1,13 +1,13 @@
 //! Which term a disk knows that an opening may have begun.
 //!
 //! Two places in one file. The one that does not hold the last term is written, so that a crash tears nothing that counts.
-//! Nothing needs room but the file itself, once. Each: magic (8 bytes), term u64, CRC-32 of both, seeded with the store's id.
+//! Nothing needs room but the file itself, once: the reserve of a full disk is given up for it. Each: magic (8 bytes), term u64, CRC-32 of both, seeded with the store's id.
 
 use std::io;
 
-use crate::error::{Error, ErrorClass};
+use crate::error::{Error, ErrorClass, is_out_of_space};
 use crate::storage::{Disk, OpenMode, parent, read_small, replace_file, write_all_at};
-use crate::store::layout::TERM;
+use crate::store::layout::{TERM, give_up_reserve};
 use crate::types::StoreId;
 
 use super::seed;
@@ -65,7 +65,11 @@ pub(super) fn write(disk: &dyn Disk, store: StoreId, term: u64) -> io::Result<()
     if known.term == 0 {
         let mut both = vec![0; 2 * PLACE_BYTES];
         both[..bytes.len()].copy_from_slice(&bytes);
-        return replace_file(disk, TERM, &both);
+        let replace = || replace_file(disk, TERM, &both);
+        return match replace() {
+            Err(full) if is_out_of_space(&full) && give_up_reserve(disk) => replace(),
+            replaced => replaced,
+        };
     }
     // What is read may have been written by an attempt that failed, and be lost yet: it is written once more.
     let at = if known.term >= term { known.at } else { PLACE_BYTES - known.at };
@@ -103,6 +107,7 @@ mod tests {
     use super::*;
     use crate::storage::MemoryDisk;
     use crate::storage::simulated::{Fault, SimDisk, SyncFault};
+    use crate::store::layout::set_reserve_aside;
 
     #[test]
     fn a_term_that_is_known_stays_so_where_a_later_one_is_torn_or_another_stores() {
@@ -128,6 +133,19 @@ mod tests {
             assert_eq!(known(store), next);
             assert!(!read(&disk, store).unwrap().is_damaged);
         }
+    }
+
+    /// Where the file was lost, nothing could be changed until somebody else made room: no topic could be deleted.
+    #[test]
+    fn a_full_disk_takes_a_term_that_it_has_no_file_for() {
+        let (disk, store) = (SimDisk::new(1), StoreId(7));
+        set_reserve_aside(&disk);
+        disk.set_free_bytes(Some(0));
+        write(&disk, store, 5).unwrap();
+        assert_eq!(read(&disk, store).unwrap().term, 5);
+        // In its place, however full the disk is.
+        write(&disk, store, 6).unwrap();
+        assert_eq!(read(&disk, store).unwrap().term, 6);
     }
 
     /// It was found to be there, and not written again.
