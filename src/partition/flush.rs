@@ -19,6 +19,7 @@ use crate::error::{Error, Written};
 use crate::log::FlushPlan;
 use crate::types::{Acks, DiskId, Flush, LeaderEpoch, Offset};
 
+use super::Attention;
 use super::bed::{Bed, News};
 use super::core::{Core, Ended, State};
 use super::replica::Replica;
@@ -143,13 +144,6 @@ impl Durable {
 }
 
 impl Core {
-    /// The worker of `disk` has taken the partition from its queue.
-    pub(crate) fn attention_taken(&self, disk: DiskId) {
-        if let Some(replica) = self.replica(disk) {
-            replica.attention_taken();
-        }
-    }
-
     pub(super) fn ask_for_flush(&self) {
         self.group.wanted.store(true, Ordering::Release);
         self.ask_for_attention();
@@ -164,9 +158,13 @@ impl Core {
         }
     }
 
-    /// Queues the partition for the worker of `disk`, if a replica is there.
-    pub(crate) fn ask_for_attention_on(&self, disk: DiskId) {
-        let Some(state) = self.brief() else { return };
+    /// Queues the partition anew for the worker of `disk`, whose queue is `worker`, if a replica is there.
+    pub(crate) fn ask_for_attention_on(&self, disk: DiskId, worker: &Attention) {
+        let Some(state) = self.brief() else {
+            // Whether one is there is seen by the worker, which looks until it can.
+            worker.push(self.weak());
+            return;
+        };
         let all = std::iter::once(&state.leading).chain(&state.followers);
         if let Some(replica) = all.into_iter().find(|replica| replica.disk == disk) {
             replica.attention_taken();

@@ -161,6 +161,12 @@ impl Core {
         self.brief().is_some_and(|state| state.preference.contains(&disk))
     }
 
+    /// Holds the partition, as a call does that hangs.
+    #[cfg(test)]
+    pub(crate) fn hold(&self) -> impl Drop + '_ {
+        self.state.lock()
+    }
+
     /// Whether `disk` leads, as far as that can be told now.
     pub(crate) fn is_led_by(&self, disk: DiskId) -> bool {
         self.brief().is_some_and(|state| state.leader == Some(disk) && state.fenced.is_none())

@@ -59,7 +59,14 @@ impl Core {
             let Some(state) = self.brief() else {
                 return Tended { again_in: Some(RETRY_AFTER) };
             };
-            (state.leads_on(disk), state.followers.iter().find(|r| r.disk == disk).cloned())
+            let follower = state.followers.iter().find(|replica| replica.disk == disk);
+            let leader = Some(&state.leading).filter(|replica| replica.disk == disk);
+            // What is back of a leader that failed comes before what failed. First, so that what comes from now on is
+            // looked at again; and only here, for it is not known whose turn it is while a call holds the partition.
+            if let Some(replica) = follower.or(leader) {
+                replica.attention_taken();
+            }
+            (state.leads_on(disk), follower.cloned())
         };
         self.repair_damage(disk, now);
         self.take_pages_back(disk);

@@ -239,7 +239,7 @@ fn start_worker(workers: &mut Workers, disk: &Arc<StoreDisk>) -> Result<()> {
         {
             // The last one knew what was due when, and leaves what it has not come to.
             for (_, core) in shared.cores() {
-                core.ask_for_attention_on(worked.id);
+                core.ask_for_attention_on(worked.id, &worked.attention);
             }
         }
         let mut agenda = Agenda::default();
@@ -250,7 +250,9 @@ fn start_worker(workers: &mut Workers, disk: &Arc<StoreDisk>) -> Result<()> {
             let Some(cores) = worked.attention.wait(due) else { return };
             if worked.worker.load(Ordering::Acquire) != number {
                 // Its place was taken as it went to wait: this was for its successor.
-                cores.iter().for_each(|core| core.ask_for_attention_on(worked.id));
+                for core in &cores {
+                    core.ask_for_attention_on(worked.id, &worked.attention);
+                }
                 worked.attention.ring();
                 return;
             }
@@ -429,7 +431,6 @@ impl Shared {
     ) {
         let elapsed = self.clock.elapsed();
         let now = self.clock.now();
-        cores.iter().for_each(|core| core.attention_taken(disk.id));
         self.rebuild_on(disk);
         agenda.again.retain(|_, (core, due)| {
             if *due > elapsed {
@@ -633,8 +634,41 @@ mod tests {
     use super::*;
     use crate::config::{TopicConfig, TopicUpdate};
     use crate::record::Record;
+    use crate::storage::simulated::SimDisk;
     use crate::store::Store;
-    use crate::types::Acks;
+    use crate::types::{Acks, Flush};
+
+    /// It was asked for in vain, and then not at all: it was said to be queued.
+    #[test]
+    fn a_partition_that_a_call_holds_as_another_worker_comes_is_looked_at_later() {
+        let builder = Store::builder().clock(Clock::manual(Timestamp(1)));
+        let disks = [0, 1].map(SimDisk::new);
+        let store = disks.iter().fold(builder, |all, disk| all.simulated_disk(disk.clone()));
+        let store = store.open().unwrap();
+        let config = TopicConfig::new().replication_factor(2).flush(Flush::OnAck);
+        store.create_topic("t", config).unwrap();
+        let partition = store.partition("t", 0).unwrap();
+        let shared = store.shared();
+        let (_, core) = shared.cores().pop().expect("one partition");
+        let disk = shared.disk(partition.replicas()[1]).unwrap();
+        let ask = || core.ask_for_attention_on(disk.id, &disk.attention);
+        let tend = || core.tend(disk.id, shared.clock.now(), true).again_in;
+        // By one that is held up, and whose place is taken.
+        disk.attention.take();
+        ask();
+        assert_eq!(disk.attention.take().len(), 1);
+        let held = core.hold();
+        std::thread::scope(|scope| {
+            scope.spawn(ask).join().unwrap();
+            assert_eq!(disk.attention.take().len(), 1, "asked for while it is held");
+            assert!(scope.spawn(tend).join().unwrap().is_some(), "looked at again");
+        });
+        drop(held);
+        tend();
+        partition.append(&[Record::new("v")], Acks::Leader).unwrap();
+        core.bring_up(&[disk.id], shared.clock.now());
+        assert_eq!(disk.attention.take().len(), 1, "asked for once more");
+    }
 
     /// What was to go was looked up under the topic's earlier retention.
     #[test]

@@ -140,7 +140,9 @@ impl Shared {
         });
         for (disk, offset) in unrepaired {
             core.repair_later(disk, offset);
-            core.ask_for_attention_on(disk);
+            if let Some(worked) = self.disk(disk) {
+                core.ask_for_attention_on(disk, &worked.attention);
+            }
         }
         if has_page {
             // It says how far the log could be read before; an append, which would renew it, may be long in coming.
