@@ -1,6 +1,6 @@
 //! The list of partitions that their disk's worker should look at.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -15,6 +15,23 @@ pub(crate) struct Attention {
     bell: Condvar,
     /// Its disk was taken out of service, and every partition was told, or could not be.
     abandoned: AtomicBool,
+    /// Nobody takes anything out any more. Set under the lock.
+    ended: AtomicBool,
+}
+
+/// Whether a partition is in a queue.
+#[derive(Debug, Default)]
+pub(super) struct Queued(AtomicU8);
+
+/// Somebody is about to put it there, and may find that the worker has ended.
+const COMING: u8 = 1;
+const THERE: u8 = 2;
+
+impl Queued {
+    /// From now on it is queued anew; what was asked for before is seen by whoever looks after this.
+    pub(super) fn taken(&self) {
+        self.0.swap(0, Ordering::AcqRel);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -24,26 +41,29 @@ struct State {
     sleeping: u32,
     rung: bool,
     stopped: bool,
-    /// Nobody takes anything out any more.
-    ended: bool,
 }
 
 impl Attention {
     /// Adds a partition, and wakes the worker if it sleeps. False: the worker has ended.
     pub(crate) fn push(&self, core: Weak<Core>) -> bool {
-        self.push_once(&AtomicBool::new(false), core)
+        self.push_once(&Queued::default(), || core)
     }
 
     /// As [`Attention::push`], unless `queued` says that it is there: once the worker has ended, that is no comfort.
-    pub(super) fn push_once(&self, queued: &AtomicBool, core: Weak<Core>) -> bool {
-        let mut state = self.state.lock();
-        if state.ended {
-            return false;
-        }
-        if queued.swap(true, Ordering::AcqRel) {
+    pub(super) fn push_once(&self, queued: &Queued, core: impl FnOnce() -> Weak<Core>) -> bool {
+        // Without the lock where it is there: appends ask for each of their followers.
+        let has_ended = || self.ended.load(Ordering::Acquire);
+        if queued.0.fetch_max(COMING, Ordering::AcqRel) == THERE && !has_ended() {
             return true;
         }
-        state.queue.push(core);
+        let mut state = self.state.lock();
+        if has_ended() {
+            return false;
+        }
+        if queued.0.swap(THERE, Ordering::AcqRel) == THERE {
+            return true;
+        }
+        state.queue.push(core());
         let sleeping = state.sleeping;
         drop(state);
         if sleeping > 0 {
@@ -63,7 +83,7 @@ impl Attention {
         }
         state.rung = false;
         if state.stopped && state.queue.is_empty() {
-            state.ended = true;
+            self.ended.store(true, Ordering::Release);
             return None;
         }
         let queue = std::mem::take(&mut state.queue);
@@ -106,6 +126,7 @@ impl Attention {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
     use std::thread;
     use std::time::Instant;
 
@@ -129,5 +150,31 @@ mod tests {
             assert!(attention.push(Weak::new()));
             assert!(stays.join().unwrap() < LONG);
         });
+    }
+
+    /// The second saw that the first asks, and was told that the worker comes, when the first was told that it has ended.
+    #[test]
+    fn of_two_that_ask_as_the_worker_ends_neither_is_told_that_it_comes_unless_it_does() {
+        let rounds = if cfg!(miri) { 20 } else { 20_000 };
+        for round in 0..rounds {
+            let (attention, queued) = (Attention::default(), Queued::default());
+            attention.stop();
+            let begin = Barrier::new(3);
+            let asks = || {
+                begin.wait();
+                attention.push_once(&queued, Weak::new)
+            };
+            thread::scope(|scope| {
+                let asking = [scope.spawn(asks), scope.spawn(asks)];
+                begin.wait();
+                let mut taken = 0;
+                while !attention.ended.load(Ordering::Acquire) {
+                    taken += attention.state.lock().queue.len();
+                    attention.wait(Duration::ZERO);
+                }
+                let told = asking.map(|asking| asking.join().unwrap());
+                assert!(taken > 0 || told == [false; 2], "round {round}: {told:?}");
+            });
+        }
     }
 }

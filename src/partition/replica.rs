@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use crate::log::Log;
 use crate::types::{DiskId, LeaderEpoch, Timestamp};
 
+use super::attention::Queued;
 use super::core::Fenced;
 use super::{Attention, Core};
 
@@ -21,8 +22,8 @@ pub(crate) struct Replica {
     /// The queue of the disk's worker, and of the thread that flushes its replicas.
     attention: Arc<Attention>,
     flushes: Arc<Attention>,
-    queued: AtomicBool,
-    flush_queued: AtomicBool,
+    queued: Queued,
+    flush_queued: Queued,
     /// Somebody is bringing it up to the leader.
     pub(super) is_followed: AtomicBool,
     /// The last who wanted the lock waited in vain.
@@ -60,8 +61,8 @@ impl Replica {
             disk,
             attention,
             flushes,
-            queued: AtomicBool::new(false),
-            flush_queued: AtomicBool::new(false),
+            queued: Queued::default(),
+            flush_queued: Queued::default(),
             is_followed: AtomicBool::new(false),
             hangs: AtomicBool::new(false),
             is_elected: AtomicBool::new(false),
@@ -86,25 +87,20 @@ impl Replica {
 
     /// Queues the partition for the disk's worker, once. False: it has ended.
     pub(super) fn ask_for_attention(&self, core: &Core) -> bool {
-        let queued = self.queued.swap(true, Ordering::AcqRel);
-        let asked = queued || self.attention.push(core.weak()) || self.is_left_behind();
-        if !asked {
-            self.attention_taken();
-        }
-        asked
+        self.attention.push_once(&self.queued, || core.weak()) || self.is_left_behind()
     }
 
     /// Queues the partition for the thread that flushes this disk's replicas, once. False: it has ended.
     pub(super) fn ask_for_flush(&self, core: &Core) -> bool {
-        self.flushes.push_once(&self.flush_queued, core.weak()) || self.is_left_behind()
+        self.flushes.push_once(&self.flush_queued, || core.weak()) || self.is_left_behind()
     }
 
-    /// From now on it is queued anew; what was asked for before is seen by whoever looks after this.
+    /// The disk's worker looks from now on.
     pub(super) fn attention_taken(&self) {
-        self.queued.swap(false, Ordering::AcqRel);
+        self.queued.taken();
     }
 
     pub(super) fn flush_taken(&self) {
-        self.flush_queued.swap(false, Ordering::AcqRel);
+        self.flush_queued.taken();
     }
 }
