@@ -1,7 +1,8 @@
 //! Which term a disk knows that an opening may have begun.
 //!
 //! Two places in one file. The one that does not hold the last term is written, so that a crash tears nothing that counts.
-//! Nothing needs room but the file itself, once: the reserve of a full disk is given up for it. Each: magic (8 bytes), term u64, CRC-32 of both, seeded with the store's id.
+//! Nothing needs room but the file itself, once: the reserve of a full disk is given up for it. Each: magic (8 bytes), term
+//! u64, CRC-32 of both, seeded with the store's id.
 
 use std::io;
 
