@@ -82,7 +82,7 @@ impl Mailbox {
     /// When it polled, if it did since the last call; `now` while it waits in a poll. A task that was woken and does not go
     /// on waits no longer: its time runs from the first call that finds it so.
     pub(super) fn take_polled(&self, now: Timestamp) -> Option<Timestamp> {
-        match self.polled_at.swap(NOT_POLLED, Ordering::Relaxed) {
+        match self.polled_at.swap(NOT_POLLED, Ordering::AcqRel) {
             NOT_POLLED => None,
             WAITING => {
                 // Asked afterwards: one that goes on from here on shows that itself. One that waits without having been told
@@ -184,7 +184,7 @@ impl Membership {
     /// It begins, or ends, to wait in a poll, which is as good as polling all the time.
     pub(crate) fn show_waiting(&self, waits: bool) {
         let shown = if waits { WAITING } else { self.shared.group_time().0 };
-        self.mailbox.polled_at.store(shown, Ordering::Relaxed);
+        self.mailbox.polled_at.store(shown, Ordering::Release);
     }
 
     /// In how long a member of its group could be due.
@@ -310,5 +310,40 @@ impl Drop for Membership {
         let told = self.cell.act(&self.shared, Event::Leave { member: self.member });
         debug_assert!(told.is_ok(), "only who joins is refused");
         self.cell.state.lock().mailboxes.remove(&self.member);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The group looked, found it waiting and told of something, and then took back that it waits: what the member had shown in
+    /// between, as it went on and waited again.
+    #[test]
+    fn a_member_that_waits_again_as_it_is_looked_at_is_one_that_polls() {
+        let mailbox = Arc::new_cyclic(|mailbox: &std::sync::Weak<Mailbox>| {
+            let (mailbox, looks) = (mailbox.clone(), AtomicBool::new(false));
+            let is_told = move || {
+                let is_first = !looks.swap(true, Ordering::Relaxed);
+                if let Some(mailbox) = mailbox.upgrade().filter(|_| is_first) {
+                    mailbox.polled_at.store(WAITING, Ordering::Release);
+                }
+                is_first
+            };
+            Mailbox::new(Timestamp(0), Arc::new(|| {}), Arc::new(is_told))
+        });
+        mailbox.polled_at.store(WAITING, Ordering::Release);
+        for at in 1..4 {
+            assert_eq!(mailbox.take_polled(Timestamp(at)), Some(Timestamp(at)), "it waits");
+        }
+    }
+
+    #[test]
+    fn a_member_that_was_told_and_does_not_go_on_waits_no_longer() {
+        let mailbox = Mailbox::new(Timestamp(0), Arc::new(|| {}), Arc::new(|| true));
+        assert_eq!(mailbox.take_polled(Timestamp(1)), Some(Timestamp(0)), "it joined");
+        mailbox.polled_at.store(WAITING, Ordering::Release);
+        assert_eq!(mailbox.take_polled(Timestamp(2)), Some(Timestamp(2)));
+        assert_eq!(mailbox.take_polled(Timestamp(3)), None);
     }
 }
