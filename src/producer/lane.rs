@@ -818,10 +818,11 @@ impl<T: Target> Lane<T> {
         let mut state = self.state.lock();
         state.window.end_burst();
         state.hasten();
+        // Before others send more, which gathers.
+        let sent = state.window.sent();
         if !state.driven || state.window.has_window() {
             state = self.offer_due(state, false);
         }
-        let sent = state.window.sent();
         self.leave(state);
         sent
     }

@@ -57,6 +57,8 @@ enum Fate {
     TooLarge,
     /// Taken by a leader that goes before the answer is heard, while somebody drives the lane.
     Overtaken,
+    /// Acknowledged, when somebody has sent another record.
+    Amid,
 }
 
 /// The other side.
@@ -209,6 +211,12 @@ impl Target for Fake {
             return Err(Error::InvalidRecord { partition: name(), index, reason });
         }
         let fate = log.fates.pop().unwrap_or(Fate::Waits);
+        if fate == Fate::Amid {
+            let lane = log.lane.upgrade().expect("it is being used");
+            drop(log);
+            drop(lane.send(&Record::new("later"), None, 0));
+            log = self.0.lock();
+        }
         match fate {
             Fate::NoLeader => return Err(Error::NoLeader { partition: name() }),
             Fate::NotEnough => return Err(not_enough_after(Offset(0)..Offset(1))),
@@ -220,13 +228,17 @@ impl Target for Fake {
                 let (partition, bytes, bytes_max) = (name(), 2, 1);
                 return Err(Error::RecordTooLarge { partition, bytes, bytes_max });
             }
-            Fate::Acknowledged | Fate::Waits | Fate::Unknown { taken: true } | Fate::Overtaken => {}
+            Fate::Acknowledged
+            | Fate::Amid
+            | Fate::Waits
+            | Fate::Unknown { taken: true }
+            | Fate::Overtaken => {}
         }
         let appended = log.append(author, records)?;
         if let Fate::Unknown { .. } = fate {
             return Err(unknown());
         }
-        if fate == Fate::Acknowledged {
+        if matches!(fate, Fate::Acknowledged | Fate::Amid) {
             log.acknowledge();
         }
         if log.acknowledged >= appended.offsets.end.0 {

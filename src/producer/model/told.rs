@@ -139,3 +139,15 @@ fn callbacks_of_a_lane_whose_store_is_closed_may_wait_for_others() {
     drop(world.lane.send(&Record::new("x"), Some(callback), 0));
     assert!(told.load(Ordering::Acquire));
 }
+
+/// What others sent while a flush appended what had gathered gathered in its turn, and the flush waited for that.
+#[test]
+fn a_flush_waits_for_no_record_that_is_sent_after_it_began() {
+    let linger = SECOND * 100;
+    let mut world = World::new(Identity::Plain(ID), ProducerSettings { linger, ..settings() });
+    world.send();
+    world.fates(vec![Fate::Amid]);
+    assert_eq!(world.lane.hasten(), 1);
+    assert!(world.lane.wait(0, Duration::ZERO, Until::Called));
+    assert_eq!(world.log.lock().records, ["0"], "what came later gathers");
+}
